@@ -1,0 +1,96 @@
+"""Results on disk: netCDF through h5netcdf, written whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import xarray as xr
+
+from fisherlab.errors import DataError
+
+ENGINE: Final = "h5netcdf"
+
+
+def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a result as one netCDF file, atomically.
+
+    Parameters
+    ----------
+    result
+        What `compare` or `inverse_blocks` returned.
+    path
+        The file; its folder must exist. An existing file is replaced.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written; an existing file is left as it was.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save(xr.Dataset({"a": ("x", [1.0])}), folder / "a.nc").name
+    'a.nc'
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".nc")
+    os.close(handle)
+    try:
+        if isinstance(result, xr.DataTree):
+            result.to_netcdf(name, engine=ENGINE, encoding=_compressed(result))
+        else:
+            result.to_netcdf(name, engine=ENGINE)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _compressed(tree: xr.DataTree) -> Any:
+    deflate = {"zlib": True, "complevel": 4}
+    return {
+        node.path: {"inverse": dict(deflate)}
+        for node in tree.subtree
+        if "inverse" in node.data_vars
+    }
+
+
+def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
+    """Load a saved result into memory and register the `.fisherlab` accessor.
+
+    Returns
+    -------
+    xarray.Dataset or xarray.DataTree
+        A tree if the file has groups.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is no netCDF file.
+
+    Examples
+    --------
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> file = save(xr.Dataset({"a": ("x", [1.0])}), folder / "a.nc")
+    >>> float(open(file)["a"][0])
+    1.0
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"open: there is no file {file}.")
+    import importlib
+
+    importlib.import_module("fisherlab.plots")  # registers the accessor
+    try:
+        tree: xr.DataTree = xr.load_datatree(file, engine=ENGINE)
+    except (OSError, ValueError) as error:
+        raise DataError(f"open: {file} is not a readable netCDF file: {error}") from error
+    return tree if tree.children else tree.to_dataset()

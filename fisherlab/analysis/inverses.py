@@ -1,0 +1,122 @@
+"""Damped inverses of whole blocks, for heatmaps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.provenance import attributes
+from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.mini_block import partition
+from fisherlab.approximators.register import by_name
+from fisherlab.errors import FisherlabError
+from fisherlab.operators import Operator
+from fisherlab.statistics import LayerStatistics, Statistics
+
+LARGEST = 2000  # rows of the blocks taken when none are named
+
+
+def inverse_blocks(
+    stats: Statistics,
+    approximators: Sequence[str] | Mapping[str, Approximator],
+    damping: Damping,
+    layers: Sequence[str] | None = None,
+) -> xr.DataTree:
+    """Return (F̂ + λI)⁻¹ of the exact block and of approximations, layer by layer.
+
+    Parameters
+    ----------
+    stats
+        Statistics of the layers.
+    approximators
+        Names, or a mapping of names to values; the exact block always comes first.
+    damping
+        One λ, or `RelativeDamping(α)`.
+    layers
+        Block names; by default those with at most 2,000 parameters.
+
+    Returns
+    -------
+    xarray.DataTree
+        A node a layer with `inverse(approximator, row, col)`, rows in the order of
+        ``vec(w)`` by rows; NaN for an approximation whose damped form is indefinite.
+
+    Raises
+    ------
+    ValueError
+        If several dampings are given or a layer is unknown.
+    BudgetError
+        If a block named is larger than half of the free memory.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> tree = fl.inverse_blocks(stats, ["kfac"], damping=0.1)
+    >>> dict(tree["weight"].sizes)
+    {'approximator': 2, 'row': 8, 'col': 8}
+    """
+    levels = dampings(damping)
+    if len(levels.labels) != 1:
+        msg = f"inverse_blocks: one damping is expected, {levels.labels} was given."
+        raise ValueError(msg)
+    chosen = {"exact": ExactBlock(), **by_name(approximators)}
+    names = _chosen_layers(stats, layers)
+    nodes = {}
+    for name in names:
+        exact = ExactBlock()(stats[name])
+        (value,) = levels.values(exact)
+        nodes[name] = _node(stats[name], chosen, value)
+    made = attributes(stats, chosen, damping_kind=levels.kind)
+    root = xr.Dataset(attrs=made | {"damping": levels.labels[0]})
+    return xr.DataTree.from_dict({"/": root, **nodes})
+
+
+def _chosen_layers(stats: Statistics, layers: Sequence[str] | None) -> list[str]:
+    if layers is None:
+        return [n for n, s in stats.items() if np.prod(s.weight_shape) <= LARGEST]
+    unknown = [name for name in layers if name not in stats]
+    if unknown:
+        msg = f"inverse_blocks: layers {unknown} unknown; known: {', '.join(stats)}."
+        raise ValueError(msg)
+    return list(layers)
+
+
+def _node(
+    statistics: LayerStatistics, chosen: Mapping[str, Approximator], damping: float
+) -> xr.Dataset:
+    inverses, status = [], []
+    for approximator in chosen.values():
+        matrix, reason = _inverse(approximator, statistics, damping)
+        inverses.append(matrix)
+        status.append(reason)
+    p = inverses[0].shape[0]
+    groups = partition(statistics.block).groups
+    return xr.Dataset(
+        {
+            "inverse": (("approximator", "row", "col"), np.stack(inverses)),
+            "status": (("approximator",), np.array(status, dtype=object)),
+        },
+        {"approximator": list(chosen), "row": range(p), "col": range(p)},
+        {
+            "weight_shape": list(statistics.weight_shape),
+            "mini_block_size": int(groups[0].shape[1]),
+            "lambda": damping,
+            "long_name": "damped inverse of the block",
+        },
+    )
+
+
+def _inverse(
+    approximator: Approximator, statistics: LayerStatistics, damping: float
+) -> tuple[np.ndarray, str]:
+    p = int(np.prod(statistics.weight_shape))
+    try:
+        operator: Operator = approximator(statistics).to(torch.float64)
+        dense = operator.inverse(damping).to_dense()
+    except FisherlabError as error:
+        return np.full((p, p), np.nan), str(error)
+    return dense.detach().cpu().numpy(), "ok"

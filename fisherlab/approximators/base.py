@@ -1,0 +1,39 @@
+"""What an approximator is: a small value, called on statistics, returning an operator."""
+
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from fisherlab.operators import Operator
+from fisherlab.statistics import LayerStatistics
+
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Approximator(Protocol):
+    """Statistics of one block in, an operator out."""
+
+    def __call__(
+        self, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Operator:
+        """Approximate one block; `previous` warm-starts what iterates."""
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """An approximator that can be fed chunk by chunk; calling it does all of it.
+
+    `next_pass` returns the state to begin another pass over the data with, or None when
+    the state is ready for `finish`.
+    """
+
+    def accumulate(self, state: Any | None, statistics: LayerStatistics) -> Any:
+        """Add a chunk of examples or columns to the state (None to begin)."""
+
+    def merge(self, first: Any, second: Any) -> Any:
+        """Add up the states of two parts of the data."""
+
+    def next_pass(self, state: Any) -> Any | None:
+        """Return the state that begins another pass, or None."""
+
+    def finish(self, state: Any) -> Operator:
+        """Turn the state into the operator."""

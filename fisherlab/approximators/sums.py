@@ -1,0 +1,54 @@
+"""Sums over examples that grow chunk by chunk and add up over parts of the data."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from torch import Tensor
+
+from fisherlab.operators import Provenance
+from fisherlab.statistics import LayerStatistics
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Tensors summed over examples and columns, with the examples they count.
+
+    Parameters
+    ----------
+    tensors
+        The sums, in the method's own order.
+    count, positions
+        Examples, and Σ_n T_n.
+    weight_shape, provenance
+        Of the block.
+    """
+
+    tensors: tuple[Tensor, ...]
+    count: int
+    positions: int
+    weight_shape: tuple[int, int]
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, statistics: LayerStatistics, *tensors: Tensor) -> "Sums":
+        """Begin with the sums of one chunk."""
+        s = statistics
+        return cls(tensors, s.count, s.positions, s.weight_shape, s.provenance)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add up two parts of the data."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        count = self.count + other.count
+        return replace(
+            self,
+            tensors=tuple(a + b for a, b in pairs),
+            count=count,
+            positions=self.positions + other.positions,
+            provenance=replace(self.provenance, examples=count),
+        )
+
+
+def add(state: Sums | None, more: Sums) -> Sums:
+    """Add a chunk to a state that may not have begun."""
+    return more if state is None else state + more

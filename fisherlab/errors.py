@@ -1,0 +1,62 @@
+"""The errors fisherlab raises besides ValueError: each names the thing and the remedy."""
+
+
+class FisherlabError(Exception):
+    """Base of every error that fisherlab defines itself."""
+
+
+class NeedsSharedForm(FisherlabError, TypeError):
+    """A method needs inputs and output gradients, but the layer has neither.
+
+    Such a layer (a norm layer, a bare parameter, a tied or recurrent weight) is
+    described by its per-example gradient matrices only.
+    """
+
+    def __init__(self, method: str, layer: str) -> None:
+        self.method = method
+        self.layer = layer
+        super().__init__(
+            f"{method} needs the shared form (inputs and output gradients) of a "
+            f"layer, but {layer!r} is described by per-example gradient matrices "
+            "only. Use a method without that need for it (ExactBlock, Diagonal, "
+            "MiniBlock), or leave the layer out with `layers=`."
+        )
+
+
+class NumericalError(FisherlabError, ArithmeticError):
+    """A factorisation failed or a value is not finite; layer and damping are named."""
+
+
+class IndefiniteError(NumericalError):
+    """A damped operator is not positive definite; the smallest remedy is named.
+
+    Parameters
+    ----------
+    what
+        The operator.
+    damping
+        λ that was given.
+    smallest
+        The smallest eigenvalue without damping.
+    """
+
+    def __init__(self, what: str, damping: float, smallest: float) -> None:
+        self.damping, self.smallest = damping, smallest
+        self.sufficient = max(-smallest, 0.0) * (1 + 1e-6) + 1e-300
+        super().__init__(
+            f"{what} with damping {damping:g} is not positive definite: its smallest "
+            f"undamped eigenvalue is {smallest:.6g}. A damping above "
+            f"{self.sufficient:.6g} is needed."
+        )
+
+
+class BudgetError(FisherlabError, MemoryError):
+    """A request would exceed the memory budget; bytes, budget and a remedy are named."""
+
+
+class DataError(FisherlabError, ValueError):
+    """A data file is missing, corrupted or not what it should be."""
+
+
+class UnsupportedModelError(FisherlabError, ValueError):
+    """A model holds something fisherlab would have to guess about; it is named."""

@@ -1,0 +1,93 @@
+"""The [example, position, feature] form of the layers that share one weight.
+
+After this conversion linear layers, sequences and convolutions are the same code: the
+gradient of one example is ``D_n = Σ_t g_nt a_ntᵀ``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class SharedForm:
+    """How one module's input and output gradient become rows of features.
+
+    Parameters
+    ----------
+    inputs
+        Module input (n, ...) to (n, t, d_in without bias).
+    gradients
+        Output gradient (v, n, ...) to (v, n, t, d_out).
+    """
+
+    inputs: Callable[[Tensor], Float[Tensor, "n t i"]]
+    gradients: Callable[[Tensor], Float[Tensor, "v n t o"]]
+
+
+def shared_form(module: nn.Module) -> SharedForm | None:
+    """Return the shared form of a module, or None if it has none.
+
+    Linear layers on any number of positions, and ungrouped convolutions in one, two or
+    three dimensions with any stride, padding, padding mode and dilation.
+    """
+    if type(module) is nn.Linear:
+        return SharedForm(
+            lambda x: x.reshape(x.shape[0], -1, x.shape[-1]),
+            lambda g: g.reshape(g.shape[0], g.shape[1], -1, g.shape[-1]),
+        )
+    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _ungrouped(module):
+        return SharedForm(
+            lambda x: patches(module, x),
+            lambda g: g.flatten(3).transpose(2, 3),
+        )
+    return None
+
+
+def _ungrouped(module: Any) -> bool:
+    return bool(module.groups == 1)
+
+
+def patches(module: Any, x: Tensor) -> Float[Tensor, "n t k"]:
+    """Unfold the input of a convolution: one row per output position.
+
+    Features run over (channel, kernel positions), the order of ``weight.flatten(1)``.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(3, 5, kernel_size=2, stride=2)
+    >>> patches(conv, torch.zeros(7, 3, 8, 8)).shape
+    torch.Size([7, 16, 12])
+    """
+    x = _padded(module, x)
+    dims = len(module.kernel_size)
+    for axis in range(dims):
+        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        x = x.unfold(2 + axis, reach, module.stride[axis])
+        x = x[..., :: module.dilation[axis]]
+    # (n, channel, *positions, *kernel) -> (n, positions, channel·kernel)
+    order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
+    x = x.permute(order)
+    return x.flatten(1 + dims).flatten(1, dims)
+
+
+def _padded(module: Any, x: Tensor) -> Tensor:
+    if isinstance(module.padding, str):
+        sides = list(module._reversed_padding_repeated_twice)
+    else:
+        sides = [side for pad in reversed(module.padding) for side in (pad, pad)]
+    if not any(sides):
+        return x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, sides, mode=mode)
+
+
+def with_bias_column(features: Float[Tensor, "n t i"]) -> Float[Tensor, "n t j"]:
+    """Append the column of ones that multiplies the bias."""
+    ones = features.new_ones(*features.shape[:2], 1)
+    return torch.cat([features, ones], -1)

@@ -1,0 +1,322 @@
+r"""Losses with the root of their output Fisher: the owners of all scaling.
+
+A likelihood turns the network's output into a distribution. Its loss is the negative
+log-likelihood of one example **summed** over its outputs. Its root holds columns s_v
+with :math:`\sum_v s_v s_v^T = E_{y \sim p}[\nabla\ell \nabla\ell^T]` for each example.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """What the statistics need of a likelihood."""
+
+    def check(self, output: Tensor, target: Tensor | None) -> None:
+        """Raise ValueError if the target does not fit the output."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each example, summed over its outputs."""
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return ∂loss/∂output, shaped like the output."""
+
+    def column_count(self, output: Tensor) -> int:
+        """Return the number of columns of the root."""
+
+    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
+        """Return some columns of the root, shape (v, *output.shape)."""
+
+    def uniforms_per_example(self, output: Tensor) -> int:
+        """Return how many uniform numbers one sampled label takes."""
+
+    def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
+        """Return labels drawn from the model by inverse transform of uniforms."""
+
+    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
+        """Return 0/1 weights of the outputs that count, or None if all do."""
+
+
+def _need(target: Tensor | None, likelihood: str) -> Tensor:
+    if target is None:
+        msg = f"{likelihood}: labels are needed for the loss, but y is None."
+        raise ValueError(msg)
+    return target
+
+
+@final
+@dataclass(frozen=True)
+class Categorical:
+    """Classes in the last axis of the logits, cross-entropy summed over other axes.
+
+    Parameters
+    ----------
+    ignore_index
+        Labels with this value drop their position from loss and Fisher.
+
+    Notes
+    -----
+    The root is diag(√p) − p√pᵀ, reflected so that its first column vanishes: C − 1
+    columns per position, without the cancellation of a Cholesky factor.
+
+    Examples
+    --------
+    >>> Categorical().loss(torch.zeros(1, 4), torch.tensor([2]))
+    tensor([1.3863])
+    """
+
+    ignore_index: int = -100
+
+    def check(self, output: Tensor, target: Tensor | None) -> None:
+        """Raise ValueError unless y holds class numbers for every position."""
+        if output.dim() < 2:
+            msg = (
+                "Categorical: the output has shape "
+                f"{tuple(output.shape)}; (N, ..., classes) is expected."
+            )
+            raise ValueError(msg)
+        if target is None:
+            return
+        if target.is_floating_point() or target.shape != output.shape[:-1]:
+            msg = (
+                f"Categorical: labels of shape {tuple(target.shape)} and dtype "
+                f"{target.dtype} were given for an output of shape "
+                f"{tuple(output.shape)}; integers of shape {tuple(output.shape[:-1])} "
+                "are expected."
+            )
+            raise ValueError(msg)
+        used = target[target != self.ignore_index]
+        classes = output.shape[-1]
+        if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
+            msg = (
+                f"Categorical: labels run from {int(used.min())} to {int(used.max())}, "
+                f"but the output has {classes} classes (0 to {classes - 1})."
+            )
+            raise ValueError(msg)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return −Σ log p(y), shape (N,)."""
+        used = target != self.ignore_index
+        index = torch.where(used, target, 0)
+        chosen = output.log_softmax(-1).gather(-1, index[..., None])[..., 0]
+        return -(chosen * used).flatten(1).sum(1) if chosen.dim() > 1 else -chosen * used
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return p − onehot(y), zero where ignored."""
+        target = _need(target, "Categorical")
+        used = target != self.ignore_index
+        index = torch.where(used, target, 0)[..., None]
+        out = output.softmax(-1)
+        out = out.scatter_add(-1, index, torch.full_like(out[..., :1], -1.0))
+        return out * used[..., None]
+
+    def column_count(self, output: Tensor) -> int:
+        """Return positions · (classes − 1)."""
+        return output[0, ..., 0].numel() * (output.shape[-1] - 1)
+
+    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
+        """Return columns of (diag(√p) − p√pᵀ) H, H the reflection of √p onto −e₁."""
+        n, classes = output.shape[0], output.shape[-1]
+        logits = output.reshape(n, -1, classes)
+        numbers = torch.arange(part.start, part.stop, device=output.device)
+        position, column = numbers // (classes - 1), numbers % (classes - 1) + 1
+        here = torch.arange(len(numbers), device=output.device)
+        out = output.new_zeros(len(numbers), n, *logits.shape[1:])
+        out[here, :, position] = self._columns(logits[:, position], column)
+        mask = self.mask(output, target)
+        out = out.view(-1, *output.shape)
+        return out if mask is None else out * mask
+
+    def _columns(self, logits: Tensor, column: Tensor) -> Tensor:
+        """Return reflected root columns (v, n, C) for logits (n, v, C)."""
+        p = logits.softmax(-1).transpose(0, 1)
+        root = p.sqrt()
+        mirror = root.clone()
+        mirror[..., 0] += 1.0  # no cancellation: √p ≥ 0
+        scale = 2.0 / mirror.square().sum(-1, keepdim=True)
+        picked = column[:, None, None].expand(-1, p.shape[1], 1)
+        weight = scale * mirror.gather(-1, picked)
+        # S H e_c = S e_c − scale·mirror_c · S mirror, S x = √p∘x − p (√p·x)
+        unit = torch.zeros_like(p).scatter_(-1, picked, 1.0)
+        direction = unit - weight * mirror
+        return root * direction - p * (root * direction).sum(-1, keepdim=True)
+
+    def uniforms_per_example(self, output: Tensor) -> int:
+        """Return one per position."""
+        return output[0, ..., 0].numel()
+
+    def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
+        """Return classes by inverse transform."""
+        edges = output.double().softmax(-1).cumsum(-1)
+        points = uniforms.view(*output.shape[:-1], 1).double() * edges[..., -1:]
+        return (points >= edges[..., :-1]).sum(-1)
+
+    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
+        """Return zeros at ignored positions."""
+        if target is None or not bool((target == self.ignore_index).any()):
+            return None
+        return (target != self.ignore_index).to(output.dtype)[..., None]
+
+
+@final
+@dataclass(frozen=True)
+class Bernoulli:
+    """Independent logits with labels in [0, 1], cross-entropy summed over outputs.
+
+    Labels that are NaN drop their output from loss and Fisher.
+
+    Examples
+    --------
+    >>> Bernoulli().loss(torch.zeros(1, 3), torch.ones(1, 3))
+    tensor([2.0794])
+    """
+
+    def check(self, output: Tensor, target: Tensor | None) -> None:
+        """Raise ValueError unless y lies in [0, 1] and has the output's shape."""
+        _check_real(output, target, "Bernoulli")
+        if target is None:
+            return
+        used = target[~target.isnan()] if target.is_floating_point() else target
+        if used.numel() and (float(used.min()) < 0 or float(used.max()) > 1):
+            msg = (
+                f"Bernoulli: labels run from {float(used.min()):g} to "
+                f"{float(used.max()):g}; numbers in [0, 1] are expected."
+            )
+            raise ValueError(msg)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return Σ softplus(z) − y z, shape (N,)."""
+        known = torch.nan_to_num(target.to(output.dtype))
+        each = torch.nn.functional.softplus(output) - known * output
+        return _sum_outputs(each, self.mask(output, target))
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return q − y."""
+        target = _need(target, "Bernoulli").to(output.dtype)
+        return _masked(output.sigmoid() - target.nan_to_num(), self.mask(output, target))
+
+    def column_count(self, output: Tensor) -> int:
+        """Return the number of outputs."""
+        return output[0].numel()
+
+    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
+        """Return √(q(1 − q)) e_k."""
+        deviation = (output.sigmoid() * (-output).sigmoid()).sqrt()
+        return _unit_columns(_masked(deviation, self.mask(output, target)), part)
+
+    def uniforms_per_example(self, output: Tensor) -> int:
+        """Return one per output."""
+        return output[0].numel()
+
+    def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
+        """Return 1 where u < q."""
+        return (uniforms.view(output.shape) < output.double().sigmoid()).to(output.dtype)
+
+    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
+        """Return zeros where the label is NaN."""
+        return _known(output, target)
+
+
+@final
+@dataclass(frozen=True)
+class Gaussian:
+    """Real outputs with a fixed variance: loss ‖y − f‖² / (2 variance).
+
+    Labels that are NaN drop their output from loss and Fisher.
+
+    Parameters
+    ----------
+    variance
+        σ², the same for every output.
+
+    Examples
+    --------
+    >>> Gaussian(variance=2.0).loss(torch.zeros(1, 2), torch.ones(1, 2))
+    tensor([0.5000])
+    """
+
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the variance."""
+        if not self.variance > 0:
+            msg = f"Gaussian(variance={self.variance}): a positive number is expected."
+            raise ValueError(msg)
+
+    def check(self, output: Tensor, target: Tensor | None) -> None:
+        """Raise ValueError unless y has the output's shape."""
+        _check_real(output, target, "Gaussian")
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return ‖y − f‖² / (2σ²), shape (N,)."""
+        each = (output - target.to(output.dtype).nan_to_num()).square()
+        return _sum_outputs(each, self.mask(output, target)) / (2 * self.variance)
+
+    def gradient(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return (f − y) / σ²."""
+        target = _need(target, "Gaussian").to(output.dtype)
+        difference = (output - target.nan_to_num()) / self.variance
+        return _masked(difference, self.mask(output, target))
+
+    def column_count(self, output: Tensor) -> int:
+        """Return the number of outputs."""
+        return output[0].numel()
+
+    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
+        """Return e_k / σ."""
+        deviation = torch.full_like(output, self.variance**-0.5)
+        return _unit_columns(_masked(deviation, self.mask(output, target)), part)
+
+    def uniforms_per_example(self, output: Tensor) -> int:
+        """Return one per output."""
+        return output[0].numel()
+
+    def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
+        """Return f + σ Φ⁻¹(u)."""
+        inside = uniforms.view(output.shape).clamp(2.0**-54, 1 - 2.0**-53)
+        noise = torch.special.ndtri(inside.double()) * self.variance**0.5
+        return output + noise.to(output.dtype)
+
+    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
+        """Return zeros where the label is NaN."""
+        return _known(output, target)
+
+
+def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
+    if target is not None and target.shape != output.shape:
+        msg = (
+            f"{name}: labels of shape {tuple(target.shape)} were given for an output "
+            f"of shape {tuple(output.shape)}; the two must be equal."
+        )
+        raise ValueError(msg)
+
+
+def _known(output: Tensor, target: Tensor | None) -> Tensor | None:
+    if target is None or not target.is_floating_point():
+        return None
+    missing = target.isnan()
+    return (~missing).to(output.dtype) if bool(missing.any()) else None
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values * mask
+
+
+def _sum_outputs(each: Tensor, mask: Tensor | None) -> Tensor:
+    return _masked(each, mask).flatten(1).sum(1) if each.dim() > 1 else _masked(each, mask)
+
+
+def _unit_columns(deviation: Tensor, part: slice) -> Tensor:
+    """Return columns that hold one output's deviation each, shape (v, *output.shape)."""
+    flat = deviation.reshape(deviation.shape[0], -1)
+    numbers = torch.arange(part.start, part.stop, device=deviation.device)
+    out = flat.new_zeros(len(numbers), *flat.shape)
+    out[torch.arange(len(numbers), device=deviation.device), :, numbers] = flat[
+        :, numbers
+    ].T
+    return out.view(-1, *deviation.shape)

@@ -1,0 +1,1 @@
+"""Numerical kernels that know nothing of networks: packing, products, iterations."""

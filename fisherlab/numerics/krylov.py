@@ -1,0 +1,168 @@
+"""Leading singular triplets of a linear map by block Krylov iteration.
+
+The map may live in coordinates whose inner product is not the plain one: vectors that
+are combinations Σ_n x_n B_n of given matrices are held as x, with the Gram matrix of the
+B_n as metric.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Action = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """A map on columns, its adjoint, and the metrics of both sides.
+
+    Parameters
+    ----------
+    apply, adjoint
+        (c, k) to (r, k) and back.
+    left_metric, right_metric
+        K with ⟨x, y⟩ = xᵀ K y, as an action on columns; None for the plain one.
+    """
+
+    apply: Action
+    adjoint: Action
+    left_metric: Action | None = None
+    right_metric: Action | None = None
+
+
+class Triplets(NamedTuple):
+    """Singular triplets, largest first, and how they were reached."""
+
+    left: Float[Tensor, "r k"]
+    values: Float[Tensor, " k"]
+    right: Float[Tensor, "c k"]
+    converged: bool
+    iterations: int
+    residual: float
+
+
+def orthonormal(columns: Tensor, metric: Action | None, against: list[Tensor]) -> Tensor:
+    """Return an orthonormal basis of the columns after removing earlier bases.
+
+    Columns of which only rounding errors are left are dropped. Everything is done twice:
+    once is not enough.
+    """
+    tiny = 1e3 * torch.finfo(columns.dtype).eps
+    size = _lengths(columns, metric)
+    columns = _without(_without(columns, metric, against), metric, against)
+    kept = _lengths(columns, metric) > tiny * size
+    for _ in range(2):
+        columns = _orthonormalise(columns[:, kept], metric)
+        columns = _without(columns, metric, against)
+        kept = _lengths(columns, metric) > 0.5
+    return columns[:, kept]
+
+
+def _lengths(columns: Tensor, metric: Action | None) -> Tensor:
+    image = columns if metric is None else metric(columns)
+    return (columns * image).sum(0).clamp_min(0).sqrt()
+
+
+def _without(columns: Tensor, metric: Action | None, against: list[Tensor]) -> Tensor:
+    for basis in against:
+        image = columns if metric is None else metric(columns)
+        columns = columns - basis @ (basis.T @ image)
+    return columns
+
+
+def _orthonormalise(columns: Tensor, metric: Action | None) -> Tensor:
+    if columns.shape[1] == 0:
+        return columns
+    columns = columns / _lengths(columns, metric)
+    image = columns if metric is None else metric(columns)
+    values, vectors = torch.linalg.eigh(columns.T @ image)
+    strong = values > 1e2 * torch.finfo(columns.dtype).eps * len(values)
+    return columns @ (vectors[:, strong] * values[strong].rsqrt())
+
+
+def block_krylov(
+    linear: LinearMap,
+    rank: int,
+    start: Float[Tensor, "c b"],
+    *,
+    depth: int = 6,
+    tolerance: float = 1e-10,
+    max_products: int = 1000,
+) -> Triplets:
+    """Return the `rank` leading singular triplets of a linear map.
+
+    Rayleigh-Ritz on the block Krylov space of `depth` blocks, restarted with its leading
+    right vectors. Converged when ‖Zᵀu − σv‖ ≤ tolerance·σ₁ for every triplet asked for.
+    A block of b finds tied singular values up to multiplicity b.
+
+    Parameters
+    ----------
+    linear
+        The map and its metrics.
+    rank
+        Triplets wanted; fewer come back where the numerical rank is smaller.
+    start
+        Generic right vectors, b ≥ 1 columns; depth 1 is subspace (power) iteration.
+    max_products
+        Pairs of block products spent at most.
+    """
+    used, width = 0, start.shape[1]
+    while True:
+        triplets, following = _ritz(linear, rank, start, max(depth, 1), width)
+        used += max(depth, 1)
+        done = triplets.residual <= tolerance or used >= max_products
+        if done or following.shape[1] == 0:
+            converged = triplets.residual <= tolerance
+            return triplets._replace(converged=converged, iterations=used)
+        start = following
+
+
+def _ritz(
+    linear: LinearMap, rank: int, start: Tensor, depth: int, width: int
+) -> tuple[Triplets, Tensor]:
+    """Do one Rayleigh-Ritz step; return its triplets and the block to go on with."""
+    bases: list[Tensor] = []
+    images: list[Tensor] = []
+    backs: list[Tensor] = []
+    block = orthonormal(start, linear.right_metric, [])
+    for _ in range(depth):
+        if block.shape[1] == 0:  # the space is invariant: nothing new to add
+            break
+        image = linear.apply(block)
+        back = linear.adjoint(image)
+        bases, images, backs = [*bases, block], [*images, image], [*backs, back]
+        block = orthonormal(back, linear.right_metric, bases)
+    if not bases:
+        return _none(linear, start), start[:, :0]
+    basis, image, back = (torch.cat(parts, 1) for parts in (bases, images, backs))
+    values, turn = _singular(image, linear.left_metric)
+    strong = values > values[0] * 10 * torch.finfo(values.dtype).eps
+    strong &= values > 0
+    values, turn = values[strong], turn[:, strong]
+    right, keep = basis @ turn, min(rank, len(values))
+    left = image @ (turn / values)
+    rest = (back @ (turn / values) - right * values)[:, :keep]
+    metric = linear.right_metric
+    size = (rest * (rest if metric is None else metric(rest))).sum(0).clamp_min(0).sqrt()
+    worst = float(size.max() / values[0]) if keep else 0.0
+    triplets = Triplets(left[:, :keep], values[:keep], right[:, :keep], True, 0, worst)
+    gone_on = back @ (turn[:, :width] / values[:width] ** 2)  # one more power step
+    return triplets, gone_on if len(values) else start[:, :0]
+
+
+def _singular(image: Tensor, metric: Action | None) -> tuple[Tensor, Tensor]:
+    """Return singular values and right vectors of the projected map."""
+    if metric is None:
+        _, values, turn = torch.linalg.svd(image, full_matrices=False)
+        return values, turn.T
+    squares, turn = torch.linalg.eigh(image.T @ metric(image))
+    return squares.clamp_min(0).sqrt().flip(0), turn.flip(1)
+
+
+def _none(linear: LinearMap, start: Tensor) -> Triplets:
+    left = linear.apply(start[:, :1])[:, :0]
+    return Triplets(left, start.new_zeros(0), start[:, :0], True, 0, 0.0)

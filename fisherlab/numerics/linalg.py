@@ -1,0 +1,62 @@
+"""Factorisations that run in float64 and say what failed."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import IndefiniteError, NumericalError
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raise NumericalError if a value is NaN or infinite.
+
+    Raises
+    ------
+    NumericalError
+        Naming `what` and how many of its values are not finite.
+    """
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise NumericalError(
+            f"{what} holds {bad} of {values.numel()} values that are NaN or infinite. "
+            "Look for them in the data and the weights first."
+        )
+
+
+def damped_cholesky(
+    matrix: Float[Tensor, "n n"], damping: float, what: str
+) -> Float[Tensor, "n n"]:
+    """Return the lower Cholesky factor of matrix + damping·I, in float64.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix holds NaN or infinity.
+    IndefiniteError
+        If it is not positive definite; the smallest eigenvalue is named.
+    """
+    shifted = matrix.double().clone()
+    shifted.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) == 0 and bool(torch.isfinite(factor[-1]).all()):
+        return factor
+    require_finite(matrix, f"{what} (damping {damping:g})")
+    raise IndefiniteError(what, damping, float(torch.linalg.eigvalsh(matrix.double())[0]))
+
+
+def eigh(
+    matrix: Float[Tensor, "n n"], what: str
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
+    """Return eigenvalues (ascending) and eigenvectors, computed in float64.
+
+    Raises
+    ------
+    NumericalError
+        If the matrix holds NaN or infinity or the iteration fails.
+    """
+    require_finite(matrix, what)
+    try:
+        values, vectors = torch.linalg.eigh(matrix.double())
+    except RuntimeError as error:  # torch.linalg.LinAlgError
+        raise NumericalError(f"The eigenvalues of {what} failed: {error}") from error
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)

@@ -1,0 +1,260 @@
+r"""Packed symmetric products: half the numbers, a quarter of the flops.
+
+The upper triangle of a symmetric d × d matrix is stored row after row as d(d+1)/2
+numbers ("pairs"). For the sum of Kronecker products of symmetric matrices
+
+.. math:: F = \sum_n G_n \otimes a_n a_n^T
+
+packing both factors leaves one matrix product of (o(o+1)/2) × N × (m(m+1)/2), whose
+result is the Van Loan rearrangement of F in packed coordinates.
+"""
+
+import torch
+from torch import Tensor
+
+from fisherlab.numerics.memory import chunks
+
+PAIR_ROWS = 512  # packed rows multiplied at once: as fast as all, and R stays small
+EXAMPLES = 2000  # examples packed at once: below 1000 the products lose their speed
+INPUT_ROWS = 1024  # packed input rows at once, so that N × m(m+1)/2 is never held
+
+
+def pair_count(size: int) -> int:
+    """Return the number of entries of the upper triangle."""
+    return size * (size + 1) // 2
+
+
+def pair_offset(size: int, row: int) -> int:
+    """Return the position of entry (row, row) in the packed triangle."""
+    return row * size - row * (row - 1) // 2
+
+
+def pair_index(size: int, device: torch.device | None = None) -> Tensor:
+    """Return the size × size table of packed positions of all entries.
+
+    Examples
+    --------
+    >>> pair_index(3).tolist()
+    [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+    """
+    index = torch.empty(size, size, dtype=torch.long, device=device)
+    rows, cols = torch.triu_indices(size, size, device=device)
+    order = torch.arange(len(rows), device=device)
+    index[rows, cols] = order
+    index[cols, rows] = order
+    return index
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """Pack symmetric matrices (..., d, d) isometrically: off-diagonals times √2.
+
+    Examples
+    --------
+    >>> pack(torch.eye(2)).tolist()
+    [1.0, 0.0, 1.0]
+    """
+    size = matrix.shape[-1]
+    rows, cols = torch.triu_indices(size, size, device=matrix.device)
+    return matrix[..., rows, cols] * pair_scale(size, matrix)
+
+
+def unpack(packed: Tensor, size: int) -> Tensor:
+    """Invert `pack`."""
+    scaled = packed / pair_scale(size, packed)
+    return scaled[..., pair_index(size, packed.device)]
+
+
+def pair_scale(size: int, like: Tensor) -> Tensor:
+    """Return 1 on diagonal pairs and √2 on the others, packed."""
+    rows, cols = torch.triu_indices(size, size, device=like.device)
+    scale = torch.full((len(rows),), 2.0**0.5, dtype=like.dtype, device=like.device)
+    scale[rows == cols] = 1.0
+    return scale
+
+
+def pack_outer(rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write pairs (i, j ≥ i), start ≤ i < stop, of Σ_v x_vi x_vj, example by example.
+
+    Parameters
+    ----------
+    rows
+        Shape (V, d, n): the last axis runs over examples and is contiguous.
+    start, stop
+        Rows of the triangle.
+    out
+        Buffer of at least that many pairs × n; a view of it is returned.
+    """
+    size, position = rows.shape[1], 0
+    for i in range(start, stop):
+        target = out[position : position + size - i]
+        torch.mul(rows[0, i], rows[0, i:], out=target)
+        for column in rows[1:]:
+            target.addcmul_(column[i], column[i:])
+        position += size - i
+    return out[:position]
+
+
+def triangle_chunks(size: int, pairs: int) -> list[tuple[int, int]]:
+    """Cut the rows of a triangle so that each piece holds about `pairs` pairs."""
+    pieces, start, held = [], 0, 0
+    for row in range(size):
+        if row > start and held + size - row > pairs:
+            pieces.append((start, row))
+            start, held = row, 0
+        held += size - row
+    pieces.append((start, size))
+    return pieces
+
+
+class _Workspace:
+    """Buffers that are packed into again and again: first touch is half of the cost."""
+
+    def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
+        examples = min(EXAMPLES, inputs.shape[0])
+        self.outputs = triangle_chunks(gradients.shape[-1], PAIR_ROWS)
+        self.inputs = triangle_chunks(inputs.shape[-1], INPUT_ROWS)
+        self.output_pairs = _buffer(self.outputs, gradients, examples)
+        self.input_pairs = _buffer(self.inputs, inputs, examples)
+
+
+def _buffer(pieces: list[tuple[int, int]], like: Tensor, examples: int) -> Tensor:
+    size = like.shape[-1]
+    longest = max(_pairs_between(size, *piece) for piece in pieces)
+    return like.new_empty(longest, examples)
+
+
+def _pairs_between(size: int, start: int, stop: int) -> int:
+    return pair_offset(size, stop) - pair_offset(size, start)
+
+
+def rearranged_rows(
+    gradients: Tensor, inputs: Tensor, piece: tuple[int, int], space: _Workspace
+) -> Tensor:
+    """Return rows of Σ_n pairs(G_n) pairs(a_n a_nᵀ)ᵀ for one piece of the triangle."""
+    o, m = gradients.shape[-1], inputs.shape[-1]
+    result = inputs.new_zeros(_pairs_between(o, *piece), pair_count(m))
+    for part in chunks(inputs.shape[0], EXAMPLES):
+        n = part.stop - part.start
+        g = gradients[:, part].transpose(1, 2).contiguous()
+        a = inputs[part].T.contiguous()[None]
+        left = pack_outer(g, *piece, space.output_pairs[:, :n])
+        for start, stop in space.inputs:
+            right = pack_outer(a, start, stop, space.input_pairs[:, :n])
+            at = pair_offset(m, start)
+            result[:, at : at + right.shape[0]].addmm_(left, right.T)
+    return result
+
+
+def rearranged(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """Return Σ_n svec(G_n) svec(a_n a_nᵀ)ᵀ, G_n = Σ_v g_vn g_vnᵀ, isometrically packed.
+
+    Parameters
+    ----------
+    gradients
+        Shape (V, N, o).
+    inputs
+        Shape (N, m).
+
+    Returns
+    -------
+    Tensor
+        Shape (o(o+1)/2, m(m+1)/2): the Van Loan rearrangement of Σ_n G_n ⊗ a_n a_nᵀ
+        in packed coordinates; its singular values and norm are those of the full one.
+    """
+    space = _Workspace(gradients, inputs)
+    rows = [rearranged_rows(gradients, inputs, p, space) for p in space.outputs]
+    scale = pair_scale(gradients.shape[-1], inputs)[:, None]
+    return torch.cat(rows) * scale * pair_scale(inputs.shape[-1], inputs)
+
+
+def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float) -> Tensor:
+    """Write scale · Σ_n G_n ⊗ a_n a_nᵀ into a dense block, in place.
+
+    Parameters
+    ----------
+    out
+        Shape (o, m, o, m), contiguous; overwritten.
+    gradients
+        Shape (V, N, o); G_n = Σ_v g_vn g_vnᵀ.
+    inputs
+        Shape (N, m).
+
+    Notes
+    -----
+    N · o(o+1)/2 · m(m+1)/2 multiply-adds; beside `out` it holds a buffer of at most
+    max(512, o) packed rows.
+    """
+    o, m = gradients.shape[-1], inputs.shape[-1]
+    space = _Workspace(gradients, inputs)
+    columns = pair_index(m, inputs.device).reshape(-1)
+    for start, stop in space.outputs:
+        packed = rearranged_rows(gradients, inputs, (start, stop), space).mul_(scale)
+        base = pair_offset(o, start)
+        for row in range(start, stop):
+            at = pair_offset(o, row) - base
+            panel = packed[at : at + o - row].index_select(1, columns)
+            panel = panel.view(o - row, m, m)
+            out[row, :, row:, :] = panel.transpose(0, 1)
+            out[row + 1 :, :, row, :] = panel[1:]
+    return out
+
+
+def symmetric_product_(out: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
+    """Add scale · XᵀX to the upper triangle of `out`; half the flops of a full product.
+
+    The matrix is halved recursively: two squares of the diagonal and one rectangle.
+    Call `mirror_` once when all has been added.
+    """
+    size = out.shape[0]
+    if size <= 384:
+        return out.addmm_(rows.T, rows, alpha=scale)
+    half = size // 2
+    symmetric_product_(out[:half, :half], rows[:, :half], scale)
+    symmetric_product_(out[half:, half:], rows[:, half:], scale)
+    out[:half, half:].addmm_(rows[:, :half].T, rows[:, half:], alpha=scale)
+    return out
+
+
+def weighted_product_(out: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Add Xᵀ diag(w) X to the upper triangle of `out`, for weights of any sign."""
+    return _weighted(out, rows, rows * weights[:, None])
+
+
+def _weighted(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    size = out.shape[0]
+    if size <= 384:
+        return out.addmm_(left.T, right)
+    half = size // 2
+    _weighted(out[:half, :half], left[:, :half], right[:, :half])
+    _weighted(out[half:, half:], left[:, half:], right[:, half:])
+    out[:half, half:].addmm_(left[:, :half].T, right[:, half:])
+    return out
+
+
+def mirror_(matrix: Tensor) -> Tensor:
+    """Copy the upper triangle onto the lower one, in place, panel by panel."""
+    size, panel = matrix.shape[0], 256
+    for start in range(0, size, panel):
+        stop = min(start + panel, size)
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+        square = matrix[start:stop, start:stop]
+        square.copy_(torch.triu(square) + torch.triu(square, 1).T)
+    return matrix
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """Return XᵀX for rows (n, d), symmetric to the last bit.
+
+    Examples
+    --------
+    >>> second_moment(torch.ones(3, 2)).tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
+    """
+    size = rows.shape[1]
+    return mirror_(symmetric_product_(rows.new_zeros(size, size), rows))
+
+
+def weighted_moment(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return Xᵀ diag(w) X for rows (n, d), symmetric to the last bit."""
+    size = rows.shape[1]
+    return mirror_(weighted_product_(rows.new_zeros(size, size), rows, weights))

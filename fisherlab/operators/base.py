@@ -1,0 +1,291 @@
+"""The interface of every matrix over one weight, and its inner product with others.
+
+A weight w of shape (d_out, d_in) is a vector by rows: ``vec(w)[o·d_in + i] = w[o, i]``.
+Operators are symmetric p × p matrices, p = d_out·d_in, that never hold p² numbers unless
+asked for `to_dense`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import NumericalError
+from fisherlab.numerics.memory import Budget, parse_budget, readable, require
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Tell how a value was made; shown, compared, never used in arithmetic."""
+
+    layer: str = ""
+    fisher: str = ""
+    likelihood: str = ""
+    examples: int = 0
+    seed: int | None = None
+    method: str = ""
+
+    def __str__(self) -> str:
+        """Return one line, leaving out what is not known."""
+        known = [self.method, self.fisher, self.likelihood]
+        parts = [text for text in known if text]
+        parts += [f"N={self.examples}"] if self.examples else []
+        return (f"{self.layer!r}: " if self.layer else "") + ", ".join(parts)
+
+    def by(self, method: str) -> Provenance:
+        """Return the same with the name of the method that made the value."""
+        return replace(self, method=method)
+
+
+class Operator(ABC):
+    """A symmetric (p, p) matrix that acts on weights of shape (d_out, d_in)."""
+
+    provenance: Provenance
+
+    @property
+    @abstractmethod
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The precision of the numbers held."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+
+    @property
+    @abstractmethod
+    def stored_numbers(self) -> int:
+        """How many numbers the operator stands on (a symmetric block: p(p+1)/2)."""
+
+    @property
+    @abstractmethod
+    def product_flops(self) -> int:
+        """Multiply-adds of one product with a weight."""
+
+    @abstractmethod
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        """Return the products with k weights."""
+
+    @abstractmethod
+    def _dense(self) -> Float[Tensor, "p p"]:
+        """Return the matrix, written from the definition."""
+
+    @abstractmethod
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return the diagonal, shaped like the weight."""
+
+    @abstractmethod
+    def trace(self) -> float:
+        """Return the trace."""
+
+    @abstractmethod
+    def frobenius_norm(self) -> float:
+        """Return √Σ M_ij²."""
+
+    @abstractmethod
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return all p eigenvalues, descending."""
+
+    @abstractmethod
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (M + damping·I)⁻¹ w, in the shape of w."""
+
+    @abstractmethod
+    def inverse(self, damping: float) -> Operator:
+        """Return (M + damping·I)⁻¹ as an operator."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Operator:
+        """Return the same matrix in another precision."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(p, p)."""
+        o, i = self.weight_shape
+        return o * i, o * i
+
+    def __matmul__(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k o i"]:
+        """Return M w for weights of shape (..., d_out, d_in)."""
+        self._check(w, "@")
+        return self._apply(w.reshape(-1, *self.weight_shape)).view(w.shape)
+
+    def to_dense(self, budget: Budget = None) -> Float[Tensor, "p p"]:
+        """Return the p × p matrix.
+
+        Raises
+        ------
+        BudgetError
+            If p² numbers exceed the budget (default: half of the free memory).
+        """
+        p = self.shape[0]
+        require(
+            p * p * self.dtype.itemsize,
+            parse_budget(budget, self.device),
+            f"to_dense of {self!r}",
+            "Products, norms, solves and inner products need no dense matrix.",
+        )
+        return self._dense()
+
+    def inner(self, other: Operator) -> float:
+        """Return ⟨M, other⟩ = Σ M_ij other_ij.
+
+        Raises
+        ------
+        ValueError
+            If the two act on weights of different shapes.
+        """
+        if self.weight_shape != other.weight_shape:
+            msg = (
+                f"inner: {self!r} acts on weights of shape {self.weight_shape}, "
+                f"{other!r} on {other.weight_shape}."
+            )
+            raise ValueError(msg)
+        return _inner(self, other)
+
+    def quadratic_form(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k"]:
+        """Return ⟨w, M w⟩."""
+        return (w * (self @ w)).sum((-2, -1))
+
+    def logdet(self, damping: float = 0.0) -> float:
+        """Return log det(M + damping·I).
+
+        Raises
+        ------
+        NumericalError
+            If the damped matrix is not positive definite.
+        """
+        shifted = self.eigenvalues().double() + damping
+        if not bool((shifted > 0).all()):
+            raise NumericalError(
+                f"logdet of {self!r} with damping {damping:g}: smallest eigenvalue "
+                f"{float(shifted.min()):.3g} is not positive. Increase the damping."
+            )
+        return float(shifted.log().sum())
+
+    def top_eigenvalues(self, k: int) -> Float[Tensor, " k"]:
+        """Return the k largest eigenvalues, descending, by Lanczos on products."""
+        p = self.shape[0]
+        if p <= 512 or k >= p // 2:
+            return self.eigenvalues()[:k]
+        from scipy.sparse.linalg import eigsh
+
+        start = torch.ones(p, dtype=torch.float64).numpy()
+        values = eigsh(self.to_scipy(), k, which="LA", v0=start)[0][::-1]
+        return torch.as_tensor(values.copy(), dtype=self.dtype, device=self.device)
+
+    def to_scipy(self) -> LinearOperator:
+        """Return a flat scipy LinearOperator on float64 numpy vectors."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(flat: Any) -> Any:
+            columns = torch.as_tensor(flat).reshape(self.shape[0], -1).T
+            w = columns.to(self.dtype).to(self.device).unflatten(1, self.weight_shape)
+            return self._apply(w).flatten(1).T.double().cpu().numpy().reshape(flat.shape)
+
+        return LinearOperator(
+            self.shape, matvec=product, rmatvec=product, matmat=product, dtype="float64"
+        )
+
+    def __repr__(self) -> str:
+        """Return one line: what, of what, how large."""
+        p = self.shape[0]
+        size = readable(self.stored_numbers * self.dtype.itemsize)
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.provenance}, {p}×{p}, {kind}, {size})"
+
+    def _repr_html_(self) -> str:
+        """Return a small folding table for notebooks."""
+        rows = {
+            "layer": self.provenance.layer,
+            "made by": self.provenance.method,
+            "Fisher": self.provenance.fisher,
+            "likelihood": self.provenance.likelihood,
+            "examples N": self.provenance.examples,
+            "weight (d_out, d_in)": self.weight_shape,
+            "matrix": f"{self.shape[0]} × {self.shape[1]}, {self.dtype}, {self.device}",
+            "numbers held": f"{self.stored_numbers:,}",
+        }
+        return html_table(type(self).__name__, rows)
+
+    def _check(self, w: Tensor, call: str) -> None:
+        if w.shape[-2:] != self.weight_shape:
+            msg = (
+                f"{self!r} {call}: a weight of shape {tuple(w.shape)} was given, "
+                f"(..., {self.weight_shape[0]}, {self.weight_shape[1]}) is expected. "
+                "`stats[name].pack({parameter: tensor})` makes it from parameters."
+            )
+            raise ValueError(msg)
+
+
+def html_table(title: str, rows: dict[str, Any]) -> str:
+    """Render a title and its rows as a folding table, everything escaped."""
+    body = "".join(
+        f"<tr><th style='text-align:left'>{escape(str(key))}</th>"
+        f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
+        for key, value in rows.items()
+        if value not in ("", None)
+    )
+    summary = f"<summary><b>{escape(title)}</b></summary>"
+    return f"<details open>{summary}<table>{body}</table></details>"
+
+
+A = TypeVar("A", bound=Operator)
+B = TypeVar("B", bound=Operator)
+Pair = tuple[type[Operator], type[Operator]]
+_PAIRS: dict[Pair, Callable[[Any, Any], float]] = {}
+
+
+def inner_product(
+    first: type[A], second: type[B]
+) -> Callable[[Callable[[A, B], float]], Callable[[A, B], float]]:
+    """Register the closed form of ⟨first, second⟩."""
+
+    def register(function: Callable[[A, B], float]) -> Callable[[A, B], float]:
+        _PAIRS[first, second] = function
+        return function
+
+    return register
+
+
+def _inner(a: Operator, b: Operator) -> float:
+    pairs: list[tuple[Pair, Operator, Operator]] = [
+        ((type(a), type(b)), a, b),
+        ((type(b), type(a)), b, a),
+        ((type(a), Operator), a, b),
+        ((type(b), Operator), b, a),
+    ]
+    for pair, left, right in pairs:
+        if pair in _PAIRS:
+            return _PAIRS[pair](left, right)
+    return sum(
+        float(((a @ unit) * (b @ unit)).sum(dtype=torch.float64))
+        for unit in unit_weights(a)
+    )
+
+
+def unit_weights(operator: Operator) -> Iterator[Float[Tensor, "k o i"]]:
+    """Yield the p unit weights in panels: exact sums over columns without p² memory."""
+    p = operator.shape[0]
+    panel = max(1, PANEL_BYTES // (p * operator.dtype.itemsize))
+    for start in range(0, p, panel):
+        rows = torch.arange(start, min(start + panel, p), device=operator.device)
+        unit = torch.zeros(len(rows), p, dtype=operator.dtype, device=operator.device)
+        unit[torch.arange(len(rows), device=operator.device), rows] = 1.0
+        yield unit.unflatten(1, operator.weight_shape)

@@ -1,0 +1,103 @@
+"""A diagonal matrix."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.linalg import require_finite
+from fisherlab.operators.base import Operator, Provenance, inner_product
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagonal(Operator):
+    """A diagonal matrix over a weight, stored in the weight's shape.
+
+    Examples
+    --------
+    >>> op = Diagonal(torch.ones(2, 3))
+    >>> op.solve(torch.ones(2, 3), damping=1.0)[0, 0].item()
+    0.5
+    """
+
+    entries: Float[Tensor, "o i"]
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.entries.shape[0], self.entries.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.entries.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.entries.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """P."""
+        return self.entries.numel()
+
+    @property
+    def product_flops(self) -> int:
+        """P."""
+        return self.entries.numel()
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        return self.entries * w
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        return torch.diag(self.entries.flatten())
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return the diagonal."""
+        return self.entries
+
+    def trace(self) -> float:
+        """Return the trace."""
+        return float(self.entries.sum(dtype=torch.float64))
+
+    def frobenius_norm(self) -> float:
+        """Return √ΣM²."""
+        return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return the entries, descending."""
+        return self.entries.flatten().sort(descending=True).values
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return w / (entries + damping).
+
+        Raises
+        ------
+        IndefiniteError
+            If an entry plus the damping is not positive.
+        """
+        return self.inverse(damping) @ w
+
+    def inverse(self, damping: float) -> "Diagonal":
+        """Return the reciprocal of entries + damping."""
+        shifted = self.entries + damping
+        if not bool((shifted > 0).all()):
+            require_finite(shifted, f"{self!r} with damping {damping:g}")
+            raise IndefiniteError(repr(self), damping, float(self.entries.min()))
+        made = self.provenance.by(f"inverse of {self.provenance.method or 'Diagonal'}")
+        return Diagonal(shifted.reciprocal(), made)
+
+    def to(self, dtype: torch.dtype) -> "Diagonal":
+        """Return the matrix in another precision."""
+        return replace(self, entries=self.entries.to(dtype))
+
+
+@inner_product(Diagonal, Operator)
+def _diagonal_any(a: Diagonal, b: Operator) -> float:
+    return float((a.entries * b.diagonal()).sum(dtype=torch.float64))

@@ -1,0 +1,362 @@
+r"""The exact Fisher block, held as per-example gradients and never formed unless asked.
+
+.. math:: F = \frac{1}{N} \sum_{vn} \mathrm{vec}(D_{vn}) \mathrm{vec}(D_{vn})^T
+
+Second-order questions (norm, solve, spectrum) are answered in the smaller of two spaces:
+the p × p block ("dense"), or the M × M Gram matrix of the M = V·N samples ("gram").
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import NumericalError
+from fisherlab.numerics.linalg import damped_cholesky
+from fisherlab.numerics.memory import parse_budget, readable, require
+from fisherlab.numerics.packed import pair_count
+from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
+from fisherlab.operators.diagonal import Diagonal
+from fisherlab.samples import Samples, rows
+
+Form = Literal["auto", "dense", "gram"]
+KEPT_BLOCK = 1500  # blocks up to this size are kept once formed (18 MB)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class FactoredFisher(Operator):
+    """The exact block of one layer in O(N (d_in + V d_out)) numbers.
+
+    Parameters
+    ----------
+    samples
+        Per-example gradients; see `fisherlab.samples`.
+    count
+        N, the examples the sum is divided by (masked ones included).
+    form
+        Where norms, solves and spectra are computed: "dense" (p × p), "gram"
+        (M × M), or "auto", the one that counts fewer flops.
+
+    Examples
+    --------
+    >>> from fisherlab.samples import OuterSamples
+    >>> samples = OuterSamples(torch.ones(4, 3), torch.ones(1, 4, 2))
+    >>> FactoredFisher(samples, 4).trace()
+    6.0
+    """
+
+    samples: Samples
+    count: int
+    provenance: Provenance = Provenance()
+    form: Form = "auto"
+    _kept: dict[float, Operator] = field(default_factory=dict)
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.samples.weight_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.samples.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.samples.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """Numbers held: the samples, or the packed block where that is smaller."""
+        return min(self.samples.nbytes // self.dtype.itemsize, pair_count(self.shape[0]))
+
+    @property
+    def product_flops(self) -> int:
+        """The cheaper of two passes over the samples and one dense product."""
+        held = self.samples.nbytes // self.dtype.itemsize
+        o, i = self.weight_shape
+        return min(2 * max(held, self.samples.examples * o * i), self.shape[0] ** 2)
+
+    @cached_property
+    def uses_gram(self) -> bool:
+        """Whether second-order questions are answered in the sample space."""
+        if self.form != "auto":
+            return self.form == "gram"
+        p, m = self.shape[0], self.samples.columns * self.samples.examples
+        dense = self.samples.dense_flops() + p**3 // 3
+        return self.samples.gram_flops() + m**3 // 3 < dense
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        return self.samples.combine(self.samples.project(w)) / self.count
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        p = self.shape[0]
+        out = torch.empty(p, p, dtype=self.dtype, device=self.device)
+        return self.samples.add_dense_(out).div_(self.count)
+
+    @cached_property
+    def _block(self) -> Float[Tensor, "p p"]:
+        return self.to_dense()
+
+    def _formed(self) -> Float[Tensor, "p p"]:
+        """Return the dense block, kept for the next question while it is small."""
+        return self._block if self.shape[0] <= KEPT_BLOCK else self.to_dense()
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return (1/N) Σ D∘D."""
+        return self.samples.squares() / self.count
+
+    def trace(self) -> float:
+        """Return (1/N) Σ ‖D‖²."""
+        return float(self.samples.squared_norms().sum(dtype=torch.float64)) / self.count
+
+    def frobenius_norm(self) -> float:
+        """Return (1/N) (Σ_ab ⟨D_a, D_b⟩²)^½, or the norm of the block if cheaper."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
+        if self._block_is_cheap:
+            return float(torch.linalg.vector_norm(self._formed(), dtype=torch.float64))
+        return self.samples.squared_norm() ** 0.5 / self.count
+
+    @property
+    def _block_is_cheap(self) -> bool:
+        """Whether the block is small, kept, and cheaper than the Gram matrix."""
+        fewer = self.samples.dense_flops() < self.samples.gram_flops()
+        forced = self.form == "dense"
+        return forced or (self.form == "auto" and fewer and self.shape[0] <= KEPT_BLOCK)
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return all eigenvalues, descending; outside the span of the samples 0."""
+        p = self.shape[0]
+        matrix = self._gram() if self.uses_gram else self._formed()
+        values = torch.linalg.eigvalsh(matrix.double()).flip(0).to(self.dtype)
+        padded = values.new_zeros(max(p, len(values)))
+        padded[: len(values)] = values
+        return padded[:p]
+
+    def logdet(self, damping: float = 0.0) -> float:
+        """Return log det(F + damping·I) = p log λ + log det(I + K/λ).
+
+        Raises
+        ------
+        NumericalError
+            If the damped block is not positive definite.
+        """
+        p = self.shape[0]
+        if not self.uses_gram:
+            return self.inverse(damping).logdet() * -1
+        if damping <= 0:
+            raise NumericalError(
+                f"logdet of {self!r} with damping {damping:g}: the block is singular "
+                "outside the span of its samples. Give a positive damping."
+            )
+        gram = self._gram()
+        factor = damped_cholesky(gram, damping, repr(self))
+        size = gram.shape[0]
+        logs = 2 * float(factor.diagonal().log().sum())
+        return logs + (p - size) * float(torch.tensor(damping).double().log())
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (F + damping·I)⁻¹ w, refined once, residual checked.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped block is not positive definite.
+        NumericalError
+            If the relative residual stays above 1e-6 (1e-3 in float32).
+        """
+        self._check(w, "solve")
+        return refined_solve(self, self.inverse(damping), w, damping)
+
+    def inverse(self, damping: float) -> Operator:
+        """Return (F + damping·I)⁻¹ through the smaller space; the last one is kept.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped block is not positive definite.
+        """
+        if damping not in self._kept:
+            self._kept.clear()
+            self._kept[damping] = self._invert(damping)
+        return self._kept[damping]
+
+    def _invert(self, damping: float) -> Operator:
+        if self.uses_gram and damping > 0:
+            made = self.provenance.by("inverse of exact")
+            factor = damped_cholesky(self._gram(), damping, repr(self))
+            return WoodburyInverse(self.samples, self.count, damping, factor, made)
+        return Dense(self._formed(), self.weight_shape, self.provenance).inverse(damping)
+
+    def _gram(self) -> Float[Tensor, "m m"]:
+        m = self.samples.columns * self.samples.examples
+        require(
+            2 * m * m * 8,
+            parse_budget(None, self.device),
+            f"The {m}×{m} Gram matrix of {self!r}",
+            f"The dense block would take {readable(2 * 8 * self.shape[0] ** 2)}; "
+            "use fewer examples, or MonteCarlo instead of Exact.",
+        )
+        return self.samples.gram().div_(self.count)
+
+    def to(self, dtype: torch.dtype) -> "FactoredFisher":
+        """Return the block in another precision."""
+        if dtype == self.dtype:
+            return self
+        return replace(self, samples=self.samples.to(dtype), _kept={})
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class WoodburyInverse(Operator):
+    r"""The damped inverse of an exact block through the sample space.
+
+    .. math:: (F + λI)^{-1} = \frac{1}{λ}\left(I - \frac{1}{N} D^T (K + λI)^{-1} D\right)
+
+    with the rows of D the vectorised samples and K = D Dᵀ / N.
+    """
+
+    samples: Samples
+    count: int
+    damping: float
+    factor: Float[Tensor, "m m"]
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.samples.weight_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what goes in and out."""
+        return self.samples.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.samples.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """The samples and the factor."""
+        held = self.samples.nbytes // self.dtype.itemsize
+        return held + pair_count(self.factor.shape[0])
+
+    @property
+    def product_flops(self) -> int:
+        """Two passes over the samples and two triangular solves."""
+        o, i = self.weight_shape
+        held = self.samples.nbytes // self.dtype.itemsize
+        passes = 2 * max(held, self.samples.examples * o * i)
+        return passes + self.factor.shape[0] ** 2
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        c = self.samples.project(w)
+        flat = c.flatten(1).T.double()
+        solved = torch.cholesky_solve(flat, self.factor).T.to(w.dtype)
+        inside = self.samples.combine(solved.reshape(c.shape)) / self.count
+        return (w - inside) / self.damping
+
+    def _rows(self) -> Float[Tensor, "m p"]:
+        """Return L⁻¹ D / √N: the inverse is (I − RᵀR) / λ."""
+        samples = rows.flat(self.samples, slice(None)).double()
+        solved = torch.linalg.solve_triangular(self.factor, samples, upper=False)
+        return solved / self.count**0.5
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        inside = self._rows()
+        matrix = torch.eye(self.shape[0], dtype=torch.float64, device=self.device)
+        return (matrix.addmm_(inside.T, inside, alpha=-1) / self.damping).to(self.dtype)
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return the diagonal."""
+        inside = self._rows().square().sum(0).view(self.weight_shape)
+        return ((1 - inside) / self.damping).to(self.dtype)
+
+    @cached_property
+    def _values(self) -> Float[Tensor, " m"]:
+        """Eigenvalues of K + λI, ascending."""
+        return torch.linalg.svdvals(self.factor).square().flip(0)
+
+    def trace(self) -> float:
+        """Return (p − M)/λ + Σ 1/(κ + λ)."""
+        free = self.shape[0] - len(self._values)
+        return free / self.damping + float(self._values.reciprocal().sum())
+
+    def frobenius_norm(self) -> float:
+        """Return ((p − M)/λ² + Σ 1/(κ + λ)²)^½."""
+        free = self.shape[0] - len(self._values)
+        inside = float(self._values.reciprocal().square().sum())
+        return (free / self.damping**2 + inside) ** 0.5
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return all eigenvalues, descending."""
+        p, m = self.shape[0], len(self._values)
+        values = self._values.reciprocal()  # descending: κ + λ ascend
+        if m >= p:  # K has at least M − p zero eigenvalues that are not the block's
+            return values[m - p :].to(self.dtype)
+        outside = values.new_full((p - m,), 1 / self.damping)
+        return torch.cat([outside, values]).to(self.dtype)
+
+    def inner_with(self, other: Operator) -> float:
+        """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ."""
+        stack = self._rows().to(self.dtype).unflatten(1, self.weight_shape)
+        inside = 0.0
+        for part in stack.split(max(1, rows.CHUNK_BYTES // (stack[0].nbytes or 1))):
+            inside += float((part * (other @ part)).sum(dtype=torch.float64))
+        return (other.trace() - inside) / self.damping
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (self + damping·I)⁻¹ w through the dense block."""
+        return Dense(self.to_dense(), self.weight_shape, self.provenance).solve(w, damping)
+
+    def inverse(self, damping: float) -> CholeskyInverse:
+        """Return (self + damping·I)⁻¹ through the dense block."""
+        return Dense(self.to_dense(), self.weight_shape, self.provenance).inverse(damping)
+
+    def to(self, dtype: torch.dtype) -> "WoodburyInverse":
+        """Return the inverse in another precision; the factor stays in float64."""
+        return replace(self, samples=self.samples.to(dtype))
+
+
+@inner_product(FactoredFisher, FactoredFisher)
+def _factored_factored(a: FactoredFisher, b: FactoredFisher) -> float:
+    if a.samples is b.samples:
+        return a.frobenius_norm() ** 2 * a.count / b.count
+    return _factored_any(a, b)
+
+
+@inner_product(FactoredFisher, Diagonal)
+def _factored_diagonal(a: FactoredFisher, b: Diagonal) -> float:
+    return float((a.diagonal() * b.entries).sum(dtype=torch.float64))
+
+
+@inner_product(FactoredFisher, Dense)
+def _factored_dense(a: FactoredFisher, b: Dense) -> float:
+    if a._block_is_cheap:
+        return float((a._formed() * b.matrix).sum(dtype=torch.float64))
+    return _factored_any(a, b)
+
+
+@inner_product(FactoredFisher, Operator)
+def _factored_any(a: FactoredFisher, b: Operator) -> float:
+    total = 0.0
+    for part in rows.parts(a.samples):
+        stack = a.samples.matrices(part).flatten(0, 1)
+        total += float((stack * (b @ stack)).sum(dtype=torch.float64))
+    return total / a.count
+
+
+@inner_product(WoodburyInverse, Operator)
+def _woodbury_any(a: WoodburyInverse, b: Operator) -> float:
+    return a.inner_with(b)

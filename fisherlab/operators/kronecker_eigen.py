@@ -1,0 +1,166 @@
+"""Matrices that are diagonal in a Kronecker product of two orthogonal bases."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.linalg import require_finite
+from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dense import CholeskyInverse, Dense
+from fisherlab.operators.factored import FactoredFisher
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerEigen(Operator):
+    """(U ⊗ V) diag(s) (U ⊗ V)ᵀ: EKFAC, and one Kronecker product after any function.
+
+    Parameters
+    ----------
+    row_basis
+        U, orthogonal, shape (d_out, d_out).
+    column_basis
+        V, orthogonal, shape (d_in, d_in).
+    entries
+        s, the eigenvalues, shape (d_out, d_in).
+
+    Examples
+    --------
+    >>> op = KroneckerEigen(torch.eye(2), torch.eye(3), torch.ones(2, 3))
+    >>> op.inverse(damping=1.0).entries[0, 0].item()
+    0.5
+    """
+
+    row_basis: Float[Tensor, "o o"]
+    column_basis: Float[Tensor, "i i"]
+    entries: Float[Tensor, "o i"]
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.entries.shape[0], self.entries.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.entries.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.entries.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """d_out² + d_in² + p."""
+        o, i = self.weight_shape
+        return o * o + i * i + o * i
+
+    @property
+    def product_flops(self) -> int:
+        """2 d_out·d_in·(d_out + d_in)."""
+        o, i = self.weight_shape
+        return 2 * o * i * (o + i)
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        turned = self.row_basis.T @ w @ self.column_basis
+        return self.row_basis @ (turned * self.entries) @ self.column_basis.T
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        basis = torch.kron(self.row_basis, self.column_basis)
+        return (basis * self.entries.flatten()) @ basis.T
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return U∘² s V∘²ᵀ."""
+        return self.row_basis.square() @ self.entries @ self.column_basis.square().T
+
+    def trace(self) -> float:
+        """Return Σ s."""
+        return float(self.entries.sum(dtype=torch.float64))
+
+    def frobenius_norm(self) -> float:
+        """Return ‖s‖."""
+        return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return s, descending."""
+        return self.entries.flatten().sort(descending=True).values
+
+    def kronecker_diagonal(
+        self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
+    ) -> Float[Tensor, "o i"]:
+        """Return the diagonal of (U ⊗ V)ᵀ (rows ⊗ cols) (U ⊗ V)."""
+        left = ((rows @ self.row_basis) * self.row_basis).sum(0)
+        right = ((cols @ self.column_basis) * self.column_basis).sum(0)
+        return torch.outer(left, right)
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (M + damping·I)⁻¹ w.
+
+        Raises
+        ------
+        IndefiniteError
+            If an eigenvalue plus the damping is not positive.
+        """
+        return self.inverse(damping) @ w
+
+    def inverse(self, damping: float) -> "KroneckerEigen":
+        """Return the same bases with 1/(s + damping).
+
+        Raises
+        ------
+        IndefiniteError
+            If an eigenvalue plus the damping is not positive.
+        """
+        shifted = self.entries + damping
+        if not bool((shifted > 0).all()):
+            require_finite(shifted, f"{self!r} with damping {damping:g}")
+            raise IndefiniteError(repr(self), damping, float(self.entries.min()))
+        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        return replace(self, entries=shifted.reciprocal(), provenance=made)
+
+    def to(self, dtype: torch.dtype) -> "KroneckerEigen":
+        """Return the matrix in another precision."""
+        return replace(
+            self,
+            row_basis=self.row_basis.to(dtype),
+            column_basis=self.column_basis.to(dtype),
+            entries=self.entries.to(dtype),
+        )
+
+
+@inner_product(KroneckerEigen, KroneckerEigen)
+def _eigen_eigen(a: KroneckerEigen, b: KroneckerEigen) -> float:
+    rows = (a.row_basis.T @ b.row_basis).square()
+    cols = (a.column_basis.T @ b.column_basis).square()
+    return float((a.entries * (rows @ b.entries @ cols.T)).sum(dtype=torch.float64))
+
+
+@inner_product(FactoredFisher, KroneckerEigen)
+def _factored_eigen(a: FactoredFisher, b: KroneckerEigen) -> float:
+    energy = a.samples.rotated_squares(b.row_basis, b.column_basis)
+    return float((energy * b.entries).sum(dtype=torch.float64)) / a.count
+
+
+@inner_product(Dense, KroneckerEigen)
+def _dense_eigen(a: Dense, b: KroneckerEigen) -> float:
+    o, i = a.weight_shape
+    panels = a.matrix.view(o, i, o, i)
+    mixed = torch.stack(  # mixed[o, o', c] = Σ_ij V_ic M[o,i,o',j] V_jc
+        [
+            torch.einsum("ic,ibc->bc", b.column_basis, panel @ b.column_basis)
+            for panel in panels
+        ]
+    )
+    turned = torch.einsum("ar,abc,br->rc", b.row_basis, mixed, b.row_basis)
+    return float((turned * b.entries).sum(dtype=torch.float64))
+
+
+@inner_product(CholeskyInverse, KroneckerEigen)
+def _inverse_eigen(a: CholeskyInverse, b: KroneckerEigen) -> float:
+    return _dense_eigen(a.whole, b)

@@ -1,0 +1,228 @@
+"""Inputs and gradients of a layer used at one position: every D is an outer product."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.packed import (
+    kronecker_sum_,
+    pack,
+    pair_count,
+    rearranged,
+    weighted_moment,
+)
+
+GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
+KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
+KEPT_PAIRS = 2**22  # packed rearrangements up to this size are kept
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class OuterSamples:
+    """Hold D_vn = g_vn a_nᵀ; every sum works on a_n and G_n = Σ_v g_vn g_vnᵀ."""
+
+    inputs: Float[Tensor, "n i"]
+    gradients: Float[Tensor, "v n o"]
+
+    @property
+    def columns(self) -> int:
+        """V."""
+        return self.gradients.shape[0]
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return self.inputs.shape[0]
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(o, i)."""
+        return self.gradients.shape[2], self.inputs.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.inputs.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.inputs.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.inputs.nbytes + self.gradients.nbytes
+
+    def to(self, dtype: torch.dtype) -> "OuterSamples":
+        """Return the samples in another precision."""
+        if dtype == self.dtype:
+            return self
+        return OuterSamples(self.inputs.to(dtype), self.gradients.to(dtype))
+
+    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
+        """Form the matrices of some examples."""
+        return self.gradients[:, part, :, None] * self.inputs[part, None, :]
+
+    def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
+        """Return ⟨D_vn, w⟩ = g_vn · (w a_n)."""
+        outputs = w @ self.inputs.T
+        return torch.einsum("vno,kon->kvn", self.gradients, outputs)
+
+    def combine(self, c: Float[Tensor, "k v n"]) -> Float[Tensor, "k o i"]:
+        """Return Σ c_vn g_vn a_nᵀ, adding the columns up first."""
+        return torch.einsum("kvn,vno->kon", c, self.gradients) @ self.inputs
+
+    def squared_norms(self) -> Float[Tensor, "v n"]:
+        """Return ‖g_vn‖² ‖a_n‖²."""
+        return self.gradients.square().sum(2) * self.inputs.square().sum(1)
+
+    def squares(self) -> Float[Tensor, "o i"]:
+        """Return Σ D∘D."""
+        return self.output_energy.T @ self.inputs.square()
+
+    @property
+    def output_energy(self) -> Float[Tensor, "n o"]:
+        """Return Σ_v g_vn∘g_vn, the diagonals of G_n."""
+        return self.gradients.square().sum(0)
+
+    def rotated_squares(
+        self, rows: Float[Tensor, "o r"], cols: Float[Tensor, "i c"]
+    ) -> Float[Tensor, "r c"]:
+        """Return Σ (rowsᵀ D cols)∘²."""
+        energy = (self.gradients @ rows).square_().sum(0)
+        return energy.T @ (self.inputs @ cols).square_()
+
+    def input_forms(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, " n"]:
+        """Return a_nᵀ M a_n."""
+        return (self.inputs @ middle).mul_(self.inputs).sum(1)
+
+    def output_forms(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, " n"]:
+        """Return tr(G_n M) = Σ_v g_vnᵀ M g_vn."""
+        return (self.gradients @ middle).mul_(self.gradients).sum((0, 2))
+
+    def weighted_outputs(self, weights: Float[Tensor, " n"]) -> Float[Tensor, "o o"]:
+        """Return Σ_n w_n G_n."""
+        repeated = weights.expand(self.columns, -1).reshape(-1)
+        return weighted_moment(self.gradients.flatten(0, 1), repeated)
+
+    def weighted_inputs(self, weights: Float[Tensor, " n"]) -> Float[Tensor, "i i"]:
+        """Return Σ_n w_n a_n a_nᵀ."""
+        return weighted_moment(self.inputs, weights)
+
+    def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
+        """Return Σ (a_nᵀ M a_n) G_n."""
+        return self.weighted_outputs(self.input_forms(middle))
+
+    def column_side(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
+        """Return Σ tr(G_n M) a_n a_nᵀ."""
+        return self.weighted_inputs(self.output_forms(middle))
+
+    def kronecker_inner(
+        self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
+    ) -> float:
+        """Return Σ tr(G_n rows) (a_nᵀ cols a_n)."""
+        return float(self.output_forms(rows) @ self.input_forms(cols))
+
+    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+        """Write Σ G_n ⊗ a_n a_nᵀ into `out` through packed factors."""
+        o, i = self.weight_shape
+        kronecker_sum_(out.view(o, i, o, i), self.gradients, self.inputs, 1.0)
+        return out
+
+    def gram(self) -> Float[Tensor, "m m"]:
+        """Return (a_n · a_m)(g_vn · g_wm), v-major."""
+        v, n, o = self.gradients.shape
+        flat = self.gradients.reshape(v * n, o)
+        table = (flat @ flat.T).view(v, n, v, n)
+        table *= (self.inputs @ self.inputs.T)[:, None, :]
+        return table.view(v * n, v * n)
+
+    def squared_norm(self) -> float:
+        """Return Σ_nm (a_n·a_m)² ⟨G_n, G_m⟩, by the cheaper of Grams and packed form."""
+        if self.packed_is_cheaper:
+            return float(self.packed.square().sum(dtype=torch.float64))
+        total = 0.0
+        for left, right, inputs, outputs in self.squared_grams():
+            weight = 1.0 if left == right else 2.0
+            total += weight * float((inputs * outputs).sum(dtype=torch.float64))
+        return total
+
+    @cached_property
+    def packed(self) -> Float[Tensor, "op ip"]:
+        """The rearranged S in packed symmetric coordinates (see `rearranged`)."""
+        return rearranged(self.gradients, self.inputs)
+
+    @property
+    def packed_is_cheaper(self) -> bool:
+        """Whether the packed rearrangement is small and costs less than the Grams."""
+        o, i = self.weight_shape
+        size = pair_count(o) * pair_count(i)
+        gram = self.examples * (i + self._output_gram_cost()) // 2
+        return size <= KEPT_PAIRS and size <= gram
+
+    def squared_grams(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Yield blocks (rows, columns, (a_n·a_m)², ⟨G_n, G_m⟩), rows ≤ columns."""
+        if self.examples <= KEPT_EXAMPLES:
+            whole = slice(0, self.examples)
+            yield whole, whole, *self.kept_grams
+            return
+        outputs = self._output_rows()
+        pieces = list(chunks(self.examples, GRAM_ROWS))
+        for at, left in enumerate(pieces):
+            for right in pieces[at:]:
+                inputs = (self.inputs[left] @ self.inputs[right].T).square_()
+                yield left, right, inputs, self._output_block(outputs, left, right)
+
+    @cached_property
+    def kept_grams(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+        """The tables (a_n·a_m)² and ⟨G_n, G_m⟩."""
+        whole = slice(0, self.examples)
+        inputs = (self.inputs @ self.inputs.T).square_()
+        return inputs, self._output_block(self._output_rows(), whole, whole)
+
+    def _packs_outputs(self) -> bool:
+        o, v = self.weight_shape[0], self.columns
+        return v > 1 and pair_count(o) < v * v * o
+
+    def _output_gram_cost(self) -> int:
+        o, v = self.weight_shape[0], self.columns
+        return pair_count(o) if self._packs_outputs() else v * v * o
+
+    def _output_rows(self) -> Tensor:
+        """Return svec(G_n) (n, pairs) where that is shorter, else g as (n, v, o)."""
+        stacked = self.gradients.transpose(0, 1)
+        if not self._packs_outputs():
+            return stacked
+        o = self.weight_shape[0]
+        out = self.inputs.new_empty(self.examples, pair_count(o))
+        for part in chunks(self.examples, GRAM_ROWS):
+            out[part] = pack(stacked[part].transpose(1, 2) @ stacked[part])
+        return out
+
+    def _output_block(self, outputs: Tensor, left: slice, right: slice) -> Tensor:
+        if self._packs_outputs():
+            return outputs[left] @ outputs[right].T
+        v = self.columns
+        rows, cols = outputs[left].flatten(0, 1), outputs[right].flatten(0, 1)
+        table = (rows @ cols.T).square_()
+        if v == 1:
+            return table
+        return table.view(len(rows) // v, v, len(cols) // v, v).sum((1, 3))
+
+    def dense_flops(self) -> int:
+        """Count the multiply-adds of the packed product; columns never enter."""
+        o, i = self.weight_shape
+        return self.examples * pair_count(o) * pair_count(i)
+
+    def gram_flops(self) -> int:
+        """Count the multiply-adds of the Gram matrix of all V·N samples."""
+        o, i = self.weight_shape
+        return self.examples**2 * (i + self.columns**2 * o)

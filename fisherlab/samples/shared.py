@@ -1,0 +1,134 @@
+"""Inputs and gradients at several positions that share one weight."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.samples import rows
+from fisherlab.samples.matrices import column_product, row_product
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SharedSamples:
+    """Hold D_vn = Σ_t g_vnt a_ntᵀ: convolutions, sequences, repeated calls."""
+
+    inputs: Float[Tensor, "n t i"]
+    gradients: Float[Tensor, "v n t o"]
+
+    @property
+    def columns(self) -> int:
+        """V."""
+        return self.gradients.shape[0]
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return self.inputs.shape[0]
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(o, i)."""
+        return self.gradients.shape[3], self.inputs.shape[2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.inputs.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.inputs.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.inputs.nbytes + self.gradients.nbytes
+
+    def to(self, dtype: torch.dtype) -> "SharedSamples":
+        """Return the samples in another precision."""
+        if dtype == self.dtype:
+            return self
+        return SharedSamples(self.inputs.to(dtype), self.gradients.to(dtype))
+
+    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
+        """Form the matrices of some examples: one product per example, all columns."""
+        gradients = self.gradients[:, part]
+        v, n, t, o = gradients.shape
+        stacked = gradients.permute(1, 0, 3, 2).reshape(n, v * o, t)
+        formed = torch.bmm(stacked, self.inputs[part])
+        return formed.view(n, v, o, -1).transpose(0, 1)
+
+    def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
+        """Return ⟨D_vn, w⟩ = Σ_t g_vnt · (w a_nt)."""
+        flat = self.inputs.flatten(0, 1)
+        out = [
+            (self.gradients * (flat @ one.T).view(self.gradients.shape[1:])) for one in w
+        ]
+        return torch.stack([product.sum((2, 3)) for product in out])
+
+    def combine(self, c: Float[Tensor, "k v n"]) -> Float[Tensor, "k o i"]:
+        """Return Σ c_vn D_vn."""
+        flat = self.inputs.flatten(0, 1)
+        mixed = (torch.einsum("vn,vnto->nto", one, self.gradients) for one in c)
+        return torch.stack([one.flatten(0, 1).T @ flat for one in mixed])
+
+    def squared_norms(self) -> Float[Tensor, "v n"]:
+        """Return ‖D_vn‖²."""
+        out = self.gradients.new_empty(self.columns, self.examples)
+        for part in rows.parts(self):
+            out[:, part] = self.matrices(part).square().sum((2, 3))
+        return out
+
+    def squares(self) -> Float[Tensor, "o i"]:
+        """Return Σ D∘D."""
+        return rows.summed(self, lambda d: d.square().sum(0))
+
+    def rotated_squares(
+        self, rows_basis: Float[Tensor, "o r"], cols_basis: Float[Tensor, "i c"]
+    ) -> Float[Tensor, "r c"]:
+        """Return Σ (rowsᵀ D cols)∘²: rotate both sides, then sum over positions."""
+        turned = SharedSamples(self.inputs @ cols_basis, self.gradients @ rows_basis)
+        return turned.squares()
+
+    def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
+        """Return Σ D M Dᵀ."""
+        return rows.summed(self, lambda d: row_product(d, middle))
+
+    def column_side(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
+        """Return Σ Dᵀ M D."""
+        return rows.summed(self, lambda d: column_product(d, middle))
+
+    def kronecker_inner(
+        self, rows_factor: Float[Tensor, "o o"], cols_factor: Float[Tensor, "i i"]
+    ) -> float:
+        """Return Σ ⟨D, rows D cols⟩."""
+        return float((self.row_side(cols_factor) * rows_factor).sum())
+
+    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+        """Write Σ vec(D) vec(D)ᵀ into `out`."""
+        return rows.add_dense_(self, out)
+
+    def gram(self) -> Float[Tensor, "m m"]:
+        """Return all inner products."""
+        return rows.gram(self)
+
+    def squared_norm(self) -> float:
+        """Return Σ ⟨D_a, D_b⟩²."""
+        return rows.squared_norm(self)
+
+    def dense_flops(self) -> int:
+        """Count the multiply-adds of the dense sum: forming D, then half a product."""
+        p = self.weight_shape[0] * self.weight_shape[1]
+        samples = self.columns * self.examples
+        return samples * p * self.inputs.shape[1] + samples * p * p // 2
+
+    def gram_flops(self) -> int:
+        """Count the multiply-adds of the Gram matrix: forming D, then half a product."""
+        p = self.weight_shape[0] * self.weight_shape[1]
+        samples = self.columns * self.examples
+        return samples * p * self.inputs.shape[1] + samples * samples * p // 2

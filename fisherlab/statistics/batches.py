@@ -1,0 +1,126 @@
+"""Batches in every shape the contract allows, checked before they are used."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Model inputs and labels whose axis 0 is the example."""
+
+    x: Inputs
+    y: Tensor | None
+    first: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return _tensors(self.x)[0].shape[0]
+
+    @property
+    def signature(self) -> tuple[torch.Size, ...]:
+        """Shapes of the inputs without the example axis."""
+        return tuple(t.shape[1:] for t in _tensors(self.x))
+
+    def part(self, examples: slice | list[int]) -> "Batch":
+        """Return some examples."""
+        y = None if self.y is None else self.y[examples]
+        start = examples.start or 0 if isinstance(examples, slice) else 0
+        return Batch(map_inputs(self.x, lambda t: t[examples]), y, self.first + start)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the model call."""
+        if isinstance(self.x, dict):
+            return (), self.x
+        return (self.x if isinstance(self.x, tuple) else (self.x,)), {}
+
+
+def map_inputs(x: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Apply a function to every input tensor."""
+    if isinstance(x, dict):
+        return {name: function(tensor) for name, tensor in x.items()}
+    if isinstance(x, tuple):
+        return tuple(function(tensor) for tensor in x)
+    return function(x)
+
+
+def _tensors(x: Inputs) -> list[Tensor]:
+    if isinstance(x, dict):
+        return list(x.values())
+    return list(x) if isinstance(x, tuple) else [x]
+
+
+def batches(data: Any, device: torch.device, dtype: torch.dtype | None) -> Iterator[Batch]:
+    """Yield checked batches on a device, floats in the model's dtype.
+
+    Raises
+    ------
+    ValueError
+        If an item is no (x, y) pair, is empty, has axes 0 of unequal length, or holds
+        NaN or infinity in x.
+    TypeError
+        If the data cannot be iterated.
+    """
+    first = 0
+    for item in _pairs(data):
+        batch = _checked(item, first)
+
+        def move(tensor: Tensor) -> Tensor:
+            floats = tensor.is_floating_point() and dtype is not None
+            return tensor.to(device=device, dtype=dtype if floats else None)
+
+        y = None if batch.y is None else batch.y.to(device)
+        yield Batch(map_inputs(batch.x, move), y, first)
+        first += len(batch)
+    if first == 0:
+        msg = "data: no example was given; (x, y) or an iterable of pairs is expected."
+        raise ValueError(msg)
+
+
+def _pairs(data: Any) -> Iterable[Any]:
+    if isinstance(data, tuple):
+        return [data]
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        msg = (
+            f"data: {type(data).__name__} was given; a tuple (x, y) or an iterable of "
+            "pairs, e.g. a DataLoader, is expected. Without labels use (x, None)."
+        )
+        raise TypeError(msg)
+    return data
+
+
+def _checked(item: Any, first: int) -> Batch:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        what = f"{type(item).__name__} of length {len(item)}" if _sized(item) else item
+        msg = f"data: each item must be a pair (x, y); {what} was given."
+        raise ValueError(msg)
+    x, y = item
+    if isinstance(x, list):
+        x = tuple(x)
+    tensors = _tensors(x)
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        msg = f"data: x must be a tensor, a tuple or a dict of tensors, not {type(x)}."
+        raise ValueError(msg)
+    sizes = [t.shape[0] if t.dim() else 0 for t in tensors]
+    if y is not None:
+        sizes.append(y.shape[0] if y.dim() else 0)
+    if len(set(sizes)) != 1:
+        msg = f"data: axis 0 is the example, but x and y have lengths {sizes} there."
+        raise ValueError(msg)
+    if sizes[0] == 0:
+        raise ValueError("data: a batch is empty.")
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).flatten(1).any(1).sum())
+            msg = f"data: x holds NaN or infinity in {bad} of {sizes[0]} examples."
+            raise ValueError(msg)
+    return Batch(x, y, first)
+
+
+def _sized(item: Any) -> bool:
+    return hasattr(item, "__len__")

@@ -1,0 +1,147 @@
+"""Which Fisher: exact, sampled, or empirical. Each yields weighted output columns."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fisherlab.likelihoods import Likelihood
+from fisherlab.statistics.random import uniforms
+
+
+@runtime_checkable
+class Fisher(Protocol):
+    """A choice of output columns s_v with Σ_v s_v s_vᵀ the wanted output matrix."""
+
+    def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
+        """Return V."""
+
+    def columns(
+        self,
+        likelihood: Likelihood,
+        output: Tensor,
+        target: Tensor | None,
+        first_example: int,
+        part: slice,
+    ) -> Tensor:
+        """Return some columns, shape (v, *output.shape)."""
+
+
+@final
+@dataclass(frozen=True)
+class Exact:
+    """The expectation over the model's own labels, in closed form.
+
+    Equals the generalised Gauss-Newton matrix for the three likelihoods. One column per
+    output (classes − 1 for Categorical).
+    """
+
+    def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
+        """Return the columns of the likelihood's root."""
+        return likelihood.column_count(output)
+
+    def columns(
+        self,
+        likelihood: Likelihood,
+        output: Tensor,
+        target: Tensor | None,
+        first_example: int,
+        part: slice,
+    ) -> Tensor:
+        """Return columns of the root."""
+        return likelihood.root(output, target, part)
+
+
+@final
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Labels sampled from the model: `samples` draws per example, each weighted 1/√k.
+
+    A draw depends on (seed, step, example index, draw) only, so neither the batch size
+    nor the order of batches changes it.
+
+    Parameters
+    ----------
+    samples
+        k, draws per example.
+    seed, step
+        What the draws depend on; an optimiser counts `step` up.
+    """
+
+    samples: int = 1
+    seed: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the number of draws."""
+        if self.samples < 1:
+            msg = f"MonteCarlo(samples={self.samples}): at least one draw is needed."
+            raise ValueError(msg)
+
+    def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
+        """Return k."""
+        return self.samples
+
+    def columns(
+        self,
+        likelihood: Likelihood,
+        output: Tensor,
+        target: Tensor | None,
+        first_example: int,
+        part: slice,
+    ) -> Tensor:
+        """Return loss gradients at sampled labels, divided by √k."""
+        mask, drawn = likelihood.mask(output, target), []
+        for draw in range(part.start, part.stop):
+            label = self.labels(likelihood, output, first_example, draw)
+            drawn.append(likelihood.gradient(output, label))
+        columns = torch.stack(drawn) / self.samples**0.5
+        return columns if mask is None else columns * mask
+
+    def labels(
+        self, likelihood: Likelihood, output: Tensor, first_example: int, draw: int
+    ) -> Tensor:
+        """Return the labels of one draw for a run of examples."""
+        numbers = uniforms(
+            seed=self.seed,
+            stream=(self.step << 20) + draw,
+            first=first_example,
+            examples=output.shape[0],
+            each=likelihood.uniforms_per_example(output),
+        )
+        return likelihood.sample(output, numbers.to(output.device))
+
+    def at(self, step: int) -> "MonteCarlo":
+        """Return the same choice with fresh draws for another step."""
+        return replace(self, step=step)
+
+
+@final
+@dataclass(frozen=True)
+class Empirical:
+    """The data's own labels, one column: not an expectation, not the Gauss-Newton."""
+
+    def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
+        """Return 1."""
+        return 1
+
+    def columns(
+        self,
+        likelihood: Likelihood,
+        output: Tensor,
+        target: Tensor | None,
+        first_example: int,
+        part: slice,
+    ) -> Tensor:
+        """Return the loss gradient.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels.
+        """
+        if target is None:
+            msg = "Empirical() needs the data's labels, but y is None."
+            raise ValueError(msg)
+        return likelihood.gradient(output, target)[None]

@@ -1,0 +1,281 @@
+"""Per-example gradients of layers, as values."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fisherlab.errors import NeedsSharedForm
+from fisherlab.layers import Block
+from fisherlab.numerics.memory import readable
+from fisherlab.operators.base import Provenance, html_table
+from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerStatistics:
+    r"""Per-example gradients :math:`D_{vn}` of one block, weighted by output columns.
+
+    .. math:: F = \frac{1}{\mathrm{count}} \sum_{vn} vec(D_{vn}) vec(D_{vn})^T
+
+    Either in shared form, ``D_vn = Σ_t g_vnt a_ntᵀ`` with `inputs` a (bias column last)
+    and `gradients` g, or as `matrices` D.
+
+    Parameters
+    ----------
+    block
+        Which parameters, and how they form the weight.
+    count
+        Examples seen; 0 for further columns of examples counted already.
+    inputs
+        (N, T, d_in), or None.
+    gradients
+        (V, N, T, d_out), or None.
+    matrices
+        (V, N, d_out, d_in), or None.
+    positions
+        Σ_n T_n over the examples counted, padding left out.
+    """
+
+    block: Block
+    count: int
+    inputs: Float[Tensor, "n t i"] | None = None
+    gradients: Float[Tensor, "v n t o"] | None = None
+    matrices: Float[Tensor, "v n o i"] | None = None
+    positions: int = 0
+    provenance: Provenance = Provenance()
+
+    @property
+    def name(self) -> str:
+        """The block's name."""
+        return self.block.name
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in), the bias column included."""
+        return self.block.weight_shape
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the inputs and output gradients are known."""
+        return self.inputs is not None
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The gradients with every sum over them; tables it keeps are shared by all."""
+        if self.inputs is None or self.gradients is None:
+            assert self.matrices is not None
+            return MatrixSamples(self.matrices)
+        if self.inputs.shape[1] == 1:
+            return OuterSamples(self.inputs[:, 0], self.gradients[:, :, 0])
+        return SharedSamples(self.inputs, self.gradients)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.samples.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.samples.nbytes
+
+    def example_gradients(self) -> Float[Tensor, "v n o i"]:
+        """Form D_vn for all columns and examples.
+
+        Returns
+        -------
+        Tensor
+            Shape (V, N, d_out, d_in); for Empirical its one column holds the gradient
+            of each example's loss.
+        """
+        return self.samples.matrices()
+
+    def shared(self, method: str) -> tuple[Tensor, Tensor]:
+        """Return (inputs, gradients).
+
+        Raises
+        ------
+        NeedsSharedForm
+            If the block is described by matrices only.
+        """
+        if self.inputs is None or self.gradients is None:
+            raise NeedsSharedForm(method, self.name)
+        return self.inputs, self.gradients
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return w (..., d_out, d_in) from tensors by parameter name."""
+        return self.block.pack(tensors)
+
+    def unpack(self, w: Tensor) -> dict[str, Tensor]:
+        """Return tensors by parameter name from w (..., d_out, d_in)."""
+        return self.block.unpack(w)
+
+    def to(self, dtype: torch.dtype) -> "LayerStatistics":
+        """Return the statistics in another precision."""
+        if dtype == self.dtype:
+            return self
+        names = ("inputs", "gradients", "matrices")
+        held = {name: getattr(self, name) for name in names}
+        cast: dict[str, Any] = {
+            n: None if t is None else t.to(dtype) for n, t in held.items()
+        }
+        return replace(self, **cast)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        s = self.samples
+        form = type(s).__name__.removesuffix("Samples").lower()
+        kind = str(s.dtype).removeprefix("torch.")
+        return (
+            f"LayerStatistics({self.provenance}, V={s.columns}, weight "
+            f"{s.weight_shape}, {form}, {kind}, {readable(s.nbytes)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a small folding table for notebooks."""
+        s = self.samples
+        rows = {
+            "layer": self.name,
+            "Fisher": self.provenance.fisher,
+            "likelihood": self.provenance.likelihood,
+            "examples N": self.count,
+            "columns V": s.columns,
+            "weight (d_out, d_in)": s.weight_shape,
+            "form": type(s).__name__,
+            "numbers": f"{s.dtype}, {s.device}, {readable(s.nbytes)}",
+        }
+        return html_table("LayerStatistics", rows)
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanGradient:
+    """The gradient of the mean loss over a batch, for one block.
+
+    Parameters
+    ----------
+    block
+        Which parameters.
+    gradient
+        (1/N) Σ_n ∇ℓ_n, shape (d_out, d_in).
+    count
+        N.
+    """
+
+    block: Block
+    gradient: Float[Tensor, "o i"]
+    count: int
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.block.weight_shape
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        norm = float(self.gradient.norm())
+        return f"MeanGradient({self.provenance}, {self.weight_shape}, norm {norm:.3g})"
+
+
+@final
+class Statistics(Mapping[str, LayerStatistics]):
+    """A mapping from block names to their statistics, with how they were made."""
+
+    def __init__(
+        self, layers: Mapping[str, LayerStatistics], provenance: Provenance
+    ) -> None:
+        self._layers = dict(layers)
+        self.provenance = provenance
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        """Return one block's statistics; an unknown name lists the known ones."""
+        if name not in self._layers:
+            msg = f"no block {name!r}; known: {', '.join(self._layers)}"
+            raise KeyError(msg)
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over block names."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all blocks."""
+        return sum(layer.nbytes for layer in self.values())
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        made = str(self.provenance)
+        return f"Statistics({len(self)} blocks, {made}, {readable(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        """Return a folding table, a row a block."""
+        rows: dict[str, object] = {"made": str(self.provenance)}
+        rows |= {
+            name: f"{layer.weight_shape}, {readable(layer.nbytes)}"
+            for name, layer in self.items()
+        }
+        return html_table(f"Statistics of {len(self)} blocks", rows)
+
+
+def join_columns(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Join further columns of the same examples; compress where T = 1 and V > d_out."""
+    first = pieces[0]
+    if first.gradients is None:
+        matrices = [p.matrices for p in pieces if p.matrices is not None]
+        return replace(first, matrices=_cat(matrices, 0))
+    gradients = _cat([p.gradients for p in pieces if p.gradients is not None], 0)
+    return replace(first, gradients=compress(gradients))
+
+
+def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
+    """Replace V > d_out columns by d_out with the same Σ_v g gᵀ (a QR per example)."""
+    v, _, t, o = gradients.shape
+    if t != 1 or v <= o:
+        return gradients
+    stacked = gradients[:, :, 0].transpose(0, 1)
+    return torch.linalg.qr(stacked, mode="r").R.transpose(0, 1)[:, :, None]
+
+
+def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Join batches of examples, padding positions with zeros to the longest."""
+    first = pieces[0]
+    count = sum(piece.count for piece in pieces)
+    total = sum(piece.positions for piece in pieces)
+    made = replace(first.provenance, examples=count)
+    joined = replace(first, count=count, positions=total, provenance=made)
+    if len(pieces) == 1:
+        return joined
+    columns = max(piece.samples.columns for piece in pieces)
+    if first.inputs is None:
+        matrices = [_grow(p.matrices, 0, columns) for p in pieces]
+        return replace(joined, matrices=_cat(matrices, 1))
+    length = max(p.inputs.shape[1] for p in pieces if p.inputs is not None)
+    inputs = [_grow(p.inputs, 1, length) for p in pieces]
+    gradients = [_grow(_grow(p.gradients, 2, length), 0, columns) for p in pieces]
+    return replace(joined, inputs=_cat(inputs, 0), gradients=_cat(gradients, 1))
+
+
+def _cat(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), axis)
+
+
+def _grow(tensor: Tensor | None, axis: int, size: int) -> Tensor:
+    """Pad one axis with zeros at its end."""
+    assert tensor is not None
+    missing = size - tensor.shape[axis]
+    if not missing:
+        return tensor
+    return F.pad(tensor, [0, 0] * (tensor.dim() - axis - 1) + [0, missing])
