@@ -1,0 +1,24 @@
+"""Figures from labelled results; importing it registers the accessor `.fisherlab`.
+
+Axes-level functions take `ax=` and return the axes, faceted ones return a
+`seaborn.FacetGrid`. Nothing is shown and no global setting is changed.
+"""
+
+from fisherlab.plots.accessor import DatasetAccessor as DatasetAccessor
+from fisherlab.plots.accessor import TreeAccessor as TreeAccessor
+from fisherlab.plots.costs import cost as cost
+from fisherlab.plots.frames import table as table
+from fisherlab.plots.matrices import heatmap as heatmap
+from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap
+from fisherlab.plots.profiles import direction_cosines as direction_cosines
+from fisherlab.plots.profiles import errors as errors
+from fisherlab.plots.quantities import QUANTITIES as QUANTITIES
+from fisherlab.plots.quantities import Quantity as Quantity
+from fisherlab.plots.quantities import quantity as quantity
+from fisherlab.plots.saving import save as save
+from fisherlab.plots.style import Style as Style
+from fisherlab.plots.style import publication as publication
+from fisherlab.plots.style import styles as styles
+from fisherlab.plots.trajectories import damping_sweep as damping_sweep
+from fisherlab.plots.trajectories import losses as losses
+from fisherlab.plots.trajectories import trajectory as trajectory

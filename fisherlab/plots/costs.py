@@ -1,0 +1,138 @@
+"""What the accuracy costs: error against the numbers that are held."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from fisherlab.plots import frames
+from fisherlab.plots.profiles import say_empty
+from fisherlab.plots.quantities import FLOOR, quantity
+from fisherlab.plots.style import Style, new_axes, publication, styles
+
+
+def cost(
+    ds: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    metric: str = "frobenius_error",
+    step: int | None = None,
+) -> Axes:
+    """Draw the error against the stored numbers, as a share of the exact block's.
+
+    Small marks are layers; the large mark of an approximation is their geometric
+    mean. The grey line joins the approximations that none other beats in both.
+
+    Raises
+    ------
+    ValueError
+        If the result has no such metric or no 'stored_numbers'.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import xarray as xr
+    >>> dims, coords = ("layer", "approximator"), {"approximator": ["exact", "kfac"]}
+    >>> variables = {
+    ...     "frobenius_error": (dims, [[0.0, 0.4]]),
+    ...     "stored_numbers": (dims, [[210.0, 42.0]]),
+    ... }
+    >>> ax = cost(xr.Dataset(variables, {"layer": ["0"], **coords}))
+    >>> [round(float(x), 3) for x in ax.lines[0].get_xdata()]
+    [0.2]
+    >>> plt.close("all")
+    """
+    error = frames.values(ds, metric, step=step)
+    share = storage_share(ds, step)
+    shown = [name for name in frames.drawn(error) if name in _measured(share)]
+    with publication():
+        ax = new_axes() if ax is None else ax
+        look = styles(frames.names(error, "approximator"))
+        centres = [_cloud(ax, n, share, error, look[n]) for n in shown]
+        _front(ax, [centre for centre in centres if np.isfinite(centre).all()])
+        _dress(ax, error, shown)
+    return ax
+
+
+def storage_share(ds: xr.Dataset, step: int | None = None) -> xr.DataArray:
+    """Divide the stored numbers by p(p+1)/2, those of the exact symmetric block.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> dims, coords = ("layer", "approximator"), {"approximator": ["exact", "kfac"]}
+    >>> ds = xr.Dataset({"stored_numbers": (dims, [[210.0, 42.0]])}, coords)
+    >>> storage_share(ds).values.tolist()
+    [[1.0, 0.2]]
+    """
+    stored = frames.values(ds, "stored_numbers", step=step)
+    if {"d_out", "d_in"} <= set(stored.coords):
+        parameters = stored["d_out"] * stored["d_in"]
+        return stored / (parameters * (parameters + 1) / 2)
+    if "exact" in frames.names(stored, "approximator"):
+        return stored / stored.sel(approximator="exact", drop=True)
+    return stored * np.nan
+
+
+def _measured(share: xr.DataArray) -> list[str]:
+    return [
+        name
+        for name in frames.names(share, "approximator")
+        if np.isfinite(share.sel(approximator=name).values).any()
+    ]
+
+
+def _cloud(
+    ax: Axes, name: str, share: xr.DataArray, error: xr.DataArray, look: Style
+) -> tuple[float, float]:
+    x, y = xr.broadcast(share.sel(approximator=name), error.sel(approximator=name))
+    pairs = np.stack([x.values.ravel(), y.transpose(*x.dims).values.ravel()])
+    pairs = np.maximum(pairs[:, np.isfinite(pairs).all(axis=0)], FLOOR**2)
+    if not pairs.size:
+        return float("nan"), float("nan")
+    pairs[1] = np.maximum(pairs[1], FLOOR)
+    centre = np.exp(np.log(pairs).mean(axis=1))
+    mark: dict[str, Any] = look.line() | {"linestyle": "none"}
+    large = mark | {"markeredgecolor": "#222222", "markersize": 9, "zorder": 4}
+    ax.plot(*centre[:, None], label=name, **large)
+    small = {"markersize": 4.5, "alpha": 0.45, "markeredgewidth": 0.0}
+    ax.plot(*pairs, label="_layers", **mark | small)
+    return float(centre[0]), float(centre[1])
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Keep the points that no other one beats in both coordinates (small is good).
+
+    Examples
+    --------
+    >>> pareto([(1.0, 5.0), (2.0, 6.0), (3.0, 1.0)])
+    [(1.0, 5.0), (3.0, 1.0)]
+    """
+    front: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _front(ax: Axes, points: list[tuple[float, float]]) -> None:
+    if len(points) > 1:
+        x, y = zip(*pareto(points), strict=True)
+        ax.plot(x, y, color="#B0B0B0", linewidth=1.2, zorder=1, label="_front")
+
+
+def _dress(ax: Axes, error: xr.DataArray, shown: list[str]) -> None:
+    ax.set_xlabel("stored numbers, share of the exact block")
+    ax.set_ylabel(quantity(str(error.name), error).label)
+    if not shown:
+        say_empty(ax, "no approximation has both an error and a cost")
+        return
+    ax.set_xscale("log")
+    if frames.wants_log(error, shown):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0)

@@ -1,0 +1,187 @@
+"""From a result to what a figure needs: one step, one damping, tidy rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from fisherlab.plots.quantities import FLOOR, below_floor, quantity
+
+
+def values(
+    ds: xr.Dataset,
+    metric: str,
+    *,
+    step: int | None = None,
+    damping: float | None = None,
+) -> xr.DataArray:
+    """Pick a metric at one step and one damping, with dims layer and approximator.
+
+    Without `step` the last one is taken, without `damping` the middle one.
+
+    Raises
+    ------
+    ValueError
+        If the metric, the step or the damping is not in the result.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> error = xr.DataArray([[[0.5]], [[0.4]]], dims=("step", "layer", "approximator"))
+    >>> ds = xr.Dataset({"frobenius_error": error}, coords={"step": [0, 9]})
+    >>> float(values(ds, "frobenius_error").item())
+    0.4
+    """
+    picked = pick(pick(metric_of(ds, metric), "step", step), "damping", damping)
+    return _with_dims(picked)
+
+
+def metric_of(ds: xr.Dataset, metric: str) -> xr.DataArray:
+    """Return a variable of a result, or say which ones there are.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> metric_of(xr.Dataset(), "frobenius_error")
+    Traceback (most recent call last):
+        ...
+    ValueError: the result has no variable 'frobenius_error'; it has: none
+    """
+    if metric not in ds.data_vars:
+        known = ", ".join(str(name) for name in ds.data_vars) or "none"
+        raise ValueError(f"the result has no variable {metric!r}; it has: {known}")
+    return ds[metric]
+
+
+def pick(data: xr.DataArray, dim: str, value: float | int | None = None) -> xr.DataArray:
+    """Take one value of a dim: the one named, else the last step, the middle damping.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> sweep = xr.DataArray([1.0, 2.0, 3.0], {"damping": [0.1, 1.0, 10.0]})
+    >>> float(pick(sweep, "damping"))
+    2.0
+    """
+    if dim not in data.dims:
+        return data
+    if value is None:
+        index = data.sizes[dim] // 2 if dim == "damping" else -1
+        return data.isel({dim: index})
+    known = [item.item() for item in np.asarray(data[dim].values)]
+    matches = [i for i, item in enumerate(known) if np.isclose(item, value)]
+    if not matches:
+        raise ValueError(f"{dim} {value!r} is not in the result; it has: {known}")
+    return data.isel({dim: matches[0]})
+
+
+def _with_dims(data: xr.DataArray) -> xr.DataArray:
+    # A user's `ds.sel(layer="0")` turns the dim into a scalar coordinate.
+    missing = [dim for dim in ("layer", "approximator") if dim not in data.dims]
+    return data.expand_dims(missing) if missing else data
+
+
+def names(data: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
+    """Return the labels of a dim as text, [] where there is none.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> names(xr.DataArray([1.0], {"layer": ["fc"]}, dims="layer"), "layer")
+    ['fc']
+    """
+    if dim in data.coords:
+        return [str(label) for label in np.atleast_1d(data[dim].values)]
+    return [str(i) for i in range(data.sizes.get(dim, 0))]
+
+
+def drawn(data: xr.DataArray) -> list[str]:
+    """Name the approximators worth drawing: those measured and not trivially exact.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> error = xr.DataArray(
+    ...     [[0.0, 0.3, float("nan")]],
+    ...     {"approximator": ["exact", "kfac", "ekfac"]},
+    ...     dims=("layer", "approximator"),
+    ...     name="frobenius_error",
+    ... )
+    >>> drawn(error)
+    ['kfac']
+    """
+    shown = []
+    for index, name in enumerate(names(data, "approximator")):
+        column = np.asarray(data.isel(approximator=index).values, dtype=float)
+        finite = column[np.isfinite(column)]
+        if finite.size and not (name == "exact" and _perfect(data, finite)):
+            shown.append(name)
+    return shown
+
+
+def _perfect(data: xr.DataArray, finite: NDArray[Any]) -> bool:
+    perfect = quantity(str(data.name)).perfect
+    return perfect is not None and below_floor(float(np.abs(finite - perfect).max()))
+
+
+def tidy(data: xr.DataArray, approximators: Sequence[str]) -> pd.DataFrame:
+    """Lay a metric out as rows: layer, approximator, other dims, value.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> coords = {"layer": ["0"], "approximator": ["kfac"]}
+    >>> error = xr.DataArray([[0.3]], coords, name="frobenius_error")
+    >>> tidy(error, ["kfac"])
+      layer approximator  frobenius_error
+    0     0         kfac              0.3
+    """
+    dims = [str(dim) for dim in data.dims]
+    frame = data.to_series().rename(str(data.name)).reset_index()
+    frame = frame[[*dims, str(data.name)]]
+    for dim in ("layer", "approximator"):
+        frame[dim] = [str(label) for label in frame[dim]]
+    kept = frame[frame["approximator"].isin(list(approximators))]
+    return kept.reset_index(drop=True)
+
+
+def table(ds: xr.Dataset) -> pd.DataFrame:
+    """Lay a whole result out as one tidy table, a row per cell and damping.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> dims = ("layer", "approximator")
+    >>> ds = xr.Dataset(
+    ...     {"frobenius_error": (dims, [[0.3]]), "status": (dims, [["ok"]])},
+    ...     coords={"layer": ["0"], "approximator": ["kfac"]},
+    ... )
+    >>> table(ds).columns.tolist()
+    ['layer', 'approximator', 'frobenius_error', 'status']
+    """
+    cells = [n for n in ds.data_vars if "approximator" in ds[n].dims]
+    order = [d for d in ("seed", "step", "layer", "approximator", "damping")]
+    dims = [d for d in order if any(d in ds[n].dims for n in cells)]
+    frame = ds[cells].to_dataframe(dim_order=dims).reset_index()
+    return frame[[*dims, *cells]]
+
+
+def wants_log(data: xr.DataArray, approximators: Sequence[str]) -> bool:
+    """Say whether the spread of a metric is read better on a log scale.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> coords = {"approximator": ["kfac", "mini-block"]}
+    >>> error = xr.DataArray([1e-4, 0.5], coords, name="frobenius_error")
+    >>> wants_log(error, ["kfac", "mini-block"]), wants_log(error, ["kfac"])
+    (True, False)
+    """
+    if quantity(str(data.name)).best != "low":
+        return False
+    spread = np.asarray(data.sel(approximator=list(approximators)).values, dtype=float)
+    measured = spread[np.isfinite(spread) & (spread > FLOOR)]
+    return bool(measured.size) and float(measured.max() / measured.min()) > 30.0

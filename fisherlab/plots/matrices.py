@@ -1,0 +1,266 @@
+"""Pictures of matrices: |entries|, layer and mini-block outlines, one colour scale."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from fisherlab.plots.style import publication, text
+
+Array = NDArray[Any]
+LIMIT: Final = 2000
+"""Rows a picture has at most; above it each pixel shows the largest of its entries."""
+COLOURS: Final = "Greys"
+_CENTRED: Final[dict[str, Any]] = {"ha": "center", "va": "center", "color": "#555555"}
+
+
+def heatmap(
+    da: xr.DataArray,
+    ax: Axes | None = None,
+    *,
+    vmax: float | None = None,
+    outlines: Sequence[tuple[int, int]] | None = None,
+    scale: Literal["linear", "log"] = "linear",
+    colorbar: bool = True,
+) -> Axes:
+    """Draw the absolute entries of a matrix.
+
+    The colours end at `vmax` (default: the 99.5th percentile of the entries);
+    `outlines` are (start, stop) pairs of square blocks on the diagonal. Matrices of
+    more than 2,000 rows are shown by the largest entry of each pixel, so that a
+    single large entry stays visible. The axes count entries of the matrix itself.
+
+    Raises
+    ------
+    ValueError
+        If `da` has not two dims.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> ax = heatmap(xr.DataArray(-np.eye(4), dims=("row", "col")), vmax=2.0)
+    >>> ax.images[0].get_clim()
+    (0.0, 2.0)
+    >>> plt.close("all")
+    """
+    if da.ndim != 2:
+        raise ValueError(f"heatmap draws a matrix, got dims {da.dims}: select the rest")
+    matrix = np.asarray(da.values)
+    shown = maxima(matrix)
+    top = typical_maximum(matrix) if vmax is None else vmax
+    with publication():
+        ax = _square_axes() if ax is None else ax
+        image = _draw(ax, shown, matrix.shape, _norm(shown, top, scale))
+        outline(ax, outlines or ())
+        if colorbar:
+            ax.figure.colorbar(image, ax=ax, label="|entry|", shrink=0.8)
+    return ax
+
+
+def inverse_heatmap(
+    tree: xr.DataTree,
+    layers: Sequence[str] | None = None,
+    approximators: Sequence[str] | None = None,
+) -> Figure:
+    """Draw |(F̂ + λI)⁻¹| of each layer, the exact one beside the approximations.
+
+    A row is a layer and shares one linear colour scale from 0 to the 99.5th
+    percentile of the exact inverse; it is printed with λ. Light squares are the
+    mini-blocks: the weights of one output neuron, or of one kernel.
+
+    Raises
+    ------
+    ValueError
+        If the tree has no layer, or not those layers or approximators.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import numpy as np
+    >>> import xarray as xr
+    >>> coords = {"approximator": ["exact"], "row": range(4), "col": range(4)}
+    >>> inverse = xr.Dataset(
+    ...     {"inverse": (("approximator", "row", "col"), np.eye(4)[None])},
+    ...     coords,
+    ...     {"weight_shape": [2, 2], "mini_block_size": 2, "lambda": 0.1},
+    ... )
+    >>> figure = inverse_heatmap(xr.DataTree.from_dict({"fc": inverse}))
+    >>> figure.axes[0].get_title()
+    'exact'
+    >>> plt.close("all")
+    """
+    chosen = _children(tree, layers)
+    names = approximators or _labels(next(iter(chosen.values())))
+    with publication():
+        figure, grid = _row_grid(len(chosen), len(names))
+        for row, (layer, ds) in zip(grid, chosen.items(), strict=True):
+            _inverse_row(row, layer, ds, names)
+        for ax, name in zip(grid[0], names, strict=True):
+            ax.set_title(text(str(name)))
+    return figure
+
+
+def _children(tree: xr.DataTree, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
+    known = {str(name): child.to_dataset() for name, child in tree.children.items()}
+    known = {name: ds for name, ds in known.items() if "inverse" in ds}
+    if not known:
+        raise ValueError("the tree holds no inverse blocks; make it by inverse_blocks")
+    unknown = [name for name in layers or () if name not in known]
+    if unknown:
+        raise ValueError(f"no layer {unknown} in the tree; it has: {sorted(known)}")
+    return {name: known[name] for name in (layers or known)}
+
+
+def _labels(ds: xr.Dataset) -> list[str]:
+    return [str(name) for name in ds["approximator"].values]
+
+
+def _row_grid(rows: int, columns: int) -> tuple[Figure, Array]:
+    size = (1.62 * columns + 1.3, 1.78 * rows + 0.35)
+    tight = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.04, wspace=0.01, hspace=0.02)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout=tight)
+    return figure, grid
+
+
+def _inverse_row(axes: Array, layer: str, ds: xr.Dataset, names: Sequence[str]) -> None:
+    known = _labels(ds)
+    # The exact inverse sets the scale of its row, whichever columns are drawn.
+    top = typical_maximum(np.asarray(ds["inverse"].isel(approximator=0).values))
+    blocks = mini_blocks(ds.attrs)
+    image = None
+    for ax, name in zip(axes, names, strict=True):
+        matrix = ds["inverse"].sel(approximator=name) if name in known else None
+        if matrix is None or not np.isfinite(matrix).any():
+            ax.text(0.5, 0.5, "not\navailable", transform=ax.transAxes, **_CENTRED)
+            ax.spines[:].set_visible(False)
+            ax.grid(visible=False)
+        else:
+            heatmap(matrix, ax, vmax=top, outlines=blocks, colorbar=False)
+            image = ax.images[0]
+        ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    axes[0].set_ylabel(_row_label(layer, ds.attrs))
+    if image is not None:
+        _row_colorbar(axes, image, top, ds.attrs)
+
+
+def _row_label(layer: str, attrs: dict[Any, Any]) -> str:
+    shape = "×".join(str(int(n)) for n in np.atleast_1d(attrs.get("weight_shape", ())))
+    return f"layer {text(layer)}" + (f"\n{shape}" if shape else "")
+
+
+def _row_colorbar(axes: Array, image: Any, top: float, attrs: dict[Any, Any]) -> None:
+    figure = axes[0].figure
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.01, extend="max")
+    bar.set_ticks([0, top], labels=["0", f"{top:.3g}"])
+    bar.outline.set_linewidth(0.5)
+    damping = attrs.get("lambda")
+    if damping is not None:
+        bar.set_label(f"λ = {float(damping):.3g}", labelpad=-8)
+
+
+def mini_blocks(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
+    """List the (start, stop) of the mini-blocks along the diagonal of a layer.
+
+    With the row-major vec, row o of the weight begins at o·d_in; its bias, where
+    the size of a mini-block does not cover it, is left without an outline.
+
+    Examples
+    --------
+    >>> mini_blocks({"weight_shape": [2, 5], "mini_block_size": 2})
+    [(0, 2), (2, 4), (5, 7), (7, 9)]
+    """
+    shape, size = attrs.get("weight_shape"), int(attrs.get("mini_block_size", 0))
+    if shape is None or size < 2:
+        return []
+    d_out, d_in = (int(n) for n in shape)
+    starts = [o * d_in + j * size for o in range(d_out) for j in range(d_in // size)]
+    return [(start, start + size) for start in starts]
+
+
+def maxima(matrix: Array, limit: int = LIMIT) -> Array:
+    """Shrink |matrix| to at most `limit` rows and columns by the maxima of blocks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maxima(np.array([[0.0, -3.0], [1.0, 2.0]]), limit=1)
+    array([[3.]])
+    """
+    shown = np.abs(matrix)
+    for axis, size in enumerate(matrix.shape):
+        factor = -(-size // limit)
+        if factor > 1:
+            shown = np.maximum.reduceat(shown, np.arange(0, size, factor), axis=axis)
+    return shown
+
+
+def typical_maximum(matrix: Array) -> float:
+    """Return the 99.5th percentile of |entries|, or their maximum where that is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> typical_maximum(np.zeros((2, 2)))
+    1.0
+    """
+    sizes = np.abs(matrix[np.isfinite(matrix)])
+    if not sizes.size or not sizes.max():
+        return 1.0
+    return float(np.percentile(sizes, 99.5)) or float(sizes.max())
+
+
+def outline(ax: Axes, blocks: Sequence[tuple[int, int]]) -> None:
+    """Draw light squares around blocks of the diagonal.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> outline(ax, [(0, 2), (2, 4)])
+    >>> len(ax.collections)
+    1
+    >>> plt.close("all")
+    """
+    if not blocks:
+        return
+    squares = [Rectangle((a, a), b - a, b - a) for a, b in blocks]
+    look: dict[str, Any] = {"edgecolor": "#56B4E9", "linewidth": 0.35, "alpha": 0.6}
+    ax.add_collection(PatchCollection(squares, facecolor="none", **look))
+
+
+def _square_axes() -> Axes:
+    _, ax = plt.subplots(figsize=(4.4, 3.8), layout="constrained")
+    return ax
+
+
+def _norm(shown: Array, top: float, scale: str) -> Normalize:
+    if scale == "linear":
+        return Normalize(0.0, top, clip=True)
+    positive = shown[shown > 0]
+    bottom = float(positive.min()) if positive.size else top / 10
+    return LogNorm(max(min(bottom, top / 10), top * 1e-8), top, clip=True)
+
+
+def _draw(ax: Axes, shown: Array, shape: tuple[int, ...], norm: Normalize) -> Any:
+    rows, columns = shape
+    ax.grid(visible=False)
+    ax.spines[["top", "right"]].set_visible(True)
+    return ax.imshow(
+        shown,
+        cmap=COLOURS,
+        norm=norm,
+        extent=(0, columns, rows, 0),
+        interpolation="auto",
+        rasterized=True,
+    )

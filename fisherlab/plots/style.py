@@ -1,0 +1,189 @@
+"""One look for every figure: a fixed colour, marker and dash per approximator."""
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont, get_font
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one approximator is drawn, in colour and in grey.
+
+    Examples
+    --------
+    >>> Style("#0072B2", "o").linestyle
+    'solid'
+    """
+
+    color: str
+    marker: str
+    dash: tuple[float, ...] = ()
+
+    @property
+    def linestyle(self) -> Any:
+        """Return the dash in matplotlib's form."""
+        return (0, self.dash) if self.dash else "solid"
+
+    def line(self) -> dict[str, Any]:
+        """Return the keywords of a line with markers."""
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "linestyle": self.linestyle,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }
+
+
+# Okabe & Ito's palette first (safe for colour-blind readers), Tol's muted after.
+KNOWN: Final = {
+    "exact": Style("#000000", "*"),
+    "kfac": Style("#0072B2", "o"),
+    "kpsvd": Style("#D55E00", "s", (5.0, 1.5)),
+    "kpsvd-2": Style("#E69F00", "D"),
+    "kfac-corrected": Style("#009E73", "^", (5.0, 1.5, 1.0, 1.5)),
+    "mini-block": Style("#CC79A7", "P", (3.0, 1.0)),
+    "diagonal": Style("#7A7A7A", "X", (1.0, 1.0)),
+    "ekfac": Style("#56B4E9", "v", (2.0, 1.0, 2.0, 1.0)),
+    "tkfac": Style("#882255", "<", (4.0, 2.0)),
+    "deflation": Style("#332288", ">", (6.0, 1.0)),
+    "lanczos-2": Style("#999933", "p", (3.0, 1.0, 1.0, 1.0)),
+    "lanczos-paper": Style("#44AA99", "h", (1.0, 2.0)),
+}
+SPARE: Final = (
+    Style("#AA4499", "d", (5.0, 2.0)),
+    Style("#117733", "H", (2.0, 2.0)),
+    Style("#661100", "8", (4.0, 1.0, 1.0, 1.0)),
+    Style("#6699CC", "p", (1.0, 1.5)),
+    Style("#888888", "h", (6.0, 2.0)),
+)
+PUBLICATION: Final[dict[Any, Any]] = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "normal",
+    "axes.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#333333",
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 2.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 6.0,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "fisherlab",
+    "pdf.fonttype": 42,
+}
+
+
+@contextmanager
+def publication() -> Iterator[None]:
+    """Draw in fisherlab's look within the context and leave the settings alone.
+
+    Examples
+    --------
+    >>> import matplotlib as mpl
+    >>> before = mpl.rcParams["font.size"]
+    >>> with publication():
+    ...     mpl.rcParams["font.size"]
+    9.0
+    >>> mpl.rcParams["font.size"] == before
+    True
+    """
+    with mpl.rc_context(PUBLICATION):
+        yield
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """Give every approximator its style: known names always the same one.
+
+    Names that fisherlab does not know take the spare styles in their order.
+
+    Examples
+    --------
+    >>> styles(["kfac", "mine"])["kfac"] == styles(["other", "kfac"])["kfac"]
+    True
+    """
+    listed = list(dict.fromkeys(names))
+    strangers = [name for name in listed if name not in KNOWN]
+    spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(strangers)}
+    return {name: KNOWN.get(name) or spare[name] for name in listed}
+
+
+def new_axes(width: float = 8.2, height: float = 3.6) -> Axes:
+    """Open a figure with one pair of axes, `width` by `height` inches.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = new_axes(4.0, 3.0)
+    >>> [float(edge) for edge in ax.figure.get_size_inches()]
+    [4.0, 3.0]
+    >>> plt.close(ax.figure)
+    """
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    return ax
+
+
+def text(name: str, limit: int = 18) -> str:
+    r"""Make a name fit for a figure: short, without mathematics, drawable.
+
+    Of long names the parts between dots are abbreviated, numbers kept; what is
+    still too long loses its middle. Characters that matplotlib's own font lacks
+    are written as escapes instead of empty boxes.
+
+    Examples
+    --------
+    >>> text("encoder.layers.11.attention.out_proj")
+    'e.l.11.a.out_proj'
+    >>> text("x" * 30)
+    'xxxxxxxx…xxxxxxxxx'
+    >>> text("a$b$")
+    'a\\$b\\$'
+    """
+    drawn = "".join(_drawable(c) for c in unicodedata.normalize("NFC", name))
+    drawn = _abbreviated(drawn, limit)
+    if len(drawn) > limit:
+        head = (limit - 1) // 2
+        drawn = drawn[:head] + "…" + drawn[head + 1 - limit :]
+    return drawn.replace("$", r"\$")
+
+
+def _abbreviated(name: str, limit: int) -> str:
+    *path, last = name.split(".")
+    for letters in (3, 2, 1):
+        if len(name) > limit:
+            kept = [part if part.isdigit() else part[:letters] for part in path]
+            name = ".".join([*kept, last])
+    return name
+
+
+def _drawable(character: str) -> str:
+    if character.isprintable() and ord(character) in _charmap():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+@cache
+def _charmap() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

@@ -1,0 +1,265 @@
+"""Values along training, one small panel per layer, and the losses beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from fisherlab.plots import frames
+from fisherlab.plots.profiles import say_empty
+from fisherlab.plots.quantities import FLOOR, Quantity, quantity
+from fisherlab.plots.style import Style, new_axes, publication, styles, text
+
+
+def trajectory(
+    ds: xr.Dataset,
+    metric: str = "frobenius_error",
+    *,
+    layers: Sequence[str] | None = None,
+    damping: float | None = None,
+    col_wrap: int = 3,
+) -> sns.FacetGrid:
+    """Draw a metric along the steps of training, one panel per layer.
+
+    Lines are means; where there are several seeds the band is their whole range.
+    Steps whose gaps differ by more than a factor 10 are spaced by their logarithm.
+
+    Raises
+    ------
+    ValueError
+        If the result has no steps, or not that metric, layer or damping.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import xarray as xr
+    >>> error = xr.DataArray(
+    ...     [[[0.2]], [[0.4]]],
+    ...     {"step": [0, 10], "layer": ["0"], "approximator": ["kfac"]},
+    ... )
+    >>> grid = trajectory(xr.Dataset({"frobenius_error": error}))
+    >>> [float(y) for y in grid.axes_dict["0"].lines[0].get_ydata()]
+    [0.2, 0.4]
+    >>> plt.close("all")
+    """
+    data = frames.pick(frames.metric_of(ds, metric), "damping", damping)
+    if "step" not in data.dims:
+        raise ValueError(f"{metric!r} has no dim 'step': there is no trajectory")
+    chosen = _known_layers(data, layers)
+    return facets(data.sel(layer=chosen), "step", col_wrap)
+
+
+def damping_sweep(
+    ds: xr.Dataset,
+    metric: str = "inverse_error",
+    *,
+    layers: Sequence[str] | None = None,
+    step: int | None = None,
+    col_wrap: int = 3,
+) -> sns.FacetGrid:
+    """Draw a metric against the damping, one panel per layer.
+
+    Raises
+    ------
+    ValueError
+        If the result has no several dampings, or not that metric, layer or step.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import xarray as xr
+    >>> error = xr.DataArray(
+    ...     [[[0.5, 0.1]]],
+    ...     {"layer": ["0"], "approximator": ["kfac"], "damping": [1e-3, 1e-1]},
+    ... )
+    >>> grid = damping_sweep(xr.Dataset({"inverse_error": error}))
+    >>> grid.axes_dict["0"].get_xscale()
+    'log'
+    >>> plt.close("all")
+    """
+    data = frames.pick(frames.metric_of(ds, metric), "step", step)
+    if "damping" not in data.dims:
+        raise ValueError(f"{metric!r} has no dim 'damping': there is nothing to sweep")
+    chosen = _known_layers(data, layers)
+    return facets(data.sel(layer=chosen), "damping", col_wrap)
+
+
+def losses(ds: xr.Dataset, ax: Axes | None = None, *, what: str = "loss") -> Axes:
+    """Draw the training and test loss (or `what="accuracy"`) along the steps.
+
+    Raises
+    ------
+    ValueError
+        If the result holds neither of the two.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import xarray as xr
+    >>> ds = xr.Dataset({"train_loss": ("step", [2.3, 0.4])}, {"step": [0, 100]})
+    >>> [line.get_label() for line in losses(ds).lines]
+    ['training']
+    >>> plt.close("all")
+    """
+    rows = {"training": f"train_{what}", "test": f"test_{what}"}
+    known = {label: ds[name] for label, name in rows.items() if name in ds.data_vars}
+    if not known:
+        raise ValueError(f"the result has neither 'train_{what}' nor 'test_{what}'")
+    with publication():
+        ax = new_axes(4.0, 2.8) if ax is None else ax
+        for (label, values), look in zip(known.items(), _LOSS_LOOKS, strict=False):
+            mean = values.mean("seed") if "seed" in values.dims else values
+            ax.plot(mean["step"], mean, label=label, **look.line())
+        ax.set_xlabel("training step")
+        ax.set_ylabel(what)
+        space_steps(ax, np.asarray(ds["step"].values))
+        ax.legend()
+    return ax
+
+
+_LOSS_LOOKS = (Style("#0072B2", "o"), Style("#D55E00", "s", (4.0, 1.5)))
+
+
+def _known_layers(data: xr.DataArray, layers: Sequence[str] | None) -> list[str]:
+    known = frames.names(data, "layer")
+    chosen = known if layers is None else list(layers)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(f"no layer {unknown} in the result; it has: {known}")
+    return chosen
+
+
+def facets(data: xr.DataArray, x: str, col_wrap: int) -> sns.FacetGrid:
+    """Draw a metric against `x`, one panel per layer, all on one scale.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import xarray as xr
+    >>> coords = {"layer": ["a", "b"], "approximator": ["kfac"], "step": [0, 5]}
+    >>> error = xr.DataArray([[[1.0, 2.0]], [[3.0, 4.0]]], coords, name="error")
+    >>> sorted(facets(error, "step", 2).axes_dict)
+    ['a', 'b']
+    >>> plt.close("all")
+    """
+    shown = frames.drawn(data)
+    log = frames.wants_log(data, shown)
+    frame = frames.tidy(data.clip(min=FLOOR, keep_attrs=True) if log else data, shown)
+    titles = _titles(frames.names(data, "layer"))
+    frame["layer"] = frame["layer"].map(titles)
+    every = styles(frames.names(data, "approximator"))
+    look = {name: every[name] for name in shown}
+    with publication():
+        grid = _grid(frame, list(titles.values()), col_wrap)
+        for layer, (title, ax) in zip(titles, grid.axes_dict.items(), strict=True):
+            _panel(ax, frame[frame["layer"] == title], x, str(data.name), look)
+            ax.set_title(f"layer {text(layer, 20)}")
+        # Only once all panels are drawn: they share their scales.
+        for ax in grid.axes.flat:
+            _scale(ax, data, x, log)
+        _finish(grid, quantity(str(data.name), data), x, shown)
+    return grid
+
+
+def _grid(frame: pd.DataFrame, layers: list[str], col_wrap: int) -> sns.FacetGrid:
+    wrap = min(col_wrap, len(layers))
+    # An all-NaN metric leaves no rows; the panels are still there to say so.
+    rows = frame if len(frame) else pd.DataFrame({"layer": layers})
+    height = 2.2 if wrap > 1 else 3.0
+    aspect = {1: 1.7, 2: 1.45}.get(wrap, 1.18)
+    return sns.FacetGrid(
+        rows, col="layer", col_order=layers, col_wrap=wrap, height=height, aspect=aspect
+    )
+
+
+def _titles(layers: list[str]) -> dict[str, str]:
+    # seaborn writes them into figures, so they must be drawable, and stay distinct.
+    short = [text(name, 40) for name in layers]
+    if len(set(short)) < len(layers):
+        short = [f"{i}: {name}" for i, name in enumerate(short)]
+    return dict(zip(layers, short, strict=True))
+
+
+def _panel(
+    ax: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    metric: str,
+    look: dict[str, Style],
+) -> None:
+    if not len(rows) or rows[metric].isna().all():
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
+        return
+    for name, style in look.items():
+        series = rows[rows["approximator"] == name].dropna(subset=[metric])
+        by_x = series.groupby(x)[metric].agg(["mean", "min", "max"])
+        # Many marks would hide the line.
+        size = 6.0 if len(by_x) <= 12 else 2.5
+        ax.plot(by_x.index, by_x["mean"], label=name, **style.line(), markersize=size)
+        if "seed" in rows:
+            band: dict[str, Any] = {"color": style.color, "alpha": 0.18}
+            ax.fill_between(by_x.index, by_x["min"], by_x["max"], linewidth=0, **band)
+
+
+def _scale(ax: Axes, data: xr.DataArray, x: str, log: bool) -> None:
+    positions = np.asarray(data[x].values, dtype=float)
+    if x == "step":
+        space_steps(ax, positions)
+    elif (positions > 0).all():
+        ax.set_xscale("log")
+    else:
+        ax.set_xscale("symlog", linthresh=positions[positions > 0].min())
+    metric = quantity(str(data.name))
+    if log:
+        ax.set_yscale("log")
+    elif metric.best == "low":
+        ax.set_ylim(bottom=0)
+
+
+def _finish(grid: sns.FacetGrid, metric: Quantity, x: str, shown: list[str]) -> None:
+    words = {"step": "training step", "damping": "damping"}
+    grid.set_axis_labels(words[x], metric.title)
+    if not shown:
+        say_empty(grid.axes.flat[0], "")
+        return
+    handles: dict[str, Any] = {}
+    for ax in grid.axes.flat:
+        handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    grid.tight_layout()
+    columns = min(len(handles), 6 if len(grid.axes.flat) > 2 else 3)
+    grid.figure.legend(
+        [handles[n] for n in shown if n in handles],
+        [n for n in shown if n in handles],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=columns,
+    )
+
+
+def space_steps(ax: Axes, steps: NDArray[Any]) -> None:
+    """Space the steps of training by their logarithm where their gaps grow, 0 kept.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import numpy as np
+    >>> _, ax = plt.subplots()
+    >>> space_steps(ax, np.array([0, 20, 200, 1000]))
+    >>> ax.get_xscale()
+    'symlog'
+    >>> plt.close("all")
+    """
+    positive, gaps = steps[steps > 0], np.diff(np.sort(steps))
+    if len(gaps) > 1 and gaps.min() > 0 and gaps.max() / gaps.min() > 10:
+        ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.5)
+    if len(steps) <= 6:
+        ax.xaxis.set_major_locator(FixedLocator([float(s) for s in steps]))
+        ax.xaxis.set_major_formatter(FixedFormatter([f"{s:g}" for s in steps]))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,1 @@
+"""A report: what it is asked, the work, and the page it becomes."""

@@ -1,0 +1,208 @@
+"""Train a problem and set the approximations beside the exact blocks on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import xarray as xr
+from torch import nn
+
+import fisherlab as fl
+from fisherlab.likelihoods import Categorical
+from fisherlab.problems import Problem
+from fisherlab.problems.problem import Pair
+from fisherlab.report.config import ReportConfig
+from fisherlab.report.phases import Phases
+from fisherlab.statistics import Statistics
+from fisherlab.training import accuracy, mean_loss, trajectory
+
+_MOMENTUM: Final = 0.9
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Hold what was found along a training.
+
+    Attributes
+    ----------
+    results
+        The metrics of every analysed step, in the schema of `fl.compare`.
+    inverses
+        Inverse blocks at the last analysed step; None if every block is too large.
+    interrupted
+        Whether checkpoints are missing because the user stopped the work.
+    """
+
+    results: xr.Dataset
+    inverses: xr.DataTree | None
+    interrupted: bool
+
+
+def count_phases(config: ReportConfig) -> int:
+    """Return how many phases `analyse` goes through.
+
+    Examples
+    --------
+    >>> count_phases(ReportConfig(checkpoints=(0, 10)))
+    7
+    """
+    return 3 * len(config.analysed_steps) + 1
+
+
+def analyse(problem: Problem, config: ReportConfig, phase: Phases) -> Analysis:
+    """Train a problem's network and analyse it at the checkpoints.
+
+    The Fisher is taken over the first `config.examples` training examples. An interrupt
+    after the first checkpoint ends the work early; what is done is returned.
+
+    Raises
+    ------
+    NumericalError
+        If the training diverges or a factorisation fails.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> from fisherlab.problems.networks import perceptron
+    >>> x, y = fl.problems.load("digits").train
+    >>> part = (x[:50, 100:104], y[:50])
+    >>> network = perceptron([4, 3, 10], "tanh")
+    >>> small = Problem("digits", network, fl.Categorical(), part, part)
+    >>> config = ReportConfig(steps=2)
+    >>> with Phases(count_phases(config), quiet=True) as phase:
+    ...     analysis = analyse(small, config, phase)
+    >>> analysis.results.frobenius_error.dims
+    ('step', 'layer', 'approximator')
+    """
+    rows: list[xr.Dataset] = []
+    stats: Statistics | None = None
+    interrupted = False
+    try:
+        for step, model in _checkpoints(problem, config, phase):
+            stats, row = _moment(problem, model, step, config, phase)
+            rows.append(row)
+    except KeyboardInterrupt:
+        if stats is None:
+            raise
+        interrupted = True
+    assert stats is not None, "at least one step is analysed"
+    with phase("inverse blocks"):
+        inverses = _inverses(stats, config)
+    results = _joined(rows).assign_attrs(_attributes(problem, config))
+    return Analysis(results, inverses, interrupted)
+
+
+def _checkpoints(
+    problem: Problem, config: ReportConfig, phase: Phases
+) -> Iterable[tuple[int, nn.Module]]:
+    optimizer = torch.optim.SGD(
+        problem.model.parameters(), lr=config.lr, momentum=_MOMENTUM
+    )
+    path = trajectory(
+        problem,
+        optimizer,
+        config.steps,
+        config.analysed_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=lambda step: phase.note(f"step {step} of {config.steps}"),
+    )
+    for _ in config.analysed_steps:
+        with phase("train"):
+            arrived = next(path)
+        yield arrived
+
+
+def _moment(
+    problem: Problem, model: nn.Module, step: int, config: ReportConfig, phase: Phases
+) -> tuple[Statistics, xr.Dataset]:
+    """Return the statistics of one step and its row of the results."""
+    data = _first(problem.train, config.examples)
+    with phase("collect", f"at step {step}"):
+        stats = fl.collect(model, data, problem.likelihood, _fisher(config))
+        gradient = fl.mean_gradient(model, data, problem.likelihood)
+    with phase("compare", f"at step {step}"):
+        row = fl.compare(
+            stats,
+            config.approximators,
+            damping=fl.RelativeDamping(config.damping),
+            gradient=gradient,
+        )
+    row = row.assign(_performance(problem, model)).assign_coords(step=step)
+    return stats, row
+
+
+def _first(data: Pair, count: int) -> Pair:
+    x, y = data
+    return x[:count], y[:count]
+
+
+def _fisher(config: ReportConfig) -> Any:
+    match config.fisher:
+        case "exact":
+            return fl.Exact()
+        case "monte-carlo":
+            return fl.MonteCarlo(config.samples, seed=config.seed)
+        case "empirical":
+            return fl.Empirical()
+
+
+def _performance(problem: Problem, model: nn.Module) -> dict[str, xr.DataArray]:
+    """Return how well the network does on the training and the test set."""
+    found = {}
+    for name, data in (("train", problem.train), ("test", problem.test)):
+        found[f"{name}_loss"] = xr.DataArray(
+            mean_loss(model, problem.likelihood, data),
+            attrs={"long_name": f"mean {name} loss", "units": "nat"},
+        )
+        if isinstance(problem.likelihood, Categorical):
+            found[f"{name}_accuracy"] = xr.DataArray(
+                accuracy(model, data),
+                attrs={"long_name": f"{name} accuracy", "units": "1"},
+            )
+    return found
+
+
+def _joined(rows: Sequence[xr.Dataset]) -> xr.Dataset:
+    return xr.concat(
+        rows,
+        dim="step",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+
+
+def _inverses(stats: Statistics, config: ReportConfig) -> xr.DataTree | None:
+    """Return the inverses that are drawn, at the first damping."""
+    tree: xr.DataTree = fl.inverse_blocks(
+        stats,
+        config.approximators,
+        fl.RelativeDamping(config.damping[0]),
+        layers=config.layers or None,
+    )
+    return tree if tree.children else None
+
+
+def _attributes(problem: Problem, config: ReportConfig) -> dict[str, str | int]:
+    network = fl.problems.describe(config.problem).network
+    parameters = sum(p.numel() for p in problem.model.parameters())
+    training = {
+        "optimizer": "SGD",
+        "momentum": _MOMENTUM,
+        "lr": config.lr,
+        "batch_size": config.batch_size,
+        "steps": config.steps,
+    }
+    return {
+        "problem": config.problem,
+        "model": f"{network}, {parameters:,} parameters",
+        "seed": config.seed,
+        "training": json.dumps(training),
+    }

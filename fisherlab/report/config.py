@@ -1,0 +1,130 @@
+"""What a report is asked to do; light, so that the command line need not load torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+DEFAULT_APPROXIMATORS: Final = (
+    "exact",
+    "kfac",
+    "kpsvd",
+    "kpsvd-2",
+    "kfac-corrected",
+    "mini-block",
+    "diagonal",
+)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Say what to train, what to analyse and where to write the report.
+
+    Attributes
+    ----------
+    problem
+        Name of the problem.
+    steps
+        Number of training steps.
+    checkpoints
+        Steps after which to analyse; empty means four, evenly spaced in logarithm.
+    approximators
+        Names of the approximations, in the order of the report.
+    fisher
+        Which Fisher: over the model's own distribution exactly, sampled from it, or
+        with the labels of the data.
+    samples
+        Labels drawn per example (`monte-carlo` only).
+    damping
+        Damping relative to the mean eigenvalue tr F / p of each block; the first also
+        damps the inverses that are drawn.
+    examples
+        At most so many training examples make up the Fisher (the first ones).
+    batch_size, lr
+        Minibatch size and learning rate of the training (SGD, momentum 0.9).
+    layers
+        Blocks whose inverse is drawn; empty means those with at most 2,000 parameters.
+    seed
+        Decides initial weights, order of the examples and sampled labels.
+    device
+        `cpu`, `cuda` or `cuda:<number>`.
+    data_dir
+        Where data files are, see `fisherlab.problems.load`.
+    out
+        Folder of the report; None means a new one, `reports/<problem>-<time>`.
+    overwrite
+        Replace an earlier report in `out`.
+    quiet
+        Show no progress and no table.
+
+    Raises
+    ------
+    ValueError
+        If a number lies outside of its range.
+
+    Examples
+    --------
+    >>> ReportConfig(problem="digits", steps=20).analysed_steps
+    (0, 3, 7, 20)
+    >>> ReportConfig(steps=0)
+    Traceback (most recent call last):
+    ValueError: --steps must be at least 1, but is 0.
+    """
+
+    problem: str = "digits"
+    steps: int = 1000
+    checkpoints: tuple[int, ...] = ()
+    approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
+    fisher: Literal["exact", "monte-carlo", "empirical"] = "exact"
+    samples: int = 1
+    damping: tuple[float, ...] = (0.1,)
+    examples: int = 2000
+    batch_size: int = 64
+    lr: float = 0.05
+    layers: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    data_dir: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples", "examples", "batch_size"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        for alpha in self.damping:
+            _require(0 < alpha < math.inf, "damping", "positive", alpha)
+        for step in self.checkpoints:
+            limits = f"between 0 and --steps ({self.steps})"
+            _require(0 <= step <= self.steps, "checkpoints", limits, step)
+        for name in ("approximators", "damping"):
+            _require(bool(getattr(self, name)), name, "given at least once", "empty")
+
+    @property
+    def analysed_steps(self) -> tuple[int, ...]:
+        """Return the steps after which the network is analysed, in order."""
+        return tuple(sorted(set(self.checkpoints))) or logarithmic(self.steps)
+
+
+def logarithmic(steps: int, count: int = 4) -> tuple[int, ...]:
+    """Return step 0 and `count − 1` steps up to `steps`, evenly spaced in logarithm.
+
+    Step k is `steps^(k / (count − 1))`, rounded; equal steps are given once.
+
+    Examples
+    --------
+    >>> logarithmic(1000)
+    (0, 10, 100, 1000)
+    """
+    later = (round(steps ** (k / (count - 1))) for k in range(1, count))
+    return tuple(sorted({0, *later}))
+
+
+def _require(holds: bool, name: str, expected: str, given: object) -> None:
+    if not holds:
+        option = name.replace("_", "-")
+        raise ValueError(f"--{option} must be {expected}, but is {given}.")

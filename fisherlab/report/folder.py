@@ -1,0 +1,125 @@
+"""A folder that appears whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(
+    out: Path | None,
+    fallback: Path,
+    *,
+    overwrite: bool = False,
+    owned: Sequence[str] = (),
+) -> Iterator[tuple[Path, Path]]:
+    """Give a scratch folder to write into and the folder that its content will become.
+
+    The scratch folder is a hidden sibling. If the block ends well, its content moves to
+    the target; if not, it is removed together with every folder made for it.
+
+    Parameters
+    ----------
+    out
+        The target. It may exist if it is empty.
+    fallback
+        If `out` is None, the target is a new folder of this name, numbered if taken.
+    overwrite
+        Accept an `out` that is not empty.
+    owned
+        Names in `out` that go when it is overwritten, besides those written anew. All
+        other files stay.
+
+    Raises
+    ------
+    ValueError
+        If `out` is not empty and `overwrite` is False, or cannot be replaced.
+    OSError
+        If a folder cannot be made; this is found before the block runs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> parent = Path(tempfile.mkdtemp())
+    >>> with whole_folder(None, parent / "report") as (scratch, target):
+    ...     _ = (scratch / "page.html").write_text("done")
+    >>> [file.name for file in target.iterdir()]
+    ['page.html']
+    """
+    target, made = _new(fallback) if out is None else _claim(out, overwrite)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        scratch.mkdir()
+        yield scratch, target
+        _move_content(scratch, target, owned)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, not a folder. Name another one.")
+    if os.path.ismount(out):
+        raise ValueError(
+            f"--out {out} is the root of a file system, which cannot be replaced as a "
+            "whole. Name a folder below it."
+        )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(
+            f"--out {out} exists and is not empty. Name another folder, or replace the "
+            "report in it with --overwrite."
+        )
+
+
+def _claim(out: Path, overwrite: bool) -> tuple[Path, list[Path]]:
+    target = out.expanduser().resolve()
+    _check(target, overwrite)
+    return target, _made(target)
+
+
+def _made(folder: Path) -> list[Path]:
+    """Make a folder and return all folders that had to be made, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _new(fallback: Path) -> tuple[Path, list[Path]]:
+    """Make a folder that no one else has, even one that starts at the same moment."""
+    parent = fallback.expanduser().resolve().parent
+    made = _made(parent)
+    name, number = fallback.name, 1
+    while True:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            number += 1
+            name = f"{fallback.name}-{number}"
+        else:
+            return parent / name, [parent / name, *made]
+
+
+def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
+    if not any(target.iterdir()):
+        scratch.replace(target)
+        return
+    for name in {*owned, *(new.name for new in scratch.iterdir())}:
+        _remove(target / name)
+    for new in scratch.iterdir():
+        new.replace(target / new.name)
+    scratch.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""The job behind `fisherlab report`: check, load, analyse, write."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import xarray as xr
+
+import fisherlab as fl
+from fisherlab.problems import Problem
+from fisherlab.report.analysis import Analysis, analyse, count_phases
+from fisherlab.report.config import ReportConfig
+from fisherlab.report.folder import whole_folder
+from fisherlab.report.page import write_page
+from fisherlab.report.phases import Phases
+from fisherlab.report.provenance import describe_run
+from fisherlab.report.table import aligned
+
+_PARTS: Final = (
+    "report.html",
+    "results.nc",
+    "inverse_blocks.nc",
+    "run.json",
+    "figures",
+)
+
+
+def run(config: ReportConfig, command: str = "") -> Path:
+    """Write a report and return the path of its page.
+
+    The folder holds `report.html`, `results.nc`, `inverse_blocks.nc`, `run.json` and
+    `figures/`, and appears only when all is written. An interrupt after the first
+    checkpoint ends the analysis early: what is done is written, and the interrupt is
+    raised again.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    command
+        The command line, for the record.
+
+    Raises
+    ------
+    ValueError
+        If a name, a device or the folder is refused; nothing is written then.
+    DataError
+        If a data file is missing or damaged.
+    NumericalError
+        If the training diverges or a factorisation fails.
+
+    Examples
+    --------
+    >>> run(ReportConfig(problem="digit"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: There is no problem 'digit'. The problems are digits, mnist, ...
+    """
+    started = datetime.now().astimezone()
+    _check(config)
+    fallback = Path("reports") / f"{config.problem}-{started:%Y%m%d-%H%M%S}"
+    with (
+        whole_folder(config.out, fallback, overwrite=config.overwrite, owned=_PARTS) as (
+            scratch,
+            target,
+        ),
+        Phases(count_phases(config) + 3, quiet=config.quiet) as phase,
+    ):
+        with phase("load"):
+            problem = _load(config)
+        analysis = analyse(problem, config, phase)
+        record = describe_run(config, command, started)
+        _write(analysis, record, scratch, phase)
+    page = target / "report.html"
+    if not config.quiet:
+        print(summary_table(analysis.results), end="\n\n")
+    if analysis.interrupted:
+        raise KeyboardInterrupt(f"what was finished is in {page}")
+    return page
+
+
+def _check(config: ReportConfig) -> None:
+    fl.problems.describe(config.problem)
+    _check_known("approximator", config.approximators, tuple(fl.approximators()))
+    _check_known("device", (config.device,), available_devices())
+
+
+def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"There is no {kind} {name!r} here. Choose from {', '.join(known)}."
+            )
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the names of the devices this machine offers to torch.
+
+    Examples
+    --------
+    >>> available_devices()[0]
+    'cpu'
+    """
+    count = torch.cuda.device_count()
+    return ("cpu", *(["cuda"] if count else []), *(f"cuda:{k}" for k in range(count)))
+
+
+def _load(config: ReportConfig) -> Problem:
+    """Load the problem, and try one example so that mistakes show before training."""
+    problem = fl.problems.load(config.problem, config.data_dir, config.seed)
+    x, y = problem.train
+    stats = fl.collect(problem.model, (x[:1], y[:1]), problem.likelihood, fl.Empirical())
+    _check_known("layer", config.layers, tuple(stats))
+    return problem.to(config.device)
+
+
+def _write(analysis: Analysis, record: dict[str, Any], folder: Path, phase: Phases) -> None:
+    record |= {"interrupted": analysis.interrupted, "seconds": phase.seconds}
+    with phase("save"):
+        fl.save(analysis.results, folder / "results.nc")
+        if analysis.inverses is not None:
+            packed = analysis.inverses.map_over_datasets(_single)
+            fl.save(packed, folder / "inverse_blocks.nc")
+    with phase("page"):
+        write_page(analysis.results, analysis.inverses, folder, record)
+    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _single(ds: xr.Dataset) -> xr.Dataset:
+    """Keep seven digits of the inverses: enough for a picture, in half the space."""
+    return ds.assign(inverse=ds["inverse"].astype("float32")) if "inverse" in ds else ds
+
+
+def summary_table(results: xr.Dataset) -> str:
+    """Return the relative errors at the last step as text, a row for each layer.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> errors = xr.DataArray(
+    ...     [[[0.0, 0.51234]]],
+    ...     {"step": [9], "layer": ["fc1"], "approximator": ["exact", "kfac"]},
+    ... )
+    >>> print(summary_table(xr.Dataset({"frobenius_error": errors})))
+    Relative Frobenius error at step 9
+    layer   exact    kfac
+    fc1    0.0000  0.5123
+    """
+    last = results["frobenius_error"].isel(step=-1).transpose("layer", "approximator")
+    head = ["layer", *map(str, last["approximator"].values)]
+    rows = [
+        [str(layer), *(f"{value:.4f}" for value in values)]
+        for layer, values in zip(last["layer"].values, last.values, strict=True)
+    ]
+    title = f"Relative Frobenius error at step {int(last['step'])}"
+    return f"{title}\n{aligned([head, *rows], numbers=True)}"

@@ -1,0 +1,146 @@
+"""One moment of a result as plain arrays: what summaries and tables read from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from fisherlab.plots import frames
+from fisherlab.plots.costs import storage_share
+
+Grid = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """All metrics at one step and one damping, as grids of layer by approximation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grid = {"frobenius_error": np.array([[0.4]])}
+    >>> m = Moment(10, 0.01, ("0",), ("kfac",), ("20×21",), grid, np.array([["ok"]]))
+    >>> m.cell("frobenius_error", "0", "kfac")
+    'frobenius_error[step=10, layer=0, approximator=kfac]'
+    """
+
+    step: int | None
+    damping: float | None
+    layers: tuple[str, ...]
+    approximators: tuple[str, ...]
+    shapes: tuple[str, ...]
+    grids: Mapping[str, Grid]
+    status: Grid
+    damped: frozenset[str] = frozenset()
+
+    def grid(self, metric: str) -> Grid:
+        """Return the values of a metric, all NaN where the result has none."""
+        empty = np.full((len(self.layers), len(self.approximators)), np.nan)
+        return self.grids.get(metric, empty)
+
+    def column(self, metric: str, approximator: str) -> Grid:
+        """Return the values of one approximation, a number per layer."""
+        if approximator not in self.approximators:
+            return np.full(len(self.layers), np.nan)
+        return np.asarray(self.grid(metric)[:, self.approximators.index(approximator)])
+
+    def cell(self, metric: str, layer: str, approximator: str) -> str:
+        """Name the cell of `results.nc` that holds a value."""
+        where = [] if self.step is None else [f"step={self.step}"]
+        where += [f"layer={layer}", f"approximator={approximator}"]
+        if metric in self.damped and self.damping is not None:
+            where.append(f"damping={self.damping:g}")
+        return f"{metric}[{', '.join(where)}]"
+
+
+def moment(ds: xr.Dataset, step: int | None = None, damping: float | None = None) -> Moment:
+    """Take one moment of a result: the last step and the middle damping by default.
+
+    Several seeds are averaged. Metrics that are absent stay absent.
+
+    Raises
+    ------
+    ValueError
+        If the result has no dims or coordinates layer and approximator, or not
+        that step or damping.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> dims = ("layer", "approximator")
+    >>> coords = {"layer": ["0"], "approximator": ["kfac"]}
+    >>> moment(xr.Dataset({"frobenius_error": (dims, [[0.4]])}, coords)).layers
+    ('0',)
+    """
+    for dim in ("layer", "approximator"):
+        if dim not in ds.coords:
+            raise ValueError(f"the result has no coordinate {dim!r}: {list(ds.coords)}")
+    numbers = [str(n) for n in ds.data_vars if _is_cell(ds[n]) and n != "status"]
+    grids = {
+        name: _grid(frames.values(ds, name, step=step, damping=damping)) for name in numbers
+    }
+    if "stored_numbers" in grids:
+        grids["storage_share"] = _grid(storage_share(ds, step))
+    grids |= _flops_share(ds, grids)
+    return Moment(
+        _chosen(ds, "step", step),
+        _chosen(ds, "damping", damping),
+        tuple(frames.names(ds, "layer")),
+        tuple(frames.names(ds, "approximator")),
+        _shapes(ds),
+        grids,
+        _status(ds, step),
+        frozenset(n for n in numbers if "damping" in ds[n].dims),
+    )
+
+
+def _is_cell(variable: xr.DataArray) -> bool:
+    known = {"layer", "approximator", "step", "seed", "damping"}
+    numeric = np.issubdtype(variable.dtype, np.number)
+    return (
+        numeric
+        and "approximator" in variable.coords
+        and {str(dim) for dim in variable.dims} <= known
+        and bool({"layer", "approximator"} & set(variable.dims))
+    )
+
+
+def _grid(data: xr.DataArray) -> Grid:
+    data = data.mean("seed") if "seed" in data.dims else data
+    return np.asarray(data.transpose("layer", "approximator").values, dtype=float)
+
+
+def _status(ds: xr.Dataset, step: int | None) -> Grid:
+    shape = tuple(len(frames.names(ds, dim)) for dim in ("layer", "approximator"))
+    if "status" not in ds:
+        return np.full(shape, "ok", dtype=object)
+    words = frames.values(ds, "status", step=step)
+    words = words.isel(seed=0) if "seed" in words.dims else words
+    return np.asarray(words.transpose("layer", "approximator").values, dtype=object)
+
+
+def _flops_share(ds: xr.Dataset, grids: Mapping[str, Grid]) -> dict[str, Grid]:
+    names = frames.names(ds, "approximator")
+    if "solve_flops" not in grids or "exact" not in names:
+        return {}
+    flops = grids["solve_flops"]
+    exact = flops[:, [names.index("exact")]]
+    return {"flops_share": flops / np.where(exact > 0, exact, np.nan)}
+
+
+def _chosen(ds: xr.Dataset, dim: str, value: float | int | None) -> Any:
+    if dim not in ds.coords:
+        return None
+    return frames.pick(ds[dim], dim, value).item()
+
+
+def _shapes(ds: xr.Dataset) -> tuple[str, ...]:
+    if not {"d_out", "d_in"} <= set(ds.coords):
+        return tuple("" for _ in frames.names(ds, "layer"))
+    pairs = zip(
+        np.atleast_1d(ds["d_out"].values), np.atleast_1d(ds["d_in"].values), strict=True
+    )
+    return tuple(f"{int(o)}×{int(i)}" for o, i in pairs)

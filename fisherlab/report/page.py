@@ -1,0 +1,181 @@
+"""The page of a report: one self-contained HTML file, and the figures beside it."""
+
+import os
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+import xarray as xr
+from markupsafe import Markup, escape
+
+from fisherlab.plots.quantities import Quantity, below_floor, quantity
+from fisherlab.plots.style import styles
+from fisherlab.report import laws, rankings, summary, tables
+from fisherlab.report.figures import write_figures
+from fisherlab.report.moments import Moment, moment
+
+STEPS: Final = 12
+"""Steps that get a table of their own at most; `results.nc` holds all."""
+_EXPECTED: Final = (
+    "frobenius_error",
+    "direction_cosine",
+    "inverse_error",
+    "stored_numbers",
+    "solve_flops",
+)
+_GLYPHS: Final = {
+    "o": "●", "s": "■", "D": "◆", "^": "▲", "P": "✚", "X": "✖", "v": "▼", "*": "★",
+    "<": "◀", ">": "▶",
+}  # fmt: skip
+
+
+def write_page(
+    ds: xr.Dataset,
+    tree: xr.DataTree | None,
+    out_dir: str | os.PathLike[str],
+    run: Mapping[str, Any],
+) -> Path:
+    """Write `report.html` and `figures/` into a folder and return the page's path.
+
+    The page needs no other file and no network. `tree` holds the inverse blocks, if
+    there are any; `run` is shown as it is: command, versions, times.
+
+    Raises
+    ------
+    ValueError
+        If the result has no coordinates layer and approximator.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import xarray as xr
+    >>> dims = ("layer", "approximator")
+    >>> coords = {"layer": ["0"], "approximator": ["kfac"]}
+    >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4]])}, coords)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_page(ds, None, folder, {"command": "fisherlab report"}).name
+    'report.html'
+    """
+    folder = Path(out_dir)
+    m = moment(ds)
+    plates = write_figures(ds, tree, m, folder / "figures")
+    facts = _facts(ds, m) | {"plates": plates, "run": tables.flat(run)}
+    path = folder / "report.html"
+    _write_whole(path, render(facts))
+    return path
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Fill the template of the page; every text is escaped.
+
+    Examples
+    --------
+    >>> import jinja2
+    >>> try:
+    ...     render({})
+    ... except jinja2.UndefinedError as error:
+    ...     print(error)
+    'title' is undefined
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["prose"] = prose
+    page = environment.get_template("page.html.jinja")
+    return page.render(
+        css=Markup(_resource("page.css")), js=Markup(_resource("page.js")), **facts
+    )
+
+
+def prose(text: str) -> Markup:
+    """Escape a sentence and set what stands in backticks as code.
+
+    Examples
+    --------
+    >>> prose("`kfac` < 1")
+    Markup('<code>kfac</code> &lt; 1')
+    """
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _resource(name: str) -> str:
+    return files("fisherlab.report").joinpath(name).read_text("utf-8")
+
+
+def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
+    ranking = rankings.standings(m)
+    return {
+        "title": str(ds.attrs.get("problem", "")) or "a network",
+        "model": str(ds.attrs.get("model", "")),
+        "m": m,
+        "damping": summary.damping_words(ds, m).strip(),
+        "sentences": summary.verdict(ds),
+        "standings": tables.standing_rows(ranking, m),
+        "looks": _looks(m),
+        "provenance": tables.provenance(ds),
+        "methods": tables.methods(ds),
+        "errors": tables.error_table(m, _columns(ds, m)),
+        "metrics": tables.metric_table(m),
+        "earlier": _earlier(ds, m),
+        "laws": laws.laws(ds),
+        "unavailable": summary.unavailable(m),
+        "absent": _absent(ds),
+        "definitions": _definitions(m),
+    }
+
+
+def _looks(m: Moment) -> dict[str, tuple[str, str]]:
+    return {
+        name: (
+            look.color if name != "exact" else "currentColor",
+            _GLYPHS.get(look.marker, "●"),
+        )
+        for name, look in styles(m.approximators).items()
+    }
+
+
+def _columns(ds: xr.Dataset, m: Moment) -> tuple[str, ...]:
+    # The exact block is the reference: a column of zeros says nothing.
+    errors = m.column("frobenius_error", "exact")
+    perfect = not np.isfinite(errors).any() or below_floor(float(np.nanmax(errors)))
+    return tuple(n for n in m.approximators if n != "exact" or not perfect)
+
+
+def _earlier(ds: xr.Dataset, m: Moment) -> list[tuple[int, tables.Table]]:
+    if "step" not in ds.dims:
+        return []
+    steps = [int(step) for step in ds["step"].values if int(step) != m.step]
+    chosen = np.unique(np.linspace(0, len(steps) - 1, STEPS).round().astype(int))
+    picked = steps if len(steps) <= STEPS else [steps[i] for i in chosen]
+    return [(step, tables.metric_table(moment(ds, step))) for step in picked]
+
+
+def _absent(ds: xr.Dataset) -> list[str]:
+    expected = (
+        "frobenius_error",
+        "direction_cosine",
+        "inverse_error",
+        "stored_numbers",
+    )
+    return [quantity(name).title for name in expected if name not in ds.data_vars]
+
+
+def _definitions(m: Moment) -> list[Quantity]:
+    return [quantity(name) for name in m.grids if quantity(name).meaning]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""The tables of a report: numbers as text, each naming the cell it comes from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from fisherlab.plots.quantities import QUANTITIES, Quantity, quantity
+from fisherlab.report.moments import Moment
+from fisherlab.report.rankings import Standing
+from fisherlab.report.words import error_text, number, percent, span
+
+HIDDEN: Final = {"storage_share", "flops_share", "converged"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: text, sort key, origin, and whether it is the best.
+
+    Examples
+    --------
+    >>> Cell("0.400", "0.4", "frobenius_error[layer=0, approximator=kfac] = 0.4").best
+    False
+    """
+
+    text: str
+    key: str = ""
+    title: str = ""
+    best: bool = False
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its layer, the layer's shape, its approximation, its cells.
+
+    Examples
+    --------
+    >>> Row("0", "20×21", "kfac", ()).layer
+    '0'
+    """
+
+    layer: str
+    shape: str
+    approximator: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the heads of its columns, what each means, and the rows.
+
+    Examples
+    --------
+    >>> Table(("relative error",), ("‖F − F̂‖ / ‖F‖",), ()).rows
+    ()
+    """
+
+    heads: tuple[str, ...]
+    hints: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def error_table(m: Moment, approximators: tuple[str, ...]) -> Table:
+    """Set the relative errors out as layers by approximations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grid = {"frobenius_error": np.array([[0.4, 0.8]])}
+    >>> names, ok = ("kfac", "diagonal"), np.array([["ok", "ok"]])
+    >>> m = Moment(None, None, ("0",), names, ("",), grid, ok)
+    >>> [(c.text, c.best) for c in error_table(m, names).rows[0].cells]
+    [('0.400', True), ('0.800', False)]
+    """
+    metric = quantity("frobenius_error")
+    rows = tuple(
+        Row(layer, shape, "", tuple(_cell(m, metric, i, name) for name in approximators))
+        for i, (layer, shape) in enumerate(zip(m.layers, m.shapes, strict=True))
+    )
+    hints = tuple(f"{metric.formula} of {name}" for name in approximators)
+    return Table(approximators, hints, rows)
+
+
+def metric_table(m: Moment) -> Table:
+    """Set all metrics out, one row per layer and approximation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grid = {"trace_ratio": np.array([[1.0]]), "converged": np.array([[-1.0]])}
+    >>> m = Moment(None, None, ("0",), ("kfac",), ("",), grid, np.array([["ok"]]))
+    >>> metric_table(m).heads
+    ('trace ratio',)
+    """
+    metrics = [quantity(name) for name in _ordered(m)]
+    rows = tuple(
+        Row(layer, shape, name, tuple(_cell(m, metric, i, name) for metric in metrics))
+        for i, (layer, shape) in enumerate(zip(m.layers, m.shapes, strict=True))
+        for name in m.approximators
+    )
+    heads = tuple(metric.title for metric in metrics)
+    return Table(heads, tuple(metric.formula for metric in metrics), rows)
+
+
+def _ordered(m: Moment) -> list[str]:
+    known = [name for name in QUANTITIES if name in m.grids]
+    others = [name for name in m.grids if name not in QUANTITIES]
+    return known + [name for name in others if name not in HIDDEN]
+
+
+def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:
+    value = float(m.column(metric.name, name)[layer])
+    origin = m.cell(metric.name, m.layers[layer], name)
+    if not np.isfinite(value):
+        why = str(m.status[layer, m.approximators.index(name)])
+        why = "no value was recorded" if why == "ok" else why
+        return Cell("not available", "", f"{origin}: not available: {why}", missing=True)
+    text = _text(m, metric, layer, name, value)
+    best = name != "exact" and _is_best(m, metric, layer, value)
+    return Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}", best)
+
+
+def _is_best(m: Moment, metric: Quantity, layer: int, value: float) -> bool:
+    others = [i for i, name in enumerate(m.approximators) if name != "exact"]
+    row = m.grid(metric.name)[layer, others]
+    known = row[np.isfinite(row)]
+    if metric.best == "none" or len(known) < 2:
+        return False
+    nearest = min(_distance(metric, float(each)) for each in known)
+    # Ties share the mark, and all errors below the floor are ties.
+    return _distance(metric, value) <= max(nearest + 1e-9, metric.floor or -np.inf)
+
+
+def _distance(metric: Quantity, value: float) -> float:
+    return {"low": value, "high": -value, "one": abs(value - 1)}[metric.best]
+
+
+def _text(m: Moment, metric: Quantity, layer: int, name: str, value: float) -> str:
+    if metric.floor is not None:
+        return error_text(value)
+    if metric.name in {"cosine_similarity", "direction_cosine", "trace_ratio"}:
+        return f"{value:.4f}"
+    share = {"stored_numbers": "storage_share", "solve_flops": "flops_share"}
+    if metric.name in share:
+        relative = float(m.column(share[metric.name], name)[layer])
+        count = f"{value:,.0f}"
+        return f"{count} ({percent(relative)})" if np.isfinite(relative) else count
+    return number(value)
+
+
+def standing_rows(ranking: tuple[Standing, ...], m: Moment) -> list[dict[str, str]]:
+    """Write the ranking as text, a row per approximation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> m = Moment(None, None, ("0",), ("kfac",), ("",), {}, np.array([["ok"]]))
+    >>> standing_rows((Standing("kfac", 1, 1, 0.4, 0.4, 0.4),), m)[0]["won"]
+    '1 of 1'
+    """
+    return [
+        {
+            "name": s.name,
+            "won": f"{s.won} of {s.measured}",
+            "error": error_text(s.error),
+            "span": span(np.array([s.lowest, s.highest]), error_text),
+            "share": percent(s.share),
+            "flops": percent(s.flops),
+            "direction": f"{s.direction:.4f}" if np.isfinite(s.direction) else _NONE,
+            "inverse": error_text(s.inverse) if np.isfinite(s.inverse) else _NONE,
+            "source": m.cell("frobenius_error", "*", s.name),
+        }
+        for s in ranking
+    ]
+
+
+_NONE: Final = "not available"
+_LABELS: Final = {
+    "problem": "Problem",
+    "model": "Model",
+    "fisher": "Fisher",
+    "likelihood": "Likelihood",
+    "examples": "Examples N",
+    "dtype": "Precision",
+    "device": "Device",
+    "seed": "Seed",
+    "torch_version": "PyTorch",
+    "conventions": "Conventions",
+    "created_at": "Created",
+}
+
+
+def provenance(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """Say how the Fisher was made: (what, value) in words.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> provenance(xr.Dataset(attrs={"fisher": "Exact()", "examples": 100}))
+    [('Fisher', 'Exact()'), ('Examples N', '100')]
+    """
+    rows = [
+        (label, str(ds.attrs[key]))
+        for key, label in _LABELS.items()
+        if str(ds.attrs.get(key, "")) != ""
+    ]
+    rows[4:4] = _damping(ds)
+    if "step" in ds.coords:
+        steps = np.atleast_1d(ds["step"].values)
+        told = ", ".join(f"{int(s)}" for s in steps[:12])
+        rows.append(("Steps examined", told + (" …" if len(steps) > 12 else "")))
+    version = ds.attrs.get("creation_library_version")
+    return rows + ([("fisherlab", str(version))] if version else [])
+
+
+def _damping(ds: xr.Dataset) -> list[tuple[str, str]]:
+    if "damping" not in ds.coords:
+        return []
+    values = np.atleast_1d(ds["damping"].values).astype(float)
+    told = ", ".join(f"{v:g}" for v in values)
+    if ds.attrs.get("damping_kind") != "relative":
+        return [("Damping λ", told)]
+    rows = [("Damping α", f"{told} (relative to the mean eigenvalue tr F / p)")]
+    if "lambda" in ds:
+        lam = span(np.asarray(ds["lambda"].values, dtype=float).ravel())
+        rows.append(("Damping λ", f"{lam} (over layers, steps and α)"))
+    return rows
+
+
+def methods(ds: xr.Dataset) -> list[tuple[str, str]]:
+    """List the approximations with the values that made them.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> methods(xr.Dataset(attrs={"approximators": '{"kfac": "KFAC()"}'}))
+    [('kfac', 'KFAC()')]
+    """
+    try:
+        told = json.loads(str(ds.attrs.get("approximators", "{}")))
+    except json.JSONDecodeError:
+        return []
+    if not isinstance(told, Mapping):
+        return []
+    return [(str(name), str(value)) for name, value in told.items()]
+
+
+def flat(run: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Lay nested facts of a run out as (path, value) rows.
+
+    Examples
+    --------
+    >>> flat({"command": "fisherlab report", "versions": {"torch": "2.13.0"}})
+    [('command', 'fisherlab report'), ('versions · torch', '2.13.0')]
+    """
+    rows: list[tuple[str, str]] = []
+    for key, value in run.items():
+        path = f"{prefix} · {key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            rows += flat(value, path)
+        elif isinstance(value, list | tuple):
+            rows.append((path, ", ".join(str(item) for item in value)))
+        elif value is not None:
+            rows.append((path, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows

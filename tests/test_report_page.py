@@ -1,0 +1,329 @@
+"""The page says what the numbers say, whatever is in the result."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from fisherlab.plots import quantity
+from fisherlab.report import laws, rankings, summary, tables
+from fisherlab.report.moments import moment
+from fisherlab.report.page import write_page
+from tests.datasets import LEVEL, comparison, inverses
+
+VOID = {"meta", "link", "img", "br"}
+SMALL = {"fc": (3, 4), "out": (2, 4)}
+
+
+class Page(HTMLParser):
+    """Collects tags, checks that they nest, and keeps the text that is shown."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.tags, self.text, self.titles = [], [], [], []
+        self.feed(source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.titles += [v for k, v in attrs if k == "title"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def page_of(ds, tmp_path, tree=None, run=None):
+    path = write_page(ds, tree, tmp_path, run or {})
+    assert plt.get_fignums() == []
+    return Page(path.read_text("utf-8"))
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Draw the figures but spare their rendering, which most tests do not look at."""
+
+    def write(figure, kind, dpi, target):
+        target.write_bytes(kind.encode())
+
+    monkeypatch.setattr("fisherlab.plots.saving._render", write)
+
+
+def small(**options):
+    return comparison(**({"layers": SMALL, "steps": (0, 9)} | options))
+
+
+# --- the whole page ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    run = {"command": "fisherlab report --seed 3", "versions": {"torch": "2.13.0"}}
+    return folder, page_of(small(), folder, inverses(SMALL), run)
+
+
+def test_page_is_self_contained_and_figures_lie_beside_it(report):
+    folder, page = report
+    for tag, attrs in page.tags:
+        source = attrs.get("src") or (attrs.get("href") if tag == "link" else None)
+        assert source is None or source.startswith("data:")
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    links = [link for link in links if not link.startswith("#")]
+    assert links
+    assert all((folder / link).is_file() for link in links)
+    assert "fisherlab report --seed 3" in page.words
+    assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html"]
+
+
+def test_inlined_pictures_are_the_files(report):
+    folder, page = report
+    inlined = {
+        base64.b64decode(attrs["src"].split(",")[1])
+        for tag, attrs in page.tags
+        if tag == "img"
+    }
+    files = {p.read_bytes() for p in (folder / "figures").iterdir()}
+    assert len(inlined) == 7
+    assert inlined <= files
+
+
+@pytest.mark.parametrize(
+    ("metric", "closest"),
+    [("frobenius_error", "min"), ("cosine_similarity", "max"), ("inverse_error", "min")],
+)
+def test_the_star_is_on_the_closest_of_each_layer(metric, closest):
+    ds = comparison(seed=2)
+    table = tables.metric_table(moment(ds))
+    column = table.heads.index(quantity(metric).title)
+    starred = {r.layer: r.approximator for r in table.rows if r.cells[column].best}
+    values = ds[metric].isel(step=-1).drop_sel(approximator="exact")
+    values = values.sel(damping=0.01) if "damping" in values.dims else values
+    expected = getattr(values, f"idx{closest}")("approximator").to_series()
+    assert starred == expected.to_dict()
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_every_number_of_the_main_table_names_its_cell(tmp_path):
+    ds = small()
+    titles = page_of(ds, tmp_path).titles
+    error = ds["frobenius_error"].sel(step=9, layer="fc", approximator="kfac").item()
+    where = "frobenius_error[step=9, layer=fc, approximator=kfac]"
+    assert f"{where} = {error:.9g}" in titles
+    cosine = ds["direction_cosine"].sel(
+        step=0, layer="out", approximator="kpsvd", damping=0.01
+    )
+    where = "direction_cosine[step=0, layer=out, approximator=kpsvd, damping=0.01]"
+    assert f"{where} = {cosine.item():.9g}" in titles
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_the_same_result_gives_the_same_page(tmp_path):
+    pages = [write_page(small(), None, tmp_path / name, {}).read_bytes() for name in "ab"]
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize(
+    "name",
+    ['<script>alert("x")<script>', 'it\'s "quoted" & `code`', "слой.層", "n" * 300],
+)
+def test_any_name_is_text_never_markup(name, tmp_path):
+    ds = small(layers={name: (3, 4), "out": (2, 4)})
+    ds.attrs["model"] = ds.attrs["problem"] = name
+    page = page_of(ds, tmp_path, inverses({name: (3, 4)}))
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert name in page.words
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize(
+    "ds",
+    [
+        small(layers={"fc": (3, 4)}),
+        small(steps=None),
+        small(steps=(5,)),
+        small(approximators=("exact", "kfac")),
+        small(approximators=("exact",)),
+        small(approximators=("kfac",)),
+        small(dampings=None),
+        small(dampings=None, steps=None).drop_vars("damping"),
+        small()[["frobenius_error"]],
+        small().drop_vars("frobenius_error"),
+        small().drop_vars(["d_out", "d_in", "lambda", "status"]),
+        small(steps=None)[["frobenius_error"]].assign_attrs({}),
+        small().assign_attrs(approximators="not json"),
+    ],
+    ids=lambda ds: str(dict(ds.sizes)),
+)
+def test_sparse_results_still_make_a_page(ds, tmp_path):
+    assert "Verdict" in page_of(ds, tmp_path).words
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_an_empty_column_says_why(tmp_path):
+    ds = small()
+    for name, values in ds.data_vars.items():
+        if "approximator" in values.dims and values.dtype.kind == "f":
+            ds[name].loc[{"approximator": "kfac"}] = np.nan
+    ds["status"].loc[{"approximator": "kfac"}] = "KFAC needs the shared form"
+    page = page_of(ds, tmp_path)
+    assert "not available: KFAC needs the shared form" in page.words
+    assert "nan" not in page.words.lower().replace("finance", "")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_absent_metrics_are_named(tmp_path):
+    page = page_of(small().drop_vars("inverse_error"), tmp_path)
+    assert "inverse error : not available" in page.words.replace("error:", "error :")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_value_below_the_floor_is_not_shown_as_measured(tmp_path):
+    ds = small()
+    ds["frobenius_error"].loc[{"approximator": "kpsvd-2"}] = 3.2e-9
+    page = page_of(ds, tmp_path)
+    assert "< 1e-6 (numerical floor)" in page.words
+    assert "3.20e-09" not in page.words
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_page_survives_a_round_trip_through_netcdf(tmp_path):
+    small().to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf") as ds:
+        again = page_of(ds.load(), tmp_path / "again").words
+    assert again == page_of(small(), tmp_path / "direct").words
+
+
+# --- verdict -------------------------------------------------------------------------
+
+
+def test_standings_follow_an_independent_ranking():
+    ds = comparison()
+    last = ds["frobenius_error"].isel(step=-1).drop_sel(approximator="exact")
+    expected = np.exp(np.log(last).mean("layer")).to_series().sort_values()
+    ranking = rankings.standings(moment(ds))
+    assert [s.name for s in ranking] == list(expected.index)
+    np.testing.assert_allclose([s.error for s in ranking], expected.values)
+    winners = last.idxmin("approximator").to_series().value_counts()
+    assert {s.name: s.won for s in ranking if s.won} == winners.to_dict()
+
+
+def test_shares_are_totals_over_totals():
+    ds = comparison()
+    stored = ds["stored_numbers"].sum("layer")
+    expected = float(stored.sel(approximator="kfac") / stored.sel(approximator="exact"))
+    found = {s.name: s.share for s in rankings.standings(moment(ds))}["kfac"]
+    assert found == pytest.approx(expected)
+
+
+def test_an_approximation_measured_in_few_layers_does_not_lead():
+    ds = comparison()
+    ds["frobenius_error"].loc[{"approximator": "diagonal", "layer": "0"}] = 0.01
+    ds["frobenius_error"].loc[
+        {"approximator": "diagonal", "layer": ["2", "4", "6", "8", "10"]}
+    ] = np.nan
+    ranking = rankings.standings(moment(ds))
+    assert ranking[0].name == "kpsvd-2"
+    assert ranking[-1].name == "diagonal"
+    text = summary.verdict(ds)[0].text
+    assert "`kpsvd-2` is the closest to the exact block in 5 of 6 layers" in text
+    assert "`diagonal` in layer 0" in text
+
+
+def test_verdict_speaks_of_the_last_step_and_tells_the_way_there():
+    ds = comparison(seed=4)
+    topics = {s.topic: s.text for s in summary.verdict(ds)}
+    error = ds["frobenius_error"].sel(approximator="kpsvd-2")
+    mean = np.exp(np.log(error).mean("layer")).values
+    assert f"(geometric mean {mean[-1]:.3f})" in topics["closest"]
+    assert f"grows from {mean[0]:.3f} to {mean[-1]:.3f}" in topics["training"]
+    cosine = ds["direction_cosine"].sel(approximator="kpsvd-2", step=1000, damping=0.01)
+    assert (
+        f"cosine {cosine.min().item():.3f}–{cosine.max().item():.3f}" in topics["meaning"]
+    )
+
+
+def test_verdict_says_when_direction_prefers_another():
+    ds = comparison()
+    ds["direction_cosine"].loc[{"approximator": "mini-block"}] = 0.9999
+    meaning = {s.topic: s.text for s in summary.verdict(ds)}["meaning"]
+    assert "by direction `mini-block` (1.000)" in meaning
+
+
+def test_verdict_says_when_the_closest_has_no_damped_inverse():
+    ds = comparison()
+    for metric in ("direction_cosine", "inverse_error"):
+        ds[metric].loc[{"approximator": "kpsvd-2"}] = np.nan
+    ds["status"].loc[{"approximator": "kpsvd-2"}] = "not positive definite"
+    told = {s.topic: s.text for s in summary.verdict(ds)}
+    assert "`kpsvd-2` gives no damped inverse" in told["meaning"]
+    assert "by direction `kfac-corrected`" in told["meaning"]
+    assert told["caution"].startswith("Some metrics of `kpsvd-2`")
+
+
+def test_exact_approximations_tie_at_the_floor():
+    ds = comparison(approximators=("exact", "kfac", "ekfac", "diagonal"))
+    ds["frobenius_error"].loc[{"approximator": ["kfac", "ekfac"]}] = [1e-9, 2e-9]
+    assert "`kfac` and `ekfac` equal the exact block to the numerical floor" in (
+        summary.verdict(ds)[0].text
+    )
+
+
+def test_without_any_value_the_verdict_gives_the_reasons():
+    ds = small()
+    ds["frobenius_error"][:] = np.nan
+    ds["status"][:] = "out of memory"
+    (only,) = summary.verdict(ds)
+    assert "out of memory" in only.text
+
+
+def test_errors_above_one_and_loose_iterations_are_cautioned():
+    ds = small()
+    ds["frobenius_error"].loc[{"approximator": "kfac", "layer": "fc"}] = 1.4
+    ds["converged"].loc[{"approximator": "kpsvd"}] = 0
+    cautions = " ".join(s.text for s in summary.verdict(ds) if s.topic == "caution")
+    assert "`kfac` in layer fc" in cautions
+    assert "did not converge for `kpsvd`" in cautions
+
+
+# --- laws ----------------------------------------------------------------------------
+
+
+def test_laws_hold_on_a_result_that_obeys_them():
+    checked = laws.laws(comparison())
+    assert {(law.smaller, law.larger) for law in checked} == {
+        (low, high) for low, high, _ in laws.LAWS if {low, high} <= set(LEVEL)
+    }
+    assert all(law.holds and law.checked == 24 for law in checked)
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_broken_law_names_its_cell_and_reaches_the_page(tmp_path):
+    ds = small()
+    cell = {"layer": "fc", "approximator": "kpsvd", "step": 0}
+    ds["frobenius_error"].loc[cell] = 0.9
+    (broken,) = [law for law in laws.laws(ds) if law.smaller == "kpsvd"]
+    assert len(broken.broken) == 1
+    assert broken.broken[0].startswith("step=0, layer=fc: kpsvd 0.900 > kfac 0.")
+    assert "Broken in 1 of 4 cells" in page_of(ds, tmp_path).words
+
+
+def test_a_law_ignores_differences_below_the_floor():
+    ds = small()
+    ds["frobenius_error"].loc[{"approximator": ["kfac", "kpsvd"]}] = [1e-9, 5e-7]
+    assert all(law.holds for law in laws.laws(ds) if law.smaller == "kpsvd")
