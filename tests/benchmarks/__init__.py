@@ -1,0 +1,1 @@
+"""Times against the arithmetic and against the neighbours, in one run: `make bench`."""

@@ -1,0 +1,127 @@
+"""Run the benchmarks and print ratios: python -m tests.benchmarks [case ...]."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import fisherlab as fl
+from tests.benchmarks.cases import CASES, NEEDS_MNIST, Case, mnist_available
+from tests.benchmarks.memory import peak_above_base
+from tests.benchmarks.timing import interleaved
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(case: Case, rounds: int) -> dict[str, object]:
+    """Time one case and hold it against its targets."""
+    work = {"fisherlab": case.ours}
+    if case.arithmetic is not None:
+        work["GEMM"] = case.arithmetic
+    seconds = interleaved(work | case.rivals, rounds)
+    memory = peak_above_base(case.ours)
+    ours = seconds["fisherlab"]
+    ratios = {name: best / ours for name, best in seconds.items() if name != "fisherlab"}
+    return {
+        "case": case.name,
+        "note": case.note,
+        "seconds": {name: round(best, 4) for name, best in seconds.items()},
+        "times_ours": {name: round(ratio, 2) for name, ratio in ratios.items()},
+        "peak_bytes_above_base": memory,
+        "targets": _targets(case, seconds, memory),
+    }
+
+
+def _targets(case: Case, seconds: dict[str, float], memory: int) -> dict[str, object]:
+    ours, found = seconds["fisherlab"], {}
+    rivals = {n: s for n, s in seconds.items() if n not in ("fisherlab", "GEMM")}
+    for name, aim in case.targets.items():
+        if name == "gemm":
+            value, good = ours / seconds["GEMM"], ours / seconds["GEMM"] <= aim
+        elif name == "seconds":
+            value, good = ours, ours <= aim
+        elif name == "bytes":
+            value, good = float(memory), memory <= aim
+        else:
+            chosen = [s for n, s in rivals.items() if name == "peer" or n.startswith(name)]
+            if not chosen:
+                continue
+            value = min(chosen) / ours
+            good = value >= aim
+        found[name] = {"measured": round(value, 3), "aim": aim, "met": bool(good)}
+    return found
+
+
+def show(row: dict[str, object]) -> None:
+    """Print one case."""
+    print(f"\n{row['case']}\n  {row['note']}")
+    seconds, ratios = row["seconds"], row["times_ours"]
+    for name, value in seconds.items():
+        ratio = f"  {ratios[name]:8.2f} × ours" if name in ratios else ""
+        print(f"  {name:28s} {value:10.4f} s{ratio}")
+    print(f"  peak memory above base       {row['peak_bytes_above_base'] / 2**30:10.3f} GiB")
+    for name, target in row["targets"].items():
+        mark = "met " if target["met"] else "MISSED"
+        print(f"  {mark:6s} {name}: {target['measured']:g} (aim {target['aim']:g})")
+
+
+def machine() -> dict[str, object]:
+    """Describe where the numbers come from."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "device": device,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "fisherlab": fl.__version__,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def main() -> int:
+    """Parse, measure, print, save."""
+    parser = argparse.ArgumentParser(description="Times of fisherlab, as ratios.")
+    parser.add_argument("cases", nargs="*", help=f"among {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", metavar="NAME", help="write results/NAME.json")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.cases if name not in CASES]
+    if unknown:
+        parser.error(f"unknown cases {unknown}; known: {', '.join(CASES)}")
+    rows = []
+    for name in arguments.cases or CASES:
+        if name in NEEDS_MNIST and not mnist_available():
+            print(f"\n{name}: left out, $FISHERLAB_DATA does not hold mnist/")
+            continue
+        rows.append(measure(CASES[name](), arguments.rounds))
+        show(rows[-1])
+    if arguments.save:
+        RESULTS.mkdir(exist_ok=True)
+        file = RESULTS / f"{arguments.save}.json"
+        old = json.loads(file.read_text())["cases"] if file.exists() else []
+        kept = [r for r in old if r["case"] not in {row["case"] for row in rows}]
+        text = json.dumps({"machine": machine(), "cases": kept + rows}, indent=1)
+        partial_file = file.with_suffix(".part")
+        partial_file.write_text(text + "\n")
+        os.replace(partial_file, file)
+        print(f"\nwritten: {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Interleaved timing: every contestant in turn, round after round, the best of each."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def once(action: Callable[[], Any]) -> float:
+    """Seconds of one call, the result thrown away before the next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, patience: float = 30.0
+) -> dict[str, float]:
+    """Best seconds of each contestant over `rounds`, A B C A B C ...
+
+    A contestant slower than `patience` seconds runs twice only: its noise is small
+    beside its distance.
+    """
+    best: dict[str, float] = {}
+    for number in range(rounds):
+        for name, action in contestants.items():
+            if number > 1 and best[name] > patience:
+                continue
+            best[name] = min(best.get(name, float("inf")), once(action))
+    return best
+
+
+def gemm(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> Callable[[], Any]:
+    """Return an action that multiplies matrices of the given (rows, inner, cols)."""
+    pairs = [
+        (torch.randn(r, k, dtype=dtype), torch.randn(k, c, dtype=dtype), torch.empty(r, c, dtype=dtype))
+        for r, k, c in shapes
+    ]
+
+    def multiply() -> None:
+        for left, right, out in pairs:
+            torch.mm(left, right, out=out)
+
+    return multiply
