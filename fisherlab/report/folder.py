@@ -37,9 +37,8 @@ def whole_folder(
     Raises
     ------
     ValueError
-        If `out` is not empty and `overwrite` is False, or cannot be replaced.
-    OSError
-        If a folder cannot be made; this is found before the block runs.
+        If a folder cannot be made, or `out` is not empty and `overwrite` is False, or
+        cannot be replaced. All this is found before the block runs.
 
     Examples
     --------
@@ -50,10 +49,8 @@ def whole_folder(
     >>> [file.name for file in target.iterdir()]
     ['page.html']
     """
-    target, made = _new(fallback) if out is None else _claim(out, overwrite)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    target, scratch, made = _prepared(out, fallback, overwrite)
     try:
-        scratch.mkdir()
         yield scratch, target
         _move_content(scratch, target, owned)
     except BaseException:
@@ -62,6 +59,22 @@ def whole_folder(
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _prepared(
+    out: Path | None, fallback: Path, overwrite: bool
+) -> tuple[Path, Path, list[Path]]:
+    """Make target and scratch folder; return them and all folders made on the way."""
+    try:
+        target, made = _new(fallback) if out is None else _claim(out, overwrite)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        scratch.mkdir()
+    except OSError as error:
+        raise ValueError(
+            f"The folder {out or fallback} cannot be written: {error.strerror}. Name "
+            "another one with --out."
+        ) from error
+    return target, scratch, made
 
 
 def _check(out: Path, overwrite: bool) -> None:

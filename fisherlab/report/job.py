@@ -61,16 +61,13 @@ def run(config: ReportConfig, command: str = "") -> Path:
     """
     started = datetime.now().astimezone()
     _check(config)
+    phase = Phases(count_phases(config) + 2, quiet=config.quiet)
+    # Before the bar appears, so that a complaint about the input stands alone.
+    with phase("load"):
+        problem = _load(config)
     fallback = Path("reports") / f"{config.problem}-{started:%Y%m%d-%H%M%S}"
-    with (
-        whole_folder(config.out, fallback, overwrite=config.overwrite, owned=_PARTS) as (
-            scratch,
-            target,
-        ),
-        Phases(count_phases(config) + 3, quiet=config.quiet) as phase,
-    ):
-        with phase("load"):
-            problem = _load(config)
+    folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=_PARTS)
+    with folder as (scratch, target), phase:
         analysis = analyse(problem, config, phase)
         record = describe_run(config, command, started)
         _write(analysis, record, scratch, phase)

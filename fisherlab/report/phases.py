@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 
 class Phases:
-    """Time named phases and show them on stderr.
+    """Time named phases and, inside of a `with` block, show them on stderr.
 
     Parameters
     ----------
     total
-        Number of phases to come.
+        Number of phases to come in the block.
     quiet
         Show nothing.
 
@@ -40,9 +40,9 @@ class Phases:
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar: tqdm[Any] = tqdm(
-            total=total, disable=quiet, file=sys.stderr, unit="phase", leave=False
-        )
+        self._total = total
+        self._bar: tqdm[Any] = tqdm(disable=True)
+        self._quiet = quiet
 
     @contextmanager
     def __call__(self, name: str, detail: str = "") -> Iterator[None]:
@@ -63,6 +63,13 @@ class Phases:
         self._bar.update(0)
 
     def __enter__(self) -> Phases:
+        self._bar = tqdm(
+            total=self._total,
+            disable=self._quiet,
+            file=sys.stderr,
+            unit="phase",
+            leave=False,
+        )
         return self
 
     def __exit__(

@@ -1,0 +1,62 @@
+# One command a line: `make help` lists them. ARGS reaches the program behind a target,
+# e.g. make report ARGS="--problem mnist --data-dir ~/data".
+
+VENV ?= .venv
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+FAST := not slow and not gpu and not browser
+
+.DEFAULT_GOAL := help
+.PHONY: help install report test test-all lint types bench peers lab clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make the environment with the pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[test,lab]"
+	touch $@
+
+report: $(INSTALLED)  ## train, analyse and write a report into reports/
+	$(BIN)/fisherlab report $(ARGS)
+
+# One thread per worker: the workers are the parallelism.
+test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" $(ARGS)
+
+test-all: $(INSTALLED)  ## run every test this machine can run
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED)  ## check style, format and the layers of the package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED)  ## check types
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure times and memory
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Without their dependencies: two of them ask for a torchvision that breaks this torch.
+peers: $(INSTALLED)  ## install the libraries that fisherlab is compared with
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps \
+		nngeometry==0.4 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
+		asdfghjkl==0.1a5 unfoldNd==0.2.3 einconv==0.1.0
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		einops opt_einsum linear_operator
+
+lab: $(INSTALLED)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks $(ARGS)
+
+clean:  ## remove caches and build outputs (not the environment, not reports/)
+	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache
+	find fisherlab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""Laws of the command line: light, one line for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from fisherlab import cli
+from fisherlab.errors import NumericalError
+from fisherlab.report.config import ReportConfig
+
+
+def parsed(*words):
+    return cli._config(cli._parser().parse_args(["report", *words]))
+
+
+def fails_with(capsys, *words):
+    """Run a command that must be refused, and return its one line on stderr."""
+    assert cli.main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fisherlab: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_parsing_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from fisherlab.cli import _parser, _config\n"
+        "_config(_parser().parse_args(['report', '--steps', '5']))\n"
+        "heavy = {'torch', 'xarray', 'numpy', 'pandas', 'matplotlib', 'tyro'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_options_give_the_default_configuration():
+    assert parsed() == ReportConfig()
+
+
+def test_every_field_of_the_configuration_has_its_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in fields(ReportConfig):
+        assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ")
+
+
+def test_values_may_be_separated_by_spaces_or_commas():
+    assert parsed("--checkpoints", "0", "5").checkpoints == (0, 5)
+    assert parsed("--checkpoints", "0,5").checkpoints == (0, 5)
+    assert parsed("--approximators", "exact,kfac", "ekfac").approximators == (
+        "exact",
+        "kfac",
+        "ekfac",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["report", "--steps", "0"], "--steps must be at least 1"),
+        (["report", "--steps", "few"], "'few'"),
+        (["report", "--damping", "0"], "--damping must be positive"),
+        (["report", "--damping", "nan"], "--damping must be positive"),
+        (["report", "--lr", "-1"], "--lr must be positive"),
+        (["report", "--checkpoints", "0", "2000"], "between 0 and --steps"),
+        (["report", "--approximators", ","], "given at least once"),
+        (["report", "--fisher", "true"], "choose from"),
+        (["report", "--stepps", "3"], "--stepps"),
+        (["report", "--problem", "digit"], "digits, mnist"),
+        (["report", "--device", "abacus"], "cpu"),
+        (["report", "--layers", "fc9"], "fc1, fc2"),
+        (["report", "--out", "/dev/null/x"], "/dev/null/x cannot be written"),
+        (["rapport"], "rapport"),
+        ([], "command"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(capsys, words, named):
+    assert named in fails_with(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("two\nlines"), 2),
+        (NumericalError("no root"), 2),
+        (PermissionError("not yours"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_become_exit_codes(monkeypatch, capsys, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_problems", fail)
+    assert cli.main(["problems"]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_defect_is_not_hidden(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(cli, "_problems", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["problems"])
+
+
+def test_problems_are_listed(capsys):
+    assert cli.main(["problems"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[:3] == ["name", "digits", "mnist"]
+
+
+def test_approximators_are_listed(capsys):
+    assert cli.main(["approximators"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("exact", "kfac", "kpsvd-2", "mini-block"))

@@ -1,0 +1,398 @@
+"""Laws of the report job: whole folders, equal runs, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fisherlab import cli, problems
+from fisherlab.errors import DataError, NumericalError
+from fisherlab.problems import registry
+from fisherlab.problems.data import digits
+from fisherlab.problems.networks import perceptron
+from fisherlab.report import analysis, job
+from fisherlab.report.config import ReportConfig, logarithmic
+from fisherlab.report.folder import whole_folder
+from fisherlab.report.provenance import describe_run, git_commit
+
+QUICK = ReportConfig(
+    problem="tiny",
+    steps=4,
+    checkpoints=(0, 4),
+    examples=40,
+    approximators=("exact", "kfac", "kpsvd", "diagonal"),
+    layers=("fc2",),
+    quiet=True,
+)
+
+
+def quick(**changes):
+    return replace(QUICK, **changes)
+
+
+def tiny_digits(data_dir, dtype):
+    """Shrink the digits to 4 x 4 pixels, so that a report takes a moment."""
+
+    def shrunk(pair):
+        x, y = pair
+        return x.reshape(-1, 4, 4, 4, 4).mean((2, 4)).flatten(1), y
+
+    train, test = digits(data_dir, dtype)
+    return shrunk(train), shrunk(test)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_problem():
+    description = replace(
+        problems.describe("digits"),
+        name="tiny",
+        data=tiny_digits,
+        build=partial(perceptron, (16, 6, 10), "tanh"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._PROBLEMS, "tiny", description)
+        yield
+
+
+# --- configuration --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
+def test_default_checkpoints_go_from_the_start_to_the_end(steps):
+    checkpoints = logarithmic(steps)
+    assert checkpoints[0] == 0
+    assert checkpoints[-1] == steps
+    assert list(checkpoints) == sorted(set(checkpoints))
+
+
+def test_given_checkpoints_are_sorted_and_counted_once():
+    assert ReportConfig(checkpoints=(9, 0, 9)).analysed_steps == (0, 9)
+
+
+# --- the folder -----------------------------------------------------------------------
+
+
+def write(out, name="new", error=None, **options):
+    with whole_folder(out, out, **options) as (scratch, _):
+        (scratch / "report.html").write_text(name)
+        (scratch / "figures").mkdir()
+        (scratch / "figures" / name).touch()
+        if error is not None:
+            raise error
+
+
+def everything(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_a_folder_holds_exactly_what_was_written(tmp_path):
+    write(tmp_path / "a" / "b")
+    assert everything(tmp_path) == [
+        "a",
+        "a/b",
+        "a/b/figures",
+        "a/b/figures/new",
+        "a/b/report.html",
+    ]
+
+
+def test_an_empty_folder_may_be_used(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing_behind(tmp_path, error):
+    with pytest.raises(error):
+        write(tmp_path / "a" / "b", error=error)
+    assert everything(tmp_path) == []
+
+
+def test_a_failure_leaves_an_earlier_report_alone(tmp_path):
+    write(tmp_path / "out", name="old")
+    before = everything(tmp_path)
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "out", error=RuntimeError, overwrite=True)
+    assert everything(tmp_path) == before
+    assert (tmp_path / "out" / "report.html").read_text() == "old"
+
+
+def test_a_full_folder_is_refused(tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(ValueError, match=r"not empty.*--overwrite"):
+        write(tmp_path)
+    assert everything(tmp_path) == ["mine"]
+
+
+def test_overwriting_replaces_the_report_and_keeps_other_files(tmp_path):
+    out = tmp_path / "out"
+    write(out, name="old")
+    (out / "mine").touch()
+    (out / "inverse_blocks.nc").touch()
+    write(out, overwrite=True, owned=("inverse_blocks.nc",))
+    assert everything(out) == ["figures", "figures/new", "mine", "report.html"]
+    assert (out / "report.html").read_text() == "new"
+
+
+def test_the_default_folder_is_a_new_one_each_time(tmp_path):
+    targets = []
+    for _ in range(3):
+        with whole_folder(None, tmp_path / "reports" / "x") as (_, target):
+            targets.append(target.name)
+    assert targets == ["x", "x-2", "x-3"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        write(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file/below cannot be written.*--out"):
+        write(tmp_path / "file" / "below")
+
+
+def test_the_root_of_a_file_system_is_refused():
+    with pytest.raises(ValueError, match="root of a file system"):
+        write(job.Path("/"), overwrite=True)
+
+
+# --- provenance -----------------------------------------------------------------------
+
+
+def test_the_commit_is_that_of_the_folder_itself(tmp_path):
+    import subprocess
+
+    assert git_commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    assert git_commit(tmp_path) is None
+    subprocess.run(
+        [*git, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True
+    )
+    commit = git_commit(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+    (tmp_path / "below").mkdir()
+    assert git_commit(tmp_path / "below") is None
+
+
+def test_a_run_is_described_in_json(tmp_path):
+    from datetime import datetime
+
+    config = ReportConfig(out=tmp_path, data_dir=tmp_path)
+    text = json.dumps(describe_run(config, "fisherlab report", datetime(2026, 1, 1)))
+    assert json.loads(text)["config"]["out"] == str(tmp_path)
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem": "digit"}, "no problem 'digit'.*digits"),
+        ({"approximators": ("kfca",)}, "no approximator 'kfca'.*kfac"),
+        ({"device": "cuda:99"}, "no device 'cuda:99'.*cpu"),
+        ({"device": "tpu"}, "no device 'tpu'"),
+        ({"layers": ("fc7",)}, "no layer 'fc7'.*fc1"),
+    ],
+)
+def test_unknown_names_are_refused_and_nothing_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        job.run(quick(out=tmp_path / "out", **changes))
+    assert everything(tmp_path) == []
+
+
+def test_missing_data_files_are_refused_and_nothing_is_written(tmp_path, capsys):
+    words = ["report", "--problem", "mnist", "--data-dir", str(tmp_path / "none")]
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "train-images-idx3-ubyte.gz is missing" in err
+    assert everything(tmp_path) == []
+    with pytest.raises(DataError):
+        job.run(quick(problem="mnist", data_dir=tmp_path, out=tmp_path / "out"))
+
+
+def test_a_diverging_training_leaves_nothing(tmp_path):
+    with pytest.raises(NumericalError, match="lr"):
+        job.run(quick(lr=1e308, steps=40, checkpoints=(40,), out=tmp_path / "out"))
+    assert everything(tmp_path) == []
+
+
+# --- whole reports --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "out"
+    page = job.run(quick(out=out), "fisherlab report --out out")
+    assert page == out / "report.html"
+    return out
+
+
+@pytest.fixture
+def plain_page(monkeypatch):
+    """Leave out the drawing, which takes most of the time of a small report."""
+
+    def write_page(ds, tree, folder, record):
+        (folder / "report.html").touch()
+
+    monkeypatch.setattr(job, "write_page", write_page)
+
+
+def results(folder):
+    return xr.load_dataset(folder / "results.nc", engine="h5netcdf")
+
+
+def test_a_report_has_its_parts(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"report.html", "results.nc", "run.json", "figures"} <= names
+    assert list((finished / "figures").glob("*.png"))
+    assert list((finished / "figures").glob("*.pdf"))
+
+
+def test_results_are_one_flat_dataset_along_the_trajectory(finished):
+    ds = results(finished)
+    assert set(ds.frobenius_error.dims) == {"layer", "approximator", "step"}
+    assert ds.step.values.tolist() == [0, 4]
+    assert ds.layer.values.tolist() == ["fc1", "fc2"]
+    assert ds.approximator.values.tolist() == list(QUICK.approximators)
+    assert ds.attrs["problem"] == "tiny"
+    assert ds.attrs["examples"] == 40
+
+
+def test_results_keep_the_order_laws(finished):
+    error = results(finished).frobenius_error
+    assert np.all(error.sel(approximator="exact") <= 1e-6)
+    kpsvd, kfac = error.sel(approximator="kpsvd"), error.sel(approximator="kfac")
+    assert np.all(kpsvd.values <= kfac.values * (1 + 1e-9))
+
+
+def test_losses_are_those_of_the_network_that_was_trained(finished):
+    ds = results(finished)
+    problem = problems.load("tiny")
+    x, y = problem.train
+    expected = torch.nn.functional.cross_entropy(problem.model(x), y).item()
+    assert float(ds.train_loss.sel(step=0)) == pytest.approx(expected, rel=1e-12)
+    assert float(ds.train_loss.sel(step=4)) < expected
+
+
+def test_errors_are_those_of_the_first_examples_by_brute_force(finished):
+    """Compare with the Fisher from all labels, weighted by their probabilities."""
+    model = problems.load("tiny").model
+    x = problems.load("tiny").train[0][:40]
+    last = dict(model.named_children())["fc2"]
+    hidden = model[:-1](x).detach()
+    inputs = torch.cat([hidden, torch.ones(40, 1)], 1)
+    p = last(hidden).softmax(1).detach()
+    outer = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    fisher = torch.einsum("noq,ni,nj->oiqj", outer, inputs, inputs) / 40
+    diagonal = torch.einsum("oioi->oi", fisher)
+    expected = (1 - diagonal.square().sum() / fisher.square().sum()).sqrt().item()
+    error = results(finished).frobenius_error
+    found = float(error.sel(layer="fc2", approximator="diagonal", step=0))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_record_says_how_it_was_made(finished):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["command"] == "fisherlab report --out out"
+    assert record["seed"] == 0
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"load", "train", "collect", "compare", "page"} <= set(record["seconds"])
+    assert record["interrupted"] is False
+
+
+def test_inverse_blocks_are_those_asked_for(finished):
+    with xr.open_datatree(finished / "inverse_blocks.nc", engine="h5netcdf") as tree:
+        assert list(tree.children) == ["fc2"]
+        assert tree["fc2"]["inverse"].sizes["row"] == 70
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_two_runs_with_one_seed_give_equal_values(finished, tmp_path):
+    torch.manual_seed(123)
+    job.run(quick(out=tmp_path / "again"))
+    xr.testing.assert_equal(results(finished), results(tmp_path / "again"))
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_another_seed_gives_other_values(finished, tmp_path):
+    job.run(quick(out=tmp_path / "other", seed=1))
+    other = results(tmp_path / "other").train_loss
+    assert not np.array_equal(other, results(finished).train_loss)
+
+
+def test_an_interrupt_keeps_the_checkpoints_that_are_done(tmp_path, monkeypatch, capsys):
+    finish = analysis._moment
+
+    def then_interrupt(problem, model, step, config, phase):
+        if step > 0:
+            raise KeyboardInterrupt
+        return finish(problem, model, step, config, phase)
+
+    monkeypatch.setattr(analysis, "_moment", then_interrupt)
+    words = "report --problem tiny --steps 4 --approximators exact,kfac --quiet"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "out")]) == 130
+    assert results(tmp_path / "out").step.values.tolist() == [0]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["interrupted"]
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_first_checkpoint_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis, "_moment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(quick(out=tmp_path / "out"))
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.usefixtures("plain_page")
+@pytest.mark.parametrize("fisher", ["monte-carlo", "empirical"])
+def test_the_fisher_that_was_asked_for_is_used(tmp_path, fisher):
+    job.run(quick(fisher=fisher, out=tmp_path / "out", checkpoints=(0,)))
+    name = {"monte-carlo": "MonteCarlo", "empirical": "Empirical"}[fisher]
+    assert results(tmp_path / "out").attrs["fisher"].startswith(name)
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_a_loud_run_shows_its_phases_and_prints_a_table_and_the_path(tmp_path, capsys):
+    words = "report --steps 2 --checkpoints 0 --examples 20 --layers fc2 --problem tiny"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Relative Frobenius error at step 0\nlayer")
+    assert out.endswith(f"\n{tmp_path / 'out' / 'report.html'}\n")
+    assert "compare" in err
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_a_quiet_run_prints_nothing(tmp_path, capsys):
+    job.run(quick(checkpoints=(0,), out=tmp_path / "out"))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_the_default_problem_gives_a_report_of_all_six_layers(tmp_path):
+    config = ReportConfig(steps=2, checkpoints=(2,), quiet=True, out=tmp_path / "out")
+    job.run(config)
+    ds = results(tmp_path / "out")
+    assert ds.layer.values.tolist() == [f"fc{k}" for k in range(1, 7)]
+    assert ds.attrs["examples"] == 1438
+    error = {str(n): ds.frobenius_error.sel(approximator=n) for n in ds.approximator.values}
+    for smaller, larger in (
+        ("kpsvd", "kfac"),
+        ("kpsvd-2", "kpsvd"),
+        ("kfac-corrected", "kfac"),
+        ("mini-block", "diagonal"),
+    ):
+        assert np.all(error[smaller].values <= error[larger].values * (1 + 1e-9))
