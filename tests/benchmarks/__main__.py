@@ -12,19 +12,19 @@ import torch
 
 import fisherlab as fl
 from tests.benchmarks.cases import CASES, NEEDS_MNIST, Case, mnist_available
-from tests.benchmarks.memory import peak_above_base
+from tests.benchmarks.memory import of_case
 from tests.benchmarks.timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(case: Case, rounds: int) -> dict[str, object]:
+def measure(key: str, case: Case, rounds: int) -> dict[str, object]:
     """Time one case and hold it against its targets."""
     work = {"fisherlab": case.ours}
     if case.arithmetic is not None:
         work["GEMM"] = case.arithmetic
     seconds = interleaved(work | case.rivals, rounds)
-    memory = peak_above_base(case.ours)
+    memory = of_case(key)
     ours = seconds["fisherlab"]
     ratios = {name: best / ours for name, best in seconds.items() if name != "fisherlab"}
     return {
@@ -64,7 +64,9 @@ def show(row: dict[str, object]) -> None:
     for name, value in seconds.items():
         ratio = f"  {ratios[name]:8.2f} × ours" if name in ratios else ""
         print(f"  {name:28s} {value:10.4f} s{ratio}")
-    print(f"  peak memory above base       {row['peak_bytes_above_base'] / 2**30:10.3f} GiB")
+    print(
+        f"  peak memory above base       {row['peak_bytes_above_base'] / 2**30:10.3f} GiB"
+    )
     for name, target in row["targets"].items():
         mark = "met " if target["met"] else "MISSED"
         print(f"  {mark:6s} {name}: {target['measured']:g} (aim {target['aim']:g})")
@@ -108,7 +110,7 @@ def main() -> int:
         if name in NEEDS_MNIST and not mnist_available():
             print(f"\n{name}: left out, $FISHERLAB_DATA does not hold mnist/")
             continue
-        rows.append(measure(CASES[name](), arguments.rounds))
+        rows.append(measure(name, CASES[name](), arguments.rounds))
         show(rows[-1])
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)

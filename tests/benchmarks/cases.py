@@ -1,5 +1,6 @@
 """What is measured: each case builds its work, checks it, and names its rivals."""
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -47,14 +48,14 @@ class Case:
 def mlp(widths: list[int], dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after, dtype=dtype), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
 def packed_shapes(widths: list[int], n: int) -> list[Shape]:
     """The minimal products of dense blocks: o(o+1)/2 × N × m(m+1)/2 a layer."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = itertools.pairwise(widths)
     return [(o * (o + 1) // 2, n, (i + 1) * (i + 2) // 2) for i, o in pairs]
 
 
@@ -103,7 +104,9 @@ def dense_mlp(h: int = 64, n: int = 4000, targets: dict[str, float] | None = Non
     )
 
 
-def classifier(name: str, n: int, targets: dict[str, float], rival_batches: list[int]) -> Case:
+def classifier(
+    name: str, n: int, targets: dict[str, float], rival_batches: list[int]
+) -> Case:
     problem = fl.problems.load(name)
     x = torch.cat([problem.train[0], problem.test[0]])[:n]
     widths = [256, 20, 20, 20, 20, 20, 10]
@@ -145,15 +148,24 @@ def conv(n: int = 512) -> Case:
     half = [(p, 9 * n // 2, p) for p in (16 * 28, 32 * 145)]  # the SYRK floor
     rivals = _rivals(peers.BLOCKS, frozen, x, [128, 512])
     targets = {"peer": 1.8, "BackPACK": 5, "vmap(jacrev)": 5}
-    return Case("dense blocks, Conv2d 3-16-32, 3x3, 16x16, N=512, float64", "two convolutions", ours, gemm(half, dtype), rivals, targets)
+    return Case(
+        "dense blocks, Conv2d 3-16-32, 3x3, 16x16, N=512, float64",
+        "two convolutions",
+        ours,
+        gemm(half, dtype),
+        rivals,
+        targets,
+    )
 
 
 def kfac(dtype: torch.dtype, target: float) -> Case:
     n, widths = 8000, [784, 256, 64, 10]
     model, x = mlp(widths, dtype), torch.randn(n, 784, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
-    shapes = [(i + 1, n // 2, i + 1) for i, _ in pairs] + [(o, 9 * n // 2, o) for _, o in pairs]
+    pairs = list(itertools.pairwise(widths))
+    shapes = [(i + 1, n // 2, i + 1) for i, _ in pairs] + [
+        (o, 9 * n // 2, o) for _, o in pairs
+    ]
     return Case(
         f"KFAC factors, 784-256-64-10, N={n}, {name}",
         "exact Fisher, all columns",
@@ -237,8 +249,20 @@ def solve(n: int, seconds: float) -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     "dense": dense_mlp,
-    "digits": partial(classifier, "digits", 1797, {"gemm": 1.5, "nngeometry": 20, "bytes": 0.5 * 2**30}, [500, 1797]),
-    "mnist": partial(classifier, "mnist", 10_000, {"gemm": 1.6, "nngeometry": 18, "bytes": 0.5 * 2**30}, [500, 2000]),
+    "digits": partial(
+        classifier,
+        "digits",
+        1797,
+        {"gemm": 1.5, "nngeometry": 20, "bytes": 0.5 * 2**30},
+        [500, 1797],
+    ),
+    "mnist": partial(
+        classifier,
+        "mnist",
+        10_000,
+        {"gemm": 1.6, "nngeometry": 18, "bytes": 0.5 * 2**30},
+        [500, 2000],
+    ),
     "conv": conv,
     "kfac64": partial(kfac, torch.float64, 0.6),
     "kfac32": partial(kfac, torch.float32, 0.5),

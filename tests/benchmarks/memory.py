@@ -1,5 +1,7 @@
-"""Peak memory of a piece of work above what was there before it."""
+"""Peak memory of a piece of work above what was there before it, in a fresh process."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,3 +32,20 @@ def peak_above_base(action: Callable[[], Any], every: float = 0.005) -> int:
         running = False
         watcher.join()
     return peak - base
+
+
+def of_case(name: str) -> int:
+    """Peak of one case in a process of its own, where nothing was allocated before."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.memory", name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    from tests.benchmarks.cases import CASES
+
+    print(peak_above_base(CASES[sys.argv[1]]().ours))

@@ -71,7 +71,9 @@ def backpack_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
         roots = [p.sqrt_ggn_exact.flatten(2).flatten(0, 1) for p in extended.parameters()]
         pairs = [torch.cat(pair, 1) for pair in zip(roots[::2], roots[1::2], strict=True)]
         new = [root.T @ root / len(x) for root in pairs]
-        blocks = new if blocks is None else [a.add_(b) for a, b in zip(blocks, new, strict=True)]
+        blocks = (
+            new if blocks is None else [a.add_(b) for a, b in zip(blocks, new, strict=True)]
+        )
         for p in extended.parameters():
             del p.sqrt_ggn_exact
     assert blocks is not None
@@ -89,7 +91,14 @@ def backpack_kfac(model: nn.Module, x: Tensor, batch: int) -> list[list[Tensor]]
         with default_dtype(x.dtype), backpack(KFLR()):
             loss(extended(part), torch.zeros(len(part), dtype=torch.long)).backward()
         new = [p.kflr for p in extended.parameters()]
-        total = new if total is None else [[a + b for a, b in zip(s, t, strict=True)] for s, t in zip(total, new, strict=True)]
+        total = (
+            new
+            if total is None
+            else [
+                [a + b for a, b in zip(s, t, strict=True)]
+                for s, t in zip(total, new, strict=True)
+            ]
+        )
     assert total is not None
     return total
 
@@ -156,10 +165,14 @@ def jacrev_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
         p = model(part).detach().softmax(-1)
         root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
         stacked = [j.flatten(2) for j in jacobian.values()]
-        joined = [torch.cat(pair, 2) for pair in zip(stacked[::2], stacked[1::2], strict=True)]
+        joined = [
+            torch.cat(pair, 2) for pair in zip(stacked[::2], stacked[1::2], strict=True)
+        ]
         rows = [torch.einsum("nck,ncp->nkp", root, j).flatten(0, 1) for j in joined]
         new = [r.T @ r / len(x) for r in rows]
-        blocks = new if blocks is None else [a.add_(b) for a, b in zip(blocks, new, strict=True)]
+        blocks = (
+            new if blocks is None else [a.add_(b) for a, b in zip(blocks, new, strict=True)]
+        )
     assert blocks is not None
     return blocks
 

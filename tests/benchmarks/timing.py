@@ -42,7 +42,11 @@ def interleaved(
 def gemm(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> Callable[[], Any]:
     """Return an action that multiplies matrices of the given (rows, inner, cols)."""
     pairs = [
-        (torch.randn(r, k, dtype=dtype), torch.randn(k, c, dtype=dtype), torch.empty(r, c, dtype=dtype))
+        (
+            torch.randn(r, k, dtype=dtype),
+            torch.randn(k, c, dtype=dtype),
+            torch.empty(r, c, dtype=dtype),
+        )
         for r, k, c in shapes
     ]
 
