@@ -2,7 +2,7 @@
 
 >>> import fisherlab as fl
 >>> sorted(name for name in dir(fl) if "KFAC" in name)
-['EKFAC', 'KFAC', 'KFACCorrected', 'TKFAC']
+['BKFAC', 'EKFAC', 'KFAC', 'KFACCorrected', 'RecurrentKFAC', 'TEKFAC', 'TKFAC']
 """
 
 import importlib
@@ -14,14 +14,21 @@ _HOMES = {
     "fisherlab.analysis": [
         "RelativeDamping",
         "compare",
+        "coverage",
+        "estimate",
         "inverse_blocks",
         "open",
         "save",
     ],
     "fisherlab.approximators": [
+        "BKFAC",
+        "CGFAC",
         "EKFAC",
+        "FOOF",
         "KFAC",
         "KPSVD",
+        "SINGD",
+        "TEKFAC",
         "TKFAC",
         "Deflation",
         "DenseSVD",
@@ -30,11 +37,15 @@ _HOMES = {
         "KFACCorrected",
         "Lanczos",
         "MiniBlock",
+        "Passes",
         "Power",
+        "RecurrentKFAC",
         "SampleGram",
+        "Shampoo",
         "Subspace",
         "approximate",
-        "approximators",
+        "average",
+        "kfra",
     ],
     "fisherlab.errors": [
         "BudgetError",
@@ -49,11 +60,13 @@ _HOMES = {
     "fisherlab.likelihoods": ["Bernoulli", "Categorical", "Gaussian"],
     "fisherlab.operators": [
         "Dense",
+        "Factored",
         "FactoredFisher",
         "KroneckerEigen",
         "KroneckerSum",
         "MiniBlocks",
         "Partition",
+        "Tikhonov",
     ],
     "fisherlab.statistics": [
         "Empirical",
@@ -62,11 +75,15 @@ _HOMES = {
         "MeanGradient",
         "MonteCarlo",
         "collect",
+        "cross_block",
+        "full_matrix",
         "mean_gradient",
     ],
+    "fisherlab.statistics.improved_empirical": ["ImprovedEmpirical"],
 }
 _MODULES = [
     "analysis",
+    "approximators",  # a callable module: its call is the register
     "metrics",
     "operators",
     "plots",
@@ -100,12 +117,19 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.analysis import RelativeDamping as RelativeDamping
     from fisherlab.analysis import compare as compare
+    from fisherlab.analysis import coverage as coverage
+    from fisherlab.analysis import estimate as estimate
     from fisherlab.analysis import inverse_blocks as inverse_blocks
     from fisherlab.analysis import open as open
     from fisherlab.analysis import save as save
+    from fisherlab.approximators import BKFAC as BKFAC
+    from fisherlab.approximators import CGFAC as CGFAC
     from fisherlab.approximators import EKFAC as EKFAC
+    from fisherlab.approximators import FOOF as FOOF
     from fisherlab.approximators import KFAC as KFAC
     from fisherlab.approximators import KPSVD as KPSVD
+    from fisherlab.approximators import SINGD as SINGD
+    from fisherlab.approximators import TEKFAC as TEKFAC
     from fisherlab.approximators import TKFAC as TKFAC
     from fisherlab.approximators import Deflation as Deflation
     from fisherlab.approximators import DenseSVD as DenseSVD
@@ -114,11 +138,16 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.approximators import KFACCorrected as KFACCorrected
     from fisherlab.approximators import Lanczos as Lanczos
     from fisherlab.approximators import MiniBlock as MiniBlock
+    from fisherlab.approximators import Passes as Passes
     from fisherlab.approximators import Power as Power
+    from fisherlab.approximators import RecurrentKFAC as RecurrentKFAC
     from fisherlab.approximators import SampleGram as SampleGram
+    from fisherlab.approximators import Shampoo as Shampoo
     from fisherlab.approximators import Subspace as Subspace
     from fisherlab.approximators import approximate as approximate
     from fisherlab.approximators import approximators as approximators
+    from fisherlab.approximators import average as average
+    from fisherlab.approximators import kfra as kfra
     from fisherlab.errors import BudgetError as BudgetError
     from fisherlab.errors import DataError as DataError
     from fisherlab.errors import FisherlabError as FisherlabError
@@ -132,15 +161,22 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.likelihoods import Categorical as Categorical
     from fisherlab.likelihoods import Gaussian as Gaussian
     from fisherlab.operators import Dense as Dense
+    from fisherlab.operators import Factored as Factored
     from fisherlab.operators import FactoredFisher as FactoredFisher
     from fisherlab.operators import KroneckerEigen as KroneckerEigen
     from fisherlab.operators import KroneckerSum as KroneckerSum
     from fisherlab.operators import MiniBlocks as MiniBlocks
     from fisherlab.operators import Partition as Partition
+    from fisherlab.operators import Tikhonov as Tikhonov
     from fisherlab.statistics import Empirical as Empirical
     from fisherlab.statistics import Exact as Exact
     from fisherlab.statistics import LayerStatistics as LayerStatistics
     from fisherlab.statistics import MeanGradient as MeanGradient
     from fisherlab.statistics import MonteCarlo as MonteCarlo
     from fisherlab.statistics import collect as collect
+    from fisherlab.statistics import cross_block as cross_block
+    from fisherlab.statistics import full_matrix as full_matrix
     from fisherlab.statistics import mean_gradient as mean_gradient
+    from fisherlab.statistics.improved_empirical import (
+        ImprovedEmpirical as ImprovedEmpirical,
+    )

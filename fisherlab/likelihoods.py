@@ -80,6 +80,13 @@ class Categorical:
                 f"{tuple(output.shape)}; (N, ..., classes) is expected."
             )
             raise ValueError(msg)
+        if output.shape[-1] < 2:
+            msg = (
+                f"Categorical: the output of shape {tuple(output.shape)} has one class, "
+                "whose probability is always 1. Give it a logit for every class, or use "
+                "Bernoulli() for a single logit."
+            )
+            raise ValueError(msg)
         if target is None:
             return
         if target.is_floating_point() or target.shape != output.shape[:-1]:
@@ -102,7 +109,7 @@ class Categorical:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return −Σ log p(y), shape (N,)."""
         used = target != self.ignore_index
-        index = torch.where(used, target, 0)
+        index = torch.where(used, target, 0).long()
         chosen = output.log_softmax(-1).gather(-1, index[..., None])[..., 0]
         return -(chosen * used).flatten(1).sum(1) if chosen.dim() > 1 else -chosen * used
 
@@ -110,7 +117,7 @@ class Categorical:
         """Return p − onehot(y), zero where ignored."""
         target = _need(target, "Categorical")
         used = target != self.ignore_index
-        index = torch.where(used, target, 0)[..., None]
+        index = torch.where(used, target, 0)[..., None].long()
         out = output.softmax(-1)
         out = out.scatter_add(-1, index, torch.full_like(out[..., :1], -1.0))
         return out * used[..., None]
@@ -249,7 +256,7 @@ class Gaussian:
             raise ValueError(msg)
 
     def check(self, output: Tensor, target: Tensor | None) -> None:
-        """Raise ValueError unless y has the output's shape."""
+        """Raise ValueError unless y is real, not infinite, and has the output's shape."""
         _check_real(output, target, "Gaussian")
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -292,6 +299,13 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
         msg = (
             f"{name}: labels of shape {tuple(target.shape)} were given for an output "
             f"of shape {tuple(output.shape)}; the two must be equal."
+        )
+        raise ValueError(msg)
+    if target is not None and (target.is_complex() or bool(target.isinf().any())):
+        msg = (
+            f"{name}: labels must be finite real numbers (NaN where one is missing); "
+            f"{int(target.isinf().sum())} of {target.numel()} are infinite, dtype "
+            f"{target.dtype}."
         )
         raise ValueError(msg)
 

@@ -192,6 +192,8 @@ def inverse_error(
 
 def _relative_distance(a: Operator, b: Operator) -> float:
     """Return ‖A − B‖ / ‖A‖, by squares or, below the floor, by the residual."""
+    if a is b:
+        return 0.0
     size = a.frobenius_norm()
     if size == 0:
         return 0.0 if b.frobenius_norm() == 0 else float("inf")

@@ -21,7 +21,7 @@ from fisherlab.errors import (
     NumericalError,
 )
 from fisherlab.numerics.memory import Budget, parse_budget, readable
-from fisherlab.operators import KroneckerSum, Operator
+from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.statistics import MeanGradient, Statistics
 
 PLAIN: dict[str, tuple[Callable[..., float], str]] = {
@@ -57,12 +57,16 @@ class _Cells:
     dampings: int
     arrays: dict[str, Any] = field(default_factory=dict)
 
+    def begin(self, name: str, *rest: str | int) -> None:
+        """Make an array of NaN, unless it is there."""
+        if name not in self.arrays:
+            self.arrays[name] = np.full(self._shape(rest), np.nan)
+
     def put(self, name: str, value: float, layer: str, *rest: str | int) -> None:
         """Store one number of (layer[, approximator][, damping])."""
         place = [self.layers.index(layer)]
         place += [self.methods.index(r) if isinstance(r, str) else r for r in rest]
-        if name not in self.arrays:
-            self.arrays[name] = np.full(self._shape(rest), np.nan)
+        self.begin(name, *rest)
         self.arrays[name][tuple(place)] = value
 
     def _shape(self, rest: Sequence[str | int]) -> list[int]:
@@ -142,6 +146,7 @@ def compare(
     )
     limit = parse_budget(budget)
     cells = _Cells(list(stats), list(chosen), len(levels.labels))
+    _begin(cells, question)
     status = np.full((len(stats), len(chosen)), "ok", dtype=object)
     for row, name in enumerate(_progress(stats, progress)):
         exact = ExactBlock()((reference or stats)[name])
@@ -158,12 +163,20 @@ def compare(
     return _dataset(cells, status, stats, levels, made)
 
 
+def _begin(cells: _Cells, question: _Question) -> None:
+    """Make every variable that was asked for, so that one without values is NaN."""
+    if question.dampings.labels:
+        cells.begin("solve_flops", "")
+    for name in ("stored_numbers", "converged", *question.metrics):
+        cells.begin(name, "", *([0] if name in DAMPED else []))
+
+
 def _fill(
     cells: _Cells,
     question: _Question,
     stats: Statistics,
     cell: tuple[str, str],
-    exact: Operator,
+    exact: FactoredFisher,
     approximator: Approximator,
     limit: int,
 ) -> list[str]:
@@ -175,6 +188,8 @@ def _fill(
         return ["needs the inputs and output gradients of the layer"]
     except (BudgetError, NumericalError) as error:
         return [_reason(error)]
+    if isinstance(approx, FactoredFisher) and approx.samples is exact.samples:
+        approx = exact  # what it keeps (norm, inverse) serves both
     cells.put("stored_numbers", approx.stored_numbers, *cell)
     cells.put("converged", _converged(approx), *cell)
     reasons: list[str] = []

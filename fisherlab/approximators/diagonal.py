@@ -12,7 +12,7 @@ from fisherlab.statistics import LayerStatistics
 @final
 @dataclass(frozen=True)
 class Diagonal:
-    r"""The exact diagonal :math:`\frac1N \sum D \circ D`.
+    r"""The exact diagonal (1/N) Σ D∘D.
 
     Notes
     -----

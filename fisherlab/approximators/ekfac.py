@@ -3,24 +3,11 @@
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
 from fisherlab.approximators.kfac import factor_sums, factors
+from fisherlab.approximators.projection import Projection
 from fisherlab.approximators.sums import Sums, add
-from fisherlab.numerics.linalg import eigh
-from fisherlab.operators import KroneckerEigen, Operator, Provenance
+from fisherlab.operators import KroneckerEigen, Operator
 from fisherlab.statistics import LayerStatistics
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Projection:
-    """The second pass: bases that stand, squares that are still summed."""
-
-    row_basis: Tensor
-    column_basis: Tensor
-    squares: Sums | None
-    provenance: Provenance
 
 
 @final
@@ -31,6 +18,12 @@ class EKFAC:
     .. math:: F \approx (U_G \otimes U_A)\,\mathrm{diag}(s)\,(U_G \otimes U_A)^T, \quad
               s = \frac1N \sum (U_G^T D U_A)^{\circ 2}
 
+    Parameters
+    ----------
+    keep_basis
+        Take the eigenvectors of `previous` where it is given, so that a refresh costs no
+        eigendecomposition; leave `previous` out to refresh them too.
+
     Notes
     -----
     s is the Frobenius-optimal diagonal for that basis, so
@@ -39,7 +32,7 @@ class EKFAC:
 
     References
     ----------
-    George et al. 2018, arXiv 1806.03884.
+    George et al. 2018, arXiv 1806.03884 (section 4.2: amortised eigendecompositions).
 
     Examples
     --------
@@ -48,6 +41,8 @@ class EKFAC:
     >>> round(fl.EKFAC()(stats["weight"]).trace(), 5)
     8.0
     """
+
+    keep_basis: bool = False
 
     def __call__(
         self,
@@ -61,47 +56,39 @@ class EKFAC:
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
+        if self.keep_basis and isinstance(previous, KroneckerEigen):
+            made = statistics.provenance.by(repr(self))
+            kept = Projection(previous.row_basis, previous.column_basis, made)
+            return kept.seeing(statistics).finished()
         second = self.next_pass(self.accumulate(None, statistics))
         return self.finish(self.accumulate(second, statistics))
 
     def accumulate(
-        self, state: Sums | _Projection | None, statistics: LayerStatistics
-    ) -> Sums | _Projection:
+        self, state: Sums | Projection | None, statistics: LayerStatistics
+    ) -> Sums | Projection:
         """Add KFAC's sums in the first pass, squared projections in the second."""
-        if not isinstance(state, _Projection):
-            sums = factor_sums(statistics, "expand", "EKFAC")
-            return add(state, Sums.of(statistics, *sums))
-        bases = state.row_basis, state.column_basis
-        more = Sums.of(statistics, statistics.samples.rotated_squares(*bases))
-        return _Projection(*bases, add(state.squares, more), state.provenance)
+        if isinstance(state, Projection):
+            return state.seeing(statistics)
+        sums = factor_sums(statistics, "expand", "EKFAC")
+        return add(state, Sums.of(statistics, *sums))
 
     def merge(
-        self, first: Sums | _Projection, second: Sums | _Projection
-    ) -> Sums | _Projection:
+        self, first: Sums | Projection, second: Sums | Projection
+    ) -> Sums | Projection:
         """Add up two parts of the same pass."""
         if isinstance(first, Sums) and isinstance(second, Sums):
             return first + second
-        assert isinstance(first, _Projection)
-        assert isinstance(second, _Projection)
-        parts = [s for s in (first.squares, second.squares) if s is not None]
-        squares = parts[0] + parts[1] if len(parts) == 2 else next(iter(parts), None)
-        return _Projection(first.row_basis, first.column_basis, squares, first.provenance)
+        assert isinstance(first, Projection)
+        assert isinstance(second, Projection)
+        return first + second
 
-    def next_pass(self, state: Sums | _Projection) -> _Projection | None:
+    def next_pass(self, state: Sums | Projection) -> Projection | None:
         """Diagonalise the factors after the first pass."""
-        if isinstance(state, _Projection):
+        if isinstance(state, Projection):
             return None
-        rows, cols = factors(state, "expand")
-        made = state.provenance.by("EKFAC()")
-        _, row_basis = eigh(rows, f"the row factor of {made}")
-        _, column_basis = eigh(cols, f"the column factor of {made}")
-        return _Projection(row_basis, column_basis, None, made)
+        return Projection.onto(*factors(state, "expand"), state.provenance.by(repr(self)))
 
-    def finish(self, state: Sums | _Projection) -> KroneckerEigen:
+    def finish(self, state: Sums | Projection) -> KroneckerEigen:
         """Divide the squared projections by the examples."""
-        assert isinstance(state, _Projection)
-        assert state.squares is not None
-        entries = state.squares.tensors[0] / state.squares.count
-        return KroneckerEigen(
-            state.row_basis, state.column_basis, entries, state.provenance
-        )
+        assert isinstance(state, Projection)
+        return state.finished()

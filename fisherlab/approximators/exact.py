@@ -12,7 +12,7 @@ from fisherlab.statistics import LayerStatistics
 @final
 @dataclass(frozen=True)
 class ExactBlock:
-    r"""The exact block :math:`F = \frac1N \sum vec(D) vec(D)^T`, never formed unless asked.
+    r"""The exact block F = (1/N) Σ vec(D) vec(D)ᵀ, never formed unless asked.
 
     Parameters
     ----------

@@ -36,16 +36,16 @@ def factor_sums(
 def factors(state: Sums, sharing: Sharing) -> tuple[Tensor, Tensor]:
     """Turn the sums into the factors G and A of KFAC."""
     rows, cols = state.tensors
-    split = state.positions
+    split = max(state.positions, 1)
     if sharing == "reduce":  # G holds means over positions
-        split = state.positions**2 // max(state.count, 1)
-    return rows / max(split, 1), cols / state.count
+        return rows * state.count / split**2, cols / state.count
+    return rows / split, cols / state.count
 
 
 @final
 @dataclass(frozen=True)
 class KFAC:
-    r"""Kronecker-factored approximate curvature, :math:`F \approx G \otimes A`.
+    r"""Kronecker-factored approximate curvature, F ≈ G ⊗ A.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T, \quad
               G = \frac{1}{NT} \sum_{vnt} g_{vnt} g_{vnt}^T

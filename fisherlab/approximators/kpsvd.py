@@ -8,11 +8,13 @@ from torch import Tensor
 
 from fisherlab.approximators.held import Held
 from fisherlab.approximators.kfac import KFAC
+from fisherlab.approximators.passes import Pass, Passes, nearest_positive
 from fisherlab.approximators.solvers import Auto, Pair, Pairs, Rearranged, Solver
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.statistics import LayerStatistics
 
 SolverChoice = Solver | Literal["auto"]
+NEAR = 1e-4  # relative distance below which a factor or a singular value is another
 
 
 def _solver(choice: SolverChoice) -> Solver:
@@ -42,12 +44,54 @@ def positive(pair: Pair, block: Rearranged) -> Pair:
     an iterate is so only up to its residual.
     """
     rows, cols = pair
-    cols = (cols + cols.T) / 2
-    values, vectors = torch.linalg.eigh(cols * (1.0 if float(rows.trace()) >= 0 else -1.0))
-    cols = (vectors * values.clamp_min(0)) @ vectors.T
+    cols = nearest_positive(cols if float(rows.trace()) >= 0 else -cols)
     rows = block.apply(cols)
     rows = (rows + rows.T) / (2 * rows.norm())
     return rows, cols / cols.norm()
+
+
+def leading_positive(found: Pairs, block: Rearranged) -> list[Pair]:
+    """Return the pairs, the leading one positive semidefinite.
+
+    Where values tie with the leading one, any mixture of their pairs is as good; the
+    limit of the power iteration from the identity is the positive one.
+    """
+    pairs = _turned(found)
+    near = positive(pairs[0], block)
+    if not found.converged or float((near[1] - pairs[0][1]).norm()) <= NEAR:
+        return [near, *pairs[1:]]
+    if len(pairs) > 1:  # a tie that goes beyond the rank: no mixture found is positive
+        return pairs
+    return [_powered(near, block)]
+
+
+def _turned(found: Pairs) -> list[Pair]:
+    """Turn tied leading pairs so that the first holds all the trace of their V."""
+    tied = int((found.values >= (1 - NEAR) * found.values[0]).sum())
+    pairs = [_signed(pair) for pair in found.pairs]
+    traces = torch.stack([cols.trace() for _, cols in pairs[:tied]])
+    if tied == 1 or not float(traces.norm()) > NEAR:
+        return pairs
+    eye = torch.eye(tied, dtype=traces.dtype, device=traces.device)
+    turn, _ = torch.linalg.qr(torch.cat([traces[:, None], eye], 1))
+    turn[:, 0] *= torch.sign(turn[:, 0] @ traces)
+    rows = torch.einsum("kab,kl->lab", torch.stack([r for r, _ in pairs[:tied]]), turn)
+    cols = torch.einsum("kab,kl->lab", torch.stack([c for _, c in pairs[:tied]]), turn)
+    return [*zip(rows, cols, strict=True), *pairs[tied:]]
+
+
+def _powered(pair: Pair, block: Rearranged) -> Pair:
+    """Iterate from a positive pair, which stays positive, until it stands."""
+    rows, cols = pair
+    for _ in range(1000):
+        image = block.adjoint(rows)
+        step = float((image / image.norm() - cols).norm())
+        cols = (image + image.T) / (2 * image.norm())
+        rows = block.apply(cols)
+        rows = (rows + rows.T) / (2 * rows.norm())
+        if step <= block.tolerance:
+            break
+    return rows, cols
 
 
 def _signed(pair: Pair) -> Pair:
@@ -60,13 +104,14 @@ def _signed(pair: Pair) -> Pair:
 
 def _terms(found: Pairs, block: Rearranged) -> tuple[Pair, ...]:
     """Return √σ U, √σ V, the leading pair positive where nothing was subtracted."""
-    pairs: list[Pair] = [_signed(pair) for pair in found.pairs]
-    if pairs and not block.removed:
-        pairs[0] = positive(pairs[0], block)
+    if found.pairs and not block.removed:
+        return _scaled(leading_positive(found, block), found)
+    return _scaled([_signed(pair) for pair in found.pairs], found)
+
+
+def _scaled(pairs: list[Pair], found: Pairs) -> tuple[Pair, ...]:
     roots = found.values.clamp_min(0).sqrt()
-    return tuple(
-        (root * rows, root * cols) for root, (rows, cols) in zip(roots, pairs, strict=True)
-    )
+    return tuple((r * rows, r * cols) for r, (rows, cols) in zip(roots, pairs, strict=True))
 
 
 def _sum(
@@ -137,20 +182,51 @@ class KPSVD:
         found = _solver(self.solver)(block, self.rank, _warm(previous))
         return _sum(statistics, _terms(found, block), found, repr(self))
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
-        """Keep the chunk."""
+    def accumulate(
+        self, state: Held | Pass | None, statistics: LayerStatistics
+    ) -> Held | Pass:
+        """Keep the chunk, or add its products where the solver is `Passes`."""
+        if isinstance(self.solver, Passes):
+            assert not isinstance(state, Held)
+            return self.solver.accumulate(state, statistics, self.rank)
+        assert not isinstance(state, Pass)
         return (state or Held()).add(statistics)
 
-    def merge(self, first: Held, second: Held) -> Held:
-        """Keep both parts."""
+    def merge(self, first: Held | Pass, second: Held | Pass) -> Held | Pass:
+        """Keep both parts, or add up their products."""
+        if isinstance(first, Pass) and isinstance(second, Pass):
+            return first + second
+        assert isinstance(first, Held)
+        assert isinstance(second, Held)
         return first + second
 
-    def next_pass(self, state: Held) -> None:
-        """One pass is enough."""
+    def next_pass(self, state: Held | Pass) -> Pass | None:
+        """Return what the next pass multiplies; one pass is enough for held samples."""
+        if isinstance(self.solver, Passes) and isinstance(state, Pass):
+            return self.solver.next_pass(state, self.rank)
+        return None
 
-    def finish(self, state: Held) -> KroneckerSum:
-        """Solve for all that was kept."""
-        return self(state.joined())
+    def finish(self, state: Held | Pass) -> KroneckerSum:
+        """Solve for all that was kept, or return what the passes have found."""
+        if isinstance(state, Held):
+            return self(state.joined())
+        assert isinstance(self.solver, Passes)
+        assert state.sums is not None
+        found = self.solver.finish(state, self.rank)
+        pairs = _turned(found) if found.pairs else []
+        if pairs:  # positive up to the residual, so that clamping changes no more
+            near = nearest_positive(pairs[0][0]), nearest_positive(pairs[0][1])
+            if float((near[1] - pairs[0][1]).norm()) <= NEAR:
+                pairs[0] = near
+        sums = state.sums
+        return KroneckerSum(
+            _scaled(pairs, found),
+            sums.weight_shape,
+            sums.provenance.by(repr(self)),
+            *found[1:],
+            state.block.dtype,
+            state.block.device,
+        )
 
 
 @final

@@ -27,7 +27,7 @@ def partition(block: Block) -> Partition:
         for size in block.shape[2:]:
             kernel *= size
         return Partition.by_kernel(shape, kernel, bias)
-    if len(block.shape) == 1 or rows != block.shape[0]:
+    if len(block.shape) <= 1 or rows != block.shape[0]:
         return Partition.by_kernel(shape, 1, bias)
     return Partition.by_row(shape)
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from fisherlab.approximators.base import Approximator
+from fisherlab.approximators.cg_fac import CGFAC
 from fisherlab.approximators.diagonal import Diagonal
 from fisherlab.approximators.ekfac import EKFAC
 from fisherlab.approximators.exact import ExactBlock
+from fisherlab.approximators.foof import FOOF
 from fisherlab.approximators.kfac import KFAC
 from fisherlab.approximators.kpsvd import KPSVD, Deflation, KFACCorrected
 from fisherlab.approximators.mini_block import MiniBlock
+from fisherlab.approximators.shampoo import Shampoo
 from fisherlab.approximators.solvers import Lanczos
+from fisherlab.approximators.tekfac import TEKFAC
 from fisherlab.approximators.tkfac import TKFAC
 
 _REGISTER: dict[str, Approximator] = {
@@ -18,6 +22,10 @@ _REGISTER: dict[str, Approximator] = {
     "kfac-reduce": KFAC(sharing="reduce"),
     "ekfac": EKFAC(),
     "tkfac": TKFAC(),
+    "tekfac": TEKFAC(),
+    "shampoo": Shampoo(),
+    "foof": FOOF(),
+    "cg-fac": CGFAC(),
     "kpsvd": KPSVD(),
     "kpsvd-2": KPSVD(rank=2),
     "kpsvd-3": KPSVD(rank=3),
@@ -28,6 +36,11 @@ _REGISTER: dict[str, Approximator] = {
     "kfac-corrected": KFACCorrected(),
     "mini-block": MiniBlock(),
     "diagonal": Diagonal(),
+}
+_ALIASES = {  # other names of the same matrix
+    "kflr": "kfac",  # with all output columns, Exact()
+    "kfc": "kfac",  # on convolutions
+    "tnt": "tkfac",  # its per-example form
 }
 
 
@@ -47,6 +60,8 @@ def by_name(
 ) -> dict[str, Approximator]:
     """Return approximators by name, values as they are; all named ones by default.
 
+    Other names of the same matrix are understood: kflr and kfc (kfac), tnt (tkfac).
+
     Raises
     ------
     ValueError
@@ -63,11 +78,11 @@ def by_name(
         return dict(chosen)
     if isinstance(chosen, str):
         chosen = [chosen]
-    unknown = [name for name in chosen if name not in _REGISTER]
+    unknown = [name for name in chosen if _ALIASES.get(name, name) not in _REGISTER]
     if unknown:
         msg = (
             f"approximators: {', '.join(map(repr, unknown))} unknown; known: "
             f"{', '.join(_REGISTER)}."
         )
         raise ValueError(msg)
-    return {name: _REGISTER[name] for name in chosen}
+    return {name: _REGISTER[_ALIASES.get(name, name)] for name in chosen}

@@ -67,6 +67,12 @@ class Rearranged:
         return Rearranged(self.samples, self.count, self.removed + terms)
 
     @property
+    def floor(self) -> float:
+        """Rounding errors of the terms taken off: no singular value below is one."""
+        sizes = sum(float(rows.norm()) * float(cols.norm()) for rows, cols in self.removed)
+        return 1e2 * torch.finfo(self.samples.dtype).eps * sizes
+
+    @property
     def tolerance(self) -> float:
         """Relative residual asked for: 1e-10 in float64, 2e-6 in float32."""
         return 1e-10 if self.samples.dtype == torch.float64 else 2e-6
@@ -77,9 +83,13 @@ class Rearranged:
         return LinearMap(_columnwise(self.apply, i, o), _columnwise(self.adjoint, o, i))
 
     def start(self, width: int, warm: tuple[Pair, ...] = ()) -> Float[Tensor, "c b"]:
-        """Return generic right vectors: earlier ones, the identity, then fixed noise."""
+        """Return generic right vectors: earlier ones, the identity, then fixed noise.
+
+        Every remainder gets noise of its own: what one noise vector had of a space of
+        tied values is gone with the pair that was found from it.
+        """
         i = self.samples.weight_shape[1]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(len(self.removed))
         noise = torch.randn(i * i, width, generator=generator, dtype=torch.float64)
         start = noise.to(self.samples.dtype).to(self.samples.device) / i
         known = [cols.flatten() for _, cols in warm[:width]] or [
@@ -137,6 +147,7 @@ class Power:
                 depth=1,
                 tolerance=self.tolerance or block.tolerance,
                 max_products=self.max_iterations,
+                floor=block.floor,
             )
             one = _pairs(triplets, block)
             if not _significant(one, found):
@@ -216,6 +227,7 @@ def _krylov(
         depth=depth,
         tolerance=limits.tolerance or block.tolerance,
         max_products=limits.max_iterations,
+        floor=block.floor,
     )
     return _pairs(triplets, block)
 
@@ -226,21 +238,25 @@ def _published_lanczos(block: Rearranged, rank: int, steps: int) -> Pairs:
     q = start / start.norm()
     p = linear.apply(q)
     alpha = [p.norm()]
+    if not float(alpha[0]) > 0:  # a zero block
+        return _chain([], block)
+    tiny = 1e2 * torch.finfo(p.dtype).eps * float(alpha[0])
     left, right, beta = [p / alpha[0]], [q], []
     for _ in range(1, steps):
         z = linear.adjoint(left[-1]) - alpha[-1] * right[-1]
-        if float(z.norm()) <= 1e-14 * float(alpha[0]):
+        if float(z.norm()) <= tiny:
             break
         beta.append(z.norm())
         right.append(z / beta[-1])
         p = linear.apply(right[-1]) - beta[-1] * left[-1]
-        alpha.append(p.norm())
-        left.append(p / alpha[-1])
+        alpha.append(p.norm() if float(p.norm()) > tiny else torch.zeros_like(p.norm()))
+        left.append(p / alpha[-1].clamp_min(tiny))
     small = torch.diag(torch.stack(alpha))
     if beta:
         small += torch.diag(torch.stack(beta), 1)
     u, values, vt = torch.linalg.svd(small)
-    keep = min(rank, len(values))
+    strong = values > 1e2 * torch.finfo(values.dtype).eps * values[0]
+    keep = min(rank, int(strong.sum()))
     lefts = torch.cat(left, 1) @ u[:, :keep]
     rights = torch.cat(right, 1) @ vt.T[:, :keep]
     rest = linear.adjoint(lefts) - rights * values[:keep]
@@ -381,14 +397,20 @@ def _from_examples(samples: OuterSamples, triplets: Triplets) -> Pairs:
     pairs = []
     for k in range(len(triplets.values)):
         left, right = triplets.left[:, k], triplets.right[:, k]
-        if k == 0:  # nonnegative tables: the leading vectors are nonnegative (Perron)
+        if k == 0:  # nonnegative tables: nonnegative leading weights (Perron), but for ties
             sign = 1.0 if float(left.sum()) >= 0 else -1.0
-            left, right = (sign * left).clamp_min(0), (sign * right).clamp_min(0)
+            left, right = _without_rounding(sign * left), _without_rounding(sign * right)
         rows = samples.weighted_outputs(left.to(samples.dtype))
         cols = samples.weighted_inputs(right.to(samples.dtype))
         pairs.append((rows / rows.norm(), cols / cols.norm()))
     values = triplets.values.to(samples.dtype)
     return Pairs(tuple(pairs), values, *triplets[3:])
+
+
+def _without_rounding(weights: Tensor) -> Tensor:
+    """Return weights with negative ones of rounding size set to zero."""
+    negligible = float(weights.min()) >= -1e-6 * float(weights.max())
+    return weights.clamp_min(0) if negligible else weights
 
 
 @final

@@ -1,6 +1,6 @@
 """Approximate every block without holding its statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from fisherlab.approximators.register import by_name
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
 from fisherlab.operators import Operator
-from fisherlab.statistics import Fisher, stream
+from fisherlab.statistics import Fisher, LayerStatistics, stream
 from fisherlab.statistics.collect import Progress
 
 
@@ -64,9 +64,10 @@ def approximate(
     if deaf:
         msg = f"approximate: {', '.join(deaf)} cannot be streamed; use collect."
         raise ValueError(msg)
-    pending: dict[str, Any] = dict(chosen)
+    methods: dict[str, Any] = dict(chosen)
     states: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    while pending:
+    done: dict[str, set[str]] = {name: set() for name in chosen}
+    while any(_unfinished(states, done)):
         for pieces in stream(
             model,
             data,
@@ -78,31 +79,42 @@ def approximate(
             budget=budget,
             progress=progress,
         ):
-            _feed(pending, states, pieces)
-        pending = {
-            name: method
-            for name, method in pending.items()
-            if _begin_again(method, states[name])
-        }
-    methods: dict[str, Any] = dict(chosen)
+            _feed(methods, states, done, pieces)
+        for name, method in methods.items():
+            _begin_again(method, states[name], done[name])
     return {
         name: {block: methods[name].finish(state) for block, state in blocks.items()}
         for name, blocks in states.items()
     }
 
 
+def _unfinished(
+    states: Mapping[str, Mapping[str, Any]], done: Mapping[str, set[str]]
+) -> Iterator[bool]:
+    """Yield, method by method, whether a block of it waits for another pass."""
+    return (not blocks or blocks.keys() > done[name] for name, blocks in states.items())
+
+
 def _feed(
-    pending: Mapping[str, Streaming], states: dict[str, dict[str, Any]], pieces: Any
+    methods: Mapping[str, Streaming],
+    states: dict[str, dict[str, Any]],
+    done: Mapping[str, set[str]],
+    pieces: Mapping[str, LayerStatistics],
 ) -> None:
-    for name, method in pending.items():
+    for name, method in methods.items():
         for block, piece in pieces.items():
-            known = states[name].get(block)
-            states[name][block] = method.accumulate(known, piece)
+            if block not in done[name]:
+                known = states[name].get(block)
+                states[name][block] = method.accumulate(known, piece)
 
 
-def _begin_again(method: Streaming, states: dict[str, Any]) -> bool:
-    """Move states to their next pass where there is one."""
-    following = {block: method.next_pass(state) for block, state in states.items()}
-    again = {block: state for block, state in following.items() if state is not None}
-    states.update(again)
-    return bool(again)
+def _begin_again(method: Streaming, states: dict[str, Any], done: set[str]) -> None:
+    """Move states to their next pass; note those that need none."""
+    for block, state in states.items():
+        if block in done:
+            continue
+        following = method.next_pass(state)
+        if following is None:
+            done.add(block)
+        else:
+            states[block] = following

@@ -10,18 +10,28 @@ from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.statistics import LayerStatistics
 
 
+def partial_traces(statistics: LayerStatistics) -> Sums:
+    """Return Σ D Dᵀ and Σ Dᵀ D over a chunk."""
+    samples = statistics.samples
+    o, i = samples.weight_shape
+    rows = samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
+    cols = samples.column_side(torch.eye(o, dtype=samples.dtype, device=samples.device))
+    return Sums.of(statistics, rows, cols)
+
+
 @final
 @dataclass(frozen=True)
 class TKFAC:
-    r"""Trace-restricted KFAC, :math:`F \approx Ψ \otimes Φ / \mathrm{tr} F`.
+    r"""Trace-restricted KFAC, F ≈ Ψ ⊗ Φ / tr F.
 
     .. math:: Ψ = \frac1N \sum D D^T, \quad Φ = \frac1N \sum D^T D
 
     Notes
     -----
     Ψ and Φ are the partial traces of F, so its trace and both partial traces are exact.
-    One half-step pair of KPSVD's power iteration from the identity; also Shampoo's and
-    TNT's Fisher estimate. For one position
+    One half-step pair of KPSVD's power iteration from the identity; with per-example D
+    also the Fisher estimate of TNT (Ren & Goldfarb 2021, arXiv 2106.02925) and of squared
+    Shampoo, so "tnt" is another name for it. For one position
     ``Φ = E[‖g‖² a aᵀ]``, ``Ψ = E[‖a‖² g gᵀ]``. Exact where F is one Kronecker product.
 
     References
@@ -46,11 +56,7 @@ class TKFAC:
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the partial traces of a chunk."""
-        samples = statistics.samples
-        o, i = samples.weight_shape
-        rows = samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
-        cols = samples.column_side(torch.eye(o, dtype=samples.dtype, device=samples.device))
-        return add(state, Sums.of(statistics, rows, cols))
+        return add(state, partial_traces(statistics))
 
     def merge(self, first: Sums, second: Sums) -> Sums:
         """Add up two parts."""

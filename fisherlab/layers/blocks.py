@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
+
+from fisherlab.errors import UnsupportedModelError
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -23,7 +26,7 @@ class Block:
     shape
         Shape of the weight parameter as stored.
     rows
-        d_out: ``shape[0]``, or all entries for a norm layer's weight.
+        d_out: ``shape[0]``, or all entries for a norm layer's weight and a scalar.
 
     Examples
     --------
@@ -41,10 +44,7 @@ class Block:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in), the bias as one last column."""
-        entries = 1
-        for size in self.shape:
-            entries *= size
-        columns = entries // self.rows if self.rows else 0
+        columns = prod(self.shape) // self.rows if self.rows else 0
         return self.rows, columns + (self.bias is not None)
 
     @property
@@ -69,7 +69,8 @@ class Block:
             raise ValueError(msg)
         weight = tensors[self.weight]
         lead = weight.shape[: weight.dim() - len(self.shape)]
-        parts = [weight.reshape(*lead, self.rows, -1)]
+        columns = self.weight_shape[1] - (self.bias is not None)
+        parts = [weight.reshape(*lead, self.rows, columns)]
         if self.bias is not None:
             parts.append(tensors[self.bias].reshape(*lead, self.rows, 1))
         return torch.cat(parts, -1)
@@ -91,10 +92,9 @@ class Block:
         lead = w.shape[:-2]
         if self.bias is None:
             return {self.weight: w.reshape(*lead, *self.shape)}
-        bias = w[..., -1] if len(self.shape) != 1 else w[..., 1]
         return {
             self.weight: w[..., :-1].reshape(*lead, *self.shape),
-            self.bias: bias.reshape(*lead, *self._bias_shape),
+            self.bias: w[..., -1].reshape(*lead, *self._bias_shape),
         }
 
     @property
@@ -108,6 +108,11 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     Tied parameters appear once, under the first name. A bias joins the weight of the
     same module whose rows it shares; otherwise it is a block of its own.
 
+    Raises
+    ------
+    UnsupportedModelError
+        If a lazy parameter has no shape yet.
+
     Examples
     --------
     >>> list(blocks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))))
@@ -118,6 +123,10 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     found: dict[str, Block] = {}
     joined: set[str] = set()
     for name, parameter in trainable.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UnsupportedModelError(
+                f"The parameter {name!r} has no shape yet; run the model on a batch first."
+            )
         if name in joined:
             continue
         module = modules[name.rpartition(".")[0]]
@@ -131,9 +140,9 @@ def blocks(model: nn.Module) -> dict[str, Block]:
 def _block(
     name: str, parameter: Tensor, module: nn.Module, trainable: Mapping[str, Tensor]
 ) -> Block:
-    shape = tuple(parameter.shape) or (1,)
-    norm = isinstance(module, NORMS)
-    rows = parameter.numel() if norm else shape[0]
+    shape = tuple(parameter.shape)
+    whole = isinstance(module, NORMS) or not shape
+    rows = parameter.numel() if whole else shape[0]
     path, _, last = name.rpartition(".")
     bias = None
     if "weight" in last and not isinstance(module, TRANSPOSED):
@@ -156,7 +165,7 @@ def frozen_parameters(model: nn.Module) -> list[str]:
 
 
 def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str, Block]:
-    """Choose blocks by name or by module prefix.
+    """Choose blocks by name, by module prefix or by the name of a parameter.
 
     Raises
     ------
@@ -173,12 +182,15 @@ def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str
         return dict(found)
     if isinstance(layers, str):
         layers = [layers]
+    if not layers:
+        msg = f"layers: no name was given; known blocks: {', '.join(found)}."
+        raise ValueError(msg)
     chosen: dict[str, Block] = {}
     for wanted in layers:
         hits = {
             name: block
             for name, block in found.items()
-            if name == wanted or name.startswith(f"{wanted}.")
+            if name == wanted or name.startswith(f"{wanted}.") or wanted in block.parameters
         }
         if not hits:
             msg = f"layers: {wanted!r} is unknown; known blocks: {', '.join(found)}."

@@ -65,6 +65,8 @@ def _randomises(module: nn.Module) -> bool:
         return False
     if isinstance(module, _DropoutNd):
         return module.p > 0
+    if isinstance(module, nn.RReLU):
+        return module.lower < module.upper
     return isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and module.dropout > 0
 
 

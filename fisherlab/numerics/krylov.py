@@ -84,6 +84,34 @@ def _orthonormalise(columns: Tensor, metric: Action | None) -> Tensor:
     return columns @ (vectors[:, strong] * values[strong].rsqrt())
 
 
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A Krylov space of right vectors, with their images Z v and what comes back, ZᵀZ v.
+
+    Parameters
+    ----------
+    bases, images, backs
+        Blocks of columns; the bases are orthonormal.
+    """
+
+    bases: tuple[Tensor, ...] = ()
+    images: tuple[Tensor, ...] = ()
+    backs: tuple[Tensor, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.bases)
+
+    def extended(self, basis: Tensor, image: Tensor, back: Tensor) -> "Space":
+        """Return the space with one more block."""
+        return Space((*self.bases, basis), (*self.images, image), (*self.backs, back))
+
+    def following(self, metric: Action | None) -> Tensor:
+        """Return the next orthonormal block; no columns if the space is invariant."""
+        return orthonormal(self.backs[-1], metric, list(self.bases))
+
+
 def block_krylov(
     linear: LinearMap,
     rank: int,
@@ -92,6 +120,7 @@ def block_krylov(
     depth: int = 6,
     tolerance: float = 1e-10,
     max_products: int = 1000,
+    floor: float = 0.0,
 ) -> Triplets:
     """Return the `rank` leading singular triplets of a linear map.
 
@@ -109,11 +138,21 @@ def block_krylov(
         Generic right vectors, b ≥ 1 columns; depth 1 is subspace (power) iteration.
     max_products
         Pairs of block products spent at most.
+    floor
+        A map whose largest singular value stays at or below it is taken for zero: what
+        is left of it is rounding errors, on which nothing converges.
     """
     used, width = 0, start.shape[1]
     while True:
-        triplets, following = _ritz(linear, rank, start, max(depth, 1), width)
+        space = _grown(linear, start, max(depth, 1))
+        if not space.depth:
+            return _none(linear, start)
+        metrics = linear.left_metric, linear.right_metric
+        triplets, following = rayleigh_ritz(space, rank, width, *metrics)
         used += max(depth, 1)
+        lost = bool((triplets.values <= floor).all()) and used > max(depth, 1)
+        if lost:
+            return _none(linear, start)
         done = triplets.residual <= tolerance or used >= max_products
         if done or following.shape[1] == 0:
             converged = triplets.residual <= tolerance
@@ -121,37 +160,41 @@ def block_krylov(
         start = following
 
 
-def _ritz(
-    linear: LinearMap, rank: int, start: Tensor, depth: int, width: int
-) -> tuple[Triplets, Tensor]:
-    """Do one Rayleigh-Ritz step; return its triplets and the block to go on with."""
-    bases: list[Tensor] = []
-    images: list[Tensor] = []
-    backs: list[Tensor] = []
+def _grown(linear: LinearMap, start: Tensor, depth: int) -> Space:
+    """Build a space of at most `depth` blocks, fewer where it becomes invariant."""
+    space = Space()
     block = orthonormal(start, linear.right_metric, [])
-    for _ in range(depth):
-        if block.shape[1] == 0:  # the space is invariant: nothing new to add
-            break
+    while space.depth < depth and block.shape[1]:
         image = linear.apply(block)
-        back = linear.adjoint(image)
-        bases, images, backs = [*bases, block], [*images, image], [*backs, back]
-        block = orthonormal(back, linear.right_metric, bases)
-    if not bases:
-        return _none(linear, start), start[:, :0]
-    basis, image, back = (torch.cat(parts, 1) for parts in (bases, images, backs))
-    values, turn = _singular(image, linear.left_metric)
+        space = space.extended(block, image, linear.adjoint(image))
+        if space.depth < depth:
+            block = space.following(linear.right_metric)
+    return space
+
+
+def rayleigh_ritz(
+    space: Space,
+    rank: int,
+    width: int,
+    left_metric: Action | None = None,
+    right_metric: Action | None = None,
+) -> tuple[Triplets, Tensor]:
+    """Return the triplets of a space and the block of `width` columns to go on with."""
+    basis, image, back = (
+        torch.cat(parts, 1) for parts in (space.bases, space.images, space.backs)
+    )
+    values, turn = _singular(image, left_metric)
     strong = values > values[0] * 10 * torch.finfo(values.dtype).eps
     strong &= values > 0
     values, turn = values[strong], turn[:, strong]
     right, keep = basis @ turn, min(rank, len(values))
     left = image @ (turn / values)
     rest = (back @ (turn / values) - right * values)[:, :keep]
-    metric = linear.right_metric
-    size = (rest * (rest if metric is None else metric(rest))).sum(0).clamp_min(0).sqrt()
+    size = _lengths(rest, right_metric)
     worst = float(size.max() / values[0]) if keep else 0.0
     triplets = Triplets(left[:, :keep], values[:keep], right[:, :keep], True, 0, worst)
     gone_on = back @ (turn[:, :width] / values[:width] ** 2)  # one more power step
-    return triplets, gone_on if len(values) else start[:, :0]
+    return triplets, gone_on if len(values) else basis[:, :0]
 
 
 def _singular(image: Tensor, metric: Action | None) -> tuple[Tensor, Tensor]:

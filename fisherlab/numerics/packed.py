@@ -107,14 +107,21 @@ def triangle_chunks(size: int, pairs: int) -> list[tuple[int, int]]:
 
 
 class _Workspace:
-    """Buffers that are packed into again and again: first touch is half of the cost."""
+    """Examples along the rows, and buffers that are packed into again and again.
+
+    First touch of fresh memory costs as much as the packing itself.
+    """
 
     def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
         examples = min(EXAMPLES, inputs.shape[0])
-        self.outputs = triangle_chunks(gradients.shape[-1], PAIR_ROWS)
-        self.inputs = triangle_chunks(inputs.shape[-1], INPUT_ROWS)
-        self.output_pairs = _buffer(self.outputs, gradients, examples)
-        self.input_pairs = _buffer(self.inputs, inputs, examples)
+        self.gradients = gradients.transpose(1, 2).contiguous()
+        self.inputs = inputs.T.contiguous()[None]
+        self.output_pieces = triangle_chunks(gradients.shape[-1], PAIR_ROWS)
+        self.input_pieces = triangle_chunks(inputs.shape[-1], INPUT_ROWS)
+        self.output_pairs = _buffer(self.output_pieces, gradients, examples)
+        self.input_pairs = _buffer(self.input_pieces, inputs, examples)
+        longest = self.output_pairs.shape[0]
+        self.product = inputs.new_empty(longest, pair_count(inputs.shape[-1]))
 
 
 def _buffer(pieces: list[tuple[int, int]], like: Tensor, examples: int) -> Tensor:
@@ -127,21 +134,20 @@ def _pairs_between(size: int, start: int, stop: int) -> int:
     return pair_offset(size, stop) - pair_offset(size, start)
 
 
-def rearranged_rows(
-    gradients: Tensor, inputs: Tensor, piece: tuple[int, int], space: _Workspace
-) -> Tensor:
-    """Return rows of Σ_n pairs(G_n) pairs(a_n a_nᵀ)ᵀ for one piece of the triangle."""
-    o, m = gradients.shape[-1], inputs.shape[-1]
-    result = inputs.new_zeros(_pairs_between(o, *piece), pair_count(m))
-    for part in chunks(inputs.shape[0], EXAMPLES):
+def _product_rows(space: _Workspace, piece: tuple[int, int], scale: float) -> Tensor:
+    """Return rows of scale · Σ_n pairs(G_n) pairs(a_n a_nᵀ)ᵀ, valid until the next call."""
+    o, m, examples = space.gradients.shape[1], space.inputs.shape[1], space.inputs.shape[2]
+    result = space.product[: _pairs_between(o, *piece)]
+    for part in chunks(examples, EXAMPLES):
         n = part.stop - part.start
-        g = gradients[:, part].transpose(1, 2).contiguous()
-        a = inputs[part].T.contiguous()[None]
-        left = pack_outer(g, *piece, space.output_pairs[:, :n])
-        for start, stop in space.inputs:
-            right = pack_outer(a, start, stop, space.input_pairs[:, :n])
+        left = pack_outer(space.gradients[:, :, part], *piece, space.output_pairs[:, :n])
+        for start, stop in space.input_pieces:
+            right = pack_outer(
+                space.inputs[:, :, part], start, stop, space.input_pairs[:, :n]
+            )
             at = pair_offset(m, start)
-            result[:, at : at + right.shape[0]].addmm_(left, right.T)
+            columns = result[:, at : at + right.shape[0]]
+            columns.addmm_(left, right.T, beta=float(part.start > 0), alpha=scale)
     return result
 
 
@@ -161,10 +167,15 @@ def rearranged(gradients: Tensor, inputs: Tensor) -> Tensor:
         Shape (o(o+1)/2, m(m+1)/2): the Van Loan rearrangement of Σ_n G_n ⊗ a_n a_nᵀ
         in packed coordinates; its singular values and norm are those of the full one.
     """
+    o, m = gradients.shape[-1], inputs.shape[-1]
+    out = inputs.new_zeros(pair_count(o), pair_count(m))
+    if inputs.shape[0] == 0:
+        return out
     space = _Workspace(gradients, inputs)
-    rows = [rearranged_rows(gradients, inputs, p, space) for p in space.outputs]
-    scale = pair_scale(gradients.shape[-1], inputs)[:, None]
-    return torch.cat(rows) * scale * pair_scale(inputs.shape[-1], inputs)
+    for piece in space.output_pieces:
+        rows = slice(pair_offset(o, piece[0]), pair_offset(o, piece[1]))
+        out[rows] = _product_rows(space, piece, 1.0)
+    return out.mul_(pair_scale(o, inputs)[:, None]).mul_(pair_scale(m, inputs))
 
 
 def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float) -> Tensor:
@@ -181,14 +192,16 @@ def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float)
 
     Notes
     -----
-    N · o(o+1)/2 · m(m+1)/2 multiply-adds; beside `out` it holds a buffer of at most
-    max(512, o) packed rows.
+    N · o(o+1)/2 · m(m+1)/2 multiply-adds; beside `out` it holds the factors transposed
+    and buffers of about max(512, o) packed rows.
     """
     o, m = gradients.shape[-1], inputs.shape[-1]
+    if inputs.shape[0] == 0:
+        return out.zero_()
     space = _Workspace(gradients, inputs)
     columns = pair_index(m, inputs.device).reshape(-1)
-    for start, stop in space.outputs:
-        packed = rearranged_rows(gradients, inputs, (start, stop), space).mul_(scale)
+    for start, stop in space.output_pieces:
+        packed = _product_rows(space, (start, stop), scale)
         base = pair_offset(o, start)
         for row in range(start, stop):
             at = pair_offset(o, row) - base

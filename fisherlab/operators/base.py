@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -184,11 +184,8 @@ class Operator(ABC):
         p = self.shape[0]
         if p <= 512 or k >= p // 2:
             return self.eigenvalues()[:k]
-        from scipy.sparse.linalg import eigsh
-
-        start = torch.ones(p, dtype=torch.float64).numpy()
-        values = eigsh(self.to_scipy(), k, which="LA", v0=start)[0][::-1]
-        return torch.as_tensor(values.copy(), dtype=self.dtype, device=self.device)
+        values = extreme_eigenvalues(self, k, "LA").flip(0)
+        return values.to(dtype=self.dtype, device=self.device)
 
     def to_scipy(self) -> LinearOperator:
         """Return a flat scipy LinearOperator on float64 numpy vectors."""
@@ -232,6 +229,25 @@ class Operator(ABC):
                 "`stats[name].pack({parameter: tensor})` makes it from parameters."
             )
             raise ValueError(msg)
+
+
+def extreme_eigenvalues(
+    operator: Operator, k: int, end: Literal["LA", "SA"], tolerance: float = 0.0
+) -> Float[Tensor, " k"]:
+    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64.
+
+    Lanczos starts from fixed noise: from a plain vector such as ones it can miss, or stop
+    at once, where an eigenvector is orthogonal to it.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
+    products = operator.to_scipy()
+    values = eigsh(
+        products, k, which=end, v0=start.numpy(), tol=tolerance, return_eigenvectors=False
+    )
+    return torch.from_numpy(values).sort().values
 
 
 def html_table(title: str, rows: dict[str, Any]) -> str:

@@ -109,6 +109,8 @@ class Dense(Operator):
 
     def to(self, dtype: torch.dtype) -> "Dense":
         """Return the block in another precision."""
+        if dtype == self.dtype:
+            return self
         return replace(self, matrix=self.matrix.to(dtype))
 
 
@@ -192,6 +194,8 @@ class CholeskyInverse(Operator):
 
     def to(self, dtype: torch.dtype) -> "CholeskyInverse":
         """Return the inverse in another precision; the factor stays in float64."""
+        if dtype == self.dtype:
+            return self
         return replace(self, precision=dtype)
 
 

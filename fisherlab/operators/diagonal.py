@@ -95,6 +95,8 @@ class Diagonal(Operator):
 
     def to(self, dtype: torch.dtype) -> "Diagonal":
         """Return the matrix in another precision."""
+        if dtype == self.dtype:
+            return self
         return replace(self, entries=self.entries.to(dtype))
 
 

@@ -6,6 +6,7 @@ Second-order questions (norm, solve, spectrum) are answered in the smaller of tw
 the p × p block ("dense"), or the M × M Gram matrix of the M = V·N samples ("gram").
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, final
@@ -14,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import damped_cholesky
-from fisherlab.numerics.memory import parse_budget, readable, require
+from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
@@ -97,8 +97,8 @@ class FactoredFisher(Operator):
 
     def _dense(self) -> Float[Tensor, "p p"]:
         p = self.shape[0]
-        out = torch.empty(p, p, dtype=self.dtype, device=self.device)
-        return self.samples.add_dense_(out).div_(self.count)
+        out = empty((p, p), self.dtype, self.device)
+        return self.samples.add_dense_(out, 1 / self.count)
 
     @cached_property
     def _block(self) -> Float[Tensor, "p p"]:
@@ -147,22 +147,17 @@ class FactoredFisher(Operator):
 
         Raises
         ------
-        NumericalError
+        IndefiniteError
             If the damped block is not positive definite.
         """
         p = self.shape[0]
-        if not self.uses_gram:
-            return self.inverse(damping).logdet() * -1
-        if damping <= 0:
-            raise NumericalError(
-                f"logdet of {self!r} with damping {damping:g}: the block is singular "
-                "outside the span of its samples. Give a positive damping."
-            )
+        if not self.uses_gram or damping <= 0:
+            return -self.inverse(damping).logdet()
         gram = self._gram()
         factor = damped_cholesky(gram, damping, repr(self))
         size = gram.shape[0]
         logs = 2 * float(factor.diagonal().log().sum())
-        return logs + (p - size) * float(torch.tensor(damping).double().log())
+        return logs + (p - size) * math.log(damping)
 
     def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
         """Return (F + damping·I)⁻¹ w, refined once, residual checked.
@@ -326,6 +321,8 @@ class WoodburyInverse(Operator):
 
     def to(self, dtype: torch.dtype) -> "WoodburyInverse":
         """Return the inverse in another precision; the factor stays in float64."""
+        if dtype == self.dtype:
+            return self
         return replace(self, samples=self.samples.to(dtype))
 
 

@@ -9,18 +9,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError, NumericalError
-from fisherlab.numerics.conjugate_gradients import conjugate_gradients
+from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import eigh, require_finite
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import (
+    Operator,
+    Provenance,
+    extreme_eigenvalues,
+    inner_product,
+)
+from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
 from fisherlab.operators.diagonal import Diagonal
 from fisherlab.operators.factored import FactoredFisher
-from fisherlab.operators.kronecker_eigen import KroneckerEigen
+from fisherlab.operators.iterative import IterativeInverse
+from fisherlab.operators.kronecker_congruence import (
+    KroneckerCongruence,
+    Term,
+    factored_pair,
+)
+from fisherlab.operators.kronecker_eigen import KroneckerEigen, powers
 
-Term = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
-SOLVE_TOLERANCE = 1e-10  # relative residual of conjugate gradients
 
 
 @final
@@ -152,10 +161,7 @@ class KroneckerSum(Operator):
             return 0.0
         if len(self.terms) == 1 or self.shape[0] <= DENSE_ROWS:
             return float(self.eigenvalues()[-1])
-        from scipy.sparse.linalg import eigsh
-
-        start = torch.ones(self.shape[0], dtype=torch.float64).numpy()
-        return float(eigsh(self.to_scipy(), 1, which="SA", v0=start, tol=1e-8)[0][0])
+        return float(extreme_eigenvalues(self, 1, "SA", tolerance=1e-8))
 
     def require_positive(self, damping: float) -> None:
         """Raise unless the damped sum is positive definite.
@@ -173,8 +179,10 @@ class KroneckerSum(Operator):
         if self.smallest_eigenvalue + damping <= 0:
             raise IndefiniteError(repr(self), damping, self.smallest_eigenvalue)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
-        """Return (Σ + damping·I)⁻¹ w.
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
+        """Return (Σ + damping)⁻¹ w; a number means Tikhonov.
 
         One term by its eigenbasis; several by conjugate gradients, preconditioned with
         the leading term, to a relative residual of 1e-10 (1e-5 in float32).
@@ -189,24 +197,97 @@ class KroneckerSum(Operator):
         self._check(w, "solve")
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> Operator:
-        """Return (Σ + damping·I)⁻¹, a `KroneckerEigen` for one term.
+    def inverse(self, damping: Damping) -> Operator:
+        """Return (Σ + damping)⁻¹, a `KroneckerEigen` for one term.
 
         Raises
         ------
         IndefiniteError
             If the damped sum is not positive definite.
         """
-        self.require_positive(damping)
         made = self.provenance.by(f"inverse of {self.provenance.method}")
+        if isinstance(damping, Factored):
+            return self.damped(damping).inverse(0.0)
+        shift = tikhonov(damping, repr(self))
+        self.require_positive(shift)
         if not self.terms:
             entries = torch.full(
-                self.block_shape, 1 / damping, dtype=self.dtype, device=self.device
+                self.block_shape, 1 / shift, dtype=self.dtype, device=self.device
             )
             return Diagonal(entries, made)
         if len(self.terms) == 1:
-            return replace(self._eigen.inverse(damping), provenance=made)
-        return KroneckerSumInverse(self, damping, made)
+            return replace(self._eigen.inverse(shift), provenance=made)
+        leading = _leading_inverse(self, shift)
+        return IterativeInverse(self, shift, leading, provenance=made)
+
+    def damped(self, damping: Damping) -> "KroneckerSum | KroneckerCongruence":
+        """Return the damped matrix, whose inverse is `inverse(damping)`.
+
+        Tikhonov: one more term (√λ I) ⊗ (√λ I). Factored: shifted factors for one term,
+        a `KroneckerCongruence` for two.
+
+        Raises
+        ------
+        ValueError
+            For a factored damping of three and more terms unless its mode is "raw".
+        NumericalError
+            If a factored damping leaves the matrix indefinite.
+
+        Examples
+        --------
+        >>> op = KroneckerSum(((torch.eye(2), torch.eye(3)),), (2, 3))
+        >>> op.damped(Factored(1.0)).trace()
+        24.0
+        """
+        if not isinstance(damping, Factored):
+            return self._plus(tikhonov(damping, repr(self)))
+        if not self.terms:
+            return self._plus(damping.value)
+        if len(self.terms) == 2:
+            return factored_pair(self.terms, damping, repr(self), self.provenance)
+        if len(self.terms) > 2 and damping.mode != "raw":
+            msg = (
+                f"{self!r} with {damping!r}: no basis diagonalises {len(self.terms)} terms "
+                "at once. Use mode='raw' or Tikhonov(λ)."
+            )
+            raise ValueError(msg)
+        first, *rest = self.terms
+        return replace(self, terms=(damping.damped(*first), *rest))
+
+    def _plus(self, shift: float) -> "KroneckerSum":
+        o, i = self.block_shape
+        rows = torch.eye(o, dtype=self.dtype, device=self.device) * shift**0.5
+        cols = torch.eye(i, dtype=self.dtype, device=self.device) * shift**0.5
+        return replace(self, terms=(*self.terms, (rows, cols)))
+
+    def sqrt(self, damping: float = 0.0) -> Operator:
+        """Return (Σ + damping·I)^½.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped sum has a negative eigenvalue.
+        """
+        return self._power(0.5, damping)
+
+    def inverse_sqrt(self, damping: float) -> Operator:
+        """Return (Σ + damping·I)^-½.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped sum is not positive definite.
+        """
+        return self._power(-0.5, damping)
+
+    def _power(self, exponent: float, damping: float) -> Operator:
+        """Return a root: in the eigenbasis of one term, else through the dense block."""
+        if len(self.terms) == 1:
+            return self._eigen.power(exponent, damping)
+        values, vectors = eigh(self.to_dense(), repr(self))
+        powered = powers(values, exponent, damping, repr(self))
+        made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
+        return Dense((vectors * powered) @ vectors.T, self.block_shape, made)
 
     def to(self, dtype: torch.dtype) -> "KroneckerSum":
         """Return the sum in another precision."""
@@ -216,101 +297,12 @@ class KroneckerSum(Operator):
         return replace(self, terms=terms, precision=dtype)
 
 
-@final
-@dataclass(frozen=True, eq=False, repr=False)
-class KroneckerSumInverse(Operator):
-    """The damped inverse of a sum of several terms: solved, never formed unasked."""
-
-    forward: KroneckerSum
-    damping: float
-    provenance: Provenance = Provenance()
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.forward.weight_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.forward.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.forward.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the sum."""
-        return self.forward.stored_numbers
-
-    @property
-    def product_flops(self) -> int:
-        """Twenty iterations of one product and one preconditioning (an estimate)."""
-        o, i = self.weight_shape
-        return 20 * (self.forward.product_flops + 2 * o * i * (o + i))
-
-    @cached_property
-    def _preconditioner(self) -> KroneckerEigen:
-        leading = replace(self.forward, terms=self.forward.terms[:1])._eigen
-        entries = leading.entries.clamp_min(0) + self.damping
-        floor = torch.finfo(entries.dtype).eps * float(entries.max())
-        return replace(leading, entries=entries.clamp_min(floor).reciprocal())
-
-    @cached_property
-    def whole(self) -> CholeskyInverse:
-        """The inverse as a dense block, formed at the first question that needs it."""
-        block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
-        return block.inverse(self.damping)
-
-    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        single = self.dtype == torch.float32
-        solution = conjugate_gradients(
-            lambda x: self.forward._apply(x) + self.damping * x,
-            w,
-            precondition=self._preconditioner._apply,
-            tolerance=1e-5 if single else SOLVE_TOLERANCE,
-            max_iterations=2000,
-        )
-        if not solution.converged:
-            raise NumericalError(
-                f"solve with {self.forward!r}, damping {self.damping:g}: conjugate "
-                f"gradients reached a relative residual of {solution.residual:.2g} in "
-                f"{solution.iterations} iterations. Increase the damping."
-            )
-        return solution.value
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.whole.to_dense()
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal, through the dense block."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace, through the dense block."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM², through the dense block."""
-        return self.whole.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the reciprocals of the damped eigenvalues, descending."""
-        return (self.forward.eigenvalues() + self.damping).reciprocal().flip(0)
-
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
-        """Return (self + damping·I)⁻¹ w, through the dense block."""
-        return self.whole.solve(w, damping)
-
-    def inverse(self, damping: float) -> CholeskyInverse:
-        """Return (self + damping·I)⁻¹, through the dense block."""
-        return self.whole.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "KroneckerSumInverse":
-        """Return the inverse in another precision."""
-        return replace(self, forward=self.forward.to(dtype))
+def _leading_inverse(forward: KroneckerSum, shift: float) -> KroneckerEigen:
+    """Return the damped inverse of the leading term, kept positive definite."""
+    leading = replace(forward, terms=forward.terms[:1])._eigen
+    entries = leading.entries.clamp_min(0) + shift
+    floor = torch.finfo(entries.dtype).eps * float(entries.max())
+    return replace(leading, entries=entries.clamp_min(floor).reciprocal())
 
 
 @inner_product(KroneckerSum, KroneckerSum)
@@ -351,6 +343,16 @@ def _inverse_sum(a: CholeskyInverse, b: KroneckerSum) -> float:
     return _dense_sum(a.whole, b)
 
 
-@inner_product(CholeskyInverse, KroneckerSumInverse)
-def _inverse_sum_inverse(a: CholeskyInverse, b: KroneckerSumInverse) -> float:
-    return a.whole.inner(b.whole.whole)
+@inner_product(KroneckerSum, KroneckerCongruence)
+def _sum_congruence(a: KroneckerSum, b: KroneckerCongruence) -> float:
+    total = 0.0
+    for rows, cols in a.terms:
+        left = _forms(b.row_basis, rows)
+        right = _forms(b.column_basis, cols)
+        total += float((b.entries * torch.outer(left, right)).real.sum(dtype=torch.float64))
+    return total
+
+
+def _forms(basis: Tensor, middle: Tensor) -> Tensor:
+    """Return rᴴ M r for every column r of a basis."""
+    return (basis.conj() * (middle.to(basis.dtype) @ basis)).sum(0)

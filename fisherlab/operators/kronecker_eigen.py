@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import require_finite
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
 from fisherlab.operators.factored import FactoredFisher
 
@@ -99,39 +100,97 @@ class KroneckerEigen(Operator):
         right = ((cols @ self.column_basis) * self.column_basis).sum(0)
         return torch.outer(left, right)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w.
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
+        """Return (M + damping·I)⁻¹ w; a number means Tikhonov.
 
         Raises
         ------
         IndefiniteError
             If an eigenvalue plus the damping is not positive.
+        ValueError
+            For a factored damping.
         """
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "KroneckerEigen":
+    def inverse(self, damping: Damping) -> "KroneckerEigen":
         """Return the same bases with 1/(s + damping).
 
         Raises
         ------
         IndefiniteError
             If an eigenvalue plus the damping is not positive.
+        ValueError
+            For a factored damping.
         """
-        shifted = self.entries + damping
-        if not bool((shifted > 0).all()):
-            require_finite(shifted, f"{self!r} with damping {damping:g}")
-            raise IndefiniteError(repr(self), damping, float(self.entries.min()))
+        shift = tikhonov(damping, repr(self))
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        return replace(self, entries=shifted.reciprocal(), provenance=made)
+        return replace(self.power(-1.0, shift), provenance=made)
+
+    def sqrt(self, damping: float = 0.0) -> "KroneckerEigen":
+        """Return (M + damping·I)^½.
+
+        Raises
+        ------
+        IndefiniteError
+            If an eigenvalue plus the damping is negative.
+        """
+        return self.power(0.5, damping)
+
+    def inverse_sqrt(self, damping: float) -> "KroneckerEigen":
+        """Return (M + damping·I)^-½.
+
+        Raises
+        ------
+        IndefiniteError
+            If an eigenvalue plus the damping is not positive.
+        """
+        return self.power(-0.5, damping)
+
+    def power(self, exponent: float, damping: float) -> "KroneckerEigen":
+        """Return (M + damping·I)^exponent.
+
+        Raises
+        ------
+        IndefiniteError
+            If the power does not exist.
+        """
+        made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
+        entries = powers(self.entries, exponent, damping, repr(self))
+        return replace(self, entries=entries, provenance=made)
 
     def to(self, dtype: torch.dtype) -> "KroneckerEigen":
         """Return the matrix in another precision."""
+        if dtype == self.dtype:
+            return self
         return replace(
             self,
             row_basis=self.row_basis.to(dtype),
             column_basis=self.column_basis.to(dtype),
             entries=self.entries.to(dtype),
         )
+
+
+def powers(values: Tensor, exponent: float, damping: float, what: str) -> Tensor:
+    """Return (values + damping)^exponent; rounding below zero counts as zero for roots.
+
+    Raises
+    ------
+    IndefiniteError
+        If a negative value, or zero under a negative exponent, is met.
+    """
+    shifted = values + damping
+    if exponent < 0:
+        valid = bool((shifted > 0).all())
+    else:
+        rounding = 1e2 * torch.finfo(values.dtype).eps * float(values.abs().max())
+        valid = bool((shifted >= -rounding).all())
+        shifted = shifted.clamp_min(0)
+    if not valid:
+        require_finite(shifted, f"{what} with damping {damping:g}")
+        raise IndefiniteError(what, damping, float(values.min()))
+    return shifted.pow(exponent)
 
 
 @inner_product(KroneckerEigen, KroneckerEigen)
@@ -150,11 +209,11 @@ def _factored_eigen(a: FactoredFisher, b: KroneckerEigen) -> float:
 @inner_product(Dense, KroneckerEigen)
 def _dense_eigen(a: Dense, b: KroneckerEigen) -> float:
     o, i = a.weight_shape
-    panels = a.matrix.view(o, i, o, i)
+    basis = b.column_basis
     mixed = torch.stack(  # mixed[o, o', c] = Σ_ij V_ic M[o,i,o',j] V_jc
         [
-            torch.einsum("ic,ibc->bc", b.column_basis, panel @ b.column_basis)
-            for panel in panels
+            (panel.view(i, o, i) @ basis).mul_(basis[:, None, :]).sum(0)
+            for panel in a.matrix.view(o, i, o * i)
         ]
     )
     turned = torch.einsum("ar,abc,br->rc", b.row_basis, mixed, b.row_basis)

@@ -217,6 +217,8 @@ class MiniBlocks(Operator):
 
     def to(self, dtype: torch.dtype) -> "MiniBlocks":
         """Return the matrix in another precision."""
+        if dtype == self.dtype:
+            return self
         return replace(self, blocks=tuple(block.to(dtype) for block in self.blocks))
 
 

@@ -69,8 +69,10 @@ class Samples(Protocol):
     ) -> float:
         """Return ⟨S, rows ⊗ cols⟩ = Σ ⟨D, rows D cols⟩."""
 
-    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-        """Write S into `out`, which is overwritten."""
+    def add_dense_(
+        self, out: Float[Tensor, "p p"], scale: float = 1.0
+    ) -> Float[Tensor, "p p"]:
+        """Write scale · S into `out`, which is overwritten."""
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return ⟨D_a, D_b⟩ for all pairs of the M = V·N samples, v-major."""

@@ -93,9 +93,11 @@ class MatrixSamples:
         """Return Σ ⟨D, rows D cols⟩."""
         return float((self.row_side(cols_factor) * rows_factor).sum())
 
-    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-        """Write Σ vec(D) vec(D)ᵀ into `out`."""
-        return rows.add_dense_(self, out)
+    def add_dense_(
+        self, out: Float[Tensor, "p p"], scale: float = 1.0
+    ) -> Float[Tensor, "p p"]:
+        """Write scale · Σ vec(D) vec(D)ᵀ into `out`."""
+        return rows.add_dense_(self, out, scale)
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products."""

@@ -131,10 +131,12 @@ class OuterSamples:
         """Return Σ tr(G_n rows) (a_nᵀ cols a_n)."""
         return float(self.output_forms(rows) @ self.input_forms(cols))
 
-    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-        """Write Σ G_n ⊗ a_n a_nᵀ into `out` through packed factors."""
+    def add_dense_(
+        self, out: Float[Tensor, "p p"], scale: float = 1.0
+    ) -> Float[Tensor, "p p"]:
+        """Write scale · Σ G_n ⊗ a_n a_nᵀ into `out` through packed factors."""
         o, i = self.weight_shape
-        kronecker_sum_(out.view(o, i, o, i), self.gradients, self.inputs, 1.0)
+        kronecker_sum_(out.view(o, i, o, i), self.gradients, self.inputs, scale)
         return out
 
     def gram(self) -> Float[Tensor, "m m"]:

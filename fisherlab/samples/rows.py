@@ -37,11 +37,13 @@ def summed(samples: Samples, term: Callable[[Float[Tensor, "m o i"]], Tensor]) -
     return total
 
 
-def add_dense_(samples: Samples, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    """Write Σ vec(D) vec(D)ᵀ into `out`: half a product of p × M × p."""
+def add_dense_(
+    samples: Samples, out: Float[Tensor, "p p"], scale: float
+) -> Float[Tensor, "p p"]:
+    """Write scale · Σ vec(D) vec(D)ᵀ into `out`: half a product of p × M × p."""
     out.zero_()
     for part in parts(samples):
-        symmetric_product_(out, flat(samples, part))
+        symmetric_product_(out, flat(samples, part), scale)
     return mirror_(out)
 
 

@@ -61,21 +61,25 @@ class SharedSamples:
         v, n, t, o = gradients.shape
         stacked = gradients.permute(1, 0, 3, 2).reshape(n, v * o, t)
         formed = torch.bmm(stacked, self.inputs[part])
-        return formed.view(n, v, o, -1).transpose(0, 1)
+        return formed.view(n, v, o, self.inputs.shape[2]).transpose(0, 1)
 
     def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
         """Return ⟨D_vn, w⟩ = Σ_t g_vnt · (w a_nt)."""
         flat = self.inputs.flatten(0, 1)
-        out = [
-            (self.gradients * (flat @ one.T).view(self.gradients.shape[1:])) for one in w
-        ]
-        return torch.stack([product.sum((2, 3)) for product in out])
+        out = self.gradients.new_empty(len(w), self.columns, self.examples)
+        for k, one in enumerate(w):
+            outputs = (flat @ one.T).view(self.gradients.shape[1:])
+            out[k] = (self.gradients * outputs).sum((2, 3))
+        return out
 
     def combine(self, c: Float[Tensor, "k v n"]) -> Float[Tensor, "k o i"]:
         """Return Σ c_vn D_vn."""
         flat = self.inputs.flatten(0, 1)
-        mixed = (torch.einsum("vn,vnto->nto", one, self.gradients) for one in c)
-        return torch.stack([one.flatten(0, 1).T @ flat for one in mixed])
+        out = self.gradients.new_empty(len(c), *self.weight_shape)
+        for k, one in enumerate(c):
+            mixed = torch.einsum("vn,vnto->nto", one, self.gradients)
+            out[k] = mixed.flatten(0, 1).T @ flat
+        return out
 
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖D_vn‖²."""
@@ -109,9 +113,11 @@ class SharedSamples:
         """Return Σ ⟨D, rows D cols⟩."""
         return float((self.row_side(cols_factor) * rows_factor).sum())
 
-    def add_dense_(self, out: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-        """Write Σ vec(D) vec(D)ᵀ into `out`."""
-        return rows.add_dense_(self, out)
+    def add_dense_(
+        self, out: Float[Tensor, "p p"], scale: float = 1.0
+    ) -> Float[Tensor, "p p"]:
+        """Write scale · Σ vec(D) vec(D)ᵀ into `out`."""
+        return rows.add_dense_(self, out, scale)
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products."""

@@ -107,6 +107,9 @@ def _checked(item: Any, first: int) -> Batch:
         msg = f"data: x must be a tensor, a tuple or a dict of tensors, not {type(x)}."
         raise ValueError(msg)
     sizes = [t.shape[0] if t.dim() else 0 for t in tensors]
+    if y is not None and not isinstance(y, Tensor):
+        msg = f"data: y must be a tensor or None, not {type(y)}; see torch.as_tensor."
+        raise ValueError(msg)
     if y is not None:
         sizes.append(y.shape[0] if y.dim() else 0)
     if len(set(sizes)) != 1:
@@ -116,7 +119,7 @@ def _checked(item: Any, first: int) -> Batch:
         raise ValueError("data: a batch is empty.")
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).flatten(1).any(1).sum())
+            bad = int((~torch.isfinite(tensor)).reshape(sizes[0], -1).any(1).sum())
             msg = f"data: x holds NaN or infinity in {bad} of {sizes[0]} examples."
             raise ValueError(msg)
     return Batch(x, y, first)

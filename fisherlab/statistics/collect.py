@@ -13,23 +13,20 @@ from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
-from fisherlab.statistics import per_example, taps
+from fisherlab.statistics import taps
 from fisherlab.statistics.batches import Batch, batches
+from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.fishers import Exact, Fisher
+from fisherlab.statistics.gathered import Gathered
 from fisherlab.statistics.model_view import ModelView, view
-from fisherlab.statistics.probe import Probe, probe
-from fisherlab.statistics.values import (
-    LayerStatistics,
-    MeanGradient,
-    Statistics,
-    join_columns,
-    join_examples,
-)
+from fisherlab.statistics.probe import Probe, probe, require_independence
+from fisherlab.statistics.values import LayerStatistics, Statistics
 
 Progress = bool | Callable[[int], Any]
 EXAMPLES = 2048  # examples per forward pass: gradients stay in cache
 COLUMN_BYTES = 64 * 2**20  # output columns held at once
 MATRIX_BYTES = 256 * 2**20  # per-example matrices formed at once
+WORKING_BYTES = 2**30  # activations held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +57,8 @@ def collect(
     chunk_size: int | None = None,
     budget: Budget = None,
     progress: Progress = False,
+    compress: bool = True,
+    check_deterministic: bool = False,
 ) -> Statistics:
     r"""Collect the per-example gradients that make up the Fisher of every block.
 
@@ -89,6 +88,11 @@ def collect(
         default.
     progress
         True for a bar, or a callable that is given the number of examples done.
+    compress
+        Whether a layer used at one position may keep d_out columns with the same
+        Σ_v g gᵀ in place of V > d_out; cross-layer blocks need the columns themselves.
+    check_deterministic
+        Whether to run the first two batches twice and to name the layer that differs.
 
     Returns
     -------
@@ -100,8 +104,10 @@ def collect(
     ValueError
         For empty data, NaN in data or weights, labels that do not fit, unknown layers.
     UnsupportedModelError
-        For train-mode batch norm, active dropout, or an output that is not one tensor
-        by examples.
+        For train-mode batch norm, active dropout, an output that is not one tensor by
+        examples, or examples that depend on one another.
+    NumericalError
+        If the output is not finite, or two runs differ where that is checked.
     BudgetError
         If the statistics would exceed the budget; the remedies are named.
 
@@ -118,10 +124,8 @@ def collect(
     >>> stats["2"].gradients.shape
     torch.Size([1, 5, 1, 2])
     """
-    held: dict[str, list[LayerStatistics]] = {}
-    columns: dict[str, list[LayerStatistics]] = {}
-    taken = 0
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
+    gathered = Gathered(compress)
     for pieces in stream(
         model,
         data,
@@ -132,33 +136,16 @@ def collect(
         chunk_size=chunk_size,
         budget=limit,
         progress=progress,
+        check_deterministic=check_deterministic,
     ):
         for name, piece in pieces.items():
-            if piece.count:  # a new run of examples: close the one before
-                _close(held, columns, name)
-                columns[name] = []
-            columns[name].append(piece)
-            if len(columns[name]) > 1:
-                columns[name] = [join_columns(columns[name])]
-            taken += piece.nbytes
-        require(
-            taken, limit, "collect", "Use fewer layers or MonteCarlo, or approximate()."
-        )
-    for name in list(columns):
-        _close(held, columns, name)
-    joined = {name: join_examples(held.pop(name)) for name in list(held)}
+            gathered.add(name, piece)
+        remedy = "Use fewer layers or MonteCarlo, or approximate()."
+        require(gathered.nbytes, limit, "collect", remedy)
+    joined = gathered.joined()
     examples = max(layer.count for layer in joined.values())
     made = replace(next(iter(joined.values())).provenance, layer="", examples=examples)
     return Statistics(joined, made)
-
-
-def _close(
-    held: dict[str, list[LayerStatistics]],
-    columns: dict[str, list[LayerStatistics]],
-    name: str,
-) -> None:
-    if columns.get(name):
-        held.setdefault(name, []).append(join_columns(columns[name]))
 
 
 def stream(
@@ -172,6 +159,7 @@ def stream(
     chunk_size: int | None = None,
     budget: Budget = None,
     progress: Progress = False,
+    check_deterministic: bool = False,
 ) -> Iterator[dict[str, LayerStatistics]]:
     """Yield statistics of chunks of examples and columns, as `collect` joins them.
 
@@ -201,16 +189,41 @@ def stream(
     if not job.blocks:
         raise UnsupportedModelError("The model has no trainable parameters.")
     report, finish = _reporter(progress)
-    known: tuple[Any, Probe] | None = None
+    known: dict[Any, tuple[_Job, Probe]] = {}
     try:
-        for batch in batches(data, seen.device, seen.dtype):
-            if known is None or known[0] != batch.signature:
-                known = (batch.signature, probe(seen, job.blocks, batch))
-            for part in chunks(len(batch), chunk_size or EXAMPLES):
-                yield from _pieces(job, known[1], batch.part(part))
+        for number, batch in enumerate(batches(data, seen.device, seen.dtype)):
+            checked = check_deterministic and number < 2
+            if batch.signature not in known:
+                known[batch.signature] = _probed(job, batch, checked)
+            job, found = known[batch.signature]
+            for part in chunks(len(batch), _run_length(job, found)):
+                if checked and part.start == 0:
+                    _require_same(job, found, batch.part(part))
+                yield from _pieces(job, found, batch.part(part))
                 report(part.stop - part.start)
     finally:
         finish()
+
+
+def _probed(job: _Job, batch: Batch, checked: bool) -> tuple[_Job, Probe]:
+    """Decide the forms of the blocks, and refuse examples that are not independent."""
+    found = probe(job.view, job.blocks, batch)
+    job = replace(job, view=replace(job.view, copies_data=found.overwrites_data))
+    if checked:
+        _require_same(job, found, batch.part(slice(0, 2)))
+    require_independence(found)
+    return job, found
+
+
+def _require_same(job: _Job, found: Probe, batch: Batch) -> None:
+    first, second = (next(_pieces(job, found, batch)) for _ in range(2))
+    require_equal(first, second)
+
+
+def _run_length(job: _Job, found: Probe) -> int:
+    """Return how many examples go through the model together."""
+    working = min(WORKING_BYTES, job.budget)
+    return job.chunk_size or max(1, min(EXAMPLES, working // found.example_bytes))
 
 
 def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerStatistics]]:
@@ -241,7 +254,8 @@ def _shared_pieces(
 ) -> dict[str, LayerStatistics]:
     if not found.tapped:
         return {}
-    gradients = taps.pull(done, found.tapped, columns, job.at_once(len(columns)))
+    at_once = job.at_once(len(columns))
+    gradients = taps.pull(job.view, done, found.tapped, columns, at_once)
     return {
         name: LayerStatistics(
             job.blocks[name],
@@ -269,12 +283,11 @@ def _general_pieces(
         f"Per-example gradients of {', '.join(blocks)}",
         "Choose other layers, fewer examples or MonteCarlo.",
     )
-    size = job.chunk_size or max(1, MATRIX_BYTES // each)
+    size = max(1, min(MATRIX_BYTES // each, WORKING_BYTES // found.example_bytes))
+    size = job.chunk_size or size
     formed: dict[str, list[Tensor]] = {name: [] for name in blocks}
     for part in chunks(len(batch), size):
-        found_here = per_example.matrices(
-            job.view, blocks, batch.part(part), columns[:, part]
-        )
+        found_here = found.matrices(job.view, blocks, batch.part(part), columns[:, part])
         for name, matrices in found_here.items():
             formed[name].append(matrices)
     return {
@@ -317,51 +330,3 @@ def _reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], An
 
     bar = tqdm(unit=" examples", desc="Fisher statistics")
     return bar.update, bar.close
-
-
-def mean_gradient(
-    model: nn.Module,
-    data: Any,
-    likelihood: Likelihood,
-    *,
-    layers: Sequence[str] | None = None,
-    dtype: torch.dtype | None = None,
-) -> dict[str, MeanGradient]:
-    """Return the gradient of the mean loss, (1/N) Σ_n ∇ℓ_n, block by block.
-
-    Parameters and errors are those of `collect`; labels are needed.
-
-    Examples
-    --------
-    >>> from fisherlab.likelihoods import Gaussian
-    >>> data = (torch.ones(5, 4), torch.zeros(5, 2))
-    >>> mean_gradient(nn.Linear(4, 2), data, Gaussian())["weight"].weight_shape
-    (2, 5)
-    """
-    seen = view(model, dtype)
-    blocks = select(blocks_of(model), layers)
-    names = [name for block in blocks.values() for name in block.parameters]
-    leaves = {name: seen.parameters[name].clone().requires_grad_() for name in names}
-    totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    count = 0
-    for whole in batches(data, seen.device, seen.dtype):
-        for part in chunks(len(whole), EXAMPLES):
-            batch = whole.part(part)
-            if batch.y is None:
-                msg = "mean_gradient needs the data's labels, but y is None."
-                raise ValueError(msg)
-            with torch.enable_grad():
-                output = seen(batch, leaves)
-                likelihood.check(output, batch.y)
-                loss = likelihood.loss(output, batch.y).sum()
-            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for total, grad in zip(totals.values(), grads, strict=True):
-                if grad is not None:
-                    total.add_(grad)
-            count += len(batch)
-    made = Provenance(likelihood=repr(likelihood), examples=count, method="mean gradient")
-    means = {name: total / count for name, total in totals.items()}
-    return {
-        name: MeanGradient(block, block.pack(means), count, replace(made, layer=name))
-        for name, block in blocks.items()
-    }

@@ -1,5 +1,7 @@
 """A model seen from outside: called with given parameters, left as it was found."""
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,18 +13,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import require_independent_examples
-from fisherlab.statistics.batches import Batch
+from fisherlab.statistics.batches import Batch, map_inputs
+from fisherlab.statistics.recurrent import followed
 
 
 @dataclass(frozen=True, eq=False)
 class ModelView:
-    """A model with detached copies of its state in the wanted precision."""
+    """A model in the wanted precision, with its state detached.
+
+    `copies_data` is for models that overwrite what they are given.
+    """
 
     model: nn.Module
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     device: torch.device
     dtype: torch.dtype
+    copies_data: bool = False
 
     def __call__(
         self, batch: Batch, replaced: Mapping[str, Tensor] | None = None
@@ -32,12 +39,29 @@ class ModelView:
         Raises
         ------
         UnsupportedModelError
-            If the model does not return one tensor with the example in axis 0.
+            If the model does not return one tensor.
         """
+        return self._call({**self.parameters, **self.buffers, **(replaced or {})}, batch)
+
+    def directly(self, batch: Batch) -> Tensor:
+        """Return the output of the model with its own parameters, for autograd.
+
+        It sees every use of a parameter, also those that `torch.func` does not.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the model does not return one tensor.
+        """
+        with torch.enable_grad():
+            return self._call(self.buffers, batch)
+
+    def _call(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        if self.copies_data:
+            batch = Batch(map_inputs(batch.x, torch.clone), None)
         args, kwargs = batch.arguments()
-        state = {**self.parameters, **self.buffers, **(replaced or {})}
-        with _current_rnn_weights(self.model), sdpa_kernel(SDPBackend.MATH):
-            output: Any = torch.func.functional_call(self.model, state, args, kwargs)
+        with self.settings(), _plain_attributes_kept(self.model):
+            output: Any = torch.func.functional_call(self.model, dict(state), args, kwargs)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected. "
@@ -45,14 +69,37 @@ class ModelView:
             )
         return output
 
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Choose kernels that autograd and torch.func can follow, for a while.
+
+        Fused attention has no batching rule, the fused encoder layer bypasses its
+        modules, fused LSTM cells cannot be batched, and those of cuDNN have no backward
+        pass in eval mode.
+        """
+        recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_no_encoder_fast_path())
+            stack.enter_context(_no_warning("None of the inputs have requires_grad"))
+            stack.enter_context(_no_warning("There is a performance drop"))
+            if recurrent:
+                cuda = self.device.type == "cuda"
+                fused = torch.backends.cudnn if cuda else torch.backends.mkldnn
+                stack.enter_context(_switched_off(fused))
+            for module in recurrent:
+                stack.enter_context(followed(module))
+            yield
+
 
 def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
-    """Check a model and take detached copies of its state.
+    """Check a model and see it in a precision, through a copy if it has another.
 
     Raises
     ------
     UnsupportedModelError
-        For train-mode batch norm, active dropout, or a model without parameters.
+        For train-mode batch norm, active dropout, a model without parameters, or
+        complex parameters.
     ValueError
         If a parameter holds NaN or infinity.
     """
@@ -60,33 +107,88 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     named = dict(model.named_parameters())
     if not named:
         raise UnsupportedModelError("The model has no parameters.")
+    _check_parameters(named)
+    chosen = dtype or next(p.dtype for p in named.values() if p.is_floating_point())
+    model = _in_precision(model, chosen)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    device = next(p.device for p in parameters.values() if p.is_floating_point())
+    return ModelView(model, parameters, buffers, device, chosen)
+
+
+def _check_parameters(named: Mapping[str, Tensor]) -> None:
     for name, parameter in named.items():
+        if parameter.is_complex():
+            raise UnsupportedModelError(
+                f"The parameter {name!r} is complex; real parameters are expected. Hold "
+                "its real and imaginary parts as two parameters."
+            )
         if not bool(torch.isfinite(parameter).all()):
             msg = f"The parameter {name!r} holds NaN or infinity."
             raise ValueError(msg)
-    floats = [p for p in named.values() if p.is_floating_point()]
-    chosen = dtype or floats[0].dtype
+    if not any(p.is_floating_point() for p in named.values()):
+        raise UnsupportedModelError("The model has no floating-point parameters.")
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(chosen if tensor.is_floating_point() else tensor.dtype)
 
-    parameters = {name: cast(parameter) for name, parameter in named.items()}
-    buffers = {name: cast(b).clone() for name, b in model.named_buffers()}
-    return ModelView(model, parameters, buffers, floats[0].device, chosen)
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the model itself if all its numbers have the precision, else a copy."""
+    state = [*model.parameters(), *model.buffers()]
+    if all(t.dtype == dtype for t in state if t.is_floating_point()):
+        return model
+    with _derived_tensors_aside(model):
+        return copy.deepcopy(model).to(dtype)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t for name, t in vars(module).items() if isinstance(t, Tensor)}
 
 
 @contextmanager
-def _current_rnn_weights(model: nn.Module) -> Iterator[None]:
-    """Let recurrent modules read swapped parameters: they keep a flat list of their own."""
-    with ExitStack() as stack:
+def _plain_attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass stores in attributes: caches, normalised weights."""
+    kept = [(vars(module), _plain_tensors(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for (held, before), module in zip(kept, model.modules(), strict=True):
+            for name in _plain_tensors(module).keys() - before.keys():
+                del held[name]
+            held.update(before)
+
+
+@contextmanager
+def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
+    """Take tensors with a history out of the way: they cannot be copied."""
+    with _plain_attributes_kept(model):
         for module in model.modules():
-            if isinstance(module, nn.RNNBase):
-                kept = module._flat_weights
-                stack.callback(setattr, module, "_flat_weights", kept)
-                handle = module.register_forward_pre_hook(_refresh_flat_weights)
-                stack.callback(handle.remove)
+            for name, tensor in _plain_tensors(module).items():
+                if not tensor.is_leaf:
+                    del vars(module)[name]
         yield
 
 
-def _refresh_flat_weights(module: Any, args: Any) -> None:
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+@contextmanager
+def _no_encoder_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _switched_off(backend: Any) -> Iterator[None]:
+    enabled = backend.enabled
+    backend.enabled = False
+    try:
+        yield
+    finally:
+        backend.enabled = enabled
+
+
+@contextmanager
+def _no_warning(message: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=message)
+        yield

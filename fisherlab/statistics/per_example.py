@@ -1,11 +1,10 @@
 """Per-example gradients of any parameter: the path of blocks without a shared form.
 
-``vmap`` over examples of ``vjp`` over the parameters; where torch.func cannot go (fused
-recurrent kernels, checkpointing), a loop of ``autograd.grad``.
+``vmap`` over examples of ``vjp`` over the parameters; where torch.func cannot go
+(checkpointing, old-style autograd functions, parameters it cannot see), a loop.
 """
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,58 +12,102 @@ from torch import Tensor
 
 from fisherlab.layers import Block
 from fisherlab.statistics.batches import Batch, Inputs, map_inputs
+from fisherlab.statistics.graph import calls_python
 from fisherlab.statistics.model_view import ModelView
 
 
-def matrices(
+def vmapped(
     view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
 ) -> dict[str, Tensor]:
-    """Return D (v, n, d_out, d_in) of each block for output columns (v, n, ...)."""
-    names = [name for block in blocks.values() for name in block.parameters]
-    chosen = {name: view.parameters[name] for name in names}
-    try:
-        grads = _vmapped(view, chosen, batch, columns)
-    except (RuntimeError, NotImplementedError, ValueError):
-        grads = _looped(view, chosen, batch, columns)
-    return {name: block.pack(grads) for name, block in blocks.items()}
+    """Return D (v, n, d_out, d_in) of each block for output columns (v, n, ...).
 
+    One level of ``vmap`` only: under two, PReLU's gradient is wrong (torch 2.13), in
+    silence where the columns are one or as many as the examples.
+    """
+    chosen = {name: view.parameters[name] for name in _names(blocks)}
 
-def _vmapped(
-    view: ModelView, chosen: Mapping[str, Tensor], batch: Batch, columns: Tensor
-) -> dict[str, Tensor]:
     def example(x: Inputs, column: Tensor) -> dict[str, Tensor]:
         alone = Batch(map_inputs(x, lambda t: t[None]), None)
-        done: Any = torch.func.vjp(lambda p: view(alone, p), dict(chosen))
-        pullback = done[1]
-        pulled = torch.func.vmap(lambda c: pullback(c[None])[0])(column)
-        return dict(pulled)
+        done: Any = torch.func.vjp(lambda p: view(alone, p), chosen)
+        pulled = [done[1](c[None])[0] for c in column]
+        return {name: torch.stack([p[name] for p in pulled]) for name in chosen}
 
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
+    with torch.no_grad(), view.settings():
         over_examples = torch.func.vmap(
             example, in_dims=(0, 1), out_dims=1, randomness="error"
         )
-        return dict(over_examples(batch.x, columns))
+        found = dict(over_examples(batch.x, columns))
+    return {name: block.pack(found) for name, block in blocks.items()}
 
 
-def _looped(
-    view: ModelView, chosen: Mapping[str, Tensor], batch: Batch, columns: Tensor
+def looped(
+    view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
 ) -> dict[str, Tensor]:
+    """Return the same as `vmapped`, one example and one column after the other."""
+    named = dict(view.model.named_parameters())
+    leaves = {name: named[name] for name in _names(blocks)}
     v, n = columns.shape[:2]
-    leaves = {name: p.clone().requires_grad_() for name, p in chosen.items()}
-    out = {name: p.new_zeros(v, n, *p.shape) for name, p in chosen.items()}
+    found = {
+        name: torch.zeros(v, n, *p.shape, dtype=p.dtype, device=p.device)
+        for name, p in leaves.items()
+    }
     for example in range(n):
-        with torch.enable_grad():
-            output = view(batch.part(slice(example, example + 1)), leaves)
-        for column in range(v):
-            grads = torch.autograd.grad(
-                output,
-                list(leaves.values()),
-                columns[column, example : example + 1],
-                retain_graph=column + 1 < v,
-                allow_unused=True,
-            )
-            for name, grad in zip(leaves, grads, strict=True):
-                if grad is not None:
-                    out[name][column, example] = grad
-    return out
+        one = slice(example, example + 1)
+        output = view.directly(differentiable(batch.part(one)))
+        pulled = pull(view, output, leaves, columns[:, one])
+        for column, grads in enumerate(pulled):
+            for name, grad in grads.items():
+                found[name][column, example] = grad
+    return {name: block.pack(found) for name, block in blocks.items()}
+
+
+def pull(
+    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], columns: Tensor
+) -> Iterator[dict[str, Tensor]]:
+    """Pull columns one by one back to the parameters that the output depends on."""
+    if not output.requires_grad:
+        return
+    way = _through_attributes if calls_python(output) else _through_graph
+    for column in columns:
+        with view.settings():  # a checkpoint calls its part of the model again
+            grads = way(view, output, leaves, column)
+        pairs = zip(leaves, grads, strict=True)
+        yield {name: grad for name, grad in pairs if grad is not None}
+
+
+def _through_graph(
+    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], column: Tensor
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        output, list(leaves.values()), column, retain_graph=True, allow_unused=True
+    )
+
+
+def _through_attributes(
+    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], column: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Go through ``.grad``, the only way that re-entrant checkpoints offer."""
+    parameters = list(view.model.parameters())
+    kept = [p.grad for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        output.backward(column, retain_graph=True)
+        return tuple(leaf.grad for leaf in leaves.values())
+    finally:
+        for parameter, grad in zip(parameters, kept, strict=True):
+            parameter.grad = grad
+
+
+def differentiable(batch: Batch) -> Batch:
+    """Ask for input gradients: a re-entrant checkpoint on data has none otherwise."""
+
+    def ask(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point()
+        return tensor.detach().requires_grad_() if floats else tensor
+
+    return Batch(map_inputs(batch.x, ask), batch.y, batch.first)
+
+
+def _names(blocks: Mapping[str, Block]) -> list[str]:
+    return [name for block in blocks.values() for name in block.parameters]

@@ -7,6 +7,7 @@ through it gives the gradient at every tapped output, and no weight gradient is 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,46 +35,34 @@ class Tapped:
         Whether the inputs get a column of ones.
     outputs
         Output shapes of the calls of one forward pass, without the example axis.
-    clone_inputs
-        Whether an input is overwritten later in the forward pass.
     """
 
     modules: tuple[nn.Module, ...]
     form: SharedForm
     bias: bool
     outputs: tuple[torch.Size, ...]
-    clone_inputs: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass: output, layer inputs, and the pullback of output columns."""
+    """One forward pass: the output with its graph, layer inputs, and the taps."""
 
     output: Tensor
     inputs: Calls
-    pullback: Callable[[Tensor], tuple[Calls]]
+    taps: Calls
 
 
 def forward(view: ModelView, tapped: Mapping[str, Tapped], batch: Batch) -> Pass:
-    """Run the model once with zero taps and keep what the pullback needs."""
-    n = len(batch)
-    zeros = {
-        name: tuple(
-            torch.zeros(n, *shape, dtype=view.dtype, device=view.device)
-            for shape in tap.outputs
-        )
+    """Run the model once with zero taps and keep the graph from them to the output."""
+    zeros = partial(torch.zeros, dtype=view.dtype, device=view.device, requires_grad=True)
+    taps: Calls = {
+        name: tuple(zeros(len(batch), *shape) for shape in tap.outputs)
         for name, tap in tapped.items()
     }
-
-    def run(taps: Calls) -> tuple[Tensor, Calls]:
-        seen: dict[str, list[Tensor]] = {name: [] for name in tapped}
-        with _hooked(tapped, taps, seen):
-            output = view(batch)
-        return output, {name: tuple(inputs) for name, inputs in seen.items()}
-
-    done: Any = torch.func.vjp(run, zeros, has_aux=True)
-    output, pullback, inputs = done
-    return Pass(output, inputs, pullback)
+    seen: dict[str, list[Tensor]] = {name: [] for name in tapped}
+    with torch.enable_grad(), _hooked(tapped, taps, seen):
+        output = view(batch)
+    return Pass(output, {name: tuple(inputs) for name, inputs in seen.items()}, taps)
 
 
 @contextmanager
@@ -82,22 +71,28 @@ def _hooked(
 ) -> Iterator[None]:
     handles = []
 
-    def tap(name: str, clone: bool) -> Callable[[Any, Any, Tensor], Tensor]:
-        def hook(module: Any, args: Any, output: Tensor) -> Tensor:
-            call = len(seen[name])
-            seen[name].append(args[0].clone() if clone else args[0])
-            return output + taps[name][call]
+    def tap(name: str) -> Callable[[Any, Any, Any, Tensor], Tensor]:
+        def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            seen[name].append(module_input(args, kwargs))
+            return output + taps[name][len(seen[name]) - 1]
 
         return hook
 
     try:
         for name, block in tapped.items():
-            hook = tap(name, block.clone_inputs)
-            handles += [module.register_forward_hook(hook) for module in block.modules]
+            hook = tap(name)
+            for module in block.modules:
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def module_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the one input of a linear layer or convolution, however it was passed."""
+    found: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return found
 
 
 def features(tap: Tapped, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -108,7 +103,11 @@ def features(tap: Tapped, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def pull(
-    done: Pass, tapped: Mapping[str, Tapped], columns: Tensor, at_once: int
+    view: ModelView,
+    done: Pass,
+    tapped: Mapping[str, Tapped],
+    columns: Tensor,
+    at_once: int,
 ) -> dict[str, Tensor]:
     """Pull output columns (v, *output.shape) back to gradients (v, n, t, d_out).
 
@@ -116,14 +115,25 @@ def pull(
     under vmap.
     """
     pieces: dict[str, list[Tensor]] = {name: [] for name in tapped}
-    with torch.no_grad():  # the pullback builds no graph of its own
-        for part in columns.split(at_once):
-            if len(part) == 1:
-                (single,) = done.pullback(part[0])
-                pulled = {name: tuple(g[None] for g in gs) for name, gs in single.items()}
-            else:
-                (pulled,) = torch.func.vmap(done.pullback)(part)
-            for name, tap in tapped.items():
-                rows = [tap.form.gradients(g) for g in pulled[name]]
-                pieces[name].append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
+    for part in columns.split(at_once):
+        pulled = _pull_part(view, done, part)
+        for name, tap in tapped.items():
+            rows = [tap.form.gradients(g) for g in pulled[name]]
+            pieces[name].append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
     return {name: torch.cat(rows) for name, rows in pieces.items()}
+
+
+def _pull_part(view: ModelView, done: Pass, columns: Tensor) -> Calls:
+    """Return gradients (v, *tap.shape) of every tap."""
+    single = len(columns) == 1
+    with view.settings():  # a checkpoint calls its part of the model again
+        grads = torch.autograd.grad(
+            done.output,
+            [tap for taps in done.taps.values() for tap in taps],
+            columns[0] if single else columns,
+            retain_graph=True,
+            is_grads_batched=not single,
+            materialize_grads=True,
+        )
+    found = iter(g[None] if single else g for g in grads)
+    return {name: tuple(next(found) for _ in taps) for name, taps in done.taps.items()}

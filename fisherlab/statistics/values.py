@@ -41,6 +41,9 @@ class LayerStatistics:
         (V, N, d_out, d_in), or None.
     positions
         Σ_n T_n over the examples counted, padding left out.
+    compressed
+        Whether the columns were replaced by fewer with the same Σ_v g gᵀ, so that they
+        no longer match those of other blocks.
     """
 
     block: Block
@@ -50,6 +53,7 @@ class LayerStatistics:
     matrices: Float[Tensor, "v n o i"] | None = None
     positions: int = 0
     provenance: Provenance = Provenance()
+    compressed: bool = False
 
     @property
     def name(self) -> str:
@@ -230,14 +234,18 @@ class Statistics(Mapping[str, LayerStatistics]):
         return html_table(f"Statistics of {len(self)} blocks", rows)
 
 
-def join_columns(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
+def join_columns(
+    pieces: Sequence[LayerStatistics], compressed: bool = True
+) -> LayerStatistics:
     """Join further columns of the same examples; compress where T = 1 and V > d_out."""
     first = pieces[0]
     if first.gradients is None:
         matrices = [p.matrices for p in pieces if p.matrices is not None]
         return replace(first, matrices=_cat(matrices, 0))
     gradients = _cat([p.gradients for p in pieces if p.gradients is not None], 0)
-    return replace(first, gradients=compress(gradients))
+    fewer = compress(gradients) if compressed else gradients
+    mixed = fewer is not gradients or any(piece.compressed for piece in pieces)
+    return replace(first, gradients=fewer, compressed=mixed)
 
 
 def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
@@ -255,7 +263,8 @@ def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
     count = sum(piece.count for piece in pieces)
     total = sum(piece.positions for piece in pieces)
     made = replace(first.provenance, examples=count)
-    joined = replace(first, count=count, positions=total, provenance=made)
+    mixed = any(piece.compressed for piece in pieces)
+    joined = replace(first, count=count, positions=total, provenance=made, compressed=mixed)
     if len(pieces) == 1:
         return joined
     columns = max(piece.samples.columns for piece in pieces)

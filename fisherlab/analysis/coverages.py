@@ -1,0 +1,206 @@
+"""Every parameter of a model, and what the Fisher statistics make of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import pandas as pd
+from torch import Tensor, nn
+
+from fisherlab.layers import Block, blocks
+from fisherlab.operators.base import html_table
+from fisherlab.statistics.batches import batches
+from fisherlab.statistics.model_view import view
+from fisherlab.statistics.probe import expected_forms, probe
+
+Form = Literal["shared", "per-example", "frozen", "unsupported"]
+COLUMNS = ("parameter", "block", "numbers", "form", "reason")
+
+
+@final
+@dataclass(frozen=True)
+class Covered:
+    """One parameter: its block, its form, and why.
+
+    Parameters
+    ----------
+    parameter
+        Name in ``named_parameters(remove_duplicate=False)``.
+    block
+        Name of the block that holds it, "" if none does.
+    numbers
+        Entries; 0 for another name of a tied parameter, which counts once.
+    form
+        "shared" (inputs and output gradients), "per-example" (gradient matrices),
+        "frozen" or "unsupported".
+    reason
+        Why it is so, "" for the shared form.
+    """
+
+    parameter: str
+    block: str
+    numbers: int
+    form: Form
+    reason: str
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Coverage:
+    """All parameters of a model, a row each.
+
+    Parameters
+    ----------
+    rows
+        In the order of the model.
+    parameters
+        Entries of the model's parameters, tied ones counted once.
+    probed
+        Whether the forms were seen on a batch, or only expected from the modules.
+    """
+
+    rows: tuple[Covered, ...]
+    parameters: int
+    probed: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter is in a block or frozen, to the last entry."""
+        known = [row for row in self.rows if row.form != "unsupported"]
+        return sum(row.numbers for row in known) == self.parameters
+
+    def table(self) -> pd.DataFrame:
+        """Return the rows as a data frame."""
+        cells = [[getattr(row, name) for name in COLUMNS] for row in self.rows]
+        return pd.DataFrame(cells, columns=list(COLUMNS))
+
+    def __repr__(self) -> str:
+        """Return a plain-text table."""
+        cells = [[str(getattr(row, name)) for name in COLUMNS] for row in self.rows]
+        return "\n".join([self._summary, text_table(COLUMNS, cells)])
+
+    def _repr_html_(self) -> str:
+        """Return a folding table for notebooks."""
+        shown = {
+            row.parameter: " · ".join(filter(None, [row.form, row.block, row.reason]))
+            for row in self.rows
+        }
+        return html_table(self._summary, shown)
+
+    @property
+    def _summary(self) -> str:
+        forms = [row.form for row in self.rows]
+        counts = {form: forms.count(form) for form in dict.fromkeys(forms)}
+        parts = ", ".join(f"{count} {form}" for form, count in counts.items())
+        state = "complete" if self.complete else "INCOMPLETE"
+        how = "" if self.probed else " (expected)"
+        return f"Coverage of {self.parameters} numbers, {state}: {parts}{how}"
+
+
+def coverage(model: nn.Module, batch: Any = None) -> Coverage:
+    """Account for every parameter of a model: its block, its form and the reason.
+
+    Without a batch the forms are those the modules lead to expect; with one they are
+    found on two of its examples, as `collect` does.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    batch
+        Inputs x, or a pair (x, y) as for `collect`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        With a batch, for what `collect` refuses too.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> found = coverage(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
+    >>> print(found)
+    Coverage of 12 numbers, complete: 2 shared, 2 per-example (expected)
+    parameter  block  numbers  form         reason
+    0.weight   0      6        shared
+    0.bias     0      2        shared
+    1.weight   1      2        per-example  LayerNorm: no shared form
+    1.bias     1      2        per-example  LayerNorm: no shared form
+    """
+    found = {name: b for name, b in blocks(model).items() if not _refused(model, b)}
+    general = _reasons(model, found, batch)
+    owner = {p: block for block in found.values() for p in block.parameters}
+    rows = tuple(_rows(model, owner, general))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Coverage(rows, total, batch is not None)
+
+
+def _reasons(model: nn.Module, found: Mapping[str, Block], batch: Any) -> Mapping[str, str]:
+    """Return why blocks lack the shared form."""
+    if batch is None:
+        return expected_forms(model, found)[1]
+    seen = view(model, None)
+    first = next(batches([_pair(batch)], seen.device, seen.dtype))
+    result = probe(seen, found, first)
+    loop = f"; in a loop: {result.unfollowed}" if result.unfollowed else ""
+    return {name: reason + loop for name, reason in result.general.items()}
+
+
+def _pair(batch: Any) -> Any:
+    if isinstance(batch, (Tensor, Mapping)):
+        return batch, None
+    return batch
+
+
+def _rows(
+    model: nn.Module, owner: Mapping[str, Block], general: Mapping[str, str]
+) -> Iterable[Covered]:
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        original = first.setdefault(id(parameter), name)
+        yield _row(name, original, parameter, owner.get(original), general)
+
+
+def _row(
+    name: str,
+    original: str,
+    parameter: Tensor,
+    block: Block | None,
+    general: Mapping[str, str],
+) -> Covered:
+    tied = "" if name == original else f"tied to {original}"
+    numbers = 0 if tied else parameter.numel()
+    if not parameter.requires_grad:
+        return Covered(name, "", numbers, "frozen", tied or "requires_grad is False")
+    if block is None:
+        return Covered(name, "", numbers, "unsupported", tied or _unsupported(parameter))
+    reason = general.get(block.name, "")
+    form: Form = "per-example" if reason else "shared"
+    return Covered(name, block.name, numbers, form, "; ".join(filter(None, [tied, reason])))
+
+
+def _refused(model: nn.Module, block: Block) -> bool:
+    named = dict(model.named_parameters())
+    return any(_unsupported(named[name]) for name in block.parameters)
+
+
+def _unsupported(parameter: Tensor) -> str:
+    return "" if parameter.is_floating_point() else f"dtype {parameter.dtype}"
+
+
+def text_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Lay out cells in columns of equal width.
+
+    Examples
+    --------
+    >>> print(text_table(["a", "bcd"], [["12", "3"]]))
+    a   bcd
+    12  3
+    """
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)

@@ -1,0 +1,70 @@
+"""Shampoo's preconditioner, read as an estimate of the Fisher block."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.tkfac import partial_traces
+from fisherlab.numerics.linalg import eigh
+from fisherlab.operators import KroneckerSum, Operator
+from fisherlab.statistics import LayerStatistics
+
+
+@final
+@dataclass(frozen=True)
+class Shampoo:
+    r"""Square roots of the partial traces, :math:`F \approx L^{1/2} \otimes R^{1/2}`.
+
+    .. math:: L = \frac1N \sum D D^T, \quad R = \frac1N \sum D^T D
+
+    Notes
+    -----
+    Shampoo multiplies the gradient by :math:`(L \otimes R)^{-1/4}`, the inverse square
+    root of this matrix. D is per example here, an estimate of F; the optimiser puts the
+    mean gradient of a batch in its place. It bounds F from above:
+    :math:`F \preceq \sqrt{r}\, L^{1/2} \otimes R^{1/2}` for D of rank r. For the product
+    with the right trace, :math:`L \otimes R / \mathrm{tr} F`, see `TKFAC`.
+
+    References
+    ----------
+    Gupta, Koren & Singer 2018, arXiv 1802.09568, Lemma 8.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> round(fl.Shampoo()(stats["weight"]).trace(), 4)
+    11.3137
+    """
+
+    def __call__(
+        self,
+        statistics: LayerStatistics,
+        previous: Operator | None = None,
+    ) -> KroneckerSum:
+        """Return L^½ ⊗ R^½ of one block."""
+        return self.finish(self.accumulate(None, statistics))
+
+    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add the partial traces of a chunk."""
+        return add(state, partial_traces(statistics))
+
+    def merge(self, first: Sums, second: Sums) -> Sums:
+        """Add up two parts."""
+        return first + second
+
+    def next_pass(self, state: Sums) -> None:
+        """One pass is enough."""
+
+    def finish(self, state: Sums) -> KroneckerSum:
+        """Divide by the examples and take the roots."""
+        made = state.provenance.by(repr(self))
+        rows, cols = (_root(s / state.count, f"a factor of {made}") for s in state.tensors)
+        return KroneckerSum(((rows, cols),), state.weight_shape, made)
+
+
+def _root(factor: Tensor, what: str) -> Tensor:
+    values, vectors = eigh(factor, what)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,0 +1,149 @@
+"""How a curvature matrix is made invertible: λI beside it, or shifts of its factors."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+Mode = Literal["clip", "raw", "abs"]
+
+
+@final
+@dataclass(frozen=True)
+class Tikhonov:
+    r"""Damp by a multiple of the identity, :math:`\hat F + λ I`; a number means this.
+
+    Parameters
+    ----------
+    value
+        λ ≥ 0.
+
+    Raises
+    ------
+    ValueError
+        If λ is negative or not finite.
+
+    Examples
+    --------
+    >>> Tikhonov(0.1)
+    Tikhonov(value=0.1)
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        """Check λ."""
+        _check_value("Tikhonov", self.value)
+
+
+@final
+@dataclass(frozen=True)
+class Factored:
+    r"""Damp the factors of the leading Kronecker product.
+
+    .. math:: (G + \tfrac{\sqrtλ}{π} I) \otimes (A + π\sqrtλ I)
+              + \sum_{k \ge 2} G_k \otimes A_k
+
+    Another matrix than :math:`\hat F + λI`; `KroneckerSum.damped` returns it.
+
+    Parameters
+    ----------
+    value
+        λ ≥ 0.
+    pi
+        π; if None :math:`\sqrt{(\mathrm{tr} A / d_{in}) / (\mathrm{tr} G / d_{out})}`,
+        and 1 where a trace is not positive.
+    mode
+        What is done for a second term. In the basis that diagonalises both terms the sum
+        is 1 + s: "clip" keeps it above `floor`, "raw" leaves it and raises where it is
+        not positive, "abs" takes 1 + |s| as the published code does.
+    floor
+        The smallest value of 1 + s under "clip".
+
+    Raises
+    ------
+    ValueError
+        If λ is negative, π or the floor not positive, or the mode unknown.
+
+    References
+    ----------
+    Martens & Grosse 2015, arXiv 1503.05671, section 6.3 (π); Koroko et al. 2022,
+    arXiv 2201.10285, section 4 (two terms). Their code adds λ to both factors:
+    ``Factored(λ**2, pi=1, mode="abs")`` here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Factored(1.0).damped(4 * torch.eye(2), torch.eye(3))[1][0, 0].item()
+    1.5
+    """
+
+    value: float
+    pi: float | None = None
+    mode: Mode = "clip"
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the mode."""
+        _check_value("Factored", self.value)
+        if self.mode not in ("clip", "raw", "abs"):
+            msg = f"Factored(mode={self.mode!r}): 'clip', 'raw' or 'abs' is expected."
+            raise ValueError(msg)
+        if not self.floor > 0 or not (self.pi is None or self.pi > 0):
+            msg = f"{self!r}: pi and floor must be positive."
+            raise ValueError(msg)
+
+    def ratio(self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]) -> float:
+        """Return π for a row factor G and a column factor A."""
+        if self.pi is not None:
+            return self.pi
+        row_mean = float(rows.diagonal().mean()) if len(rows) else 0.0
+        col_mean = float(cols.diagonal().mean()) if len(cols) else 0.0
+        positive = row_mean > 0 and col_mean > 0
+        return (col_mean / row_mean) ** 0.5 if positive else 1.0
+
+    def damped(
+        self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
+    ) -> tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]:
+        """Return G + (√λ/π) I and A + π√λ I."""
+        ratio, root = self.ratio(rows, cols), self.value**0.5
+        return shifted(rows, root / ratio), shifted(cols, root * ratio)
+
+
+Damping = float | Tikhonov | Factored
+
+
+def tikhonov(damping: Damping, what: str) -> float:
+    """Return λ of a Tikhonov damping.
+
+    Raises
+    ------
+    ValueError
+        For a factored damping, which needs Kronecker terms.
+
+    Examples
+    --------
+    >>> tikhonov(Tikhonov(0.5), "a block")
+    0.5
+    """
+    if isinstance(damping, Factored):
+        msg = (
+            f"{what} with {damping!r}: a factored damping needs an operator with "
+            "Kronecker terms (KFAC, KPSVD, TKFAC). Use Tikhonov(λ) or a number."
+        )
+        raise ValueError(msg)
+    return damping.value if isinstance(damping, Tikhonov) else damping
+
+
+def shifted(matrix: Float[Tensor, "n n"], shift: float) -> Float[Tensor, "n n"]:
+    """Return matrix + shift·I."""
+    out = matrix.clone()
+    out.diagonal().add_(shift)
+    return out
+
+
+def _check_value(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        msg = f"{name}({value!r}): a finite damping of at least 0 is expected."
+        raise ValueError(msg)

@@ -1,0 +1,201 @@
+"""Damped inverses that are solved for, never formed unasked."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import IndefiniteError, NumericalError
+from fisherlab.numerics.conjugate_gradients import Solution, conjugate_gradients
+from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dense import CholeskyInverse, Dense
+
+
+@final
+@dataclass(frozen=True)
+class Stopping:
+    """When conjugate gradients end.
+
+    Parameters
+    ----------
+    tolerance
+        Relative residual; 1e-10 in float64 and 1e-5 in float32 if None.
+    max_iterations
+        Products spent at most.
+    truncated
+        Whether the iterate at the cap is the answer; if not, it is an error.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 2000
+    truncated: bool = False
+
+    def residual(self, dtype: torch.dtype) -> float:
+        """Return the relative residual asked for in a precision."""
+        return self.tolerance or (1e-10 if dtype == torch.float64 else 1e-5)
+
+
+TO_TOLERANCE = Stopping()
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class IterativeInverse(Operator):
+    """(M + damping·I)⁻¹ by conjugate gradients on products with M.
+
+    Parameters
+    ----------
+    forward
+        M.
+    damping
+        λ.
+    preconditioner
+        A positive definite operator close to the inverse; identity if None.
+    stopping
+        Tolerance and cap.
+
+    Examples
+    --------
+    >>> forward = Dense(2 * torch.eye(6, dtype=torch.float64), (2, 3))
+    >>> inverse = IterativeInverse(forward, 2.0)
+    >>> (inverse @ torch.ones(2, 3, dtype=torch.float64))[0, 0].item()
+    0.25
+    """
+
+    forward: Operator
+    damping: float
+    preconditioner: Operator | None = None
+    stopping: Stopping = TO_TOLERANCE
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.forward.weight_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.forward.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.forward.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """Those of M."""
+        return self.forward.stored_numbers
+
+    @property
+    def product_flops(self) -> int:
+        """Twenty iterations (an estimate) of one product and one preconditioning."""
+        other = self.preconditioner.product_flops if self.preconditioner else 0
+        count = min(20, self.stopping.max_iterations)
+        return count * (self.forward.product_flops + other)
+
+    @cached_property
+    def whole(self) -> CholeskyInverse:
+        """The inverse as a dense block, formed at the first question that needs it."""
+        block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
+        return block.inverse(self.damping)
+
+    def solution(
+        self, w: Float[Tensor, "k o i"], start: Float[Tensor, "k o i"] | None = None
+    ) -> Solution:
+        """Return x with (M + λI) x ≈ w, whether it converged, and after how long.
+
+        Parameters
+        ----------
+        w
+            Right-hand sides.
+        start
+            A first guess, e.g. the last step's answer.
+        """
+        return conjugate_gradients(
+            lambda x: self.forward._apply(x) + self.damping * x,
+            w,
+            precondition=None
+            if self.preconditioner is None
+            else self.preconditioner._apply,
+            start=start,
+            tolerance=self.stopping.residual(self.dtype),
+            max_iterations=self.stopping.max_iterations,
+        )
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        return self.checked(self.solution(w)).value
+
+    def checked(self, solution: Solution) -> Solution:
+        """Return the solution if it may be used.
+
+        Raises
+        ------
+        NumericalError
+            If the residual was not reached and the iteration is not meant to be cut, or
+            a direction of negative curvature was met.
+        """
+        if not solution.positive:
+            raise NumericalError(
+                f"solve with {self.forward!r}, damping {self.damping:g}: conjugate "
+                "gradients met a direction of negative curvature, so the damped matrix is "
+                "not positive definite. Increase the damping."
+            )
+        if not solution.converged and not self.stopping.truncated:
+            raise NumericalError(
+                f"solve with {self.forward!r}, damping {self.damping:g}: conjugate "
+                f"gradients reached a relative residual of {solution.residual:.2g} in "
+                f"{solution.iterations} iterations. Increase the damping."
+            )
+        return solution
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        return self.whole.to_dense()
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return the diagonal, through the dense block."""
+        return self.whole.diagonal()
+
+    def trace(self) -> float:
+        """Return the trace, through the dense block."""
+        return self.whole.trace()
+
+    def frobenius_norm(self) -> float:
+        """Return √ΣM², through the dense block."""
+        return self.whole.frobenius_norm()
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return the reciprocals of the damped eigenvalues, descending.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        damped = self.forward.eigenvalues() + self.damping
+        if not bool((damped > 0).all()):
+            smallest = float(damped.min()) - self.damping
+            raise IndefiniteError(repr(self.forward), self.damping, smallest)
+        return damped.reciprocal().flip(0)
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (self + damping·I)⁻¹ w, through the dense block."""
+        return self.whole.solve(w, damping)
+
+    def inverse(self, damping: float) -> CholeskyInverse:
+        """Return (self + damping·I)⁻¹, through the dense block."""
+        return self.whole.inverse(damping)
+
+    def to(self, dtype: torch.dtype) -> "IterativeInverse":
+        """Return the inverse in another precision."""
+        other = None if self.preconditioner is None else self.preconditioner.to(dtype)
+        return replace(self, forward=self.forward.to(dtype), preconditioner=other)
+
+
+@inner_product(CholeskyInverse, IterativeInverse)
+def _inverse_iterative(a: CholeskyInverse, b: IterativeInverse) -> float:
+    return a.whole.inner(b.whole.whole)

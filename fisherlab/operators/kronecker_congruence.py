@@ -1,0 +1,242 @@
+"""Two Kronecker products diagonal at once: a Kronecker product of two general bases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from fisherlab.errors import IndefiniteError, NumericalError
+from fisherlab.numerics.linalg import damped_cholesky
+from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.dampings import Factored
+from fisherlab.operators.dense import CholeskyInverse, Dense
+
+Term = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
+SYMMETRY = 1e-5  # relative size of the wrong part below which a factor is (skew-)symmetric
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerCongruence(Operator):
+    r"""(R ⊗ C) diag(e) (R ⊗ C)ᴴ with invertible R and C, real as a whole.
+
+    The sum of two Kronecker products in the bases that diagonalise both pairs of factors
+    at once; its inverse has the same form. Complex bases belong to skew ⊗ skew pairs.
+
+    Parameters
+    ----------
+    row_basis
+        R, shape (d_out, d_out).
+    column_basis
+        C, shape (d_in, d_in).
+    entries
+        e, shape (d_out, d_in).
+
+    Examples
+    --------
+    >>> op = KroneckerCongruence(2 * torch.eye(2), torch.eye(3), torch.ones(2, 3))
+    >>> op.trace(), op.inverse(0.0).trace()
+    (24.0, 1.5)
+    """
+
+    row_basis: Inexact[Tensor, "o o"]
+    column_basis: Inexact[Tensor, "i i"]
+    entries: Float[Tensor, "o i"]
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.entries.shape[0], self.entries.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.entries.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.entries.device
+
+    @property
+    def stored_numbers(self) -> int:
+        """d_out² + d_in² + p, the bases twice where they are complex."""
+        o, i = self.weight_shape
+        return (2 if self.row_basis.is_complex() else 1) * (o * o + i * i) + o * i
+
+    @property
+    def product_flops(self) -> int:
+        """2 d_out·d_in·(d_out + d_in)."""
+        o, i = self.weight_shape
+        return 2 * o * i * (o + i)
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        rows, cols = self.row_basis, self.column_basis
+        turned = rows.mH @ w.to(rows.dtype) @ cols.conj()
+        return (rows @ (turned * self.entries) @ cols.mT).real
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        basis = torch.kron(self.row_basis, self.column_basis)
+        return ((basis * self.entries.flatten()) @ basis.mH).real
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return |R|∘² e |C|∘²ᵀ."""
+        return _squares(self.row_basis) @ self.entries @ _squares(self.column_basis).mT
+
+    def trace(self) -> float:
+        """Return Σ e_rc ‖R_r‖² ‖C_c‖²."""
+        rows, cols = _squares(self.row_basis).sum(0), _squares(self.column_basis).sum(0)
+        return float((rows @ self.entries @ cols).double())
+
+    def frobenius_norm(self) -> float:
+        """Return (eᵀ (|RᴴR|∘² ⊗ |CᴴC|∘²) e)^½."""
+        rows = _squares(self.row_basis.mH @ self.row_basis)
+        cols = _squares(self.column_basis.mH @ self.column_basis)
+        square = (self.entries * (rows @ self.entries @ cols.mT)).sum(dtype=torch.float64)
+        return float(square.clamp_min(0).sqrt())
+
+    @cached_property
+    def _block(self) -> Dense:
+        return Dense(self.to_dense(), self.weight_shape, self.provenance)
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return all eigenvalues, descending, through the dense block."""
+        return self._block.eigenvalues()
+
+    def logdet(self, damping: float = 0.0) -> float:
+        """Return log det(M + damping·I), from the bases where damping is 0.
+
+        Raises
+        ------
+        NumericalError
+            If the matrix is not positive definite.
+        """
+        if damping or not bool((self.entries > 0).all()):
+            return super().logdet(damping)
+        o, i = self.weight_shape
+        rows = float(torch.linalg.slogdet(self.row_basis).logabsdet)
+        cols = float(torch.linalg.slogdet(self.column_basis).logabsdet)
+        return float(self.entries.double().log().sum()) + 2 * (i * rows + o * cols)
+
+    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+        """Return (M + damping·I)⁻¹ w.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        self._check(w, "solve")
+        return self.inverse(damping) @ w
+
+    def inverse(self, damping: float) -> "KroneckerCongruence | CholeskyInverse":
+        """Return (M + damping·I)⁻¹: the same form if damping is 0, else dense.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        if damping:
+            return self._block.inverse(damping)
+        if not bool((self.entries > 0).all()):
+            raise IndefiniteError(repr(self), 0.0, float(self.entries.min()))
+        return replace(
+            self,
+            row_basis=torch.linalg.inv(self.row_basis).mH.contiguous(),
+            column_basis=torch.linalg.inv(self.column_basis).mH.contiguous(),
+            entries=self.entries.reciprocal(),
+            provenance=self.provenance.by(f"inverse of {self.provenance.method}"),
+        )
+
+    def to(self, dtype: torch.dtype) -> "KroneckerCongruence":
+        """Return the matrix in another precision."""
+        kind = dtype.to_complex() if self.row_basis.is_complex() else dtype
+        return replace(
+            self,
+            row_basis=self.row_basis.to(kind),
+            column_basis=self.column_basis.to(kind),
+            entries=self.entries.to(dtype),
+        )
+
+
+def _squares(basis: Tensor) -> Tensor:
+    return basis.abs().square()
+
+
+def factored_pair(
+    terms: Sequence[Term], damping: Factored, what: str, made: Provenance
+) -> KroneckerCongruence:
+    """Diagonalise (G + …)⊗(A + …) + P⊗Q and treat 1 + s as the mode of damping says.
+
+    With L Lᵀ the damped G and s, E the eigenvalues and vectors of L⁻¹ P L⁻ᵀ (and alike
+    for A and Q), the sum is (R ⊗ C) diag(1 + s_P s_Qᵀ) (R ⊗ C)ᵀ, R = L E.
+
+    Raises
+    ------
+    IndefiniteError
+        If the damped leading factors are not positive definite.
+    NumericalError
+        If mode "raw" meets an indefinite sum, or P ⊗ Q is not symmetric.
+    """
+    (rows, cols), (more_rows, more_cols) = terms
+    skew = _parity(more_rows, what)
+    if skew != _parity(more_cols, what):
+        raise NumericalError(_unsymmetric(what))
+    damped_rows, damped_cols = damping.damped(rows, cols)
+    row_values, row_basis = simultaneous(damped_rows, more_rows, skew, what)
+    col_values, col_basis = simultaneous(damped_cols, more_cols, skew, what)
+    second = torch.outer(row_values, col_values) * (-1 if skew else 1)
+    entries = _positive(second, damping, what).to(rows.dtype)
+    kind = rows.dtype.to_complex() if skew else rows.dtype
+    return KroneckerCongruence(row_basis.to(kind), col_basis.to(kind), entries, made)
+
+
+def simultaneous(
+    first: Float[Tensor, "n n"], second: Float[Tensor, "n n"], skew: bool, what: str
+) -> tuple[Float[Tensor, " n"], Inexact[Tensor, "n n"]]:
+    """Return s and R with first = R Rᴴ and second = R diag(s) Rᴴ (i·second if skew)."""
+    factor = damped_cholesky(first, 0.0, what)
+    middle = torch.linalg.solve_triangular(factor, second.double(), upper=False)
+    middle = torch.linalg.solve_triangular(factor, middle.mT, upper=False).mT
+    hermitian = 1j * middle if skew else middle
+    values, vectors = torch.linalg.eigh((hermitian + hermitian.mH) / 2)
+    return values, factor.to(vectors.dtype) @ vectors
+
+
+def _parity(factor: Tensor, what: str) -> bool:
+    """Return whether a factor is skew; raise if it is neither skew nor symmetric."""
+    size = SYMMETRY * float(factor.norm())
+    if float((factor - factor.mT).norm()) <= size:
+        return False
+    if float((factor + factor.mT).norm()) <= size:
+        return True
+    raise NumericalError(_unsymmetric(what))
+
+
+def _unsymmetric(what: str) -> str:
+    return (
+        f"{what} with a factored damping: its second pair of factors is neither symmetric "
+        "nor skew (singular values tie), so no basis diagonalises the sum. Use "
+        "Tikhonov(λ)."
+    )
+
+
+def _positive(second: Tensor, damping: Factored, what: str) -> Tensor:
+    if damping.mode == "abs":
+        return 1 + second.abs()
+    entries = 1 + second
+    if damping.mode == "clip":
+        return entries.clamp_min(damping.floor)
+    if not bool((entries > 0).all()):
+        raise NumericalError(
+            f"{what} with {damping!r} is not positive definite: relative to the leading "
+            f"term its smallest eigenvalue is {float(entries.min()):.3g}. Increase λ, or "
+            "use mode='clip' or Tikhonov(λ)."
+        )
+    return entries

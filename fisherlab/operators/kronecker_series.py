@@ -1,0 +1,227 @@
+r"""The Fisher block of a weight used at T times: a series of Kronecker products.
+
+.. math:: F = \sum_{|d| < T} (T - |d|)\, V_d, \qquad
+          V_d = G_0^{1/2} \hatΨ_G^d G_0^{1/2} \otimes A_0^{1/2} \hatΨ_A^d A_0^{1/2}
+
+with :math:`V_{-d} = V_d^T` and :math:`\hatΨ_X = X_0^{-1/2} X_1 X_0^{-1/2}`: gradients at
+different times are correlated as in a linear chain.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.numerics.linalg import eigh
+from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.kronecker import KroneckerSum
+from fisherlab.operators.kronecker_congruence import KroneckerCongruence, Term
+from fisherlab.operators.kronecker_stationary import StationaryInverse, Transition
+
+Chain = Literal["symmetric", "stationary"]
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerSeries(Operator):
+    r"""Σ_{|d|<T} (T − |d|) V_d of a linear chain in time.
+
+    Parameters
+    ----------
+    rows, cols
+        (G₀, G₁) and (A₀, A₁): second moments at equal times, and of a time with the one
+        before it.
+    length
+        T.
+    chain
+        "symmetric" (option 1) replaces Ψ̂ by its symmetric part, so that F is diagonal in
+        one Kronecker basis. "stationary" (option 2) keeps Ψ̂; its factored inverse is that
+        of T → ∞.
+
+    Examples
+    --------
+    >>> eye, zero = torch.eye(2), torch.zeros(2, 2)
+    >>> op = KroneckerSeries((eye, zero), (eye, zero), length=3)
+    >>> op.trace()
+    12.0
+    """
+
+    rows: tuple[Float[Tensor, "o o"], Float[Tensor, "o o"]]
+    cols: tuple[Float[Tensor, "i i"], Float[Tensor, "i i"]]
+    length: int
+    chain: Chain = "symmetric"
+    provenance: Provenance = Provenance()
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return len(self.rows[0]), len(self.cols[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision."""
+        return self.rows[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self.rows[0].device
+
+    @property
+    def stored_numbers(self) -> int:
+        """3/2 (d_out² + d_in²): symmetric moments and full ones of neighbours."""
+        return sum(n * (n + 1) // 2 + n * n for n in self.weight_shape)
+
+    @property
+    def product_flops(self) -> int:
+        """Those of the form that is multiplied."""
+        return self.whole.product_flops
+
+    @cached_property
+    def whole(self) -> Operator:
+        """The series: one congruence (symmetric), or a sum of 2T − 1 terms."""
+        rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
+        cols = transition(*self.cols, self.chain, f"the column moments of {self!r}")
+        if self.chain == "symmetric":
+            return _congruence(rows, cols, self.length, self.provenance)
+        terms = tuple(_series(rows, cols, self.length))
+        return KroneckerSum(terms, self.weight_shape, self.provenance)
+
+    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
+        return self.whole._apply(w)
+
+    def _dense(self) -> Float[Tensor, "p p"]:
+        return self.whole._dense()
+
+    def diagonal(self) -> Float[Tensor, "o i"]:
+        """Return the diagonal."""
+        return self.whole.diagonal()
+
+    def trace(self) -> float:
+        """Return the trace."""
+        return self.whole.trace()
+
+    def frobenius_norm(self) -> float:
+        """Return √ΣM²."""
+        return self.whole.frobenius_norm()
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return all eigenvalues, descending, through the dense block."""
+        return self.whole.eigenvalues()
+
+    def damped(self, damping: Factored) -> "KroneckerSeries":
+        """Return the series of the damped G₀ and A₀; the neighbours stay as they are."""
+        rows, cols = damping.damped(self.rows[0], self.cols[0])
+        return replace(self, rows=(rows, self.rows[1]), cols=(cols, self.cols[1]))
+
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
+        """Return (M + damping)⁻¹ w; a number means Tikhonov.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        self._check(w, "solve")
+        return self.inverse(damping) @ w
+
+    def inverse(self, damping: Damping) -> Operator:
+        """Return (M + damping)⁻¹.
+
+        Tikhonov inverts the series itself. Factored damps G₀ and A₀ and uses the closed
+        form of the chain: exact for "symmetric", the limit T → ∞ for "stationary".
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        if isinstance(damping, Factored):
+            chosen = self.damped(damping)
+            if self.chain == "symmetric":
+                return chosen.whole.inverse(0.0)
+            return chosen._stationary_inverse()
+        if isinstance(self.whole, KroneckerSum):
+            return self.whole.inverse(damping)
+        return self.whole.inverse(tikhonov(damping, repr(self)))
+
+    def _stationary_inverse(self) -> StationaryInverse:
+        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
+        cols = transition(*self.cols, self.chain, f"the column moments of {self!r}")
+        return StationaryInverse.of(rows, cols, self.length, made)
+
+    def to(self, dtype: torch.dtype) -> "KroneckerSeries":
+        """Return the series in another precision."""
+        rows, cols = self.rows, self.cols
+        return replace(
+            self,
+            rows=(rows[0].to(dtype), rows[1].to(dtype)),
+            cols=(cols[0].to(dtype), cols[1].to(dtype)),
+        )
+
+
+@inner_product(KroneckerSeries, Operator)
+def _series_any(a: KroneckerSeries, b: Operator) -> float:
+    return a.whole.inner(b.whole if isinstance(b, KroneckerSeries) else b)
+
+
+def transition(
+    moment: Float[Tensor, "n n"], lagged: Float[Tensor, "n n"], chain: Chain, what: str
+) -> Transition:
+    """Return X₀^½ and Ψ̂ = X₀^-½ X₁ X₀^-½ on the range of X₀, with ‖Ψ̂‖ ≤ 1."""
+    values, vectors = eigh(moment, what)
+    eps = torch.finfo(values.dtype).eps * len(values)
+    kept = values > 1e2 * eps * values[-1].clamp_min(0)
+    roots = values.clamp_min(0).sqrt()
+    inverse = torch.where(kept, 1 / roots.where(kept, 1.0), 0.0)
+    root = (vectors * roots) @ vectors.T
+    inverse_root = (vectors * inverse) @ vectors.T
+    psi = inverse_root @ lagged @ inverse_root
+    if chain == "symmetric":
+        psi = (psi + psi.T) / 2
+    left, sizes, right = torch.linalg.svd(psi)
+    return root, (left * sizes.clamp_max(1.0)) @ right
+
+
+def weights(products: Float[Tensor, "*n"], length: int) -> Float[Tensor, "*n"]:
+    """Return Σ_{|d|<T} (T − |d|) x^|d|, summed by Horner's rule.
+
+    The closed form ``(T(1 − x²) − 2x(1 − x^T)) / (1 − x)²`` cancels near x = 1.
+
+    Examples
+    --------
+    >>> weights(torch.tensor([0.0, 1.0]), 3).tolist()
+    [3.0, 9.0]
+    """
+    total = torch.zeros_like(products)
+    for lag in range(length - 1, 0, -1):
+        total = (total + 2.0 * (length - lag)) * products
+    return total + length
+
+
+def _congruence(
+    rows: Transition, cols: Transition, length: int, made: Provenance
+) -> KroneckerCongruence:
+    row_values, row_basis = torch.linalg.eigh(rows[1])
+    col_values, col_basis = torch.linalg.eigh(cols[1])
+    entries = weights(torch.outer(row_values, col_values), length)
+    return KroneckerCongruence(rows[0] @ row_basis, cols[0] @ col_basis, entries, made)
+
+
+def _series(rows: Transition, cols: Transition, length: int) -> Iterator[Term]:
+    """Yield the 2T − 1 terms (T − |d|) V_d."""
+    left, right = rows[0], cols[0]  # X₀^½ Ψ̂^d
+    for lag in range(length):
+        term = (length - lag) * left @ rows[0], right @ cols[0]
+        yield term
+        if lag:
+            yield term[0].T, term[1].T
+        left, right = left @ rows[1], right @ cols[1]

@@ -1,0 +1,44 @@
+"""Statistics on their way into memory: chunks of columns and runs of examples."""
+
+from fisherlab.statistics.values import LayerStatistics, join_columns, join_examples
+
+
+class Gathered:
+    """Chunks of every block as they come; columns are compressed as soon as it pays."""
+
+    def __init__(self, compress: bool) -> None:
+        self.nbytes = 0
+        self._compress = compress
+        self._runs: dict[str, list[list[LayerStatistics]]] = {}
+
+    def add(self, name: str, piece: LayerStatistics) -> None:
+        """Add a chunk: further columns join the last run, examples begin a new one."""
+        runs = self._runs.setdefault(name, [])
+        if piece.count or not runs:
+            runs.append([])
+        runs[-1].append(piece)
+        self.nbytes += _own_bytes(piece)
+        if self._compress and _too_many_columns(runs[-1]):
+            joined = join_columns(runs[-1])
+            self.nbytes += _own_bytes(joined) - sum(map(_own_bytes, runs[-1]))
+            runs[-1] = [joined]
+
+    def joined(self) -> dict[str, LayerStatistics]:
+        """Return every block as one, letting go of the chunks block by block."""
+        return {name: self._join(self._runs.pop(name)) for name in list(self._runs)}
+
+    def _join(self, runs: list[list[LayerStatistics]]) -> LayerStatistics:
+        return join_examples([join_columns(run, self._compress) for run in runs])
+
+
+def _own_bytes(piece: LayerStatistics) -> int:
+    """Count bytes; the inputs are those of the run's first chunk."""
+    held = [piece.gradients, piece.matrices, piece.inputs if piece.count else None]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _too_many_columns(run: list[LayerStatistics]) -> bool:
+    gradients = [piece.gradients for piece in run if piece.gradients is not None]
+    if not gradients or gradients[0].shape[2] != 1:
+        return False
+    return sum(g.shape[0] for g in gradients) > gradients[0].shape[3]

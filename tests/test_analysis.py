@@ -1,0 +1,246 @@
+"""Laws of labelled results: the numbers of the metrics, named, saved and read back."""
+
+import json
+import os
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import fisherlab as fl
+from tests import cases, oracles
+from tests.cases import normal
+from tests.oracles import assert_close
+
+METHODS = ["exact", "kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal"]
+
+
+@pytest.fixture(scope="module")
+def stats():
+    model, x, y = cases.data(cases.LAYERS["conv strided padded"], fl.Categorical())
+    return fl.collect(model, (x, y), fl.Categorical())
+
+
+@pytest.fixture(scope="module")
+def gradient(stats):
+    return {name: normal(*layer.weight_shape) for name, layer in stats.items()}
+
+
+@pytest.fixture(scope="module")
+def result(stats, gradient):
+    return fl.compare(stats, METHODS, damping=[0.1, 0.5], gradient=gradient)
+
+
+def test_every_number_is_that_of_the_metric(stats, gradient, result):
+    for name, layer in stats.items():
+        exact = fl.ExactBlock()(layer)
+        assert float(result["fisher_norm"].sel(layer=name)) == exact.frobenius_norm()
+        mean = exact.trace() / exact.shape[0]
+        assert float(result["mean_eigenvalue"].sel(layer=name)) == mean
+        for method in METHODS:
+            approx = fl.approximators()[method](layer)
+            cell = result.sel(layer=name, approximator=method)
+            for metric in ("frobenius_error", "cosine_similarity", "trace_ratio"):
+                expected = getattr(fl.metrics, metric)(exact, approx)
+                assert_close(float(cell[metric]), expected, 1e-12, atol=1e-12)
+            for damping in (0.1, 0.5):
+                at = cell.sel(damping=damping)
+                error = fl.metrics.inverse_error(exact, approx, damping)
+                assert_close(float(at["inverse_error"]), error, 1e-10, atol=1e-12)
+                v = gradient[name]
+                cosine = fl.metrics.direction_cosine(exact, approx, v, damping)
+                assert_close(float(at["direction_cosine"]), cosine, 1e-10)
+                assert float(at["lambda"]) == damping
+            assert float(cell["stored_numbers"]) == approx.stored_numbers
+
+
+def test_dimensions_coordinates_and_attributes_follow_the_schema(stats, result):
+    assert dict(result.sizes) == {"layer": 2, "approximator": 7, "damping": 2}
+    assert result["layer"].values.tolist() == ["0", "3"]
+    assert result["d_out"].values.tolist() == [2, 3]
+    assert result["d_in"].values.tolist() == [9, 9]
+    assert result["positions"].values.tolist() == [4, 1]
+    assert result["frobenius_error"].dims == ("layer", "approximator")
+    assert result["inverse_error"].dims == ("layer", "approximator", "damping")
+    assert result["lambda"].dims == ("layer", "damping")
+    assert result["converged"].dtype == np.int8
+    assert set(result["status"].values.flatten()) == {"ok"}
+    assert all({"long_name", "units"} <= set(v.attrs) for v in result.data_vars.values())
+    attrs = result.attrs
+    assert attrs["fisher"] == "Exact()"
+    assert attrs["examples"] == cases.EXAMPLES
+    assert attrs["damping_kind"] == "absolute"
+    assert attrs["dtype"] == "float64"
+    assert json.loads(attrs["approximators"])["kpsvd-2"] == "KPSVD(rank=2, solver='auto')"
+    assert all(isinstance(v, (str, int, float)) for v in attrs.values())
+
+
+def test_sampled_statistics_carry_their_seed():
+    model, x, _ = cases.data(cases.LAYERS["linear"], fl.Categorical())
+    sampled = fl.collect(model, (x, None), fl.Categorical(), fl.MonteCarlo(2, seed=9))
+    assert fl.compare(sampled, ["kfac"]).attrs["seed"] == 9
+
+
+def test_relative_damping_is_a_fraction_of_the_mean_eigenvalue(stats):
+    found = fl.compare(stats, ["kfac"], damping=fl.RelativeDamping([0.1, 1.0]))
+    expected = found["mean_eigenvalue"] * found["damping"]
+    np.testing.assert_allclose(found["lambda"], expected.transpose("layer", "damping"))
+    assert found.attrs["damping_kind"] == "relative"
+    for name, layer in stats.items():
+        damping = float(found["lambda"].sel(layer=name, damping=0.1))
+        pair = fl.ExactBlock()(layer), fl.KFAC()(layer)
+        error = found["inverse_error"].sel(layer=name, approximator="kfac", damping=0.1)
+        assert_close(float(error), fl.metrics.inverse_error(*pair, damping), 1e-12)
+
+
+def test_another_fisher_can_be_called_exact(stats):
+    model, x, y = cases.data(cases.LAYERS["conv strided padded"], fl.Categorical())
+    empirical = fl.collect(model, (x, y), fl.Categorical(), fl.Empirical())
+    found = fl.compare(empirical, ["exact"], reference=stats)
+    assert found.attrs["reference_fisher"] == "Exact()"
+    assert found.attrs["fisher"] == "Empirical()"
+    for name in stats:
+        exact, other = fl.ExactBlock()(stats[name]), fl.ExactBlock()(empirical[name])
+        expected = fl.metrics.frobenius_error(exact, other, mixed=True)
+        assert_close(float(found["frobenius_error"].sel(layer=name)[0]), expected, 1e-12)
+        assert float(found["fisher_norm"].sel(layer=name)) == exact.frobenius_norm()
+
+
+def test_what_is_not_to_be_had_is_nan_with_its_reason():
+    layer = {"1": cases.statistics("norm")}
+    stats = fl.statistics.values.Statistics(layer, layer["1"].provenance)
+    found = fl.compare(stats, ["kfac", "kpsvd", "diagonal"], damping=0.1)
+    kfac = found.sel(layer="1", approximator="kfac")
+    assert "gradients" in str(kfac["status"].values)
+    assert np.isnan(kfac["frobenius_error"])
+    assert np.isnan(kfac["inverse_error"]).all()
+    assert int(kfac["converged"]) == -1
+    assert found["status"].values[0, 1:].tolist() == ["ok", "ok"]
+    assert np.isfinite(found["frobenius_error"].values[0, 1:]).all()
+    alone = fl.compare(stats, ["kfac"], damping=0.1)  # every variable, all of it NaN
+    assert set(alone.data_vars) == set(found.data_vars)
+    assert np.isnan(alone["frobenius_error"]).all()
+
+
+def test_an_indefinite_approximation_has_errors_but_no_inverse():
+    def negative(statistics, previous=None):
+        entries = -fl.approximators.Diagonal()(statistics).entries
+        return fl.operators.Diagonal(entries, statistics.provenance)
+
+    stats = {"0": cases.statistics("linear")}
+    stats = fl.statistics.values.Statistics(stats, stats["0"].provenance)
+    found = fl.compare(stats, {"negative": negative}, damping=[1e-6, 1e3])
+    assert np.isfinite(found["frobenius_error"]).all()
+    assert np.isnan(found["inverse_error"].values[0, 0]).tolist() == [True, False]
+    assert "damping 1e-06: not positive definite" in str(found["status"].values[0, 0])
+
+
+def test_a_zero_block_is_reported_not_raised():
+    model, x, _ = cases.data(cases.LAYERS["linear"], fl.Categorical())
+    ignored = torch.full((len(x),), -100)
+    stats = fl.collect(model, (x, ignored), fl.Categorical())
+    found = fl.compare(stats, METHODS, damping=fl.RelativeDamping(0.1))
+    assert (found["fisher_norm"] == 0).all()
+    assert (found["frobenius_error"] == 0).all()
+    assert "not positive definite" in str(found["status"].values[0, 0])
+
+
+def test_blocks_above_the_budget_have_no_inverse(stats):
+    found = fl.compare(stats, ["kfac"], damping=0.1, budget=100)
+    assert np.isnan(found["inverse_error"]).all()
+    assert "budget" in str(found["status"].values[0, 0])
+    assert np.isfinite(found["frobenius_error"]).all()
+
+
+def test_only_the_metrics_asked_for_are_computed(stats):
+    found = fl.compare(stats, ["kfac"], metrics=["trace_ratio"], damping=0.1)
+    assert "trace_ratio" in found
+    assert not {"frobenius_error", "inverse_error"} & set(found.data_vars)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"approximators": ["kfac", "nothing"]}, "'nothing'.*known: exact"),
+        ({"metrics": ["beauty"]}, "beauty.*frobenius_error"),
+        ({"metrics": ["inverse_error"]}, "needs `damping`"),
+        ({"metrics": ["direction_cosine"], "damping": 1.0}, "`gradient`"),
+        ({"damping": 0.0}, "positive"),
+        ({"damping": [0.1, -1.0]}, "positive"),
+        ({"damping": []}, "positive"),
+        ({"gradient": {}}, r"lacks.*\['0', '3'\].*mean_gradient"),
+        ({"gradient": {"0": torch.ones(3, 3), "3": torch.ones(1, 1)}}, r"'0'.*\(2, 9\)"),
+    ],
+)
+def test_questions_that_cannot_be_answered_are_refused(stats, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fl.compare(stats, **{"approximators": ["kfac"]} | arguments)
+
+
+def test_inverse_blocks_are_the_inverses_of_the_damped_blocks(stats):
+    tree = fl.inverse_blocks(stats, ["kfac", "mini-block"], damping=0.2)
+    assert list(tree.children) == ["0", "3"]
+    for name, layer in stats.items():
+        node = tree[name].to_dataset()
+        assert node["approximator"].values.tolist() == ["exact", "kfac", "mini-block"]
+        assert node.attrs["weight_shape"] == list(layer.weight_shape)
+        assert node.attrs["mini_block_size"] == {"0": 4, "3": 9}[name]
+        assert node.attrs["lambda"] == 0.2
+        block = oracles.second_moment_block(layer.example_gradients(), layer.count)
+        for k, method in enumerate((fl.ExactBlock(), fl.KFAC(), fl.MiniBlock())):
+            dense = method(layer).to_dense() if k else block
+            inverse = torch.from_numpy(node["inverse"].values[k])
+            assert_close(inverse, oracles.damped_inverse(dense, 0.2), 1e-9)
+
+
+def test_inverse_blocks_take_one_damping_and_known_layers(stats):
+    with pytest.raises(ValueError, match="one damping"):
+        fl.inverse_blocks(stats, ["kfac"], damping=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r"'9'.*known: 0, 3"):
+        fl.inverse_blocks(stats, ["kfac"], damping=0.1, layers=["9"])
+    tree = fl.inverse_blocks(stats, [], fl.RelativeDamping(0.5), layers=["3"])
+    assert list(tree.children) == ["3"]
+    exact = fl.ExactBlock()(stats["3"])
+    assert_close(tree["3"].attrs["lambda"], 0.5 * exact.trace() / exact.shape[0], 1e-12)
+
+
+def test_results_are_the_same_after_netcdf(stats, result, tmp_path):
+    again = fl.open(fl.save(result, tmp_path / "results.nc"))
+    xr.testing.assert_identical(again, result)
+    tree = fl.inverse_blocks(stats, ["kfac", "kpsvd-2"], damping=0.2)
+    same = fl.open(fl.save(tree, tmp_path / "inverses.nc"))
+    for name in tree.children:
+        xr.testing.assert_equal(same[name].to_dataset(), tree[name].to_dataset())
+        assert same[name].attrs["lambda"] == 0.2
+        assert list(same[name].attrs["weight_shape"]) == list(stats[name].weight_shape)
+    assert same.attrs == tree.attrs
+    assert sorted(os.listdir(tmp_path)) == ["inverses.nc", "results.nc"]
+
+
+def test_names_of_nested_modules_survive(tmp_path):
+    inside = nn.Sequential(OrderedDict(fc1=nn.Linear(2, 2).double()))
+    model = nn.Sequential(OrderedDict(enc=inside))
+    stats = fl.collect(model, (normal(3, 2), None), fl.Gaussian())
+    tree = fl.inverse_blocks(stats, ["kfac"], damping=0.1)
+    assert list(fl.open(fl.save(tree, tmp_path / "t.nc")).children) == ["enc.fc1"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(result, tmp_path):
+    file = fl.save(result, tmp_path / "results.nc")
+    before = file.read_bytes()
+    broken = result.assign_attrs(bad=object())
+    with pytest.raises((TypeError, ValueError)):
+        fl.save(broken, file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["results.nc"]
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    with pytest.raises(fl.DataError, match=r"nothing\.nc"):
+        fl.open(tmp_path / "nothing.nc")
+    (tmp_path / "text.nc").write_text("no netCDF")
+    with pytest.raises(fl.DataError, match=r"text\.nc.*not a readable netCDF"):
+        fl.open(tmp_path / "text.nc")

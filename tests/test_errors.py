@@ -1,0 +1,201 @@
+"""Bad input: each message names the thing, what was expected, and the remedy."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fisherlab as fl
+from tests import cases
+from tests.cases import normal
+
+X, Y = normal(4, 3), torch.tensor([0, 1, 1, 0])
+
+
+def model():
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def with_nan(tensor):
+    tensor = tensor.clone()
+    tensor.view(-1)[1] = float("nan")
+    return tensor
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(3, 2).double()
+
+    def forward(self, x):
+        return self.map(x), x
+
+
+class Pooled(Several):
+    def forward(self, x):
+        return self.map(x).mean(0)
+
+
+class Transposed(Several):
+    def forward(self, x):
+        return self.map(x).T
+
+
+BAD_DATA = {
+    "nan in x": ((with_nan(X), Y), "x holds NaN or infinity in 1 of 4"),
+    "infinity in x": ((X * math.inf, Y), "x holds NaN or infinity in 4 of 4"),
+    "empty batch": ((X[:0], Y[:0]), "a batch is empty"),
+    "no batch": ([], "no example was given"),
+    "lengths": ((X, Y[:3]), r"axis 0 is the example.*\[4, 3\]"),
+    "a triple": ((X, Y, Y), "pair"),
+    "not pairs": ([X, X], "pair"),
+    "labels as a list": ((X, [0, 1, 1, 0]), "y must be a tensor.*list"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_DATA)
+@pytest.mark.parametrize("call", [fl.collect, fl.mean_gradient])
+def test_bad_data(which, call):
+    data, message = BAD_DATA[which]
+    with pytest.raises(ValueError, match=message):
+        call(model(), data, fl.Categorical())
+
+
+def test_data_that_cannot_be_iterated():
+    for data in (X, 3):
+        with pytest.raises(TypeError, match=r"tuple \(x, y\).*\(x, None\)"):
+            fl.collect(model(), data, fl.Categorical())
+
+
+BAD_LABELS = {
+    "too large": (fl.Categorical(), Y + 1, "run from 1 to 2.*2 classes"),
+    "negative": (fl.Categorical(), Y - 1, "run from -1 to 0"),
+    "real classes": (fl.Categorical(), Y.double(), "torch.float64.*integers"),
+    "class vectors": (fl.Categorical(), normal(4, 2).long(), r"\(4, 2\).*\(4,\)"),
+    "above one": (fl.Bernoulli(), normal(4, 2).abs() + 1, r"\[0, 1\]"),
+    "below zero": (fl.Bernoulli(), -torch.ones(4, 2), "run from -1 to -1"),
+    "bernoulli shape": (fl.Bernoulli(), torch.ones(4, 3), r"\(4, 3\).*\(4, 2\)"),
+    "gaussian shape": (fl.Gaussian(), torch.ones(4), r"\(4,\).*\(4, 2\)"),
+    "infinite": (fl.Gaussian(), torch.full((4, 2), math.inf), "8 of 8 are infinite"),
+    "complex": (fl.Gaussian(), torch.ones(4, 2) * 1j, "finite real.*complex"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_LABELS)
+@pytest.mark.parametrize("fisher", cases.FISHERS)
+def test_bad_labels(which, fisher):
+    likelihood, y, message = BAD_LABELS[which]
+    with pytest.raises(ValueError, match=message):
+        fl.collect(model(), (X, y), likelihood, cases.FISHERS[fisher])
+    with pytest.raises(ValueError, match=message):
+        fl.mean_gradient(model(), (X, y), likelihood)
+
+
+def test_missing_labels_where_they_are_needed():
+    with pytest.raises(ValueError, match=r"Empirical\(\) needs.*y is None"):
+        fl.collect(model(), (X, None), fl.Categorical(), fl.Empirical())
+    with pytest.raises(ValueError, match="needs the data's labels"):
+        fl.mean_gradient(model(), (X, None), fl.Categorical())
+
+
+def test_one_class_is_no_classification():
+    with pytest.raises(ValueError, match=r"one class.*Bernoulli\(\)"):
+        fl.collect(nn.Linear(3, 1).double(), (X, None), fl.Categorical())
+
+
+@pytest.mark.parametrize("layers", [["3"], "head", ["0", "1"], []])
+def test_unknown_layers_list_the_known(layers):
+    with pytest.raises(ValueError, match=r"layers: .*known blocks: 0, 2"):
+        fl.collect(model(), (X, Y), fl.Categorical(), layers=layers)
+
+
+def test_nan_in_the_weights_names_the_parameter():
+    broken = model()
+    with torch.no_grad():
+        broken[2].bias[1] = float("nan")
+    for call in (fl.collect, fl.mean_gradient):
+        with pytest.raises(ValueError, match=r"'2\.bias' holds NaN"):
+            call(broken, (X, Y), fl.Categorical())
+
+
+def test_an_overflow_inside_the_model_is_named():
+    broken = model()
+    with torch.no_grad():
+        broken[2].weight.fill_(1e308)
+    with pytest.raises(fl.NumericalError, match="output holds NaN or infinity"):
+        fl.collect(broken, (X * 1e3, Y), fl.Categorical())
+
+
+BAD_MODELS = {
+    "batch norm in train mode": (
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double(),
+        r"couple.*'1'.*frozen\(model\)",
+    ),
+    "batch norm without running means": (
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
+        .double()
+        .eval(),
+        "couple.*'1'.*track_running_stats",
+    ),
+    "active dropout": (
+        nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.3)).double(),
+        r"Dropout.*'1'.*frozen\(model\)",
+    ),
+    "a tuple": (Several(), "returns tuple.*one tensor"),
+    "examples averaged": (Pooled(), "axis 0|the examples beside it"),
+    "examples last": (Transposed(), "axis 0|the examples beside it"),
+    "no parameters": (nn.Tanh(), "no parameters"),
+    "nothing trainable": (
+        nn.Linear(3, 2).double().requires_grad_(False),
+        "trainable|require",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", BAD_MODELS)
+def test_models_that_would_have_to_be_guessed_about(which):
+    broken, message = BAD_MODELS[which]
+    with pytest.raises(fl.UnsupportedModelError, match=message):
+        fl.collect(broken, (X, None), fl.Categorical())
+
+
+def test_inactive_dropout_is_no_dropout():
+    quiet = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)).double()
+    fl.collect(quiet, (X, Y), fl.Categorical())
+
+
+def test_a_budget_that_is_too_small_names_bytes_and_remedy():
+    with pytest.raises(fl.BudgetError, match=r"bytes.*more than the budget of 300 B"):
+        fl.collect(model(), (X, Y), fl.Categorical(), budget=300)
+    with pytest.raises(ValueError, match="not understood"):
+        fl.collect(model(), (X, Y), fl.Categorical(), budget="a lot")
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        fl.collect(model(), (X, Y), fl.Categorical(), chunk_size=0)
+
+
+def test_packing_names_what_is_missing():
+    stats = fl.collect(model(), (X, Y), fl.Categorical())["0"]
+    with pytest.raises(ValueError, match=r"0\.bias.*not given.*0\.weight"):
+        stats.pack({"0.weight": torch.zeros(4, 3)})
+    with pytest.raises(ValueError, match=r"\(3, 4\).*\(\.\.\., 4, 4\)"):
+        stats.unpack(torch.zeros(3, 4))
+
+
+def test_errors_are_caught_by_the_usual_names():
+    assert issubclass(fl.DataError, ValueError)
+    assert issubclass(fl.UnsupportedModelError, ValueError)
+    assert issubclass(fl.BudgetError, MemoryError)
+    assert issubclass(fl.NeedsSharedForm, TypeError)
+    assert issubclass(fl.IndefiniteError, fl.NumericalError)
+    assert all(
+        issubclass(getattr(fl, name), fl.FisherlabError)
+        for name in fl.__all__
+        if name.endswith(("Error", "Form"))
+    )
+
+
+def test_one_pass_data_is_refused_by_methods_of_two_passes():
+    pairs = iter([(X, Y)])
+    with pytest.raises(ValueError, match=r"no example|iterat|pass"):
+        fl.approximate(model(), pairs, fl.Categorical(), ["ekfac"])

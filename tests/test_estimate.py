@@ -1,0 +1,86 @@
+"""Estimates are right before anything is allocated."""
+
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+import fisherlab as fl
+from tests.model_zoo import MODULES, NETWORKS
+
+ALL = NETWORKS | {name: MODULES[name] for name in ("twice", "conv3d", "attention")}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("fisher", [fl.Exact(), fl.MonteCarlo(3)])
+def test_statistics_bytes_and_flops_are_those_of_collect(name: str, fisher: object) -> None:
+    case = ALL[name]()
+    data = (case.x, case.y)
+    found = fl.estimate(case.model, data, case.likelihood, ["exact"], fisher)
+    stats = fl.collect(case.model, data, case.likelihood, fisher)
+    assert found.statistics_bytes == pytest.approx(stats.nbytes, rel=0.2)
+    for layer, plan in found.plans.items():
+        samples = stats[layer].samples
+        assert plan.statistics_bytes == samples.nbytes
+        assert plan.dense_flops == pytest.approx(samples.dense_flops(), rel=0.1)
+        assert plan.gram_flops == pytest.approx(samples.gram_flops(), rel=0.1)
+        assert (plan.route == "Gram") == fl.ExactBlock()(stats[layer]).uses_gram
+
+
+def test_batches_are_counted() -> None:
+    model = nn.Linear(3, 2)
+    data = [[torch.zeros(4, 3), None], [torch.zeros(3, 3), None]]
+    assert fl.estimate(model, data, fl.Gaussian(), ["kfac"]).examples == 7
+
+
+def test_results_hold_what_the_operators_hold() -> None:
+    case = NETWORKS["mlp"]()
+    names = ["kfac", "ekfac", "kpsvd", "kpsvd-2", "tkfac", "diagonal", "kfac-corrected"]
+    stats = fl.collect(case.model, (case.x, None), case.likelihood)
+    found = fl.estimate(case.model, (case.x, None), case.likelihood, names)
+    for row in found.rows:
+        operator = fl.approximators()[row.approximator](stats[row.layer])
+        o, i = operator.weight_shape
+        terms = getattr(operator, "terms", None)
+        if terms is not None and len(terms):
+            held = sum(g.nbytes + a.nbytes for g, a in terms)
+        else:
+            held = 8 * (o * i if row.approximator == "diagonal" else o * o + i * i + o * i)
+        assert row.result_bytes == held, row
+
+
+def test_over_budget_names_bytes_budget_and_what_would_fit() -> None:
+    model = nn.Sequential(nn.Linear(300, 100), nn.Linear(100, 10))
+    data = (torch.zeros(500, 300), None)
+    with pytest.raises(fl.BudgetError, match=r"bytes.*10\.0 MiB.*would fit.*MonteCarlo"):
+        fl.estimate(model, data, fl.Categorical(), ["exact", "kfac"], budget="10 MiB")
+    with pytest.raises(fl.BudgetError, match="factored exact block"):
+        fl.estimate(model, data, fl.Categorical(), ["exact", "kfac"], budget="40 MiB")
+
+
+def test_huge_requests_allocate_nothing() -> None:
+    model = nn.Linear(2000, 3000)
+    data = (torch.zeros(20_000, 1).expand(-1, 2000), None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = fl.estimate(model, data, fl.Gaussian(), ["exact", "kfac"], budget="1e6 TiB")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert found.plans["weight"].dense_bytes == 4 * (3000 * 2001) ** 2
+    assert grown < 5e5  # kB; the data are checked, the statistics (0.7 TiB) are not made
+
+
+def test_forced_forms_are_shown() -> None:
+    model, data = nn.Linear(3, 2), (torch.zeros(50, 3), None)
+    methods = {"dense": fl.ExactBlock(form="dense"), "gram": fl.ExactBlock(form="gram")}
+    found = fl.estimate(model, data, fl.Gaussian(), methods)
+    assert [row.note for row in found.rows] == ["packed GEMM", "Gram"]
+
+
+def test_shown_as_text_and_html() -> None:
+    case = NETWORKS["lstm"]()
+    found = fl.estimate(case.model, (case.x, None), case.likelihood, ["kfac", "cg-fac"])
+    text = repr(found)
+    assert "needs the shared form" in text
+    assert "not counted" in text
+    assert len(text.splitlines()) == 2 + 2 * len(found.plans)
+    assert "statistics" in found._repr_html_()

@@ -1,0 +1,281 @@
+"""Damped inverses of Kronecker sums, each against the dense matrix it is said to invert."""
+
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fisherlab as fl
+from fisherlab.operators import (
+    Dense,
+    Factored,
+    IterativeInverse,
+    KroneckerCongruence,
+    KroneckerSum,
+    Stopping,
+    Tikhonov,
+)
+
+F64 = torch.float64
+
+
+def moment(size, seed, rank=None):
+    rows = normal((rank or size + 2, size), seed)
+    return rows.T @ rows / len(rows)
+
+
+def normal(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def symmetric(size, seed, scale=1.0):
+    return scale * (normal((size, size), seed) + normal((size, size), seed).T) / 2
+
+
+def skew(size, seed, scale=1.0):
+    return scale * (normal((size, size), seed) - normal((size, size), seed).T) / 2
+
+
+def one_term(o=3, i=4, seed=0):
+    return KroneckerSum(((moment(o, seed), moment(i, seed + 1)),), (o, i))
+
+
+def two_terms(o=3, i=4, seed=0, scale=0.2):
+    second = symmetric(o, seed + 2, scale), symmetric(i, seed + 3, scale)
+    first = moment(o, seed), moment(i, seed + 1)
+    return KroneckerSum((first, second), (o, i))
+
+
+def skew_terms(o=3, i=4, seed=0, scale=0.3):
+    first = moment(o, seed), moment(i, seed + 1)
+    second = skew(o, seed + 2, scale), skew(i, seed + 3, scale)
+    return KroneckerSum((first, second), (o, i))
+
+
+def three_terms(o=3, i=4, seed=0):
+    two = two_terms(o, i, seed)
+    third = symmetric(o, seed + 4, 0.1), symmetric(i, seed + 5, 0.1)
+    return KroneckerSum((*two.terms, third), (o, i))
+
+
+def eye(size):
+    return torch.eye(size, dtype=F64)
+
+
+def shifted_leading(op, damping):
+    """The damped leading term and the rest, from the definition."""
+    (rows, cols), *rest = op.terms
+    pi = damping.pi or float((cols.trace() / len(cols)) / (rows.trace() / len(rows))) ** 0.5
+    root = damping.value**0.5
+    first = rows + root / pi * eye(len(rows)), cols + root * pi * eye(len(cols))
+    return first, sum((torch.kron(g, a) for g, a in rest), torch.zeros(op.shape, dtype=F64))
+
+
+SUMS = {
+    "one": one_term,
+    "two": two_terms,
+    "skew": skew_terms,
+    "three": three_terms,
+}
+
+
+@pytest.mark.parametrize("make", SUMS.values(), ids=SUMS)
+@pytest.mark.parametrize("damping", [0.3, Tikhonov(0.3)])
+def test_tikhonov_inverts_the_sum_plus_lambda(make, damping):
+    op, w = make(), normal((2, 3, 4), 9)
+    dense = op.to_dense() + 0.3 * torch.eye(12, dtype=F64)
+    expected = torch.linalg.solve(dense, w.flatten(1).T).T.view(w.shape)
+    torch.testing.assert_close(op.solve(w, damping), expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(op.damped(damping).to_dense(), dense)
+    residual = op.damped(damping) @ op.solve(w, damping) - w
+    assert float(residual.norm()) < 1e-9 * float(w.norm())
+
+
+@pytest.mark.parametrize("pi", [None, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [(one_term, "clip"), (two_terms, "raw"), (skew_terms, "raw"), (three_terms, "raw")],
+)
+def test_raw_factored_damping_shifts_the_leading_factors_alone(make, mode, pi):
+    op, w = make(), normal((3, 4), 9)
+    damping = Factored(0.04, pi=pi, mode=mode)
+    first, rest = shifted_leading(op, damping)
+    dense = torch.kron(*first) + rest
+    torch.testing.assert_close(op.damped(damping).to_dense(), dense, rtol=1e-9, atol=1e-11)
+    expected = torch.linalg.solve(dense, w.flatten()).view(3, 4)
+    torch.testing.assert_close(op.solve(w, damping), expected, rtol=1e-8, atol=1e-9)
+
+
+def congruent(op, damping, treat):
+    """The law of clip and abs, by scipy's generalised eigenvalues."""
+    (rows, cols), _ = shifted_leading(op, damping)
+    second_rows, second_cols = op.terms[1]
+    s_rows, k_rows = scipy.linalg.eigh(second_rows, rows)
+    s_cols, k_cols = scipy.linalg.eigh(second_cols, cols)
+    basis = torch.linalg.inv(torch.kron(*map(torch.as_tensor, (k_rows, k_cols)))).T
+    products = torch.outer(torch.as_tensor(s_rows), torch.as_tensor(s_cols)).flatten()
+    return (basis * treat(products)) @ basis.T
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("mode", "treat"),
+    [
+        ("clip", lambda s: (1 + s).clamp_min(0.1)),
+        ("abs", lambda s: 1 + s.abs()),
+    ],
+)
+def test_two_terms_are_diagonalised_at_once(mode, treat, seed):
+    op = two_terms(seed=10 * seed, scale=1.5)  # strong enough to be clipped
+    damping, w = Factored(0.01, mode=mode), normal((2, 3, 4), 5)
+    law = op.damped(damping)
+    assert isinstance(law, KroneckerCongruence)
+    dense = congruent(op, damping, treat)
+    torch.testing.assert_close(law.to_dense(), dense, rtol=1e-7, atol=1e-8)
+    expected = torch.linalg.solve(dense, w.flatten(1).T).T.view(w.shape)
+    torch.testing.assert_close(op.solve(w, damping), expected, rtol=1e-7, atol=1e-8)
+    assert float(torch.linalg.eigvalsh(dense)[0]) > 0
+
+
+def test_clip_equals_raw_where_nothing_is_clipped():
+    op = two_terms(scale=0.05)
+    clip, raw = Factored(0.1), Factored(0.1, mode="raw")
+    torch.testing.assert_close(op.damped(clip).to_dense(), op.damped(raw).to_dense())
+
+
+def test_abs_is_the_published_inverse_when_lambda_is_squared():
+    op, lam = two_terms(scale=1.0), 0.05
+    rows, cols = (m + lam * torch.eye(len(m), dtype=F64) for m in op.terms[0])
+    roots = [torch.as_tensor(scipy.linalg.sqrtm(m.numpy())) for m in (rows, cols)]
+    inner = [
+        torch.linalg.inv(r) @ m @ torch.linalg.inv(r)
+        for r, m in zip(roots, op.terms[1], strict=True)
+    ]
+    values, vectors = zip(*(torch.linalg.eigh(m) for m in inner), strict=True)
+    k_rows, k_cols = (torch.linalg.inv(r) @ e for r, e in zip(roots, vectors, strict=True))
+    w = normal((3, 4), 1)
+    turned = (k_rows.T @ w @ k_cols) / (1 + torch.outer(*values).abs())
+    damping = Factored(lam**2, pi=1, mode="abs")
+    torch.testing.assert_close(op.solve(w, damping), k_rows @ turned @ k_cols.T)
+
+
+@pytest.mark.parametrize("make", [two_terms, skew_terms])
+def test_a_congruence_answers_like_its_dense_block(make):
+    law = make().damped(Factored(0.04))
+    dense = Dense(law.to_dense(), (3, 4))
+    w = normal((2, 3, 4), 3)
+    torch.testing.assert_close(law @ w, dense @ w)
+    torch.testing.assert_close(law.diagonal(), dense.diagonal())
+    torch.testing.assert_close(law.eigenvalues(), dense.eigenvalues())
+    assert law.trace() == pytest.approx(dense.trace())
+    assert law.frobenius_norm() == pytest.approx(dense.frobenius_norm())
+    assert law.logdet() == pytest.approx(dense.logdet())
+    assert law.logdet(0.5) == pytest.approx(dense.logdet(0.5))
+    for other in (make(seed=4), three_terms(seed=5), dense):
+        assert law.inner(other) == pytest.approx(
+            dense.inner(Dense(other.to_dense(), (3, 4)))
+        )
+    torch.testing.assert_close(law.inverse(0.2) @ w, dense.inverse(0.2) @ w)
+    single = law.to(torch.float32)
+    torch.testing.assert_close(
+        single.to_dense(), dense.matrix.float(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_zero_sum_is_damped_to_a_multiple_of_the_identity():
+    zero = KroneckerSum((), (2, 3), precision=F64)
+    for damping in (0.25, Factored(0.25)):
+        torch.testing.assert_close(zero.damped(damping).to_dense(), 0.25 * eye(6))
+        torch.testing.assert_close(zero.solve(eye(3)[:2], damping), 4 * eye(3)[:2])
+
+
+def test_pi_is_one_where_a_trace_vanishes():
+    assert Factored(0.1).ratio(torch.zeros(2, 2), torch.eye(3)) == 1.0
+    assert Factored(0.1, pi=3.0).ratio(torch.zeros(2, 2), torch.eye(3)) == 3.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(o=st.integers(1, 4), i=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_pi_minimises_the_trace_norm_of_the_error_it_makes(o, i, seed):
+    rows, cols = moment(o, seed), moment(i, seed + 1)
+    pi = Factored(0.1).ratio(rows, cols)
+
+    def cross(p):
+        return p * i * float(rows.trace()) + o * float(cols.trace()) / p
+
+    assert cross(pi) <= min(cross(0.9 * pi), cross(1.1 * pi)) + 1e-12
+
+
+@pytest.mark.parametrize("make", SUMS.values(), ids=SUMS)
+def test_roots_square_to_the_damped_sum_and_its_inverse(make):
+    op = make()
+    dense = op.to_dense() + 0.5 * torch.eye(12, dtype=F64)
+    root, inverse_root = op.sqrt(0.5).to_dense(), op.inverse_sqrt(0.5).to_dense()
+    torch.testing.assert_close(root @ root, dense)
+    torch.testing.assert_close(inverse_root @ dense @ inverse_root, eye(12))
+
+
+def test_a_singular_semidefinite_product_has_a_root():
+    op = KroneckerSum(((moment(3, 0, rank=1), moment(4, 1, rank=2)),), (3, 4))
+    root = op.sqrt().to_dense()
+    torch.testing.assert_close(root @ root, op.to_dense(), rtol=1e-6, atol=1e-8)
+
+
+def test_an_indefinite_sum_names_its_smallest_eigenvalue_and_the_remedy():
+    op = two_terms(scale=3.0)
+    smallest = float(torch.linalg.eigvalsh(op.to_dense())[0])
+    with pytest.raises(fl.IndefiniteError) as caught:
+        op.solve(eye(4)[:3], 1e-3)
+    assert caught.value.smallest == pytest.approx(smallest)
+    enough = caught.value.sufficient * 1.01
+    assert torch.isfinite(op.solve(eye(4)[:3], enough)).all()
+    with pytest.raises(fl.IndefiniteError):
+        op.sqrt()
+    with pytest.raises(fl.NumericalError, match="mode='clip'"):
+        op.solve(eye(4)[:3], Factored(1e-6, mode="raw"))
+    assert torch.isfinite(op.solve(eye(4)[:3], Factored(1e-6))).all()
+
+
+def test_what_cannot_be_factored_says_so():
+    with pytest.raises(ValueError, match="mode='raw'"):
+        three_terms().inverse(Factored(0.1))
+    with pytest.raises(ValueError, match="Kronecker terms"):
+        one_term().inverse(0.1).inverse(Factored(0.1))
+    mixed = KroneckerSum((one_term().terms[0], (normal((3, 3), 1), eye(4))), (3, 4))
+    with pytest.raises(fl.NumericalError, match="neither symmetric"):
+        mixed.inverse(Factored(0.1))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_dampings_are_checked(wrong):
+    for kind in (Tikhonov, Factored):
+        with pytest.raises(ValueError, match="at least 0"):
+            kind(wrong)
+    with pytest.raises(ValueError, match="positive"):
+        Factored(0.1, pi=0.0)
+
+
+def test_conjugate_gradients_start_where_they_are_told():
+    inverse, w = two_terms().inverse(0.3), normal((1, 3, 4), 2)
+    assert isinstance(inverse, IterativeInverse)
+    first = inverse.solution(w)
+    again = inverse.solution(w, start=first.value)
+    assert first.converged
+    assert first.iterations > 2
+    assert again.iterations == 0
+
+
+def test_a_cap_is_an_error_unless_the_iteration_is_meant_to_be_cut():
+    op, w = Dense(moment(12, 0), (3, 4)), normal((3, 4), 2)
+    with pytest.raises(fl.NumericalError, match="2 iterations"):
+        IterativeInverse(op, 1e-6, stopping=Stopping(max_iterations=2)) @ w
+    cut = IterativeInverse(op, 1e-6, stopping=Stopping(max_iterations=2, truncated=True))
+    before, after = w.norm(), (op @ (cut @ w) - w).norm()
+    assert float(after) < float(before)
+
+
+def test_negative_curvature_is_reported():
+    op = Dense(-eye(6), (2, 3))
+    with pytest.raises(fl.NumericalError, match="negative curvature"):
+        IterativeInverse(op, 0.1) @ eye(3)[:2]

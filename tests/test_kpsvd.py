@@ -1,0 +1,177 @@
+"""Laws of sums of Kronecker products: truncated decompositions of the rearrangement."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fisherlab as fl
+from tests import cases, oracles
+from tests.cases import METHODS
+from tests.oracles import assert_close
+
+LAYERS = pytest.mark.parametrize("layer", cases.SHARED)
+FISHERS = pytest.mark.parametrize("fisher", cases.FISHERS)
+SOLVERS = {
+    "auto": "auto",
+    "dense": fl.DenseSVD(),
+    "power": fl.Power(),
+    "subspace": fl.Subspace(),
+    "lanczos": fl.Lanczos(),
+    "sample gram": fl.SampleGram(),
+}
+SYNTHETIC = {
+    "outer": cases.outer(2, 6, 3, 4),
+    "outer few": cases.outer(3, 2, 3, 3),
+    "shared": cases.shared(2, 3, 2, 3, 4),
+    "shared skew": cases.shared(1, 2, 4, 3, 3),
+}
+
+
+def synthetic(name):
+    return cases.layer_statistics(SYNTHETIC[name])
+
+
+def exact(stats):
+    return oracles.second_moment_block(stats.example_gradients(), stats.count)
+
+
+def doubled(stats):
+    return replace(
+        stats,
+        count=2 * stats.count,
+        positions=2 * stats.positions,
+        inputs=torch.cat([stats.inputs, stats.inputs]),
+        gradients=torch.cat([stats.gradients, stats.gradients], 1),
+    )
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_kpsvd_is_the_truncated_svd_of_the_rearrangement(solver, name):
+    stats = synthetic(name)
+    if solver == "sample gram" and name.startswith("shared"):
+        pytest.skip("for one position only")
+    block, shape = exact(stats), stats.weight_shape
+    values = np.linalg.svd(oracles.rearranged(block, shape), compute_uv=False)
+    full = int((values > 1e-7 * values[0]).sum())
+    for rank in {1, 2, full, full + 1} if solver not in ("power", "subspace") else {1, 2}:
+        found = fl.KPSVD(rank, SOLVERS[solver])(stats)
+        kept = min(rank, full)
+        assert len(found.terms) == kept, (rank, found.singular_values)
+        assert_close(found.singular_values, values[:kept], 1e-7)
+        assert_close(found.to_dense(), oracles.best_sum(block, shape, rank), 2e-6)
+        left = float((block - found.to_dense()).norm() ** 2)
+        tail = float((values[rank:] ** 2).sum())
+        assert_close(left, tail, 0, 1e-7 * float(values[0] ** 2))
+        assert found.converged
+        assert found.residual <= 1e-10
+
+
+@LAYERS
+@FISHERS
+def test_kpsvd_of_real_layers(layer, fisher):
+    stats = cases.statistics(layer, "categorical", fisher)
+    block = exact(stats)
+    for rank in (1, 2):
+        found = fl.KPSVD(rank)(stats)
+        expected = oracles.best_sum(block, stats.weight_shape, rank)
+        assert_close(found.to_dense(), expected, 1e-7)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_tied_singular_values_are_all_found(solver):
+    eye = torch.eye(3, dtype=torch.float64)
+    samples = fl.samples.OuterSamples(eye, eye[None])
+    stats = cases.layer_statistics(samples)
+    for rank in (1, 2, 3, 4):
+        found = fl.KPSVD(rank, SOLVERS[solver])(stats)
+        assert_close(found.singular_values, [1 / 3] * min(rank, 3), 1e-9)
+        left = (exact(stats) - found.to_dense()).square().sum()
+        assert_close(left, max(3 - rank, 0) / 9, 0, 1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@given(
+    seed=st.integers(0, 999),
+    v=st.integers(1, 3),
+    n=st.integers(1, 5),
+    o=st.integers(1, 3),
+    i=st.integers(1, 3),
+)
+def test_the_leading_pair_is_positive(solver, seed, v, n, o, i):
+    stats = cases.layer_statistics(cases.outer(v, n, o, i, seed))
+    ((rows, cols),) = fl.KPSVD(1, SOLVERS[solver])(stats).terms
+    for factor in (rows, cols):
+        values = torch.linalg.eigvalsh(factor)
+        assert float(values[0]) >= -1e-12 * float(values[-1])
+        assert_close(factor, factor.T, 0, 1e-14 * float(factor.norm()))
+
+
+@pytest.mark.parametrize("solver", ["auto", "power", "lanczos", "dense"])
+def test_the_leading_pair_is_positive_under_weight_sharing(solver):
+    for seed in range(3):
+        stats = cases.layer_statistics(cases.shared(1, 2, 4, 3, 3, seed))
+        rows, cols = fl.KPSVD(2, SOLVERS[solver])(stats).terms[0]
+        for factor in (rows, cols):
+            assert float(torch.linalg.eigvalsh(factor)[0]) >= -1e-12 * float(factor.norm())
+            assert float(factor.trace()) > 0
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "dense"])
+def test_deflation_and_kpsvd_agree(name, solver):
+    stats = synthetic(name)
+    for rank in (1, 2, 3):
+        found = fl.Deflation(rank, SOLVERS[solver])(stats)
+        assert_close(
+            found.to_dense(), fl.KPSVD(rank, fl.DenseSVD())(stats).to_dense(), 1e-6
+        )
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_correction_is_the_best_of_what_kfac_leaves(name, rank):
+    stats = synthetic(name)
+    kfac = fl.KFAC()(stats).to_dense()
+    best = oracles.best_sum(exact(stats) - kfac, stats.weight_shape, rank)
+    found = fl.KFACCorrected(rank)(stats)
+    assert_close(found.to_dense(), kfac + best, 1e-7)
+    assert len(found.terms) == 1 + (1 if name == "outer few" else rank)
+
+
+@pytest.mark.parametrize(
+    "name", ["kpsvd-2", "kpsvd-4", "deflation", "lanczos-paper", "lanczos-2"]
+)
+def test_a_rank_above_the_numerical_rank_stops_at_it(name):
+    stats = cases.layer_statistics(cases.outer(1, 1, 3, 4))
+    for repeated in (stats, doubled(doubled(stats))):
+        found = METHODS[name](repeated)
+        assert len(found.terms) == 1
+        assert_close(found.to_dense(), exact(stats), 1e-12)
+    corrected = fl.KFACCorrected(3)(stats)
+    assert len(corrected.terms) == 1  # KFAC is exact: nothing is left
+
+
+def test_the_published_lanczos_says_that_it_did_not_converge():
+    found = METHODS["lanczos-paper"](synthetic("outer"))
+    assert not found.converged
+    assert found.residual > 1e-3
+    assert METHODS["lanczos-2"](synthetic("outer")).converged
+
+
+@pytest.mark.parametrize("name", ["kpsvd-2", "lanczos-2", "deflation"])
+def test_kpsvd_of_formed_matrices_is_the_truncated_svd(name):
+    stats = cases.statistics("norm")
+    expected = oracles.best_sum(exact(stats), stats.weight_shape, 2)
+    assert_close(METHODS[name](stats).to_dense(), expected, 1e-8)
+
+
+def test_the_sample_gram_solver_refuses_what_it_cannot_solve():
+    with pytest.raises(ValueError, match="Lanczos"):
+        fl.KPSVD(1, fl.SampleGram())(synthetic("shared"))
+    with pytest.raises(ValueError, match="Lanczos"):
+        fl.KFACCorrected(1, fl.SampleGram())(synthetic("outer"))

@@ -1,0 +1,139 @@
+"""Laws of metrics: the dense definitions, their floor, and what may be compared."""
+
+import math
+
+import pytest
+import torch
+
+import fisherlab as fl
+from fisherlab import metrics
+from fisherlab.operators import Dense, Diagonal, FactoredFisher, KroneckerSum, Provenance
+from tests import cases, oracles
+from tests.cases import METHODS, normal
+from tests.oracles import assert_close
+
+NAMES = pytest.mark.parametrize("name", METHODS)
+LAYERS = pytest.mark.parametrize(
+    ("layer", "form"), [("linear", "gram"), ("conv strided padded", "dense")]
+)
+DAMPING = 0.05
+
+
+def pair(layer, name, form="auto"):
+    stats = cases.statistics(layer)
+    exact, approx = fl.ExactBlock(form)(stats), METHODS[name](stats)
+    return exact, approx, exact.to_dense(), approx.to_dense()
+
+
+def assert_square(found, expected):
+    """Compare squares: below 1e-6 the root of a difference has no digits to compare."""
+    assert_close(found**2, float(expected) ** 2, 1e-10, atol=1e-12)
+
+
+@NAMES
+@LAYERS
+def test_undamped_metrics_are_their_dense_definitions(name, layer, form):
+    exact, approx, f, g = pair(layer, name, form)
+    assert_square(metrics.frobenius_error(exact, approx), (f - g).norm() / f.norm())
+    cosine = (f * g).sum() / (f.norm() * g.norm())
+    assert_close(metrics.cosine_similarity(exact, approx), cosine, 1e-10)
+    assert_close(metrics.trace_ratio(exact, approx), g.trace() / f.trace(), 1e-10)
+
+
+@NAMES
+@LAYERS
+def test_damped_metrics_are_their_dense_definitions(name, layer, form):
+    exact, approx, f, g = pair(layer, name, form)
+    v = normal(*exact.weight_shape)
+    lowest = float(torch.linalg.eigvalsh(g)[0])
+    damping = max(DAMPING, -2 * lowest)
+    p, q = oracles.damped_inverse(f, damping), oracles.damped_inverse(g, damping)
+    error = metrics.inverse_error(exact, approx, damping)
+    assert_close(error**2, float((p - q).norm() / p.norm()) ** 2, 1e-8, atol=1e-12)
+    a, b = p @ v.flatten(), q @ v.flatten()
+    cosine = metrics.direction_cosine(exact, approx, v, damping)
+    assert_close(cosine, (a @ b) / (a.norm() * b.norm()), 1e-8)
+
+
+def test_near_the_floor_the_residual_is_measured():
+    f = Dense(torch.diag(normal(6).square() + 1), (2, 3))
+    for size in (1e-3, 1e-7, 1e-9, 1e-12):
+        g = Dense(f.matrix + size * torch.eye(6), (2, 3))
+        expected = size * 6**0.5 / f.frobenius_norm()
+        assert_close(metrics.frobenius_error(f, g), expected, 1e-3)
+
+
+def test_below_the_floor_of_large_blocks_a_bound_is_returned(monkeypatch):
+    monkeypatch.setattr(metrics, "RESIDUAL_ROWS", 5)
+    f = Diagonal(normal(2, 3).square() + 1)
+    close = Diagonal(f.entries * (1 + 1e-9))
+    found = metrics.frobenius_error(f, close)
+    assert isinstance(found, metrics.BelowFloor)
+    assert found == metrics.FLOOR
+    assert "BelowFloor" in repr(found)
+    clear = metrics.frobenius_error(f, Diagonal(f.entries * 1.001))
+    assert not isinstance(clear, metrics.BelowFloor)
+    assert_close(clear, 1e-3, 1e-6)
+
+
+def test_the_zero_block():
+    zero, some = Diagonal(torch.zeros(2, 3)), Diagonal(torch.ones(2, 3))
+    assert metrics.frobenius_error(zero, zero) == 0.0
+    assert metrics.frobenius_error(zero, some) == math.inf
+    assert metrics.frobenius_error(some, zero) == 1.0
+    assert math.isnan(metrics.cosine_similarity(zero, some))
+    assert math.isnan(metrics.trace_ratio(zero, some))
+    assert math.isnan(metrics.direction_cosine(some, some, torch.zeros(2, 3), 1.0))
+
+
+@NAMES
+def test_metrics_are_floats_in_float64_whatever_the_statistics_are(name):
+    stats = cases.statistics("conv strided padded")
+    single = stats.to(torch.float32)
+    exact, approx = fl.ExactBlock()(single), METHODS[name](single)
+    found = metrics.frobenius_error(exact, approx)
+    assert type(found) in (float, metrics.BelowFloor)
+    f, g = exact.to(torch.float64).to_dense(), approx.to_dense().double()
+    assert_close(found, (f - g).norm() / f.norm(), 1e-6, atol=1e-6)
+
+
+def test_two_kinds_of_fisher_are_compared_only_on_request():
+    def block(fisher):
+        made = Provenance(fisher=fisher)
+        return Diagonal(torch.ones(2, 2), made)
+
+    v = torch.ones(2, 2)
+    for metric, rest in (
+        (metrics.frobenius_error, ()),
+        (metrics.cosine_similarity, ()),
+        (metrics.trace_ratio, ()),
+        (metrics.direction_cosine, (v, 1.0)),
+        (metrics.inverse_error, (1.0,)),
+    ):
+        with pytest.raises(ValueError, match=r"Exact\(\).*Empirical\(\).*mixed=True"):
+            metric(block("Exact()"), block("Empirical()"), *rest)
+        metric(block("Exact()"), block("Empirical()"), *rest, mixed=True)
+        metric(block("Exact()"), block(""), *rest)  # an operator made by hand
+        with pytest.raises(ValueError, match=r"\(2, 2\).*\(1, 4\)"):
+            metric(block("Exact()"), Diagonal(torch.ones(1, 4)), *rest)
+
+
+def test_an_indefinite_approximation_is_an_error_not_a_number():
+    eye = torch.eye(2, dtype=torch.float64)
+    exact = Diagonal(torch.ones(2, 2, dtype=torch.float64))
+    indefinite = KroneckerSum(((eye, eye), (-3 * eye, torch.diag(eye[0]))), (2, 2))
+    with pytest.raises(fl.IndefiniteError, match="above 2"):
+        metrics.inverse_error(exact, indefinite, 1.0)
+    with pytest.raises(fl.IndefiniteError, match="above 2"):
+        metrics.direction_cosine(exact, indefinite, torch.ones(2, 2), 1.0)
+    metrics.inverse_error(exact, indefinite, 2.1)
+
+
+def test_scaling_both_changes_no_relative_metric():
+    stats = cases.statistics("linear")
+    exact, kfac = fl.ExactBlock()(stats), fl.KFAC()(stats)
+    larger = FactoredFisher(exact.samples, 1)
+    ((g, a),) = kfac.terms
+    scaled = KroneckerSum(((g * stats.count, a),), kfac.weight_shape)
+    for metric in (metrics.frobenius_error, metrics.cosine_similarity, metrics.trace_ratio):
+        assert_close(metric(larger, scaled), metric(exact, kfac), 1e-10)

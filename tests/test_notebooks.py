@@ -1,0 +1,36 @@
+"""Committed notebooks were executed without errors, are small, and run again."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LARGEST = 1_000_000  # bytes
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_executed_and_small(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    numbers = [cell.execution_count for cell in code]
+    assert numbers == list(range(1, len(code) + 1))
+    assert path.stat().st_size < LARGEST
+    kinds = {output.output_type for cell in code for output in cell.outputs}
+    assert "error" not in kinds
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_runs_again(path: Path, tmp_path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    before = [len(cell.get("outputs", [])) for cell in notebook.cells]
+    NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    after = [len(cell.get("outputs", [])) for cell in notebook.cells]
+    assert [bool(n) for n in after] == [bool(n) for n in before]

@@ -1,0 +1,181 @@
+"""Laws of the numerical kernels, against plain products and decompositions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
+from fisherlab.numerics import linalg, memory, packed
+from fisherlab.numerics.conjugate_gradients import conjugate_gradients
+from fisherlab.numerics.krylov import LinearMap, block_krylov
+from tests.cases import normal
+from tests.oracles import assert_close
+
+SIZES = st.integers(1, 5)
+SEEDS = st.integers(0, 2**20)
+
+
+def symmetric(size, seed=0, lead=()):
+    matrix = normal(*lead, size, size, seed=seed)
+    return matrix + matrix.transpose(-1, -2)
+
+
+@given(SIZES, SEEDS)
+def test_packing_is_an_isometry_with_an_inverse(size, seed):
+    a, b = symmetric(size, seed, (2,)), symmetric(size, seed + 1, (2,))
+    inner = (packed.pack(a) * packed.pack(b)).sum(-1)
+    assert_close(inner, (a * b).sum((1, 2)), 1e-13)
+    assert_close(packed.unpack(packed.pack(a), size), a, 1e-14)
+    assert packed.pack(a).shape[-1] == packed.pair_count(size)
+
+
+@given(SIZES)
+def test_pair_positions_agree(size):
+    table = packed.pair_index(size)
+    diagonal = [packed.pair_offset(size, row) for row in range(size)]
+    assert table.diagonal().tolist() == diagonal
+    assert sorted(set(table.flatten().tolist())) == list(range(packed.pair_count(size)))
+    assert torch.equal(table, table.T)
+
+
+@given(st.integers(1, 9), st.integers(1, 60))
+def test_triangle_chunks_cover_every_row_once(size, pairs):
+    pieces = packed.triangle_chunks(size, pairs)
+    rows = [row for start, stop in pieces for row in range(start, stop)]
+    assert rows == list(range(size))
+
+
+@pytest.mark.parametrize("buffers", [None, 3])
+@given(v=st.integers(1, 3), n=st.integers(1, 8), o=SIZES, m=SIZES, seed=SEEDS)
+def test_kronecker_sums_through_packed_factors(buffers, v, n, o, m, seed):
+    g, a = normal(v, n, o, seed=seed), normal(n, m, seed=seed + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        if buffers:
+            for name in ("PAIR_ROWS", "EXAMPLES", "INPUT_ROWS"):
+                patch.setattr(packed, name, buffers)
+        out = torch.full((o, m, o, m), float("nan"), dtype=torch.float64)
+        packed.kronecker_sum_(out, g, a, 0.5)
+        whole = packed.rearranged(g, a)
+    assert_close(out, 0.5 * torch.einsum("vna,ni,vnb,nj->aibj", g, a, g, a), 1e-12)
+    outputs = torch.einsum("vna,vnb->nab", g, g)
+    inputs = torch.einsum("ni,nj->nij", a, a)
+    assert_close(whole, packed.pack(outputs).T @ packed.pack(inputs), 1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 5, 500])
+def test_moments_are_products_and_symmetric_to_the_last_bit(size):
+    rows, weights = normal(7, size), normal(7, seed=1)
+    moment, weighted = packed.second_moment(rows), packed.weighted_moment(rows, weights)
+    assert_close(moment, rows.T @ rows, 1e-13)
+    assert_close(weighted, rows.T @ torch.diag(weights) @ rows, 1e-13)
+    assert torch.equal(moment, moment.T)
+    assert torch.equal(weighted, weighted.T)
+
+
+def linear_map(matrix):
+    return LinearMap(lambda x: matrix @ x, lambda y: matrix.T @ y)
+
+
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(1, 3), SEEDS)
+def test_krylov_triplets_are_the_singular_ones(rows, cols, rank, seed):
+    matrix = normal(rows, cols, seed=seed)
+    start = normal(cols, rank + 1, seed=seed + 1)
+    found = block_krylov(linear_map(matrix), rank, start)
+    assert found.converged
+    assert_close(found.values, torch.linalg.svdvals(matrix)[:rank], 1e-9)
+    size = len(found.values)
+    assert_close(matrix @ found.right, found.left * found.values, 1e-8)
+    assert_close(found.left.T @ found.left, torch.eye(size), 1e-8)
+    assert_close(found.right.T @ found.right, torch.eye(size), 1e-8)
+
+
+def test_a_block_finds_tied_singular_values_and_stops_at_the_rank():
+    u, v = (torch.linalg.qr(normal(6, 6, seed=s))[0] for s in (1, 2))
+    values = torch.tensor([3.0, 3.0, 3.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    matrix = (u * values) @ v.T
+    found = block_krylov(linear_map(matrix), 6, normal(6, 3))
+    assert_close(found.values, values[:4], 1e-9)
+    zero = block_krylov(linear_map(0 * matrix), 2, normal(6, 3))
+    assert (len(zero.values), zero.converged, zero.residual) == (0, True, 0.0)
+
+
+def test_krylov_in_coordinates_with_a_metric():
+    # vectors are combinations of the rows of B and C; the map is M in the plain space
+    b, c, matrix = normal(4, 6), normal(5, 7, seed=1), normal(6, 7, seed=2)
+    project_b = torch.linalg.pinv(b.T)  # coordinates of the projection on the rows
+    project_c = torch.linalg.pinv(c.T)
+    linear = LinearMap(
+        lambda y: project_b @ matrix @ c.T @ y,
+        lambda x: project_c @ matrix.T @ b.T @ x,
+        lambda x: b @ b.T @ x,
+        lambda y: c @ c.T @ y,
+    )
+    found = block_krylov(linear, 2, normal(5, 3, seed=3))
+    onto_b = b.T @ torch.linalg.pinv(b.T)
+    onto_c = c.T @ torch.linalg.pinv(c.T)
+    assert_close(found.values, torch.linalg.svdvals(onto_b @ matrix @ onto_c)[:2], 1e-9)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), SEEDS)
+def test_conjugate_gradients_solve_each_system(size, systems, seed):
+    root = normal(size, size, seed=seed)
+    matrix = root @ root.T + torch.eye(size)
+    right = normal(systems, size, seed=seed + 1)
+    scale = 1 / matrix.diagonal()
+    found = conjugate_gradients(
+        lambda x: x @ matrix, right, precondition=lambda x: x * scale, tolerance=1e-12
+    )
+    assert found.converged
+    assert_close(found.value @ matrix, right, 1e-10)
+    again = conjugate_gradients(lambda x: x @ matrix, right, start=found.value)
+    assert again.iterations == 0
+
+
+def test_conjugate_gradients_notice_negative_curvature():
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    found = conjugate_gradients(lambda x: x * signs, normal(1, 2))
+    assert not found.positive
+    assert not found.converged
+
+
+def test_factorisations_name_what_failed():
+    matrix = torch.diag(torch.tensor([2.0, -1.0], dtype=torch.float64))
+    factor = linalg.damped_cholesky(matrix, 1.5, "it")
+    assert_close(factor @ factor.T, matrix + 1.5 * torch.eye(2), 1e-15)
+    with pytest.raises(IndefiniteError, match=r"it with damping 0.5.*smallest.*-1") as info:
+        linalg.damped_cholesky(matrix, 0.5, "it")
+    linalg.damped_cholesky(matrix, info.value.sufficient, "the remedy works")
+    broken = torch.full((2, 2), float("nan"), dtype=torch.float64)
+    for attempt in (linalg.damped_cholesky, lambda m, _, w: linalg.eigh(m, w)):
+        with pytest.raises(NumericalError, match=r"it.*4 of 4"):
+            attempt(broken, 1.0, "it")
+
+
+@given(st.integers(0, 30), st.integers(-1, 9))
+def test_chunks_cover_a_range_in_order(total, size):
+    pieces = list(memory.chunks(total, size))
+    assert [i for piece in pieces for i in range(total)[piece]] == list(range(total))
+    assert all(p.stop - p.start <= max(size, 1) for p in pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("4 GiB", 2**32), ("1.5kB", 1500), ("7", 7), ("2e3 b", 2000), (12.0, 12)],
+)
+def test_budgets_are_read(text, count):
+    assert memory.parse_budget(text) == count
+
+
+@pytest.mark.parametrize("text", ["lots", "4 GiBs", "-1", 0, -3, "0 B", float("nan")])
+def test_budgets_that_mean_nothing_are_refused(text):
+    with pytest.raises(ValueError, match="budget"):
+        memory.parse_budget(text)
+
+
+def test_a_request_above_the_budget_names_both():
+    memory.require(10, 10, "this", "")
+    with pytest.raises(BudgetError, match=r"this needs 2.0 KiB \(2048.*100 B. Do less"):
+        memory.require(2048, 100, "this", "Do less.")
+    assert memory.parse_budget(None) > np.float64(2**20)

@@ -1,0 +1,95 @@
+"""Laws of the package: light to import, every public name there, documented."""
+
+import ast
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import fisherlab as fl
+
+
+def python(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_fisherlab_imports_nothing_heavy():
+    heavy = ["torch", "numpy", "scipy", "xarray", "matplotlib", "seaborn", "sklearn"]
+    code = f"import sys, fisherlab; print([m for m in {heavy} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_the_core_imports_neither_xarray_nor_figures():
+    code = (
+        "import sys, fisherlab as fl; fl.collect, fl.KPSVD, fl.metrics.frobenius_error; "
+        "print([m for m in ('xarray', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    assert python(code) == "[]"
+
+
+@pytest.mark.parametrize("name", fl.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(fl, name) is not None
+    assert name in dir(fl)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing"):
+        fl.nothing
+
+
+def test_type_checkers_see_the_names_of_the_lazy_table():
+    tree = ast.parse(inspect.getsource(fl))
+    blocks = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        alias.asname: (line.module, alias.name)
+        for block in blocks
+        for line in block.body
+        for alias in line.names
+    }
+    table = {name: (home, name) for name, home in fl._NAMES.items()}
+    table["approximators"] = ("fisherlab.approximators", "approximators")
+    assert seen == table
+
+
+@pytest.mark.parametrize(
+    "first", ["fl.approximators", "fl.KFAC", "fl.compare", "import fisherlab.approximators"]
+)
+def test_the_register_is_found_whatever_was_imported_before(first):
+    code = f"import fisherlab as fl\n{first}\nprint(len(fl.approximators()) > 5)"
+    code += "\nimport fisherlab.approximators as a\nprint(a.KFAC is fl.KFAC)"
+    assert python(code).split() == ["True", "True"]
+
+
+def test_every_public_function_and_class_has_a_runnable_example():
+    bare = [
+        name
+        for name, home in fl._NAMES.items()
+        if home not in ("fisherlab.errors",)
+        and ">>>" not in (inspect.getdoc(getattr(fl, name)) or "")
+    ]
+    assert not set(bare) - UNSHOWN
+
+
+# Values whose use is shown where they are passed; shrink this, do not grow it.
+UNSHOWN = {
+    "DenseSVD",
+    "Empirical",
+    "Exact",
+    "Lanczos",
+    "LayerStatistics",
+    "MeanGradient",
+    "MonteCarlo",
+    "Power",
+    "SampleGram",
+    "Subspace",
+}

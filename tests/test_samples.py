@@ -1,0 +1,124 @@
+"""Laws of per-example gradients: every form answers as its formed matrices do."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fisherlab.samples import MatrixSamples, outer, rows
+from tests import cases
+from tests.cases import normal
+from tests.oracles import assert_close
+
+FORMS = {
+    "outer": lambda v, n, t, o, i, s: cases.outer(v, n, o, i, s),
+    "shared": cases.shared,
+    "matrices": lambda v, n, t, o, i, s: cases.matrices(v, n, o, i, s),
+}
+SMALL = st.integers(1, 4)
+SHAPES = st.tuples(st.integers(1, 5), SMALL, SMALL, SMALL, SMALL, st.integers(0, 2**20))
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.fixture(params=["whole", "chunked"])
+def chunked(request, monkeypatch):
+    """Run a law with everything at once, and in chunks of two examples or fewer."""
+    if request.param == "chunked":
+        monkeypatch.setattr(outer, "GRAM_ROWS", 2)
+        monkeypatch.setattr(outer, "KEPT_EXAMPLES", 1)
+        # parts' limit is a default argument: chunks of one example through it
+        monkeypatch.setattr(rows, "parts", lambda s, limit=1: _ones(s))
+
+
+def _ones(samples):
+    return (slice(k, k + 1) for k in range(samples.examples))
+
+
+def formed(samples):
+    if isinstance(samples, MatrixSamples):
+        return samples.stored
+    if hasattr(samples, "inputs") and samples.inputs.dim() == 2:
+        return torch.einsum("vno,ni->vnoi", samples.gradients, samples.inputs)
+    return torch.einsum("vnto,nti->vnoi", samples.gradients, samples.inputs)
+
+
+def check_every_answer(samples):
+    d = formed(samples)
+    v, n, o, i = d.shape
+    flat = d.reshape(v * n, o * i)
+    w, c = normal(2, o, i, seed=1), normal(2, v, n, seed=2)
+    left, right = normal(o, o, seed=3), normal(i, i, seed=4)
+    assert (samples.columns, samples.examples, samples.weight_shape) == (v, n, (o, i))
+    assert_close(samples.matrices(), d, 1e-13)
+    assert_close(samples.matrices(slice(1, None)), d[:, 1:], 1e-13)
+    assert_close(samples.project(w), torch.einsum("vnoi,koi->kvn", d, w), 1e-12)
+    assert_close(samples.combine(c), torch.einsum("vnoi,kvn->koi", d, c), 1e-12)
+    assert_close(samples.squared_norms(), d.square().sum((2, 3)), 1e-12)
+    assert_close(samples.squares(), d.square().sum((0, 1)), 1e-12)
+    turned = torch.einsum("or,vnoi,ic->vnrc", left, d, right)
+    assert_close(samples.rotated_squares(left, right), turned.square().sum((0, 1)), 1e-12)
+    gram = flat @ flat.T
+    assert_close(samples.gram(), gram, 1e-12)
+    assert_close(samples.squared_norm(), gram.square().sum(), 1e-12)
+    out = torch.full((o * i, o * i), float("nan"), dtype=torch.float64)
+    assert_close(samples.add_dense_(out), flat.T @ flat, 1e-12)
+
+
+def check_both_sides(samples):
+    d = formed(samples)
+    _, _, o, i = d.shape
+    left = normal(o, o, seed=3)
+    right = normal(i, i, seed=4)
+    size = float(d.square().sum())
+    row_side = torch.einsum("vnai,ij,vnbj->ab", d, right, d)
+    column_side = torch.einsum("vnai,ab,vnbj->ij", d, left, d)
+    assert_close(samples.row_side(right), row_side, 0, 1e-12 * size * float(right.norm()))
+    assert_close(
+        samples.column_side(left), column_side, 0, 1e-12 * size * float(left.norm())
+    )
+    inner = torch.einsum("vnai,ab,ij,vnbj->", d, left, right, d)
+    size *= float(left.norm() * right.norm())
+    assert_close(samples.kronecker_inner(left, right), inner, 0, 1e-12 * size)
+
+
+@EVERY_FORM
+@given(shape=SHAPES)
+def test_every_form_answers_as_its_matrices(form, shape):
+    n, v, t, o, i, seed = shape
+    samples = FORMS[form](v, n, t, o, i, seed)
+    check_every_answer(samples)
+    check_both_sides(samples)
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("shape", [(5, 3, 2, 3, 4), (4, 1, 3, 2, 2), (3, 4, 1, 1, 3)])
+def test_chunks_give_the_same_answers(form, shape, chunked):
+    n, v, t, o, i = shape
+    check_every_answer(FORMS[form](v, n, t, o, i, 9))
+    check_both_sides(FORMS[form](v, n, t, o, i, 9))
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 2, 9), (3, 6, 2, 9), (9, 6, 2, 2), (2, 30, 3, 3)])
+def test_the_norm_is_one_number_by_every_route(shape, monkeypatch):
+    v, n, o, i = shape
+    samples = cases.outer(v, n, o, i)
+    dense = torch.empty(o * i, o * i, dtype=torch.float64)
+    expected = samples.add_dense_(dense).square().sum()
+    for pairs in (0, 2**22):  # through Grams, through the packed rearrangement if cheaper
+        monkeypatch.setattr(outer, "KEPT_PAIRS", pairs)
+        assert_close(cases.outer(v, n, o, i).squared_norm(), expected, 1e-12)
+    assert_close(samples.packed.square().sum(), expected, 1e-12)
+
+
+@EVERY_FORM
+def test_precision_changes_and_no_examples_are_a_zero_sum(form):
+    samples = FORMS[form](2, 3, 2, 3, 4, 0)
+    assert samples.to(torch.float64) is samples
+    single = samples.to(torch.float32)
+    assert (single.dtype, samples.dtype) == (torch.float32, torch.float64)
+    assert_close(single.squares(), samples.squares(), 1e-5)
+    assert single.nbytes * 2 == samples.nbytes
+    empty = FORMS[form](2, 0, 2, 3, 4, 0)
+    assert_close(empty.squares(), torch.zeros(3, 4))
+    assert_close(empty.row_side(torch.eye(4).double()), torch.zeros(3, 3))
+    assert empty.squared_norm() == 0.0
