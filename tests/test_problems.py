@@ -171,6 +171,7 @@ def test_idx_returns_what_was_written():
         (gzip.compress(bytes([0, 0, 8, 1, 0])), "inside its header"),
         (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2])), "promises 3"),
     ],
+    ids=["no-gzip", "cut", "dims", "empty", "header", "short"],
 )
 def test_idx_refuses_what_is_not_idx(packed, message):
     with pytest.raises(DataError, match=f"labels.*{message}"):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
 
-PAIR_ROWS = 512  # packed rows multiplied at once: as fast as all, and R stays small
-EXAMPLES = 2000  # examples packed at once: below 1000 the products lose their speed
-INPUT_ROWS = 1024  # packed input rows at once, so that N × m(m+1)/2 is never held
+PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
+EXAMPLES = 1000  # examples packed at once: fewer slow the products down
+INPUT_ROWS = 2200  # packed input rows at once, so that N × m(m+1)/2 is never held
 
 
 def pair_count(size: int) -> int:
