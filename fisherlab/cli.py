@@ -124,6 +124,7 @@ def _add_subject(group: Any) -> None:
         metavar="BLOCK",
     )
     _option(group, "device", "cpu, cuda or cuda:<number>")
+    _option(group, "budget", "memory that dense inverses may take, e.g. 4GiB")
 
 
 def _add_training(group: Any) -> None:

@@ -111,6 +111,7 @@ def direction_cosine(
     gradient: Tensor,
     damping: float,
     *,
+    best: Tensor | None = None,
     mixed: bool = False,
 ) -> float:
     """Return the cosine of the update directions P⁻¹v and Q⁻¹v.
@@ -123,6 +124,8 @@ def direction_cosine(
         v, shape (d_out, d_in), e.g. the mean gradient.
     damping
         λ of both (Tikhonov).
+    best
+        P⁻¹v where it is known already, to be shared by many approximations.
     mixed
         Allow operators made from different kinds of Fisher.
 
@@ -146,7 +149,9 @@ def direction_cosine(
     """
     exact, approx = _ready("direction_cosine", exact, approx, mixed)
     v = gradient.double()
-    best, taken = exact.solve(v, damping), approx.solve(v, damping)
+    if best is None:
+        best = exact.solve(v, damping)
+    taken = best if approx is exact else approx.solve(v, damping)
     norms = float(best.norm()) * float(taken.norm())
     return float((best * taken).sum()) / norms if norms > 0 else float("nan")
 

@@ -1,16 +1,18 @@
 """Every approximation beside the exact block, as one labelled Dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
 from fisherlab import metrics as formulas
 from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.provenance import attributes
+from fisherlab.analysis.questions import DAMPED, LABELS, PLAIN, Question, question
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import (
@@ -22,30 +24,7 @@ from fisherlab.errors import (
 )
 from fisherlab.numerics.memory import Budget, parse_budget, readable
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
-from fisherlab.statistics import MeanGradient, Statistics
-
-PLAIN: dict[str, tuple[Callable[..., float], str]] = {
-    "frobenius_error": (formulas.frobenius_error, "relative Frobenius error"),
-    "cosine_similarity": (formulas.cosine_similarity, "matrix cosine"),
-    "trace_ratio": (formulas.trace_ratio, "trace ratio"),
-}
-DAMPED = {
-    "inverse_error": "relative error of the damped inverse",
-    "direction_cosine": "cosine of the update directions",
-}
-LABELS = (
-    {name: label for name, (_, label) in PLAIN.items()}
-    | DAMPED
-    | {
-        "lambda": "damping λ",
-        "mean_eigenvalue": "mean eigenvalue tr F / p",
-        "fisher_norm": "Frobenius norm of the exact block",
-        "stored_numbers": "numbers held by the approximation",
-        "solve_flops": "multiply-adds of one preconditioning",
-        "converged": "1 converged, 0 not, -1 no iteration",
-        "status": "ok, or why a value is missing",
-    }
-)
+from fisherlab.statistics import LayerStatistics, Statistics
 
 
 @dataclass(eq=False)
@@ -72,16 +51,6 @@ class _Cells:
     def _shape(self, rest: Sequence[str | int]) -> list[int]:
         sizes = [len(self.methods) if isinstance(r, str) else self.dampings for r in rest]
         return [len(self.layers), *sizes]
-
-
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """What is asked of every cell."""
-
-    metrics: tuple[str, ...]
-    dampings: Dampings
-    gradient: Mapping[str, Tensor]
-    mixed: bool
 
 
 def compare(
@@ -140,106 +109,155 @@ def compare(
     {'layer': 1, 'approximator': 2, 'damping': 1}
     """
     chosen, levels = by_name(approximators), dampings(damping)
-    directions = _directions(gradient, stats)
-    question = _Question(
-        _metrics(metrics, levels, directions), levels, directions, reference is not None
-    )
+    asked = question(metrics, levels, gradient, stats, reference is not None)
     limit = parse_budget(budget)
     cells = _Cells(list(stats), list(chosen), len(levels.labels))
-    _begin(cells, question)
+    _begin(cells, asked)
     status = np.full((len(stats), len(chosen)), "ok", dtype=object)
     for row, name in enumerate(_progress(stats, progress)):
         exact = ExactBlock()((reference or stats)[name])
-        _describe(cells, question, name, exact)
-        for column, (method, approximator) in enumerate(chosen.items()):
-            reasons = _fill(
-                cells, question, stats, (name, method), exact, approximator, limit
-            )
-            if reasons:
-                status[row, column] = "; ".join(dict.fromkeys(reasons))
+        reasons = _fill_layer(cells, asked, stats[name], exact, chosen, limit)
+        for column, found in enumerate(reasons.values()):
+            if found:
+                status[row, column] = "; ".join(dict.fromkeys(found))
     made = attributes(stats, chosen, damping_kind=levels.kind)
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher
     return _dataset(cells, status, stats, levels, made)
 
 
-def _begin(cells: _Cells, question: _Question) -> None:
+def _begin(cells: _Cells, asked: Question) -> None:
     """Make every variable that was asked for, so that one without values is NaN."""
-    if question.dampings.labels:
+    if asked.dampings.labels:
         cells.begin("solve_flops", "")
-    for name in ("stored_numbers", "converged", *question.metrics):
+    for name in ("stored_numbers", "converged", *asked.metrics):
         cells.begin(name, "", *([0] if name in DAMPED else []))
 
 
-def _fill(
+def _fill_layer(
     cells: _Cells,
-    question: _Question,
-    stats: Statistics,
-    cell: tuple[str, str],
+    asked: Question,
+    statistics: LayerStatistics,
     exact: FactoredFisher,
-    approximator: Approximator,
+    chosen: Mapping[str, Approximator],
     limit: int,
-) -> list[str]:
-    """Fill one (layer, approximator) cell; return why values are missing."""
-    name = cell[0]
-    try:
-        approx = approximator(stats[name])
-    except NeedsSharedForm:
-        return ["needs the inputs and output gradients of the layer"]
-    except (BudgetError, NumericalError) as error:
-        return [_reason(error)]
+) -> dict[str, list[str]]:
+    """Fill the cells of one layer; return per method why values are missing.
+
+    Dampings are the outer loop: the exact inverse of each serves every method.
+    """
+    name = statistics.name
+    reasons: dict[str, list[str]] = {method: [] for method in chosen}
+    built: dict[str, Operator] = {}
+    _describe(cells, asked, name, exact)
+    for method, approximator in chosen.items():
+        try:
+            built[method] = _build(approximator, statistics, exact)
+        except NeedsSharedForm:
+            reasons[method] = ["needs the inputs and output gradients of the layer"]
+        except (BudgetError, NumericalError) as error:
+            reasons[method] = [_reason(error)]
+        else:
+            reasons[method] = _fill_plain(
+                cells, asked, (name, method), exact, built[method]
+            )
+    for level, damping in enumerate(asked.dampings.values(exact)):
+        best: Tensor | None = None
+        for method, approx in built.items():
+            try:
+                if best is None and "direction_cosine" in asked.metrics:
+                    best = exact.to(torch.float64).solve(
+                        asked.gradient[name].double(), damping
+                    )
+                cell = _DampedCell(name, method, level, damping, best)
+                _fill_damped(cells, asked, cell, exact, approx, limit)
+            except FisherlabError as error:
+                label = asked.dampings.labels[level]
+                reasons[method].append(f"damping {label:g}: {_reason(error)}")
+    return reasons
+
+
+def _build(
+    approximator: Approximator, statistics: LayerStatistics, exact: FactoredFisher
+) -> Operator:
+    approx = approximator(statistics)
     if isinstance(approx, FactoredFisher) and approx.samples is exact.samples:
-        approx = exact  # what it keeps (norm, inverse) serves both
+        return exact  # what it keeps (norm, inverse) serves both
+    return approx
+
+
+def _fill_plain(
+    cells: _Cells,
+    asked: Question,
+    cell: tuple[str, str],
+    exact: Operator,
+    approx: Operator,
+) -> list[str]:
+    """Fill what needs no damping; return what is to be said of the cell."""
     cells.put("stored_numbers", approx.stored_numbers, *cell)
     cells.put("converged", _converged(approx), *cell)
-    reasons: list[str] = []
-    for metric in question.metrics:
+    for metric in asked.metrics:
         if metric in PLAIN:
-            value = PLAIN[metric][0](exact, approx, mixed=question.mixed)
+            value = PLAIN[metric][0](exact, approx, mixed=asked.mixed)
             cells.put(metric, value, *cell)
     if isinstance(approx, KroneckerSum) and not approx.converged:
-        reasons.append(f"not converged (residual {approx.residual:.1g})")
-    for level, damping in enumerate(question.dampings.values(exact)):
-        try:
-            _fill_damped(cells, question, cell, level, damping, exact, approx, limit)
-        except FisherlabError as error:
-            label = question.dampings.labels[level]
-            reasons.append(f"damping {label:g}: {_reason(error)}")
-    return reasons
+        return [f"not converged (residual {approx.residual:.1g})"]
+    return []
+
+
+@dataclass(frozen=True, eq=False)
+class _DampedCell:
+    """One (layer, approximator, damping), and the exact direction if it is wanted."""
+
+    layer: str
+    method: str
+    level: int
+    damping: float
+    best: Tensor | None
 
 
 def _fill_damped(
     cells: _Cells,
-    question: _Question,
-    cell: tuple[str, str],
-    level: int,
-    damping: float,
+    asked: Question,
+    cell: _DampedCell,
     exact: Operator,
     approx: Operator,
     limit: int,
 ) -> None:
-    if level == 0:
-        cells.put("solve_flops", approx.inverse(damping).product_flops, *cell)
-    if "direction_cosine" in question.metrics:
+    place = cell.layer, cell.method
+    if cell.level == 0:
+        cells.put("solve_flops", approx.inverse(cell.damping).product_flops, *place)
+    if cell.best is not None:
         value = formulas.direction_cosine(
-            exact, approx, question.gradient[cell[0]], damping, mixed=question.mixed
+            exact,
+            approx,
+            asked.gradient[cell.layer],
+            cell.damping,
+            best=cell.best,
+            mixed=asked.mixed,
         )
-        cells.put("direction_cosine", value, *cell, level)
-    if "inverse_error" in question.metrics:
-        needed = 3 * 8 * exact.shape[0] ** 2
-        if needed > limit:
-            raise BudgetError(
-                f"inverse_error would form blocks of {readable(needed)}, more than the "
-                f"budget of {readable(limit)}"
-            )
-        value = formulas.inverse_error(exact, approx, damping, mixed=question.mixed)
-        cells.put("inverse_error", value, *cell, level)
+        cells.put("direction_cosine", value, *place, cell.level)
+    if "inverse_error" in asked.metrics:
+        _require_room(exact, approx, limit)
+        value = formulas.inverse_error(exact, approx, cell.damping, mixed=asked.mixed)
+        cells.put("inverse_error", value, *place, cell.level)
 
 
-def _describe(cells: _Cells, question: _Question, name: str, exact: Operator) -> None:
+def _require_room(exact: Operator, approx: Operator, limit: int) -> None:
+    """Refuse dense inverses that exceed the budget, before they are formed."""
+    several = isinstance(approx, KroneckerSum) and len(approx.terms) > 1
+    needed = (6 if several else 3) * 8 * exact.shape[0] ** 2
+    if needed > limit:
+        raise BudgetError(
+            f"inverse_error would form blocks of {readable(needed)}, more than the "
+            f"budget of {readable(limit)}"
+        )
+
+
+def _describe(cells: _Cells, asked: Question, name: str, exact: Operator) -> None:
     cells.put("mean_eigenvalue", exact.trace() / max(exact.shape[0], 1), name)
     cells.put("fisher_norm", exact.frobenius_norm(), name)
-    for level, damping in enumerate(question.dampings.values(exact)):
+    for level, damping in enumerate(asked.dampings.values(exact)):
         cells.put("lambda", damping, name, level)
 
 
@@ -256,50 +274,6 @@ def _reason(error: FisherlabError) -> str:
             f"{error.sufficient:.3g} needed)"
         )
     return str(error).splitlines()[0]
-
-
-def _metrics(
-    wanted: Sequence[str] | None, levels: Dampings, gradient: Mapping[str, Tensor]
-) -> tuple[str, ...]:
-    possible = list(PLAIN)
-    if levels.labels:
-        possible += ["inverse_error"] + (["direction_cosine"] if gradient else [])
-    if wanted is None:
-        return tuple(possible)
-    known = [*PLAIN, *DAMPED]
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        msg = f"compare: metrics {unknown} are unknown; known: {', '.join(known)}."
-        raise ValueError(msg)
-    lacking = [name for name in wanted if name not in possible]
-    if lacking:
-        msg = (
-            f"compare: {', '.join(lacking)} needs `damping`"
-            f"{' and `gradient`' if 'direction_cosine' in lacking else ''}."
-        )
-        raise ValueError(msg)
-    return tuple(wanted)
-
-
-def _directions(gradient: Mapping[str, Any] | None, stats: Statistics) -> dict[str, Tensor]:
-    if gradient is None:
-        return {}
-    missing = [name for name in stats if name not in gradient]
-    if missing:
-        msg = f"compare: gradient lacks the layers {missing}; see fl.mean_gradient."
-        raise ValueError(msg)
-    found = {}
-    for name in stats:
-        one = gradient[name]
-        w = one.gradient if isinstance(one, MeanGradient) else one
-        if tuple(w.shape) != stats[name].weight_shape:
-            msg = (
-                f"compare: the gradient of {name!r} has shape {tuple(w.shape)}, "
-                f"{stats[name].weight_shape} is expected."
-            )
-            raise ValueError(msg)
-        found[name] = w
-    return found
 
 
 def _dataset(

@@ -12,10 +12,11 @@ result is the Van Loan rearrangement of F in packed coordinates.
 import torch
 from torch import Tensor
 
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.memory import chunks, empty
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
 EXAMPLES = 1000  # examples packed at once: fewer slow the products down
+LEAF = 256  # symmetric products are halved down to this size
 INPUT_ROWS = 2200  # packed input rows at once, so that N × m(m+1)/2 is never held
 
 
@@ -121,13 +122,15 @@ class _Workspace:
         self.output_pairs = _buffer(self.output_pieces, gradients, examples)
         self.input_pairs = _buffer(self.input_pieces, inputs, examples)
         longest = self.output_pairs.shape[0]
-        self.product = inputs.new_empty(longest, pair_count(inputs.shape[-1]))
+        self.product = empty(
+            (longest, pair_count(inputs.shape[-1])), inputs.dtype, inputs.device
+        )
 
 
 def _buffer(pieces: list[tuple[int, int]], like: Tensor, examples: int) -> Tensor:
     size = like.shape[-1]
     longest = max(_pairs_between(size, *piece) for piece in pieces)
-    return like.new_empty(longest, examples)
+    return empty((longest, examples), like.dtype, like.device)
 
 
 def _pairs_between(size: int, start: int, stop: int) -> int:
@@ -200,13 +203,15 @@ def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float)
         return out.zero_()
     space = _Workspace(gradients, inputs)
     columns = pair_index(m, inputs.device).reshape(-1)
+    panels = inputs.new_empty(o, m * m)
     for start, stop in space.output_pieces:
         packed = _product_rows(space, (start, stop), scale)
         base = pair_offset(o, start)
         for row in range(start, stop):
             at = pair_offset(o, row) - base
-            panel = packed[at : at + o - row].index_select(1, columns)
-            panel = panel.view(o - row, m, m)
+            rows = packed[at : at + o - row]
+            torch.index_select(rows, 1, columns, out=panels[: o - row])
+            panel = panels[: o - row].view(o - row, m, m)
             out[row, :, row:, :] = panel.transpose(0, 1)
             out[row + 1 :, :, row, :] = panel[1:]
     return out
@@ -219,7 +224,7 @@ def symmetric_product_(out: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
     Call `mirror_` once when all has been added.
     """
     size = out.shape[0]
-    if size <= 384:
+    if size <= LEAF:
         return out.addmm_(rows.T, rows, alpha=scale)
     half = size // 2
     symmetric_product_(out[:half, :half], rows[:, :half], scale)
@@ -235,7 +240,7 @@ def weighted_product_(out: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 def _weighted(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     size = out.shape[0]
-    if size <= 384:
+    if size <= LEAF:
         return out.addmm_(left.T, right)
     half = size // 2
     _weighted(out[:half, :half], left[:, :half], right[:, :half])

@@ -131,6 +131,7 @@ def _moment(
             config.approximators,
             damping=fl.RelativeDamping(config.damping),
             gradient=gradient,
+            budget=config.budget,
         )
     row = row.assign(_performance(problem, model)).assign_coords(step=step)
     return stats, row

@@ -50,6 +50,9 @@ class ReportConfig:
         Decides initial weights, order of the examples and sampled labels.
     device
         `cpu`, `cuda` or `cuda:<number>`.
+    budget
+        Memory that dense inverses may take, e.g. "4 GiB"; what would exceed it is named
+        in the report instead.
     data_dir
         Where data files are, see `fisherlab.problems.load`.
     out
@@ -79,13 +82,14 @@ class ReportConfig:
     approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
     fisher: Literal["exact", "monte-carlo", "empirical"] = "exact"
     samples: int = 1
-    damping: tuple[float, ...] = (0.1,)
+    damping: tuple[float, ...] = (2.0,)
     examples: int = 2000
     batch_size: int = 64
     lr: float = 0.05
     layers: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
+    budget: str = "1 GiB"
     data_dir: Path | None = None
     out: Path | None = None
     overwrite: bool = False

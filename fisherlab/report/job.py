@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
 from fisherlab.report.analysis import Analysis, analyse, count_phases
 from fisherlab.report.config import ReportConfig
@@ -83,6 +84,7 @@ def _check(config: ReportConfig) -> None:
     fl.problems.describe(config.problem)
     _check_known("approximator", config.approximators, tuple(fl.approximators()))
     _check_known("device", (config.device,), available_devices())
+    parse_budget(config.budget)
 
 
 def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:

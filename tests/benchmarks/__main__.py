@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Times of fisherlab, as ratios.")
     parser.add_argument("cases", nargs="*", help=f"among {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="leave the neighbours out")
     parser.add_argument("--save", metavar="NAME", help="write results/NAME.json")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.cases if name not in CASES]
@@ -110,7 +112,10 @@ def main() -> int:
         if name in NEEDS_MNIST and not mnist_available():
             print(f"\n{name}: left out, $FISHERLAB_DATA does not hold mnist/")
             continue
-        rows.append(measure(name, CASES[name](), arguments.rounds))
+        case = CASES[name]()
+        if arguments.alone:
+            case = replace(case, rivals={})
+        rows.append(measure(name, case, arguments.rounds))
         show(rows[-1])
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
