@@ -152,7 +152,7 @@ class CholeskyInverse(Operator):
     @cached_property
     def whole(self) -> Dense:
         """The inverse as a dense block, formed at the first question that needs it."""
-        matrix = torch.cholesky_inverse(self.factor).to(self.precision)
+        matrix = torch.cholesky_inverse(self.factor).mT.to(self.precision)  # by rows
         return Dense(matrix, self.block_shape, self.provenance)
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:

@@ -212,7 +212,7 @@ def _dense_eigen(a: Dense, b: KroneckerEigen) -> float:
     basis = b.column_basis
     mixed = torch.stack(  # mixed[o, o', c] = Σ_ij V_ic M[o,i,o',j] V_jc
         [
-            (panel.view(i, o, i) @ basis).mul_(basis[:, None, :]).sum(0)
+            (panel.reshape(i * o, i) @ basis).view(i, o, i).mul_(basis[:, None, :]).sum(0)
             for panel in a.matrix.view(o, i, o * i)
         ]
     )
