@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import fisherlab
 from fisherlab.errors import FisherlabError
-from fisherlab.report.config import ReportConfig
+from fisherlab.report.config import DEFAULT_APPROXIMATORS, ReportConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,6 +63,7 @@ def _parser() -> _Parser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_report(commands)
+    _add_estimate(commands)
     _add(commands, "problems", _problems, "List data sets and networks.")
     _add(commands, "approximators", _approximators, "List the approximations.")
     return parser
@@ -125,6 +126,32 @@ def _add_subject(group: Any) -> None:
     )
     _option(group, "device", "cpu, cuda or cuda:<number>")
     _option(group, "budget", "memory that dense inverses may take, e.g. 4GiB")
+
+
+def _add_estimate(commands: Any) -> None:
+    text = "Count bytes and flops of an analysis, and where every parameter goes."
+    estimate = _add(commands, "estimate", _estimate, text)
+    for name, default, help_text in (
+        ("problem", "digits", "problem, see `fisherlab problems`"),
+        ("fisher", "exact", "exact, monte-carlo or empirical"),
+        (
+            "budget",
+            None,
+            "bytes everything may take, e.g. 4GiB (default: half of the free)",
+        ),
+        ("data-dir", None, "folder of the data files"),
+    ):
+        estimate.add_argument(f"--{name}", default=default, help=help_text)
+    estimate.add_argument("--samples", type=int, default=1, help="sampled labels")
+    estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
+    estimate.add_argument(
+        "--approximators",
+        nargs="+",
+        type=_many(str),
+        default=[list(DEFAULT_APPROXIMATORS)],
+        metavar="NAME",
+        help="approximations, see `fisherlab approximators`",
+    )
 
 
 def _add_training(group: Any) -> None:
@@ -200,6 +227,34 @@ def _config(arguments: argparse.Namespace) -> ReportConfig:
         if isinstance(value, list):
             values[name] = tuple(chain.from_iterable(value))
     return ReportConfig(**values)
+
+
+def _estimate(arguments: argparse.Namespace, command: str) -> None:
+    import fisherlab as fl
+
+    fishers: dict[str, Any] = {
+        "exact": fl.Exact(),
+        "monte-carlo": fl.MonteCarlo(arguments.samples),
+        "empirical": fl.Empirical(),
+    }
+    if arguments.fisher not in fishers:
+        known = ", ".join(fishers)
+        raise ValueError(f"--fisher must be one of {known}, but is {arguments.fisher!r}.")
+    problem = fl.problems.load(arguments.problem, data_dir=arguments.data_dir)
+    x, y = problem.train
+    batch = x[: arguments.examples], y[: arguments.examples]
+    print(fl.coverage(problem.model, batch))
+    print()
+    print(
+        fl.estimate(
+            problem.model,
+            batch,
+            problem.likelihood,
+            list(chain.from_iterable(arguments.approximators)),
+            fishers[arguments.fisher],
+            budget=arguments.budget,
+        )
+    )
 
 
 def _problems(arguments: argparse.Namespace, command: str) -> None:

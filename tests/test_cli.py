@@ -125,3 +125,23 @@ def test_approximators_are_listed(capsys):
     assert cli.main(["approximators"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("exact", "kfac", "kpsvd-2", "mini-block"))
+
+
+def test_an_estimate_names_every_parameter_and_counts_before_work(capsys):
+    assert cli.main(["estimate", "--examples", "100", "--approximators", "kfac"]) == 0
+    text = capsys.readouterr().out
+    for layer in range(1, 7):
+        assert f"fc{layer}.weight" in text
+        assert f"fc{layer}.bias" in text
+    assert "N=100" in text
+
+
+def test_an_estimate_above_its_budget_is_refused(capsys):
+    assert "budget" in fails_with_output(capsys, "estimate", "--budget", "1KiB")
+    assert "--fisher" in fails_with(capsys, "estimate", "--fisher", "wrong")
+
+
+def fails_with_output(capsys, *words):
+    """Run a command that is refused after it has printed something."""
+    assert cli.main(list(words)) == 2
+    return capsys.readouterr().err

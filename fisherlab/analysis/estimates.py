@@ -22,6 +22,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.base import html_table
+from fisherlab.operators.factored import Form
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 from fisherlab.statistics import Exact, Fisher
 from fisherlab.statistics.batches import batches
@@ -29,7 +30,7 @@ from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
 from fisherlab.statistics.taps import Tapped
 
-Route = Literal["packed GEMM", "per-example SYRK", "Gram"]
+Route = Literal["packed GEMM", "per-example SYRK", "position pairs", "Gram"]
 HEAD = (
     "layer",
     "approximator",
@@ -326,10 +327,15 @@ def _samples(
     return SharedSamples(empty(n, positions, i), empty(columns, n, positions, o))
 
 
-def _route(samples: Samples, form: Literal["auto", "dense", "gram"]) -> Route:
+def _route(samples: Samples, form: Form) -> Route:
     if FactoredFisher(samples, samples.examples, form=form).uses_gram:
         return "Gram"
-    return "packed GEMM" if isinstance(samples, OuterSamples) else "per-example SYRK"
+    if isinstance(samples, OuterSamples):
+        return "packed GEMM"
+    if not isinstance(samples, SharedSamples) or form == "matrices":
+        return "per-example SYRK"
+    pairs = form == "pairs" or samples.pairs_are_cheaper
+    return "position pairs" if pairs else "per-example SYRK"
 
 
 def _cost(plan: Plan, name: str, method: Approximator) -> Cost:

@@ -18,7 +18,8 @@ class ExactBlock:
     ----------
     form
         Where norms, solves and spectra are computed: "dense" (p × p), "gram" (samples
-        × samples), or "auto", by counted flops.
+        × samples), or "auto", by counted flops. "matrices" and "pairs" force how the
+        dense block of a shared weight is built.
 
     Notes
     -----

@@ -8,7 +8,7 @@ asked for `to_dense`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -162,6 +162,27 @@ class Operator(ABC):
     def quadratic_form(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k"]:
         """Return ⟨w, M w⟩."""
         return (w * (self @ w)).sum((-2, -1))
+
+    def take_rows(self, index: Sequence[int]) -> Float[Tensor, "k o i"]:
+        """Return some rows of the matrix, each in the shape of the weight.
+
+        Parameters
+        ----------
+        index
+            Positions in ``vec(w)``.
+
+        Raises
+        ------
+        ValueError
+            If a position lies outside of the block.
+        """
+        p = self.shape[0]
+        if any(not 0 <= place < p for place in index):
+            msg = f"take_rows of {self!r}: {list(index)} given, 0 to {p - 1} expected."
+            raise ValueError(msg)
+        unit = torch.zeros(len(index), p, dtype=self.dtype, device=self.device)
+        unit[range(len(index)), list(index)] = 1.0
+        return self._apply(unit.unflatten(1, self.weight_shape))
 
     def logdet(self, damping: float = 0.0) -> float:
         """Return log det(M + damping·I).

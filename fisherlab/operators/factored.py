@@ -21,9 +21,9 @@ from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
 from fisherlab.operators.diagonal import Diagonal
-from fisherlab.samples import Samples, rows
+from fisherlab.samples import Samples, SharedSamples, rows
 
-Form = Literal["auto", "dense", "gram"]
+Form = Literal["auto", "dense", "gram", "matrices", "pairs"]
 KEPT_BLOCK = 1500  # blocks up to this size are kept once formed (18 MB)
 
 
@@ -40,7 +40,9 @@ class FactoredFisher(Operator):
         N, the examples the sum is divided by (masked ones included).
     form
         Where norms, solves and spectra are computed: "dense" (p × p), "gram"
-        (M × M), or "auto", the one that counts fewer flops.
+        (M × M), or "auto", the one that counts fewer flops. "matrices" and "pairs" are
+        dense and say how the block of a shared weight is built: from per-example
+        gradients, or from pairs of positions.
 
     Examples
     --------
@@ -98,6 +100,10 @@ class FactoredFisher(Operator):
     def _dense(self) -> Float[Tensor, "p p"]:
         p = self.shape[0]
         out = empty((p, p), self.dtype, self.device)
+        if isinstance(self.samples, SharedSamples) and self.form == "pairs":
+            return self.samples.add_pairs_(out, 1 / self.count)
+        if self.form == "matrices":
+            return rows.add_dense_(self.samples, out, 1 / self.count)
         return self.samples.add_dense_(out, 1 / self.count)
 
     @cached_property
@@ -130,7 +136,7 @@ class FactoredFisher(Operator):
     def _block_is_cheap(self) -> bool:
         """Whether the block is small, kept, and cheaper than the Gram matrix."""
         fewer = self.samples.dense_flops() < self.samples.gram_flops()
-        forced = self.form == "dense"
+        forced = self.form in ("dense", "matrices", "pairs")
         return forced or (self.form == "auto" and fewer and self.shape[0] <= KEPT_BLOCK)
 
     def eigenvalues(self) -> Float[Tensor, " p"]:

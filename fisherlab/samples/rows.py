@@ -43,8 +43,15 @@ def add_dense_(
     """Write scale · Σ vec(D) vec(D)ᵀ into `out`: half a product of p × M × p."""
     out.zero_()
     for part in parts(samples):
-        symmetric_product_(out, flat(samples, part), scale)
+        symmetric_product_(out, _in_memory_order(samples.matrices(part)), scale)
     return mirror_(out)
+
+
+def _in_memory_order(matrices: Float[Tensor, "v n o i"]) -> Float[Tensor, "m p"]:
+    """Return rows vec(D) in the order that needs no copy; sums do not mind."""
+    turned = matrices.transpose(0, 1)
+    chosen = turned if turned.is_contiguous() else matrices
+    return chosen.flatten(2).flatten(0, 1)
 
 
 def gram(samples: Samples) -> Float[Tensor, "m m"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.samples import rows
 from fisherlab.samples.matrices import column_product, row_product
+from fisherlab.samples.pairs import add_pairs_, pair_flops
 
 
 @final
@@ -116,8 +117,28 @@ class SharedSamples:
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0
     ) -> Float[Tensor, "p p"]:
-        """Write scale · Σ vec(D) vec(D)ᵀ into `out`."""
+        """Write scale · Σ vec(D) vec(D)ᵀ into `out`, by the cheaper of two forms."""
+        if self.pairs_are_cheaper:
+            return self.add_pairs_(out, scale)
         return rows.add_dense_(self, out, scale)
+
+    def add_pairs_(self, out: Float[Tensor, "p p"], scale: float) -> Float[Tensor, "p p"]:
+        """Write scale · Σ vec(D) vec(D)ᵀ into `out` through pairs of positions."""
+        return add_pairs_(out, self.inputs, self.gradients, scale)
+
+    @property
+    def pairs_are_cheaper(self) -> bool:
+        """Whether pairs of positions cost less than per-example gradients."""
+        return self._pair_flops() < self._matrix_flops()
+
+    def _pair_flops(self) -> int:
+        o, i = self.weight_shape
+        return pair_flops(self.examples, self.columns, self.inputs.shape[1], o, i)
+
+    def _matrix_flops(self) -> int:
+        p = self.weight_shape[0] * self.weight_shape[1]
+        samples = self.columns * self.examples
+        return samples * p * self.inputs.shape[1] + samples * p * p // 2
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products."""
@@ -128,10 +149,8 @@ class SharedSamples:
         return rows.squared_norm(self)
 
     def dense_flops(self) -> int:
-        """Count the multiply-adds of the dense sum: forming D, then half a product."""
-        p = self.weight_shape[0] * self.weight_shape[1]
-        samples = self.columns * self.examples
-        return samples * p * self.inputs.shape[1] + samples * p * p // 2
+        """Count the multiply-adds of the dense sum, in the cheaper of its two forms."""
+        return min(self._pair_flops(), self._matrix_flops())
 
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix: forming D, then half a product."""

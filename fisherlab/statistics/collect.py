@@ -23,7 +23,7 @@ from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.values import LayerStatistics, Statistics
 
 Progress = bool | Callable[[int], Any]
-EXAMPLES = 2048  # examples per forward pass: gradients stay in cache
+EXAMPLES = 2000  # examples per forward pass: gradients stay in cache (no power of two)
 COLUMN_BYTES = 64 * 2**20  # output columns held at once
 MATRIX_BYTES = 256 * 2**20  # per-example matrices formed at once
 WORKING_BYTES = 2**30  # activations held at once

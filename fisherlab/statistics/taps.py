@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab.layers import SharedForm
 from fisherlab.layers.shared_form import with_bias_column
+from fisherlab.numerics.memory import chunks
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
 
@@ -114,13 +115,24 @@ def pull(
     One column after the other (a loop is the fastest on a CPU), or `at_once` of them
     under vmap.
     """
-    pieces: dict[str, list[Tensor]] = {name: [] for name in tapped}
-    for part in columns.split(at_once):
-        pulled = _pull_part(view, done, part)
+    out: dict[str, Tensor] = {}
+    for part in chunks(len(columns), at_once):
+        pulled = _pull_part(view, done, columns[part])
         for name, tap in tapped.items():
-            rows = [tap.form.gradients(g) for g in pulled[name]]
-            pieces[name].append(rows[0] if len(rows) == 1 else torch.cat(rows, 2))
-    return {name: torch.cat(rows) for name, rows in pieces.items()}
+            calls = [tap.form.gradients(g) for g in pulled[name]]
+            rows = calls[0] if len(calls) == 1 else torch.cat(calls, 2)
+            if name not in out:  # written while the column is still in cache
+                out[name] = _room(rows, len(columns))
+            out[name][part] = rows
+    return out
+
+
+def _room(rows: Tensor, columns: int) -> Tensor:
+    """Return space for all columns, positions last in memory where they come so."""
+    _, n, t, o = rows.shape
+    if rows.stride(2) == 1 and t > 1:  # convolutions: a transposing copy costs twice
+        return rows.new_empty(columns, n, o, t).transpose(2, 3)
+    return rows.new_empty(columns, n, t, o)
 
 
 def _pull_part(view: ModelView, done: Pass, columns: Tensor) -> Calls:

@@ -129,21 +129,20 @@ def conv(n: int = 512) -> Case:
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, dtype=dtype),
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1, dtype=dtype),
         nn.ReLU(),
-        nn.MaxPool2d(2),
+        nn.MaxPool2d(4),
         nn.Flatten(),
         nn.Linear(32 * 16, 10, dtype=dtype),
     )
     x = torch.randn(n, 3, 16, 16, dtype=dtype)
 
     def ours() -> list[Tensor]:
-        stats = fl.collect(model, (x, None), fl.Categorical(), layers=["0", "3"])
+        stats = fl.collect(model, (x, None), fl.Categorical(), layers=["0", "2"])
         return [fl.ExactBlock()(layer).to_dense() for layer in stats.values()]
 
     frozen = nn.Sequential(*model)
-    for p in frozen[7].parameters():
+    for p in frozen[6].parameters():
         p.requires_grad_(False)
     half = [(p, 9 * n // 2, p) for p in (16 * 28, 32 * 145)]  # the SYRK floor
     rivals = _rivals(peers.BLOCKS, frozen, x, [128, 512])

@@ -7,6 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,31 @@ def _loader(x: Tensor, batch: int) -> DataLoader:
     return DataLoader(TensorDataset(x, labels), batch_size=batch)
 
 
-def nngeometry_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _frozen_modules(model: nn.Sequential) -> list[nn.Module]:
+    return [m for m in model if any(not p.requires_grad for p in m.parameters())]
+
+
+def nngeometry_blocks(model: nn.Sequential, x: Tensor, batch: int) -> Blocks:
+    from nngeometry.layercollection import LayerCollection
     from nngeometry.metrics import FIM
     from nngeometry.object import PMatBlockDiag
 
+    layers = LayerCollection()
+    for module in model:
+        if any(p.requires_grad for p in module.parameters()):
+            layers.add_layer_from_model(model, module)
     with default_dtype(x.dtype):
-        found = FIM(model, _loader(x, batch), PMatBlockDiag, variant="classif_logits")
+        found = FIM(
+            model,
+            _loader(x, batch),
+            PMatBlockDiag,
+            variant="classif_logits",
+            layer_collection=layers,
+        )
     return list(found.data.values())
 
 
@@ -61,20 +81,20 @@ def backpack_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
     from backpack import backpack, extend
     from backpack.extensions import SqrtGGNExact
 
-    extended, loss = extend(model), extend(nn.CrossEntropyLoss(reduction="sum"))
+    extended, loss = extend(deepcopy(model)), extend(nn.CrossEntropyLoss(reduction="sum"))
     blocks: list[Tensor] | None = None
     for part in x.split(batch):
         labels = torch.zeros(len(part), dtype=torch.long)
         extended.zero_grad()
         with default_dtype(x.dtype), backpack(SqrtGGNExact()):
             loss(extended(part), labels).backward()
-        roots = [p.sqrt_ggn_exact.flatten(2).flatten(0, 1) for p in extended.parameters()]
+        roots = [p.sqrt_ggn_exact.flatten(2).flatten(0, 1) for p in _trainable(extended)]
         pairs = [torch.cat(pair, 1) for pair in zip(roots[::2], roots[1::2], strict=True)]
         new = [root.T @ root / len(x) for root in pairs]
         blocks = (
             new if blocks is None else [a.add_(b) for a, b in zip(blocks, new, strict=True)]
         )
-        for p in extended.parameters():
+        for p in _trainable(extended):
             del p.sqrt_ggn_exact
     assert blocks is not None
     return blocks
@@ -84,7 +104,7 @@ def backpack_kfac(model: nn.Module, x: Tensor, batch: int) -> list[list[Tensor]]
     from backpack import backpack, extend
     from backpack.extensions import KFLR
 
-    extended, loss = extend(model), extend(nn.CrossEntropyLoss())
+    extended, loss = extend(deepcopy(model)), extend(nn.CrossEntropyLoss())
     total: list[list[Tensor]] | None = None
     for part in x.split(batch):
         extended.zero_grad()
@@ -106,7 +126,14 @@ def backpack_kfac(model: nn.Module, x: Tensor, batch: int) -> list[list[Tensor]]
 def asdl(model: nn.Module, x: Tensor, batch: int, shape: str) -> list[Tensor]:
     from asdl import FISHER_EXACT, LOSS_CROSS_ENTROPY, FisherConfig, get_fisher_maker
 
-    config = FisherConfig(FISHER_EXACT, [shape], LOSS_CROSS_ENTROPY, data_size=len(x))
+    model = deepcopy(model)  # its hooks stay
+    config = FisherConfig(
+        FISHER_EXACT,
+        [shape],
+        LOSS_CROSS_ENTROPY,
+        data_size=len(x),
+        ignore_modules=_frozen_modules(model),
+    )
     with default_dtype(x.dtype):
         maker = get_fisher_maker(model, config)
         for number, part in enumerate(x.split(batch)):
@@ -148,16 +175,17 @@ def curvlinops_kfac(model: nn.Module, x: Tensor, batch: int) -> object:
         separate_weight_and_bias=False,
         check_deterministic=False,
     )
-    operator.trace()  # factors are computed at the first question
+    _ = operator.trace  # factors are computed at the first question
     return operator
 
 
 def jacrev_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
     """A plain build: Jacobians of all outputs by vmap(jacrev), then one product a layer."""
-    state = {name: p.detach() for name, p in model.named_parameters()}
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    state = {n: named[n] for n, p in model.named_parameters() if p.requires_grad}
 
     def single(p: dict[str, Tensor], one: Tensor) -> Tensor:
-        return functional_call(model, p, one[None])[0]
+        return functional_call(model, named | p, one[None])[0]
 
     blocks: list[Tensor] | None = None
     for part in x.split(batch):
