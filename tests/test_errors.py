@@ -161,8 +161,11 @@ def test_models_that_would_have_to_be_guessed_about(which):
 
 
 def test_inactive_dropout_is_no_dropout():
-    quiet = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)).double()
-    fl.collect(quiet, (X, Y), fl.Categorical())
+    linear = nn.Linear(3, 2).double()
+    quiet = nn.Sequential(linear, nn.Dropout(0.0))
+    found = fl.collect(quiet, (X, Y), fl.Categorical())["0"]
+    plain = fl.collect(linear, (X, Y), fl.Categorical())["weight"]
+    torch.testing.assert_close(found.gradients, plain.gradients)
 
 
 def test_a_budget_that_is_too_small_names_bytes_and_remedy():

@@ -12,7 +12,8 @@ from fisherlab.operators.kronecker_congruence import KroneckerCongruence
 from fisherlab.operators.kronecker_eigen import KroneckerEigen
 from fisherlab.operators.kronecker_low_rank import KroneckerLowRank
 from fisherlab.operators.kronecker_samples import KroneckerSamples
-from fisherlab.operators.mini_blocks import FactoredMiniBlocks, MiniBlocks, Partition
+from fisherlab.operators.mini_blocks import FactoredMiniBlocks, MiniBlocks
+from fisherlab.operators.partition import Partition
 from fisherlab.operators.solved import SolvedByProducts
 
 __all__ = [

@@ -17,74 +17,8 @@ from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_pr
 from fisherlab.operators.dense import CholeskyInverse, Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.kronecker import KroneckerSum
+from fisherlab.operators.partition import Partition, same_partition
 from fisherlab.samples import OuterSamples, Samples, rows
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """A partition of the entries of a weight into blocks, grouped by block size.
-
-    Parameters
-    ----------
-    weight_shape
-        (d_out, d_in).
-    groups
-        Index tables (B, k): row b lists the positions in ``vec(w)`` of block b.
-
-    Examples
-    --------
-    >>> Partition.by_row((2, 3)).groups[0].tolist()
-    [[0, 1, 2], [3, 4, 5]]
-    """
-
-    weight_shape: tuple[int, int]
-    groups: Sequence[Int[Tensor, "_ _"]]
-
-    def __post_init__(self) -> None:
-        """Check that the groups name every entry once."""
-        p = self.weight_shape[0] * self.weight_shape[1]
-        named = torch.cat([group.flatten() for group in self.groups])
-        if (
-            len(named) != p
-            or len(torch.unique(named)) != p
-            or (p and int(named.max()) >= p)
-        ):
-            msg = (
-                f"Partition of a weight of shape {self.weight_shape}: the groups name "
-                f"{len(torch.unique(named))} of {p} entries, {len(named)} times in "
-                "all. Every entry must be named once."
-            )
-            raise ValueError(msg)
-
-    @classmethod
-    def by_row(cls, weight_shape: tuple[int, int]) -> "Partition":
-        """Make one block per output: all its inputs and its bias."""
-        return cls(weight_shape, (_positions(weight_shape),))
-
-    @classmethod
-    def by_kernel(
-        cls, weight_shape: tuple[int, int], kernel: int, bias: bool
-    ) -> "Partition":
-        """Make one block per (output, input) kernel; biases are blocks of size one."""
-        table = _positions(weight_shape)
-        weights = table[:, :-1] if bias else table
-        groups = [weights.reshape(-1, kernel)]
-        return cls(weight_shape, (*groups, table[:, -1:]) if bias else tuple(groups))
-
-    @cached_property
-    def is_by_row(self) -> bool:
-        """Whether the blocks are the rows of the weight, in order."""
-        return len(self.groups) == 1 and self.groups[0].shape == self.weight_shape
-
-    @property
-    def stored_numbers(self) -> int:
-        """Free numbers of all symmetric blocks."""
-        return sum(len(g) * g.shape[1] * (g.shape[1] + 1) // 2 for g in self.groups)
-
-
-def _positions(weight_shape: tuple[int, int]) -> Int[Tensor, "o i"]:
-    return torch.arange(weight_shape[0] * weight_shape[1]).view(weight_shape)
 
 
 @final
@@ -380,7 +314,7 @@ def _factored_blocks(a: FactoredFisher, b: FactoredMiniBlocks) -> float:
 
 @inner_product(FactoredMiniBlocks, FactoredMiniBlocks)
 def _factored_blocks_pair(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> float:
-    if a.samples is b.samples and _same(a.partition, b.partition):
+    if a.samples is b.samples and same_partition(a.partition, b.partition):
         return a.frobenius_norm() ** 2 * a.count / b.count
     return a.formed.inner(b.formed)
 
@@ -416,15 +350,9 @@ def _blocks_sum(a: MiniBlocks, b: KroneckerSum) -> float:
 
 @inner_product(MiniBlocks, MiniBlocks)
 def _blocks_blocks(a: MiniBlocks, b: MiniBlocks) -> float:
-    if not _same(a.partition, b.partition):
+    if not same_partition(a.partition, b.partition):
         return _blocks_dense(a, Dense(b.to_dense(), b.weight_shape))
     return sum(
         float((x * y).sum(dtype=torch.float64))
         for x, y in zip(a.blocks, b.blocks, strict=True)
-    )
-
-
-def _same(a: Partition, b: Partition) -> bool:
-    return len(a.groups) == len(b.groups) and all(
-        torch.equal(g, h) for g, h in zip(a.groups, b.groups, strict=True)
     )
