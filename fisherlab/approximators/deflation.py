@@ -12,6 +12,7 @@ from fisherlab.approximators.leading_pairs import (
     kronecker_sum,
     terms_of,
     terms_of_passes,
+    weights_of,
 )
 from fisherlab.approximators.passes import Pass
 from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged
@@ -92,7 +93,7 @@ class Deflation:
                 break
             new = terms_of(found, block)
             steps = (*steps, found)
-            terms, block = terms + new, block.less(new)
+            terms, block = terms + new, block.less(new, weights_of(found, block))
         made = statistics.provenance.by(repr(self))
         found = _together(steps, block.start(1))
         return kronecker_sum(terms, found, statistics.weight_shape, made)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged
+from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.packed import pack, unpack
@@ -88,9 +88,9 @@ class SampleGram:
     With U = Σ x_n G_n and V = Σ y_n a_n a_nᵀ, the map is y ↦ x = K_A y / N, its adjoint
     x ↦ y = K_G x / N, and the metrics are K_G = (⟨G_n, G_m⟩), K_A = ((a_n·a_m)²). Rank 1
     is power iteration from equal weights, which stay nonnegative, so that both factors
-    are positive semidefinite; higher ranks are block Krylov iteration in float64. The
-    tables cost N² (d_in + V² d_out) / 2 multiply-adds, a step 2 N². For layers used at
-    one position.
+    are positive semidefinite; higher ranks, and what KFAC or earlier pairs leave over,
+    are block Krylov iteration in float64. The tables cost N² (d_in + V² d_out) / 2
+    multiply-adds, a step 2 N². For layers used at one position.
 
     Parameters
     ----------
@@ -115,30 +115,32 @@ class SampleGram:
         Raises
         ------
         ValueError
-            For weight sharing, or where terms have been subtracted already.
+            For weight sharing, or where terms were subtracted that are not known as
+            weighted sums over the examples.
         """
         samples = block.samples
-        if not isinstance(samples, OuterSamples) or block.removed:
+        if not isinstance(samples, OuterSamples) or block.weights is None:
             msg = (
-                "SampleGram solves the whole block of a layer used at one position; use "
-                "Lanczos() for shared weights and for remainders."
+                "SampleGram solves blocks of layers used at one position, less what it "
+                "found itself or KFAC; use Lanczos() for shared weights and for other "
+                "remainders."
             )
             raise ValueError(msg)
         tolerance = self.tolerance or block.tolerance
-        maps = GramMap(*samples.kept_grams, block.count)
-        if rank == 1:
+        if rank == 1 and not block.removed:
+            maps = GramMap(*samples.kept_grams, block.count)
             triplets = self._leading(maps, tolerance)
         else:
-            start = self._start(samples, rank)
+            fine = samples.to(torch.float64)  # tables of squares lose half of the digits
             triplets = gram_krylov(
-                maps.double(),
+                GramMap(*fine.kept_grams, block.count, _stacked(block.weights)),
                 rank,
-                start,
+                self._start(samples, rank),
                 depth=self.steps,
                 tolerance=tolerance,
                 max_products=self.max_iterations,
             )
-        return _from_examples(samples, triplets)
+        return _from_examples(samples, triplets, whole=not block.removed)
 
     def _leading(self, maps: GramMap, tolerance: float) -> Triplets:
         """Iterate in the precision of the tables, in float64 where that falls short."""
@@ -161,20 +163,32 @@ class SampleGram:
         return start.to(samples.device)
 
 
-def _from_examples(samples: OuterSamples, triplets: Triplets) -> Pairs:
-    """Turn weights of examples into matrices; the leading weights have one sign."""
-    pairs, positive = [], False
+def _stacked(weights: tuple[Weights, ...]) -> tuple[Tensor, Tensor] | None:
+    """Return the weights of terms as columns."""
+    if not weights:
+        return None
+    rows, cols = zip(*weights, strict=True)
+    return torch.stack(rows, 1).double(), torch.stack(cols, 1).double()
+
+
+def _from_examples(samples: OuterSamples, triplets: Triplets, *, whole: bool) -> Pairs:
+    """Turn weights of examples into matrices; those leading the whole have one sign."""
+    pairs, weights, positive = [], [], False
     for k in range(len(triplets.values)):
         left, right = triplets.left[:, k], triplets.right[:, k]
-        if k == 0:  # nonnegative tables: nonnegative leading weights (Perron), but for ties
+        if (
+            k == 0 and whole
+        ):  # nonnegative tables: nonnegative leading weights (Perron), but for ties
             sign = 1.0 if float(left.sum()) >= 0 else -1.0
             left, right = _without_rounding(sign * left), _without_rounding(sign * right)
             positive = bool((left >= 0).all() and (right >= 0).all())
         rows = samples.weighted_outputs(left.to(samples.dtype))
         cols = samples.weighted_inputs(right.to(samples.dtype))
-        pairs.append((rows / rows.norm(), cols / cols.norm()))
+        lengths = rows.norm(), cols.norm()
+        pairs.append((rows / lengths[0], cols / lengths[1]))
+        weights.append((left / lengths[0], right / lengths[1]))
     values = triplets.values.to(samples.dtype)
-    return Pairs(tuple(pairs), values, *triplets[3:], positive)
+    return Pairs(tuple(pairs), values, *triplets[3:], positive, tuple(weights))
 
 
 def _without_rounding(weights: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fisherlab.approximators.leading_pairs import (
     terms_of_passes,
 )
 from fisherlab.approximators.passes import Pass
-from fisherlab.approximators.rearranged import Pairs, Rearranged
+from fisherlab.approximators.rearranged import Pairs, Rearranged, Weights
 from fisherlab.approximators.solvers import (
     SolverChoice,
     check,
@@ -25,6 +25,7 @@ from fisherlab.approximators.solvers import (
 )
 from fisherlab.approximators.sums import Sums
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
+from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -92,7 +93,8 @@ class KFACCorrected:
             If the block has no inputs and output gradients.
         """
         kfac = _kfac(KFAC().accumulate(None, statistics))
-        block = Rearranged(statistics.samples, statistics.count).less(tuple(kfac.terms))
+        whole = Rearranged(statistics.samples, statistics.count)
+        block = whole.less(tuple(kfac.terms), _weights(statistics))
         found = solver_of(self.solver)(block, self.rank, warm_pairs(previous, skip=1))
         if not _above_rounding(found, kfac):
             found = found._replace(pairs=(), values=found.values[:0])
@@ -155,6 +157,18 @@ class KFACCorrected:
 
 def _kfac(sums: Sums) -> KroneckerSum | KroneckerDiagonal:
     return KFAC().finish(sums)
+
+
+def _weights(statistics: LayerStatistics) -> tuple[Weights, ...] | None:
+    """Return the equal weights of all examples in KFAC's factors, at one position."""
+    samples = statistics.samples
+    if not isinstance(samples, OuterSamples):
+        return None
+    share = 1 / statistics.count
+    equal = torch.full(
+        (samples.examples,), share, dtype=torch.float64, device=samples.device
+    )
+    return ((equal, equal),)
 
 
 def _above_rounding(found: Pairs, kfac: KroneckerSum | KroneckerDiagonal) -> bool:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged
+from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.operators import KroneckerSum, Provenance
 
 NEAR = 1e-4  # relative distance below which a factor or a singular value is another
@@ -82,6 +82,15 @@ def terms_of(found: Pairs, block: Rearranged) -> tuple[Pair, ...]:
     if found.pairs and not block.removed:
         return scaled(leading_positive(found, block), found)
     return scaled([signed(pair) for pair in found.pairs], found)
+
+
+def weights_of(found: Pairs, block: Rearranged) -> tuple[Weights, ...] | None:
+    """Return the weights over the examples of `terms_of`, None where not known."""
+    if found.weights is None or not (block.removed or found.positive):
+        return None
+    roots = found.values.clamp_min(0).sqrt()
+    pairs = zip(roots, found.weights, strict=True)
+    return tuple((r * rows, r * cols) for r, (rows, cols) in pairs)
 
 
 def scaled(pairs: list[Pair], found: Pairs) -> tuple[Pair, ...]:

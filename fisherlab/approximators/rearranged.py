@@ -17,12 +17,14 @@ from fisherlab.numerics.krylov import LinearMap, Triplets
 from fisherlab.samples import Samples
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
+Weights = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
 
 
 class Pairs(NamedTuple):
     """Unit singular pairs (U of d_out², V of d_in²), largest first.
 
-    `positive` says that the leading pair is positive semidefinite as it was made.
+    `positive` says that the leading pair is positive semidefinite as it was made. Where
+    pairs are sums U = Σ x_n G_n, V = Σ y_n a_n a_nᵀ over examples, `weights` holds (x, y).
     """
 
     pairs: tuple[Pair, ...]
@@ -31,6 +33,7 @@ class Pairs(NamedTuple):
     iterations: int
     residual: float
     positive: bool = False
+    weights: tuple[Weights, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,15 @@ class Rearranged:
         The block is (1/count) Σ vec(D) vec(D)ᵀ.
     removed
         Terms (G, A) subtracted from the block.
+    weights
+        Weights of these terms over the examples, G = Σ x_n G_n and A = Σ y_n a_n a_nᵀ;
+        None where they are not known.
     """
 
     samples: Samples
     count: int
     removed: tuple[Pair, ...] = ()
+    weights: tuple[Weights, ...] | None = ()
 
     def apply(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
         """Return (1/N) Σ D V Dᵀ − Σ ⟨A, V⟩ G."""
@@ -63,9 +70,13 @@ class Rearranged:
             out -= (rows * middle).sum() * cols
         return out
 
-    def less(self, terms: tuple[Pair, ...]) -> "Rearranged":
+    def less(
+        self, terms: tuple[Pair, ...], weights: tuple[Weights, ...] | None = None
+    ) -> "Rearranged":
         """Return the block with more terms subtracted."""
-        return Rearranged(self.samples, self.count, self.removed + terms)
+        known = self.weights is not None and weights is not None
+        both = (*self.weights, *weights) if known else None
+        return Rearranged(self.samples, self.count, self.removed + terms, both)
 
     @property
     def floor(self) -> float:

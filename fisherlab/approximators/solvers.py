@@ -43,7 +43,11 @@ class Auto:
         solver = choose(block, rank)
         if self.tolerance is not None and isinstance(solver, (Lanczos, SampleGram)):
             solver = replace(solver, tolerance=self.tolerance)
-        return solver(block, rank, warm)
+        found = solver(block, rank, warm)
+        lost = block.removed and not (found.pairs and found.converged)
+        if isinstance(solver, SampleGram) and lost:  # below what its tables resolve
+            return Lanczos(tolerance=self.tolerance)(block, rank, warm)
+        return found
 
 
 def choose(block: Rearranged, rank: int) -> Solver:
@@ -65,7 +69,7 @@ def choose(block: Rearranged, rank: int) -> Solver:
         decompose = 12 * min(rows, cols) ** 2 * max(rows, cols)
         costs[DenseSVD()] = samples.dense_flops() + decompose
     n = samples.examples
-    if outer and n <= GRAM_EXAMPLES and not block.removed:
+    if outer and n <= GRAM_EXAMPLES and block.weights is not None:
         finish = rank * n * (samples.columns * o * o + i * i) / 2
         tables = n * n * (i + min(samples.columns**2 * o, pair_count(o)))
         costs[SampleGram()] = tables + 20 * (rank + 2) * n * n + finish

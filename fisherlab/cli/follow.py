@@ -40,6 +40,9 @@ def _add_training(group: Any) -> None:
     group.add_argument("--lr", type=float, help="learning rate (default: the optimiser's)")
     group.add_argument("--damping", type=float, help="λ (default: the optimiser's)")
     group.add_argument("--steps", type=int, default=1000, help="steps in all")
+    group.add_argument(
+        "--seconds", type=float, metavar="S", help="end after so much time in steps"
+    )
     group.add_argument("--batch-size", type=int, default=64, help="examples in a minibatch")
     group.add_argument("--seed", type=int, default=0, help="decides weights and batches")
 
@@ -120,6 +123,7 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
         problem,
         fl.optimizer(arguments.optimizer, problem, **settings),
         steps=arguments.steps,
+        seconds=arguments.seconds,
         probes=_probes(arguments, words),
         every=_moments(arguments),
         batch_size=arguments.batch_size,

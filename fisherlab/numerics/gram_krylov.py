@@ -3,11 +3,12 @@ r"""Singular triplets of Σ_n G_n ⊗ A_n through two N × N tables of inner pro
 The map takes V = Σ y_n A_n to Σ ⟨A_n, V⟩ G_n / N, in weights x = K_A y / N with the table
 K_A = (⟨A_n, A_m⟩); its adjoint takes weights x to y = K_G x / N. A matrix of weights y has
 the squared length yᵀ K_A y. So one product with each table gives an image, its length, the
-singular value, and what comes back: everything else is free. Tables hold squares, so
-singular values below 1e-7 of the largest are not told from rounding errors.
+singular value, and what comes back: everything else is free. Where terms
+(Σ r_n G_n) ⊗ (Σ c_n A_n) are taken off the sum, 1/N becomes 1/N − Σ r cᵀ. Tables hold
+squares, so singular values below 1e-7 of the largest are not told from rounding errors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -30,20 +31,32 @@ class GramMap:
         K_A and K_G, symmetric positive semidefinite up to rounding.
     count
         N, the divisor of the sum.
-    noise
-        Relative rounding errors of the tables, where they were made in less than
-        their own precision.
+    removed
+        Weights (r, c), as columns, of the terms that are taken off.
     """
 
     right: Float[Tensor, "n n"]
     left: Float[Tensor, "n n"]
     count: int
-    noise: float = 0.0
+    removed: tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]] | None = None
 
     def double(self) -> "GramMap":
         """Return the tables in float64, with the rounding errors that they have."""
-        noise = self.noise or torch.finfo(self.right.dtype).eps
-        return GramMap(self.right.double(), self.left.double(), self.count, noise)
+        return replace(self, right=self.right.double(), left=self.left.double())
+
+    def image(self, ky: Tensor) -> Tensor:
+        """Return the weights of the image of V = Σ y_n A_n, from K_A y."""
+        if self.removed is None:
+            return ky / self.count
+        rows, cols = self.removed
+        return ky / self.count - rows @ (cols.T @ ky)
+
+    def back(self, kx: Tensor) -> Tensor:
+        """Return the weights of what the adjoint makes of U = Σ x_n G_n, from K_G x."""
+        if self.removed is None:
+            return kx / self.count
+        rows, cols = self.removed
+        return kx / self.count - cols @ (rows.T @ kx)
 
 
 def gram_power(
@@ -78,12 +91,12 @@ def gram_power(
         if not float(length) > 0:
             return _none(start[:, None])
         y, image = y / length, image / length  # v of length 1, and K_A v
-        x = image / maps.count
-        back = maps.left @ x
-        value = _lengths(x, back)
+        x = maps.image(image)
+        kx = maps.left @ x
+        value = _lengths(x, kx)
         if not float(value) > 0:
             return _none(start[:, None])
-        following = back / (maps.count * value)
+        following = maps.back(kx) / value
         after = maps.right @ following
         rest = _lengths(following - value * y, after - value * image)
         worst = float(rest / value)
@@ -158,7 +171,7 @@ def _explored(
         if not y.shape[1]:
             basis.is_exhausted = True
             return _ritz(maps, basis, rank, width) if basis.filled else found
-        back = maps.left @ (ky / maps.count**2)
+        back = maps.back(maps.left @ maps.image(ky))
         kback = maps.right @ back
         basis.append(y, ky, back, kback)
         y, ky = back, kback
@@ -220,7 +233,7 @@ def _orthonormal(
         share = kheld.T @ y
         y, ky = y - held @ share, ky - kheld @ share
     left = _lengths(y, ky)
-    noise = 1e3 * max(maps.noise, EPS) * maps.right.diagonal().sum() * y.square().sum(0)
+    noise = 1e3 * EPS * maps.right.diagonal().sum() * y.square().sum(0)
     kept = (left > 1e3 * EPS * size) & (left.square() > noise)
     y, ky = y[:, kept], ky[:, kept]
     if bool((left[kept] < FRESH * size[kept]).any()):
@@ -254,7 +267,7 @@ def _ritz(
     keep = min(rank, len(values))
     over = turn[:, :keep] / values[:keep]
     right = y @ turn[:, :keep]
-    left = ky @ over / maps.count
+    left = maps.image(ky @ over)
     rest = back @ over - right * values[:keep]
     krest = kback @ over - ky @ turn[:, :keep] * values[:keep]
     worst = float(_lengths(rest, krest).max() / values[0]) if keep else 0.0

@@ -16,8 +16,8 @@ from fisherlab.numerics.memory import chunks, empty
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
 EXAMPLES = 1000  # examples packed at once: fewer slow the products down
-LEAF = 200  # symmetric products are halved down to this size
-FEW = 64  # rows whose product is bound by memory, so that halving it saves nothing
+LEAF = 1200  # symmetric products are halved down to this size, and then go by panels
+PANEL = 128  # rows of a panel: right of it nothing is wasted, and it stays in cache
 INPUT_ROWS = 2200  # packed input rows at once, so that N × m(m+1)/2 is never held
 
 
@@ -232,18 +232,32 @@ def symmetric_product_(
 ) -> Tensor:
     """Set the upper triangle of `out` to beta · out + scale · XᵀX; half the flops.
 
-    The matrix is halved recursively: two squares of the diagonal and one rectangle.
-    Call `mirror_` once when all has been added. With beta = 0 what `out` holds is not
-    read.
+    Large matrices are halved recursively into two squares of the diagonal and one
+    rectangle; small ones go panel by panel. Call `mirror_` once when all has been added.
+    With beta = 0 what `out` holds is not read.
     """
+    return _triangle_(out, rows, rows, scale, beta)
+
+
+def weighted_product_(out: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Add Xᵀ diag(w) X to the upper triangle of `out`, for weights of any sign."""
+    return _triangle_(out, rows, rows * weights[:, None], 1.0, 1.0)
+
+
+def _triangle_(
+    out: Tensor, left: Tensor, right: Tensor, scale: float, beta: float
+) -> Tensor:
+    """Set the upper triangle of `out` to beta · out + scale · LᵀR, LᵀR symmetric."""
     size = out.shape[0]
     if size <= LEAF:
-        return out.addmm_(rows.T, rows, alpha=scale, beta=beta)
+        for part in chunks(size, PANEL):
+            panel = out[part, part.start :]
+            panel.addmm_(left[:, part].T, right[:, part.start :], alpha=scale, beta=beta)
+        return out
     half = size // 2
-    left, right = rows[:, :half], rows[:, half:]
-    symmetric_product_(out[:half, :half], left, scale, beta=beta)
-    symmetric_product_(out[half:, half:], right, scale, beta=beta)
-    out[:half, half:].addmm_(left.T, right, alpha=scale, beta=beta)
+    _triangle_(out[:half, :half], left[:, :half], right[:, :half], scale, beta)
+    _triangle_(out[half:, half:], left[:, half:], right[:, half:], scale, beta)
+    out[:half, half:].addmm_(left[:, :half].T, right[:, half:], alpha=scale, beta=beta)
     return out
 
 
@@ -253,40 +267,27 @@ def symmetric_flops(size: int, rows: int) -> int:
     Examples
     --------
     >>> symmetric_flops(100, 7), symmetric_flops(1000, 7) / (1000 * 1000 * 7)
-    (70000, 0.5625)
+    (70000, 0.563008)
     """
     if size <= LEAF:
-        return size * size * rows
+        panels = chunks(size, PANEL)
+        return sum((p.stop - p.start) * (size - p.start) for p in panels) * rows
     half = size // 2
     squares = symmetric_flops(half, rows) + symmetric_flops(size - half, rows)
     return squares + half * (size - half) * rows
 
 
-def weighted_product_(out: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Add Xᵀ diag(w) X to the upper triangle of `out`, for weights of any sign."""
-    return _weighted(out, rows, rows * weights[:, None])
-
-
-def _weighted(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    size = out.shape[0]
-    if size <= LEAF:
-        return out.addmm_(left.T, right)
-    half = size // 2
-    _weighted(out[:half, :half], left[:, :half], right[:, :half])
-    _weighted(out[half:, half:], left[:, half:], right[:, half:])
-    out[:half, half:].addmm_(left[:, :half].T, right[:, half:])
-    return out
-
-
 def mirror_(matrix: Tensor) -> Tensor:
     """Copy the upper triangle onto the lower one, in place, panel by panel."""
-    size, panel = matrix.shape[0], 256
-    for start in range(0, size, panel):
-        stop = min(start + panel, size)
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
-        square = matrix[start:stop, start:stop]
-        square.copy_(torch.triu(square) + torch.triu(square, 1).T)
+    for part in chunks(matrix.shape[0], PANEL):
+        _mirror_panel_(matrix, part)
     return matrix
+
+
+def _mirror_panel_(matrix: Tensor, part: slice) -> None:
+    matrix[part.stop :, part] = matrix[part, part.stop :].T
+    square = matrix[part, part]
+    square.copy_(torch.triu(square) + torch.triu(square, 1).T)
 
 
 def second_moment(rows: Tensor) -> Tensor:
@@ -297,11 +298,14 @@ def second_moment(rows: Tensor) -> Tensor:
     >>> second_moment(torch.ones(3, 2)).tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
-    count, size = rows.shape
+    size = rows.shape[1]
     out = rows.new_empty(size, size)
-    if count <= FEW:
-        return mirror_(torch.mm(rows.T, rows, out=out))
-    return mirror_(symmetric_product_(out, rows, beta=0.0))
+    if size > LEAF:
+        return mirror_(symmetric_product_(out, rows, beta=0.0))
+    for part in chunks(size, PANEL):  # mirrored while it is in cache
+        torch.mm(rows[:, part].T, rows[:, part.start :], out=out[part, part.start :])
+        _mirror_panel_(out, part)
+    return out
 
 
 def weighted_moment(rows: Tensor, weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
-from fisherlab.numerics.linalg import damped_cholesky
+from fisherlab.numerics.linalg import damped_cholesky, narrowed
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Factored
 from fisherlab.operators.dense import CholeskyInverse, Dense
@@ -148,8 +148,8 @@ class KroneckerCongruence(Operator):
             raise IndefiniteError(repr(self), 0.0, float(self.entries.min()))
         return replace(
             self,
-            row_basis=torch.linalg.inv(self.row_basis).mH.contiguous(),
-            column_basis=torch.linalg.inv(self.column_basis).mH.contiguous(),
+            row_basis=_inverted(self.row_basis),
+            column_basis=_inverted(self.column_basis),
             entries=self.entries.reciprocal(),
             provenance=self.provenance.by(f"inverse of {self.provenance.method}"),
         )
@@ -163,6 +163,12 @@ class KroneckerCongruence(Operator):
             column_basis=self.column_basis.to(kind),
             entries=self.entries.to(dtype),
         )
+
+
+def _inverted(basis: Tensor) -> Tensor:
+    """Return R⁻ᴴ, computed in double precision."""
+    double = torch.complex128 if basis.is_complex() else torch.float64
+    return narrowed(torch.linalg.inv(basis.to(double)).mH.contiguous(), basis.dtype)
 
 
 def _squares(basis: Tensor) -> Tensor:
@@ -194,7 +200,8 @@ def factored_pair(
     second = torch.outer(row_values, col_values) * (-1 if skew else 1)
     entries = _positive(second, damping, what).to(rows.dtype)
     kind = rows.dtype.to_complex() if skew else rows.dtype
-    return KroneckerCongruence(row_basis.to(kind), col_basis.to(kind), entries, made)
+    row_basis, col_basis = narrowed(row_basis, kind), narrowed(col_basis, kind)
+    return KroneckerCongruence(row_basis, col_basis, entries, made)
 
 
 def simultaneous(

@@ -21,6 +21,7 @@ from fisherlab.numerics.packed import (
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
+FEW_COLUMNS = 128  # up to here the whole table of products costs less than half of it
 KEPT_PAIRS = 2**22  # packed rearrangements up to this size are kept
 
 
@@ -187,11 +188,11 @@ class OuterSamples:
     @cached_property
     def kept_grams(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         """The tables (a_n·a_m)² and ⟨G_n, G_m⟩."""
-        inputs = second_moment(self.inputs.T).square_()
+        inputs = _products(self.inputs).square_()
         outputs = self._output_rows()
         if self._packs_outputs():
-            return inputs, second_moment(outputs.T)
-        table = second_moment(outputs.flatten(0, 1).T).square_()
+            return inputs, _products(outputs)
+        table = _products(outputs.flatten(0, 1)).square_()
         return inputs, self._over_columns(table)
 
     def _packs_outputs(self) -> bool:
@@ -235,3 +236,8 @@ class OuterSamples:
         """Count the multiply-adds of the Gram matrix of all V·N samples."""
         o, i = self.weight_shape
         return self.examples**2 * (i + self.columns**2 * o)
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Return X Xᵀ; the products of few columns cost less than mirroring half of them."""
+    return rows @ rows.T if rows.shape[1] <= FEW_COLUMNS else second_moment(rows.T)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ def follow(
     optimizer: MakeOptimizer = "sgd-momentum",
     *,
     steps: int = 1000,
+    seconds: float | None = None,
     probes: Sequence[Probe | Tracker] = _LOSSES,
     every: Every = _MOMENTS,
     batch_size: BatchSize = 64,
@@ -61,6 +63,9 @@ def follow(
         function from the problem to one.
     steps
         Steps in all. A finished run can be gone on with by a larger number.
+    seconds
+        End before all steps are taken once so much time was spent in them (`seconds` of
+        the result), whatever the measuring takes; the last iterate is measured.
     probes
         What is measured: values of `fl.probes`, or functions of a `Moment` that return
         a Dataset.
@@ -110,8 +115,11 @@ def follow(
     >>> ds.step.values.tolist(), bool(ds.test_loss[0] > ds.test_loss[-1])
     ([0, 10, 20], True)
     """
-    if steps < 0:
-        raise ValueError(f"follow: steps={steps}; at least 0 is expected.")
+    if steps < 0 or (seconds is not None and not seconds > 0):
+        raise ValueError(
+            f"follow: steps={steps}, seconds={seconds}; at least 0 steps and a positive "
+            "time are expected."
+        )
     wanted = moments(every, steps)
     made = _optimizer(optimizer, problem)
     schedule = None if scheduler is None else scheduler(made)
@@ -126,7 +134,8 @@ def follow(
             _begin(run, place, chosen, steps, resume)
         interrupt = stack.enter_context(held_interrupt())
         try:
-            _drive(run, steps, checkpoint_seconds, interrupt, progress, callback)
+            limit = _Limit(steps, float("inf") if seconds is None else seconds)
+            _drive(run, limit, checkpoint_seconds, interrupt, progress, callback)
         finally:
             for module, mode in modes:
                 module.train(mode)
@@ -182,9 +191,21 @@ def _check(checkpoint: Checkpoint, run: Run, store: Store, steps: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Limit:
+    """Where a training ends: after so many steps, or so many seconds in them."""
+
+    steps: int
+    seconds: float
+
+    def reached(self, run: Run) -> bool:
+        """Tell whether a run is to end here."""
+        return run.step >= self.steps or run.seconds >= self.seconds
+
+
 def _drive(
     run: Run,
-    steps: int,
+    limit: _Limit,
     checkpoint_seconds: float,
     interrupt: Interrupt,
     progress: bool,
@@ -196,11 +217,14 @@ def _drive(
         if run.fresh:  # before the bar, so that a complaint about the input stands alone
             _look(run, interrupt, callback)
             run.save()  # so that a later call begins with these weights, whatever happens
-        with tqdm(total=steps, initial=run.step, unit="step", disable=not progress) as bar:
-            while run.step < steps and not interrupt.asked:
+        shown = {"total": limit.steps, "unit": "step", "disable": not progress}
+        with tqdm(initial=run.step, **shown) as bar:
+            while not (limit.reached(run) or interrupt.asked):
                 loss = run.advance()
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
                 bar.update()
+                if limit.reached(run):
+                    run.wanted = {*run.wanted, run.step}
                 _look(run, interrupt, callback)
                 run.save_if_due(checkpoint_seconds)
     except BaseException:
