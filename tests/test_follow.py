@@ -192,6 +192,28 @@ def test_a_finished_run_can_be_gone_on_with(tmp_path):
     assert record["steps"] == 12
 
 
+def test_a_time_in_steps_ends_a_run_which_more_time_goes_on_with(tmp_path):
+    options = {"steps": 10**6, "every": 5, "probes": [fl.probes.Losses(50)]}
+    problem = fl.problems.load("digits")
+    first = fl.follow(problem, seconds=0.05, store=tmp_path / "run", **options)
+    assert 0.05 <= float(first.seconds[-1]) < 10
+    assert int(first.step[-1]) < 10**6
+    again = fl.problems.load("digits")
+    spent = float(first.seconds[-1])
+    more = fl.follow(again, seconds=spent + 0.05, store=tmp_path / "run", **options)
+    assert int(more.step[-1]) > int(first.step[-1])
+    xr.testing.assert_equal(more.sel(step=first.step).load(), first)
+    third = fl.problems.load("digits")
+    steps = int(more.step[-1])
+    whole = fl.follow(third, **(options | {"steps": steps, "every": [0, steps]}))
+    assert float(whole.train_loss[-1]) == float(more.train_loss[-1])
+
+
+def test_no_time_is_refused():
+    with pytest.raises(ValueError, match="positive time"):
+        fl.follow(fl.problems.load("digits"), seconds=0.0)
+
+
 def test_a_finished_run_is_only_read(tmp_path):
     first = run(tmp_path)
     stamp = (tmp_path / "checkpoint.pt").stat().st_mtime_ns

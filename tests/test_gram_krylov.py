@@ -1,5 +1,7 @@
 """Laws of singular triplets found through two tables of inner products."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +72,38 @@ def test_a_cap_is_visible():
         assert not found.converged
         assert found.iterations == 2
         assert found.residual > 1e-12
+
+
+@given(
+    st.integers(2, 12),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 2),
+    st.integers(0, 99),
+)
+def test_terms_known_by_their_weights_are_taken_off(n, o, i, terms, seed):
+    left, right = normal(n, o, seed=seed), normal(n, i, seed=seed + 1)
+    weights = normal(n, terms, seed=seed + 2), normal(n, terms, seed=seed + 3)
+    maps = replace(tables(left, right, 7), removed=weights)
+    rest = dense(left, right, 7) - left.T @ weights[0] @ weights[1].T @ right
+    values = torch.linalg.svdvals(rest)
+    start = normal(n, min(n, 4), seed=seed + 4)
+    found = gram_krylov(maps, 2, start, depth=8, tolerance=1e-8, max_products=500)
+    keep = len(found.values)
+    assert keep >= min(2, int((values > 1e-5 * values[0]).sum()))
+    assert_close(found.values, values[:keep], 1e-7)
+    u, v = left.T @ found.left, right.T @ found.right
+    assert_close(rest @ v, u * found.values, 1e-5)
+    assert_close(rest.T @ u, v * found.values, 1e-5)
+
+
+def test_power_takes_terms_off_as_well():
+    left, right = normal(30, 4), normal(30, 5, seed=1)
+    weights = normal(30, 1, seed=2) / 30, normal(30, 1, seed=3) / 30
+    maps = replace(tables(left, right, 30), removed=weights)
+    rest = dense(left, right, 30) - left.T @ weights[0] @ weights[1].T @ right
+    found = gram_power(maps, normal(30, 1, seed=4)[:, 0], 1e-9, 5000)
+    assert_close(found.values, torch.linalg.svdvals(rest)[:1], 1e-8)
 
 
 def test_zero_tables_have_no_triplets():

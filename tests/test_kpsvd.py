@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherlab as fl
+from fisherlab.approximators.kfac_corrected import _weights
+from fisherlab.approximators.rearranged import Rearranged
+from fisherlab.approximators.solvers import choose
 from tests import cases, oracles
 from tests.cases import METHODS
 from tests.oracles import assert_close
@@ -170,8 +173,50 @@ def test_kpsvd_of_formed_matrices_is_the_truncated_svd(name):
     assert_close(METHODS[name](stats).to_dense(), expected, 1e-8)
 
 
+@pytest.mark.parametrize("name", ["outer", "outer many", "outer columns"])
+@pytest.mark.parametrize("method", [fl.Deflation, fl.KFACCorrected])
+def test_remainders_through_gram_tables_are_those_of_the_dense_block(name, method):
+    samples = {
+        "outer": cases.outer(1, 9, 4, 5),
+        "outer many": cases.outer(1, 60, 3, 4),
+        "outer columns": cases.outer(3, 9, 4, 3),
+    }[name]
+    stats = cases.layer_statistics(samples)
+    by_tables = method(2, fl.SampleGram())(stats)
+    by_svd = method(2, fl.DenseSVD())(stats)
+    assert by_tables.converged
+    assert_close(by_tables.to_dense(), by_svd.to_dense(), 1e-8)
+
+
+def test_remainders_of_a_layer_go_through_gram_tables():
+    stats = cases.layer_statistics(cases.outer(1, 300, 40, 60))
+    whole = Rearranged(stats.samples, stats.count)
+    kfac = fl.KFAC()(stats).terms
+    assert isinstance(choose(whole.less(kfac, _weights(stats)), 1), fl.SampleGram)
+    assert not isinstance(choose(whole.less(kfac), 1), fl.SampleGram)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("method", [fl.KPSVD(2), fl.Deflation(), fl.KFACCorrected()])
+def test_float32_does_not_lose_a_small_second_pair(method, size):
+    """Two kinds of examples: F = G ⊗ A + size · P ⊗ Q, above the rounding of float32."""
+    torch.manual_seed(0)
+    inputs = torch.cat([torch.randn(150, 1), size**0.5 * torch.randn(150, 1)])
+    inputs = inputs * torch.cat([torch.ones(150, 40), torch.randn(1, 40).expand(150, -1)])
+    gradients = torch.cat([torch.ones(150, 30), torch.randn(1, 30).expand(150, -1)])
+    made = cases.layer_statistics(
+        cases.OuterSamples(inputs.double(), gradients.double()[None])
+    )
+    expected = method(made)
+    found = method(made.to(torch.float32))
+    assert len(found.terms) == len(expected.terms)
+    assert_close(found.to_dense().double(), expected.to_dense(), 1e-5)
+
+
 def test_the_sample_gram_solver_refuses_what_it_cannot_solve():
     with pytest.raises(ValueError, match="Lanczos"):
         fl.KPSVD(1, fl.SampleGram())(synthetic("shared"))
+    stats = synthetic("outer")
+    unknown = Rearranged(stats.samples, stats.count).less(tuple(fl.KFAC()(stats).terms))
     with pytest.raises(ValueError, match="Lanczos"):
-        fl.KFACCorrected(1, fl.SampleGram())(synthetic("outer"))
+        fl.SampleGram()(unknown, 1)

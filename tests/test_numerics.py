@@ -162,3 +162,32 @@ def test_a_request_above_the_budget_names_both():
     with pytest.raises(BudgetError, match=r"this needs 2.0 KiB \(2048.*100 B. Do less"):
         memory.require(2048, 100, "this", "Do less.")
     assert memory.parse_budget(None) > np.float64(2**20)
+
+
+def test_narrowed_bases_are_right_to_a_rounding_error_and_hold_no_negligible_numbers():
+    basis = torch.linalg.qr(normal(50, 50))[0]
+    basis[:25, 25:] *= 1e-14  # two parts that are separate but for rounding errors
+    basis[25:, :25] *= 1e-14
+    found = linalg.narrowed(basis, torch.float32)
+    assert found.dtype == torch.float32
+    assert bool((found[:25, 25:] == 0).all())
+    vector = normal(50)
+    assert_close(found.double() @ vector, basis @ vector, 1e-6)
+    assert linalg.narrowed(basis, torch.float64) is basis
+
+
+def test_narrowing_goes_row_by_row():
+    basis = torch.diag(torch.logspace(0, -20, 5, dtype=torch.float64))
+    assert bool((linalg.narrowed(basis, torch.float32).diagonal() > 0).all())
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 300, packed.LEAF + 3])
+def test_large_moments_are_products_symmetric_to_the_last_bit(size):
+    rows, weights = normal(9, size), normal(9, seed=1)
+    moment, weighted = packed.second_moment(rows), packed.weighted_moment(rows, weights)
+    assert_close(moment, rows.T @ rows, 1e-13)
+    assert_close(weighted, rows.T @ torch.diag(weights) @ rows, 1e-13)
+    assert torch.equal(moment, moment.T)
+    assert torch.equal(weighted, weighted.T)
+    added = packed.symmetric_product_(moment.clone(), rows, 2.0)
+    assert_close(packed.mirror_(added), 3 * rows.T @ rows, 1e-13)
