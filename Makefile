@@ -52,7 +52,7 @@ bench: $(INSTALLED)  ## measure times and memory
 peers: $(INSTALLED)  ## install the libraries that fisherlab is compared with
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps \
 		nngeometry==0.4 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
-		asdfghjkl==0.1a5 unfoldNd==0.2.3 einconv==0.1.0
+		asdfghjkl==0.1a5 singd==0.0.5 unfoldNd==0.2.3 einconv==0.1.0
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 		einops opt_einsum linear_operator
 

@@ -209,6 +209,20 @@ def test_a_time_in_steps_ends_a_run_which_more_time_goes_on_with(tmp_path):
     assert float(whole.train_loss[-1]) == float(more.train_loss[-1])
 
 
+def test_deterministic_algorithms_are_asked_for_during_the_run_alone():
+    seen = []
+
+    def look(moment):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return xr.Dataset()
+
+    for wanted in (True, False):
+        problem = fl.problems.load("digits")
+        fl.follow(problem, steps=1, every=1, probes=[look], deterministic=wanted)
+    assert seen == [True, True, False, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_no_time_is_refused():
     with pytest.raises(ValueError, match="positive time"):
         fl.follow(fl.problems.load("digits"), seconds=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import numpy as np
 import pytest
 
 import fisherlab as fl
@@ -36,11 +37,15 @@ def test_follow_writes_a_store_that_opens_and_goes_on(tmp_path, capsys):
 
 
 def test_follow_measures_everything(tmp_path, capsys):
-    probes = ("--probes", *command.PROBES, "--approximators", "kfac", "--every", "2")
+    methods = ("--approximators", "kfac", "kfac-tridiagonal")
+    probes = ("--probes", *command.PROBES, *methods, "--every", "2")
     words = ("follow", "--steps", "2", *QUICK[:4], *probes, "--quiet", "--out")
     assert cli.main([*words, str(tmp_path / "a")]) == 0
     names = {"train_loss", "frobenius_error", "averaged_direction_cosine", "eigenvalue"}
-    assert names | {"stale_error"} <= set(fl.open(tmp_path / "a").data_vars)
+    ds = fl.open(tmp_path / "a")
+    assert names | {"stale_error"} <= set(ds.data_vars)
+    followed = ds.averaged_direction_cosine.sel(approximator="kfac-tridiagonal")
+    assert bool(np.isfinite(followed).all())
 
 
 def test_ctrl_c_leaves_130_and_says_where_everything_is(tmp_path, capsys, monkeypatch):
@@ -72,6 +77,8 @@ def test_ctrl_c_leaves_130_and_says_where_everything_is(tmp_path, capsys, monkey
         (("--optimizer", "adam", "--damping", "0.1"), "'damping' cannot be set"),
         (("--probes", "loss"), "--probes: 'loss' is none of"),
         (("--approximators", "kfak"), "'kfak' unknown"),
+        (("--approximators", "kfac-tridiagonal"), "only the probe 'directions'"),
+        (("--seconds", "0"), "a positive time"),
         (("--steps", "0"), "--steps must be at least 1"),
         (("--every", "0"), "positive number of steps"),
         (("--every", "2", "--moments", "3"), "not allowed with argument"),

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.approximators.network import PerBlock
 from fisherlab.training.portable import pack, unpack
 from fisherlab.training.probes.moment import Moment
 from tests.training_runs import adam, small
@@ -138,6 +139,28 @@ def test_the_exact_blocks_agree_with_themselves_and_an_indefinite_sum_is_told():
     assert np.isnan(cosines.sel(approximator="bad")).all()
     assert "not positive definite" in str(
         ds.direction_status.sel(approximator="bad")[0].item()
+    )
+
+
+def test_methods_that_couple_layers_are_followed_too(tmp_path):
+    networks = {
+        "per block": PerBlock("kfac"),
+        "tridiagonal": fl.KFACTridiagonal(),
+    }
+    probe = fl.probes.Directions(["kfac"], 0.1, average=0.5, network=networks)
+    options = {"every": 1, "batch_size": 8, "probes": [probe]}
+    ds = fl.follow(small(), adam, steps=3, store=tmp_path / "run", **options)
+    cosines = ds.averaged_direction_cosine
+    names = ["gradient", "kfac", "per block", "tridiagonal"]
+    assert cosines.approximator.values.tolist() == names
+    np.testing.assert_allclose(
+        cosines.sel(approximator="per block"), cosines.sel(approximator="kfac"), rtol=1e-9
+    )
+    assert float(abs(cosines - cosines.sel(approximator="kfac"))[:, :, -1].max()) > 1e-4
+    longer = fl.follow(small(), adam, steps=5, store=tmp_path / "run", **options)
+    whole = fl.follow(small(), adam, steps=5, **options)
+    xr.testing.assert_equal(
+        longer.averaged_direction_cosine.load(), whole.averaged_direction_cosine
     )
 
 

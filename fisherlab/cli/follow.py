@@ -45,6 +45,11 @@ def _add_training(group: Any) -> None:
     )
     group.add_argument("--batch-size", type=int, default=64, help="examples in a minibatch")
     group.add_argument("--seed", type=int, default=0, help="decides weights and batches")
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="only algorithms that give the same bits every time (on a GPU)",
+    )
 
 
 def add_problem(group: Any) -> None:
@@ -129,6 +134,7 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         store=out,
+        deterministic=arguments.deterministic,
         progress=not arguments.quiet,
     )
     if not arguments.quiet:
@@ -170,9 +176,17 @@ def load_problem(arguments: argparse.Namespace, seed: int) -> Any:
 
 def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     import fisherlab as fl
+    from fisherlab.approximators.network import network_approximators
 
     fl.problems.describe(arguments.problem)
-    methods = list(chain.from_iterable(arguments.approximators))
+    named = list(chain.from_iterable(arguments.approximators))
+    coupled = [name for name in named if name in network_approximators()]
+    methods = [name for name in named if name not in coupled]
+    if coupled and "directions" not in words:
+        raise ValueError(
+            f"--approximators: {coupled[0]!r} couples layers; only the probe 'directions' "
+            "follows such methods."
+        )
     damping = fl.RelativeDamping(arguments.alpha)
     layers = None
     if arguments.layers:
@@ -183,7 +197,9 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
         "errors": lambda: fl.probes.Errors(
             methods, metrics=_METRICS, damping=damping, **shared
         ),
-        "directions": lambda: fl.probes.Directions(methods, damping, layers=layers),
+        "directions": lambda: fl.probes.Directions(
+            methods, damping, layers=layers, network=coupled
+        ),
         "spectra": lambda: fl.probes.Spectra(methods, **shared),
         "staleness": lambda: fl.probes.Staleness(methods, **shared),
     }

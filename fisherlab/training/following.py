@@ -17,6 +17,7 @@ from fisherlab.training.checkpoints import Checkpoint
 from fisherlab.training.interrupts import Interrupt, held_interrupt
 from fisherlab.training.order import BatchSize
 from fisherlab.training.probes import Losses, Probe, Tracker
+from fisherlab.training.randomness import one_order
 from fisherlab.training.record import Settings, differences, session, settings
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.run import Run, Scheduler
@@ -44,6 +45,7 @@ def follow(
     store: str | Path | None = None,
     resume: bool = True,
     checkpoint_seconds: float = 60.0,
+    deterministic: bool = False,
     progress: bool = False,
     callback: Callback | None = None,
 ) -> xr.Dataset:
@@ -84,6 +86,9 @@ def follow(
         Whether to go on with what the store holds.
     checkpoint_seconds
         The time between two checkpoints; 0 writes one after every step.
+    deterministic
+        Whether torch may take only algorithms that give the same bits every time; needed
+        on a GPU to go on bit for bit, and slower there.
     progress
         Whether to show a bar with the loss and the time left.
     callback
@@ -132,6 +137,7 @@ def follow(
         if place is not None:
             stack.enter_context(place.opened())
             _begin(run, place, chosen, steps, resume)
+        stack.enter_context(one_order(deterministic))
         interrupt = stack.enter_context(held_interrupt())
         try:
             limit = _Limit(steps, float("inf") if seconds is None else seconds)

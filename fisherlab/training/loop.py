@@ -10,15 +10,14 @@ from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.problems.problem import Pair, Problem
+from fisherlab.training.order import BatchSize, Order
 from fisherlab.training.randomness import generator
 
-BatchSize = int | Callable[[int], int]
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 # Bounds the memory of one forward pass, and changes no result.
 _CHUNK = 4096
@@ -201,27 +200,13 @@ def _described(optimizer: torch.optim.Optimizer) -> str:
 
 def _minibatches(problem: Problem, batch_size: BatchSize, seed: int) -> Iterator[Pair]:
     x, y = problem.train
-    for step, indices in enumerate(_index_batches(len(x), batch_size, seed)):
-        here = indices.to(x.device)
+    order = Order(len(x), batch_size, seed)
+    for step in itertools.count():
+        here = order.indices(step).to(x.device)
         inputs = x[here]
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator(seed, step))
         yield inputs, y[here]
-
-
-def _index_batches(
-    count: int, batch_size: BatchSize, seed: int
-) -> Iterator[Int[Tensor, " batch"]]:
-    """Give batches without end; what is too few for a batch is dropped."""
-    drawn = torch.Generator().manual_seed(seed)
-    left = torch.empty(0, dtype=torch.int64)
-    for step in itertools.count(1):
-        wanted = batch_size if isinstance(batch_size, int) else batch_size(step)
-        size = min(wanted, count)
-        if len(left) < size:
-            left = torch.randperm(count, generator=drawn)
-        yield left[:size]
-        left = left[size:]
 
 
 @torch.no_grad()

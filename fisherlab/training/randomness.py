@@ -1,4 +1,4 @@
-"""Random numbers that belong to a step, whatever came before it."""
+"""Numbers that can be had again: random ones of a step, and sums in one order."""
 
 from __future__ import annotations
 
@@ -50,3 +50,33 @@ def own_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(number)
         yield
+
+
+@contextmanager
+def one_order(wanted: bool) -> Iterator[None]:
+    """Let torch take only algorithms that give the same bits every time, if wanted.
+
+    On a GPU torch may ask for CUBLAS_WORKSPACE_CONFIG in the environment; its error says
+    so. What was set before is set again.
+
+    Examples
+    --------
+    >>> with one_order(True):
+    ...     torch.are_deterministic_algorithms_enabled()
+    True
+    >>> torch.are_deterministic_algorithms_enabled()
+    False
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    searched = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.backends.cudnn.benchmark = searched

@@ -13,17 +13,20 @@ from torch import Tensor
 
 from fisherlab.analysis.damping import RelativeDamping, dampings
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.network import NetworkApproximator, network_by_name
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Factored, Operator, Tikhonov
+from fisherlab.operators.network import BlockDiagonal, NetworkOperator
 from fisherlab.statistics import Empirical, Fisher, collect, mean_gradient
 from fisherlab.training.averaging import BiasCorrected
 from fisherlab.training.probes.errors import Approximators, at_step
 from fisherlab.training.probes.moment import Moment
-from fisherlab.training.probes.tracked import updated
+from fisherlab.training.probes.tracked import updated, updated_networks
 
 Damping = float | Tikhonov | Factored | RelativeDamping
 
+Told = tuple[Tensor | None, str]  # a direction, or why there is none
 _GRADIENT: Final = "gradient"
 _EXACT: Final = "exact"
 
@@ -56,6 +59,10 @@ class Directions:
         ρ, debiased so that the first batch counts alone, and μ.
     layers
         Block names or prefixes; all by default.
+    network
+        Methods that couple layers, such as ``["kfac-tridiagonal", "two-level-kfac"]`` or
+        a mapping of names to values. Their solve is one for all layers looked at; what it
+        gives for a layer is compared with the exact block's direction there.
 
     Notes
     -----
@@ -81,6 +88,7 @@ class Directions:
     average: float = 0.9
     momentum: float = 0.9
     layers: Sequence[str] | None = None
+    network: Sequence[str] | Mapping[str, NetworkApproximator] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -94,7 +102,8 @@ class Directions:
         before = memory or {"count": 0, "momentum": {}, "operators": {}}
         model, likelihood = moment.model, moment.problem.likelihood
         fisher = at_step(self.fisher, moment.step)
-        stats = collect(model, moment.batch, likelihood, fisher, layers=self.layers)
+        chosen: dict[str, Any] = {"layers": self.layers, "compress": not self.network}
+        stats = collect(model, moment.batch, likelihood, fisher, **chosen)
         gradients = mean_gradient(model, moment.batch, likelihood, layers=self.layers)
         moved = {
             name: g.gradient + self.momentum * before["momentum"].get(name, 0.0)
@@ -102,31 +111,37 @@ class Directions:
         }
         share = BiasCorrected(self.average).share(before["count"])
         operators = updated(before["operators"], self._methods(), stats, gradients, share)
+        coupled = before.get("networks", {})
         return {
             "count": before["count"] + 1,
             "momentum": moved,
             "operators": operators,
+            "networks": updated_networks(coupled, self._networks(), stats, share),
         }
 
     def measure(self, memory: Any, moment: Moment) -> xr.Dataset:
         """Solve with every method and compare the directions."""
         momentum: dict[str, Tensor] = memory["momentum"]
         operators: dict[str, dict[str, Operator]] = memory["operators"]
-        names = [_GRADIENT, *(name for name in operators if name != _EXACT)]
+        exact = operators[_EXACT]
+        found = {_GRADIENT: {layer: (m, "ok") for layer, m in momentum.items()}}
+        found |= {
+            name: self._blockwise(name, blocks, exact, momentum)
+            for name, blocks in operators.items()
+            if name != _EXACT
+        }
+        for name, whole in memory["networks"].items():
+            found[name] = self._coupled(name, whole, exact, momentum)
+        names = list(found)
         cosines = np.full((len(momentum), len(names)), np.nan)
         status = np.full(cosines.shape, "ok", dtype=object)
-        for row, (layer, m) in enumerate(momentum.items()):
-            exact = operators[_EXACT][layer]
-            best = exact.solve(m, self._damping(_EXACT, exact))
+        for row, layer in enumerate(momentum):
+            damping = self._damping(_EXACT, exact[layer])
+            best = exact[layer].solve(momentum[layer], damping)
             for column, name in enumerate(names):
-                try:
-                    d = m
-                    if name != _GRADIENT:
-                        damping = self._damping(name, exact)
-                        d = operators[name][layer].solve(m, damping)
-                    cosines[row, column] = _cosine(d, best)
-                except FisherlabError as error:
-                    status[row, column] = str(error)
+                direction, status[row, column] = found[name][layer]
+                if direction is not None:
+                    cosines[row, column] = _cosine(direction, best)
         dims = ("layer", "approximator")
         made = {"long_name": "cosine with the exact blocks' direction", "units": "1"}
         return xr.Dataset(
@@ -136,6 +151,40 @@ class Directions:
             },
             {"layer": list(momentum), "approximator": names},
         )
+
+    def _blockwise(
+        self,
+        name: str,
+        blocks: Mapping[str, Operator],
+        exact: Mapping[str, Operator],
+        momentum: Mapping[str, Tensor],
+    ) -> dict[str, Told]:
+        """Return the direction of a method in every block, or why there is none."""
+        found: dict[str, Told] = {}
+        for layer, m in momentum.items():
+            try:
+                damping = self._damping(name, exact[layer])
+                found[layer] = blocks[layer].solve(m, damping), "ok"
+            except FisherlabError as error:
+                found[layer] = None, str(error)
+        return found
+
+    def _coupled(
+        self,
+        name: str,
+        whole: NetworkOperator,
+        exact: Mapping[str, Operator],
+        momentum: Mapping[str, Tensor],
+    ) -> dict[str, Told]:
+        """Return the parts of the one direction of a method that couples layers."""
+        try:
+            parts = whole.solve(momentum, self._damping(name, BlockDiagonal(exact)))
+        except FisherlabError as error:
+            return {layer: (None, str(error)) for layer in momentum}
+        return {layer: (parts[layer], "ok") for layer in momentum}
+
+    def _networks(self) -> dict[str, NetworkApproximator]:
+        return network_by_name(self.network) if self.network else {}
 
     def _methods(self) -> dict[str, Approximator]:
         return {_EXACT: ExactBlock(), **by_name(self.approximators)}

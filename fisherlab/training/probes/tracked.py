@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fisherlab.approximators import Approximator, average
+from fisherlab.approximators.network import NetworkApproximator
 from fisherlab.operators import InverseFactors, KroneckerLowRank, Operator
+from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics, MeanGradient, Statistics
 
 # Their methods average inside, from the operator of the step before.
@@ -50,6 +52,20 @@ def updated(
         found[name] = {
             block: _one(method, given[block], old.get(block), weight) for block in stats
         }
+    return found
+
+
+def updated_networks(
+    operators: Mapping[str, NetworkOperator],
+    approximators: Mapping[str, NetworkApproximator],
+    stats: Statistics,
+    weight: float,
+) -> dict[str, NetworkOperator]:
+    """Return the averaged operators of methods that couple layers after one more batch."""
+    found: dict[str, Any] = {}
+    for name, method in approximators.items():
+        new, old = method(stats), operators.get(name)
+        found[name] = new if old is None else average(old, new, weight)
     return found
 
 
