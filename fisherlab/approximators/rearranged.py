@@ -74,8 +74,9 @@ class Rearranged:
         self, terms: tuple[Pair, ...], weights: tuple[Weights, ...] | None = None
     ) -> "Rearranged":
         """Return the block with more terms subtracted."""
-        known = self.weights is not None and weights is not None
-        both = (*self.weights, *weights) if known else None
+        both = None
+        if self.weights is not None and weights is not None:
+            both = (*self.weights, *weights)
         return Rearranged(self.samples, self.count, self.removed + terms, both)
 
     @property

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, final
@@ -104,8 +103,8 @@ def training(seed: int, quick: bool) -> xr.Dataset:
         If MNIST is not at hand.
     """
     if quick:
-        with TemporaryDirectory() as folder:
-            return _all(seed, Size(_small, 64, 4, 0.2, 5, Path(folder)))
+        with TemporaryDirectory() as scratch:
+            return _all(seed, Size(_small, 64, 4, 0.2, 5, Path(scratch)))
     folder = Path("runs") / f"kpsvd-training-{seed}"
     return _all(seed, Size(_autoencoder, 512, 300, 600.0, 100, folder))
 
@@ -145,7 +144,7 @@ def trained(name: str, setting: Mapping[str, float], seed: int, size: Size) -> x
     """Train with a setting for the time of a size, and return the run."""
     return follow(
         size.problem(seed),
-        partial(optimizer, name, **setting),
+        lambda problem: optimizer(name, problem, **setting),
         steps=10**6,
         seconds=size.seconds,
         probes=[Losses(5000)],
@@ -166,7 +165,8 @@ def compared(
     """Lay runs on one axis of time."""
     seconds = np.linspace(0.0, size.seconds, GRID_POINTS + 1)
     rows = [_over_time(run, seconds) for run in runs]
-    joined = xr.concat(rows, dim=xr.IndexVariable("optimizer", list(names)))
+    labelled = [row.expand_dims(optimizer=[n]) for n, row in zip(names, rows, strict=True)]
+    joined: xr.Dataset = xr.concat(labelled, dim="optimizer")
     chosen = {
         key: ("optimizer", [one.get(key, np.nan) for one in settings])
         for key in ("lr", "damping")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -208,6 +209,17 @@ class _Limit:
         """Tell whether a run is to end here."""
         return run.step >= self.steps or run.seconds >= self.seconds
 
+    @property
+    def total(self) -> int | None:
+        """The steps of a bar; none where time decides."""
+        return self.steps if math.isinf(self.seconds) else None
+
+    def told(self, run: Run) -> str:
+        """Return the time spent, where time decides."""
+        if math.isinf(self.seconds):
+            return ""
+        return f", {run.seconds:.0f} of {self.seconds:.0f} s in steps"
+
 
 def _drive(
     run: Run,
@@ -219,15 +231,15 @@ def _drive(
 ) -> None:
     from tqdm.auto import tqdm
 
+    hidden = not progress
     try:
         if run.fresh:  # before the bar, so that a complaint about the input stands alone
             _look(run, interrupt, callback)
             run.save()  # so that a later call begins with these weights, whatever happens
-        shown = {"total": limit.steps, "unit": "step", "disable": not progress}
-        with tqdm(initial=run.step, **shown) as bar:
+        with tqdm(total=limit.total, initial=run.step, unit="step", disable=hidden) as bar:
             while not (limit.reached(run) or interrupt.asked):
                 loss = run.advance()
-                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+                bar.set_postfix_str(f"loss={loss:.4g}{limit.told(run)}", refresh=False)
                 bar.update()
                 if limit.reached(run):
                     run.wanted = {*run.wanted, run.step}

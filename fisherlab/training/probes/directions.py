@@ -124,7 +124,8 @@ class Directions:
         momentum: dict[str, Tensor] = memory["momentum"]
         operators: dict[str, dict[str, Operator]] = memory["operators"]
         exact = operators[_EXACT]
-        found = {_GRADIENT: {layer: (m, "ok") for layer, m in momentum.items()}}
+        found: dict[str, dict[str, Told]] = {}
+        found[_GRADIENT] = {layer: (m, "ok") for layer, m in momentum.items()}
         found |= {
             name: self._blockwise(name, blocks, exact, momentum)
             for name, blocks in operators.items()
