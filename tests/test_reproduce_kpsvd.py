@@ -1,4 +1,4 @@
-"""The training figure of Koroko et al. at a size that runs in a second."""
+"""The figures of Koroko et al. at a size that runs in seconds."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from fisherlab.reproduce import kpsvd_errors
 from fisherlab.reproduce import kpsvd_training as figure
 
 
@@ -51,4 +52,23 @@ def test_runs_are_compared_at_equal_times(tmp_path):
     left, right = drawing.axes
     assert left.get_ylabel() == "train loss / nat"
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["adam", "kfac"]
+    plt.close(drawing)
+
+
+def test_the_errors_along_a_training_keep_their_order():
+    ds = kpsvd_errors.errors(0, quick=True)
+    assert ds.step.values.tolist() == [0, 5, 10]
+    error = ds.frobenius_error.isel(layer=0)
+    for better, worse in (
+        ("kpsvd", "kfac"),
+        ("deflation", "kpsvd"),
+        ("deflation", "kfac-corrected"),
+        ("kfac-corrected", "kfac"),
+    ):
+        ahead = error.sel(approximator=better), error.sel(approximator=worse)
+        assert (ahead[0] <= ahead[1] * (1 + 1e-9)).all()
+    assert (ds.spectrum_error <= ds.frobenius_error * (1 + 1e-9)).all()
+    drawing = kpsvd_errors.draw(ds)
+    legend = drawing.axes[1].get_legend()
+    assert [t.get_text() for t in legend.get_texts()] == list(kpsvd_errors.METHODS)
     plt.close(drawing)
