@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+import torch
+
 from fisherlab.approximators.direct_solvers import DenseSVD, SampleGram
 from fisherlab.approximators.held import Held
 from fisherlab.approximators.iterative_solvers import Lanczos
@@ -44,9 +46,10 @@ class Auto:
         if self.tolerance is not None and isinstance(solver, (Lanczos, SampleGram)):
             solver = replace(solver, tolerance=self.tolerance)
         found = solver(block, rank, warm)
-        lost = block.removed and not (found.pairs and found.converged)
-        if isinstance(solver, SampleGram) and lost:  # below what its tables resolve
-            return Lanczos(tolerance=self.tolerance)(block, rank, warm)
+        if isinstance(solver, SampleGram) and block.removed:
+            fine = block.samples.dtype == torch.float64  # finer than squares resolve
+            if not found.converged or (fine and not found.pairs):
+                return Lanczos(tolerance=self.tolerance)(block, rank, warm)
         return found
 
 
