@@ -471,3 +471,44 @@ def test_infinite_gradients_name_the_block_and_change_nothing():
     with pytest.raises(fl.NumericalError, match=r"step 1: .* block '0'"):
         optimiser.step(closure)
     assert all(torch.equal(w, before[name]) for name, w in weights(model).items())
+
+
+def test_a_compiled_model_is_optimised_as_the_plain_one():
+    """Statistics watch the plain module; steps without them run the compiled one."""
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    runs = []
+    for compiled in (False, True):
+        problem = fl.problems.load("digits")
+        model = problem.model
+        given = torch.compile(model, backend=backend) if compiled else model
+        optimiser = fl.NaturalGradient(
+            given,
+            problem.likelihood,
+            "kfac",
+            lr=0.1,
+            damping=fl.Factored(0.1),
+            statistics_every=2,
+        )
+        x, y = problem.train
+        runs.append([float(optimiser.step(batch=(x[:64], y[:64]))) for _ in range(4)])
+        assert list(fl.blocks(given)) == list(fl.blocks(model))
+        assert str(fl.coverage(given)) == str(fl.coverage(model))
+    assert calls
+    assert runs[1] == pytest.approx(runs[0], rel=1e-12)
+
+
+def test_statistics_of_a_compiled_model_are_those_of_the_plain_one():
+    problem = fl.problems.load("digits")
+    given = torch.compile(problem.model, backend="eager")
+    for layer, expected in zip(
+        fl.collect(given, problem.test, problem.likelihood).values(),
+        fl.collect(problem.model, problem.test, problem.likelihood).values(),
+        strict=True,
+    ):
+        assert torch.equal(layer.gradients, expected.gradients)
+        assert layer.provenance.layer == expected.provenance.layer

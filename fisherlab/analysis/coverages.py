@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import pandas as pd
 from torch import Tensor, nn
 
-from fisherlab.layers import Block, blocks
+from fisherlab.layers import Block, blocks, uncompiled
 from fisherlab.showing import html_table
 from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
@@ -127,6 +127,7 @@ def coverage(model: nn.Module, batch: Any = None) -> Coverage:
     1.weight   1      2        per-example  LayerNorm: no shared form
     1.bias     1      2        per-example  LayerNorm: no shared form
     """
+    model = uncompiled(model)
     found = {name: b for name, b in blocks(model).items() if not _refused(model, b)}
     general = _reasons(model, found, batch)
     owner = {p: block for block in found.values() for p in block.parameters}

@@ -1,6 +1,7 @@
 """Which parameters form which block, and how a layer reads its inputs."""
 
 from fisherlab.layers.blocks import Block, blocks, frozen_parameters, select
+from fisherlab.layers.compiled import uncompiled
 from fisherlab.layers.modes import frozen, require_independent_examples
 from fisherlab.layers.shared_form import SharedForm, shared_form
 from fisherlab.layers.unrolled import unrolled
@@ -14,5 +15,6 @@ __all__ = [
     "require_independent_examples",
     "select",
     "shared_form",
+    "uncompiled",
     "unrolled",
 ]

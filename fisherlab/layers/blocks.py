@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
+from fisherlab.layers.compiled import uncompiled
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -118,6 +119,7 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     >>> list(blocks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))))
     ['0', '2']
     """
+    model = uncompiled(model)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     modules = dict(model.named_modules())
     found: dict[str, Block] = {}
@@ -161,7 +163,8 @@ def frozen_parameters(model: nn.Module) -> list[str]:
     >>> frozen_parameters(nn.Linear(2, 1).requires_grad_(False))
     ['weight', 'bias']
     """
-    return [name for name, p in model.named_parameters() if not p.requires_grad]
+    named = uncompiled(model).named_parameters()
+    return [name for name, p in named if not p.requires_grad]
 
 
 def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str, Block]:

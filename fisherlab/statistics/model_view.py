@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import require_independent_examples
+from fisherlab.layers import require_independent_examples, uncompiled
 from fisherlab.statistics.batches import Batch, map_inputs
 from fisherlab.statistics.recurrent import followed
 
@@ -103,6 +103,7 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     ValueError
         If a parameter holds NaN or infinity.
     """
+    model = uncompiled(model)
     require_independent_examples(model)
     named = dict(model.named_parameters())
     if not named:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
-from fisherlab.layers import frozen
+from fisherlab.layers import frozen, uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import Factored
 from fisherlab.showing import shown
@@ -122,7 +122,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         self.damping = damping or LevenbergMarquardt()
         self.search = search or GreedySearch()
         self.fisher: Fisher = fisher or MonteCarlo(1)
-        self.model, self.likelihood, self.l2 = model, likelihood, l2
+        self.model, self.likelihood, self.l2 = uncompiled(model), likelihood, l2
         self.inverse_every = inverse_every
         self.fractions = (statistics_fraction, curvature_fraction)
         self._check()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
+from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
@@ -149,22 +150,24 @@ class NaturalGradient(torch.optim.Optimizer):
         of_mean = takes == "mean_gradient"
         of_data = of_mean or self.curvature.learns
         self.fisher: Fisher = fisher or (Empirical() if of_data else MonteCarlo(1))
-        self.model, self.likelihood, self.clip = model, likelihood, clip
+        plain = uncompiled(model)
+        self.model, self.likelihood, self.clip = plain, likelihood, clip
         self.statistics_every, self.inverse_every = statistics_every, inverse_every
         self.burn_in, self.statistics_fraction = burn_in, statistics_fraction
         self.momentum_of, self.fallback = momentum_of, fallback
         self.average = averaging(average)
         self._passes = Passes(
-            model,
+            plain,
             likelihood,
             self.fisher,
             "mean_gradient" if of_mean else "per_example",
             compress=not isinstance(self.curvature, Coupled),
+            called=model,
         )
         self.steps = 0
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
-        trainable = [p for p in model.parameters() if p.requires_grad]
+        trainable = [p for p in plain.parameters() if p.requires_grad]
         super().__init__(
             trainable if params is None else params,
             {"lr": lr, "damping": damping, "momentum": momentum}

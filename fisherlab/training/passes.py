@@ -68,6 +68,9 @@ class Passes:
         loss at the labels that `fisher` names.
     compress
         As in `collect`.
+    called
+        What gives the loss in steps without statistics, with the parameters of `model`: it
+        compiled; `model` itself if None.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Passes:
         fisher: Fisher,
         takes: Takes,
         compress: bool = True,
+        called: nn.Module | None = None,
     ) -> None:
         self.model, self.likelihood = model, likelihood
+        self.called = model if called is None else called
         self.fisher, self.takes = fisher, takes
         self._compress = compress
         self._plans: dict[Any, _Plan] = {}
@@ -134,7 +139,7 @@ class Passes:
         plan = self._plan(batch, blocks)
         if observe is batch and plan.shared and self._few:
             return self._together(plan, batch, self._drawn(step))
-        _, losses = forward(self.model, self.likelihood, batch)
+        _, losses = forward(self.called, self.likelihood, batch)
         gradients = pulled(losses.mean(), self.model, plan.trainable)
         statistics = None
         if observe is not None:
@@ -182,7 +187,7 @@ class Passes:
         """Return the mean loss without a graph, in the model's own mode."""
         args, kwargs = batch.arguments()
         assert batch.y is not None
-        return self.likelihood.loss(self.model(*args, **kwargs), batch.y).mean()
+        return self.likelihood.loss(self.called(*args, **kwargs), batch.y).mean()
 
     def _drawn(self, step: int) -> Fisher:
         """Return the Fisher with the draws of this step."""
