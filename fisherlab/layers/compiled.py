@@ -13,8 +13,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
     --------
     >>> import torch
     >>> model = nn.Linear(3, 2)
-    >>> uncompiled(torch.compile(model)) is model, uncompiled(model) is model
-    (True, True)
+    >>> uncompiled(torch.compile(model, backend="eager")) is model
+    True
     """
     found = getattr(model, "_orig_mod", model)
     return found if isinstance(found, nn.Module) else model

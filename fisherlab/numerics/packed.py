@@ -267,7 +267,7 @@ def symmetric_flops(size: int, rows: int) -> int:
     Examples
     --------
     >>> symmetric_flops(100, 7), symmetric_flops(1000, 7) / (1000 * 1000 * 7)
-    (70000, 0.563008)
+    (70000, 0.562752)
     """
     if size <= LEAF:
         panels = chunks(size, PANEL)

@@ -21,7 +21,14 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from fisherlab.approximators import KFAC, KPSVD, Deflation, KFACCorrected, Lanczos
+from fisherlab.approximators import (
+    KFAC,
+    KPSVD,
+    Approximator,
+    Deflation,
+    KFACCorrected,
+    Lanczos,
+)
 from fisherlab.plots.style import publication, styles
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
@@ -30,7 +37,7 @@ from fisherlab.statistics import MonteCarlo
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Errors, Losses
 
-METHODS: Final = {
+METHODS: Final[dict[str, Approximator]] = {
     "kfac": KFAC(),
     "kpsvd": KPSVD(),
     "kfac-corrected": KFACCorrected(),
