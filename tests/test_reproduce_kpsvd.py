@@ -15,13 +15,11 @@ def size(folder: Path) -> figure.Size:
     return figure.Size(figure._small, 64, 4, 0.1, 5, folder)
 
 
-def run_of(losses, seconds):
-    """Return a run as `follow` gives it."""
+def run_of(*losses):
+    """Return a run as `follow` gives it, a moment every ten steps."""
     step = np.arange(len(losses)) * 10
-    lines = {"train_loss": losses, "test_loss": losses, "seconds": seconds}
-    return xr.Dataset(
-        {name: ("step", list(v)) for name, v in lines.items()}, {"step": step}
-    )
+    lines = {name: ("step", list(losses)) for name in ("train_loss", "test_loss")}
+    return xr.Dataset(lines, {"step": step})
 
 
 def test_the_search_takes_the_best_of_its_grid_and_the_training_uses_it(
@@ -40,14 +38,25 @@ def test_the_search_takes_the_best_of_its_grid_and_the_training_uses_it(
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
 
 
+def test_steps_are_timed_in_turns(tmp_path):
+    settings = {"sgd-momentum": {"lr": 0.1}, "kfac-koroko": {"lr": 0.1, "damping": 0.1}}
+    timed = figure.step_seconds(settings, 0, size(tmp_path))
+    assert list(timed) == list(settings)
+    assert 0 < timed["sgd-momentum"] < timed["kfac-koroko"] < 10
+
+
 def test_runs_are_compared_at_equal_times(tmp_path):
-    slow, fast = run_of([4.0, 2.0], [0.0, 0.1]), run_of([4.0, 2.0, 1.0], [0.0, 0.05, 0.1])
-    settings = [{"lr": 0.1}, {"lr": 0.2, "damping": 3.0}]
-    ds = figure.compared(["adam", "kfac-koroko"], [slow, fast], settings, size(tmp_path))
-    half = ds.sel(seconds=0.05, method="nearest")
-    np.testing.assert_allclose(half.train_loss, [3.0, 2.0])
-    np.testing.assert_allclose(half.steps, [5.0, 10.0])
+    runs = {"adam": run_of(4.0, 2.0, 1.5), "kfac-koroko": run_of(4.0, 2.0)}
+    settings = {"adam": {"lr": 0.1}, "kfac-koroko": {"lr": 0.2, "damping": 3.0}}
+    timed = {"adam": 0.01, "kfac-koroko": 0.004}  # 100 ms of steps are 10 and 25 steps
+    ds = figure.compared(runs, settings, timed, size(tmp_path))
+    half = ds.sel(seconds=0.02, method="nearest")
+    np.testing.assert_allclose(half.train_loss, [3.6, 3.0])
+    np.testing.assert_allclose(half.steps, [2.0, 5.0])
+    assert np.isnan(ds.train_loss.sel(optimizer="kfac-koroko")[-1])  # it ended before
+    assert float(ds.train_loss.sel(optimizer="adam")[-1]) == 2.0
     np.testing.assert_array_equal(ds.damping, [np.nan, 3.0])
+    np.testing.assert_array_equal(ds.step_seconds, [0.01, 0.004])
     drawing = figure.draw(ds)
     left, right = drawing.axes
     assert left.get_ylabel() == "train loss / nat"

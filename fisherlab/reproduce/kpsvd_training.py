@@ -5,11 +5,16 @@ SGD with momentum, Adam, KFAC, KPSVD, deflation and KFAC-corrected train the aut
 of the batch for the statistics and one sampled label for each example. The paper trains
 for 200 epochs on a GPU; here every optimiser has ten minutes in steps. Learning rate and
 damping are the best of short runs over the paper's grid, thinned out.
+
+A machine may be slower in one hour than in the next. So the time of a curve is its number
+of steps times what a step takes when all optimisers take turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +32,8 @@ from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.training.following import follow
 from fisherlab.training.grids import Grid
+from fisherlab.training.loop import take_step
+from fisherlab.training.order import Order
 from fisherlab.training.probes import Losses
 from fisherlab.training.register import optimizer
 from fisherlab.training.schedules import LinearSteps
@@ -46,6 +53,7 @@ GRIDS: Final[Mapping[str, Grid]] = {
     "kfac-corrected-koroko": SECOND_ORDER,
 }
 GRID_POINTS: Final = 200  # of the common time axis
+TURNS: Final = 3  # of every optimiser when steps are timed
 STYLES: Final = {"sgd-momentum": "diagonal", "adam": "mini-block"}
 
 
@@ -65,7 +73,8 @@ class Size:
     seconds
         Time in steps of every optimiser.
     moments
-        Steps between two looks at the losses.
+        Steps between two looks at the losses, and of a turn when steps are timed: new
+        statistics and inverses fall into every turn.
     folder
         Where all runs are stored, so that a stopped figure can be gone on with.
     """
@@ -94,8 +103,8 @@ def training(seed: int, quick: bool) -> xr.Dataset:
     -------
     xarray.Dataset
         ``train_loss`` and ``test_loss`` (optimizer, seconds) on 5,000 examples of each
-        set, interpolated between moments; ``steps`` taken by then, ``lr`` and ``damping``
-        of the recipes (optimizer), the search's best.
+        set, interpolated between moments, NaN after the last; ``steps`` taken by then;
+        ``step_seconds``, ``lr`` and ``damping`` (optimizer), the search's best.
 
     Raises
     ------
@@ -119,8 +128,8 @@ def _small(seed: int) -> Problem:
 
 def _all(seed: int, size: Size) -> xr.Dataset:
     best = {name: searched(name, seed, size) for name in GRIDS}
-    runs = [trained(name, best[name], seed, size) for name in GRIDS]
-    return compared(list(GRIDS), runs, [best[name] for name in GRIDS], size)
+    runs = {name: trained(name, best[name], seed, size) for name in GRIDS}
+    return compared(runs, best, step_seconds(best, seed, size), size)
 
 
 def searched(name: str, seed: int, size: Size) -> dict[str, float]:
@@ -156,29 +165,66 @@ def trained(name: str, setting: Mapping[str, float], seed: int, size: Size) -> x
     )
 
 
+def step_seconds(
+    settings: Mapping[str, Mapping[str, float]], seed: int, size: Size
+) -> dict[str, float]:
+    """Return the seconds of a step of every optimiser, the best of turns taken in turn."""
+    turns = {
+        name: _turn(size.problem(seed), name, setting, seed, size)
+        for name, setting in settings.items()
+    }
+    best = dict.fromkeys(turns, float("inf"))
+    for _ in range(TURNS):
+        for name, turn in turns.items():
+            best[name] = min(best[name], turn())
+    return best
+
+
+def _turn(
+    problem: Problem, name: str, setting: Mapping[str, float], seed: int, size: Size
+) -> Callable[[], float]:
+    """Return what takes so many steps as there are between moments, and times them."""
+    made = optimizer(name, problem, **setting)
+    order, (x, y) = Order(len(problem.train[0]), size.batch, seed), problem.train
+    numbers = itertools.count()
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for _ in range(size.moments):
+            step = next(numbers)
+            here = order.indices(step)
+            take_step(problem, made, (x[here], y[here]), step)
+        return (time.perf_counter() - started) / size.moments
+
+    return turn
+
+
 def compared(
-    names: Sequence[str],
-    runs: Sequence[xr.Dataset],
-    settings: Sequence[Mapping[str, float]],
+    runs: Mapping[str, xr.Dataset],
+    settings: Mapping[str, Mapping[str, float]],
+    timed: Mapping[str, float],
     size: Size,
 ) -> xr.Dataset:
-    """Lay runs on one axis of time."""
+    """Lay runs on one axis of time: steps times the seconds of a step."""
     seconds = np.linspace(0.0, size.seconds, GRID_POINTS + 1)
-    rows = [_over_time(run, seconds) for run in runs]
-    labelled = [row.expand_dims(optimizer=[n]) for n, row in zip(names, rows, strict=True)]
-    joined: xr.Dataset = xr.concat(labelled, dim="optimizer")
+    rows = [
+        _over_time(run, timed[name], seconds).expand_dims(optimizer=[name])
+        for name, run in runs.items()
+    ]
+    joined: xr.Dataset = xr.concat(rows, dim="optimizer")
     chosen = {
-        key: ("optimizer", [one.get(key, np.nan) for one in settings])
+        key: ("optimizer", [settings[name].get(key, np.nan) for name in runs])
         for key in ("lr", "damping")
     }
+    times = ("optimizer", [timed[name] for name in runs], {"units": "s"})
     notes = {"batch_size": size.batch, "seconds_each": size.seconds}
-    return joined.assign_coords(chosen).assign_attrs(notes)
+    return joined.assign(step_seconds=times).assign_coords(chosen).assign_attrs(notes)
 
 
-def _over_time(run: xr.Dataset, seconds: np.ndarray) -> xr.Dataset:
+def _over_time(run: xr.Dataset, each: float, seconds: np.ndarray) -> xr.Dataset:
     found: dict[str, xr.DataArray] = {}
     for name in ("train_loss", "test_loss", "step"):
-        values = np.interp(seconds, run["seconds"].values, run[name].values)
+        values = np.interp(seconds, run["step"] * each, run[name].values, right=np.nan)
         found["steps" if name == "step" else name] = xr.DataArray(
             values, {"seconds": seconds}, ["seconds"], attrs=run[name].attrs
         )
@@ -200,7 +246,7 @@ def draw(result: Result) -> Drawing:
                 row = later.isel(optimizer=k)
                 ax.plot(row["seconds"], row, label=label, **line)
             ax.set_yscale("log")
-            ax.set_xlabel("seconds in steps")
+            ax.set_xlabel("seconds of steps")
             ax.set_ylabel(f"{name.replace('_', ' ')} / nat")
         axes[1].legend(title="optimiser")
     return figure

@@ -137,8 +137,8 @@ class HookKFAC:
         self.sgd.step()
 
 
-def sgd_step(model: nn.Module, x: Tensor) -> Action:
-    optimiser = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+def first_order_step(kind: Callable[..., Any], model: nn.Module, x: Tensor) -> Action:
+    optimiser = kind(model.parameters(), lr=RATE)
 
     def step() -> None:
         optimiser.zero_grad()
@@ -223,12 +223,14 @@ def measure(batch: int, rounds: int, widths: list[int] | None = None) -> dict[st
     steps["hook KFAC"] = hook_steps(autoencoder(widths), x)
     if peers.installed("singd"):
         steps["singd"] = singd_steps(autoencoder(widths), x)
-    sgd = sgd_step(autoencoder(widths), x)
+    momentum = partial(torch.optim.SGD, momentum=0.9)
+    sgd = first_order_step(momentum, autoencoder(widths), x)
+    adam = first_order_step(torch.optim.Adam, autoencoder(widths), x)
     sgd()
     work = {
         f"{n}: {part}": act for n, parts in steps.items() for part, act in parts.items()
     }
-    seconds = interleaved({"SGD-m": sgd} | work, rounds)
+    seconds = interleaved({"SGD-m": sgd, "Adam": adam} | work, rounds)
     counted = {name: flops(act) / flops(sgd) for name, act in work.items()}
     rows, found = {}, {}
     for name, schedule in _rows(steps):
@@ -245,7 +247,7 @@ def measure(batch: int, rounds: int, widths: list[int] | None = None) -> dict[st
     return {
         "case": f"optimiser steps, MNIST autoencoder, batch {batch}, float32",
         "note": "seconds of one step; statistics and inverses shared out over T1 and T2",
-        "seconds": {"SGD-m": round(seconds["SGD-m"], 4)}
+        "seconds": {name: round(seconds[name], 4) for name in ("SGD-m", "Adam")}
         | {name: round(value, 4) for name, value in rows.items()},
         "times_ours": {},
         "targets": found,
