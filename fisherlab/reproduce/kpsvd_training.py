@@ -53,6 +53,7 @@ GRIDS: Final[Mapping[str, Grid]] = {
     "kfac-corrected-koroko": SECOND_ORDER,
 }
 GRID_POINTS: Final = 200  # of the common time axis
+EARLY: Final = 0.1  # of the time: the losses drawn are below the largest one then
 TURNS: Final = 3  # of every optimiser when steps are timed
 STYLES: Final = {"sgd-momentum": "diagonal", "adam": "mini-block"}
 
@@ -232,7 +233,7 @@ def _over_time(run: xr.Dataset, each: float, seconds: np.ndarray) -> xr.Dataset:
 
 
 def draw(result: Result) -> Drawing:
-    """Draw the losses over time, of both sets, the first seconds left out."""
+    """Draw the losses over time, of both sets, without the fall of the first moments."""
     assert isinstance(result, xr.Dataset)
     labels = [str(n).removesuffix("-koroko") for n in result["optimizer"].values]
     looks = styles(STYLES.get(label, label) for label in labels)
@@ -245,7 +246,9 @@ def draw(result: Result) -> Drawing:
                 line = {"color": look.color, "linestyle": look.linestyle, "lw": 1.2}
                 row = later.isel(optimizer=k)
                 ax.plot(row["seconds"], row, label=label, **line)
-            ax.set_yscale("log")
+            early = later.isel(seconds=round(EARLY * later.sizes["seconds"])).max()
+            margin = 0.05 * float(early - later.min())
+            ax.set_ylim(float(later.min()) - margin, float(early) + margin)
             ax.set_xlabel("seconds of steps")
             ax.set_ylabel(f"{name.replace('_', ' ')} / nat")
         axes[1].legend(title="optimiser")
