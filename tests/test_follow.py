@@ -209,6 +209,11 @@ def test_a_time_in_steps_ends_a_run_which_more_time_goes_on_with(tmp_path):
     assert float(whole.train_loss[-1]) == float(more.train_loss[-1])
 
 
+def test_steps_that_are_not_asked_for_are_not_measured():
+    ds = fl.follow(fl.problems.load("digits"), steps=3, every=[0, 2])
+    assert ds.step.values.tolist() == [0, 2]
+
+
 def test_deterministic_algorithms_are_asked_for_during_the_run_alone():
     seen = []
 

@@ -502,6 +502,18 @@ def test_a_compiled_model_is_optimised_as_the_plain_one():
     assert runs[1] == pytest.approx(runs[0], rel=1e-12)
 
 
+def test_the_full_kfac_takes_a_compiled_model():
+    losses = []
+    for compiled in (False, True):
+        problem = fl.problems.load("digits")
+        model = problem.model
+        given = torch.compile(model, backend="eager") if compiled else model
+        optimiser = fl.AdaptiveKFAC(given, problem.likelihood, "kfac")
+        x, y = problem.train
+        losses.append([float(optimiser.step(batch=(x[:64], y[:64]))) for _ in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
 def test_statistics_of_a_compiled_model_are_those_of_the_plain_one():
     problem = fl.problems.load("digits")
     given = torch.compile(problem.model, backend="eager")

@@ -176,9 +176,8 @@ def _from_examples(samples: OuterSamples, triplets: Triplets, *, whole: bool) ->
     pairs, weights, positive = [], [], False
     for k in range(len(triplets.values)):
         left, right = triplets.left[:, k], triplets.right[:, k]
-        if (
-            k == 0 and whole
-        ):  # nonnegative tables: nonnegative leading weights (Perron), but for ties
+        if k == 0 and whole:
+            # Nonnegative tables have nonnegative leading weights (Perron), but for ties.
             sign = 1.0 if float(left.sum()) >= 0 else -1.0
             left, right = _without_rounding(sign * left), _without_rounding(sign * right)
             positive = bool((left >= 0).all() and (right >= 0).all())

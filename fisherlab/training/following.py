@@ -207,7 +207,11 @@ class _Limit:
 
     def reached(self, run: Run) -> bool:
         """Tell whether a run is to end here."""
-        return run.step >= self.steps or run.seconds >= self.seconds
+        return run.step >= self.steps or self.is_late(run)
+
+    def is_late(self, run: Run) -> bool:
+        """Tell whether the time is spent."""
+        return run.seconds >= self.seconds
 
     @property
     def total(self) -> int | None:
@@ -241,7 +245,7 @@ def _drive(
                 loss = run.advance()
                 bar.set_postfix_str(f"loss={loss:.4g}{limit.told(run)}", refresh=False)
                 bar.update()
-                if limit.reached(run):
+                if limit.is_late(run):
                     run.wanted = {*run.wanted, run.step}
                 _look(run, interrupt, callback)
                 run.save_if_due(checkpoint_seconds)

@@ -150,24 +150,22 @@ class NaturalGradient(torch.optim.Optimizer):
         of_mean = takes == "mean_gradient"
         of_data = of_mean or self.curvature.learns
         self.fisher: Fisher = fisher or (Empirical() if of_data else MonteCarlo(1))
-        plain = uncompiled(model)
-        self.model, self.likelihood, self.clip = plain, likelihood, clip
+        self.model, self.likelihood, self.clip = uncompiled(model), likelihood, clip
         self.statistics_every, self.inverse_every = statistics_every, inverse_every
         self.burn_in, self.statistics_fraction = burn_in, statistics_fraction
         self.momentum_of, self.fallback = momentum_of, fallback
         self.average = averaging(average)
         self._passes = Passes(
-            plain,
+            model,
             likelihood,
             self.fisher,
             "mean_gradient" if of_mean else "per_example",
             compress=not isinstance(self.curvature, Coupled),
-            called=model,
         )
         self.steps = 0
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
-        trainable = [p for p in plain.parameters() if p.requires_grad]
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
         super().__init__(
             trainable if params is None else params,
             {"lr": lr, "damping": damping, "momentum": momentum}

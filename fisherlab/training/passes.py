@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import Block, frozen, require_independent_examples, select
+from fisherlab.layers import (
+    Block,
+    frozen,
+    require_independent_examples,
+    select,
+    uncompiled,
+)
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators import Provenance
@@ -58,7 +64,8 @@ class Passes:
     ----------
     model
         Left as it was found: mode, ``.grad``, hooks. The pass of the loss is an ordinary
-        call in the model's own mode, so batch norm sees its batches.
+        call in the model's own mode, so batch norm sees its batches. One that is compiled
+        is called as such only where nothing watches its layers.
     likelihood
         Owner of the loss.
     fisher
@@ -68,9 +75,6 @@ class Passes:
         loss at the labels that `fisher` names.
     compress
         As in `collect`.
-    called
-        What gives the loss in steps without statistics, with the parameters of `model`: it
-        compiled; `model` itself if None.
     """
 
     def __init__(
@@ -80,10 +84,9 @@ class Passes:
         fisher: Fisher,
         takes: Takes,
         compress: bool = True,
-        called: nn.Module | None = None,
     ) -> None:
-        self.model, self.likelihood = model, likelihood
-        self.called = model if called is None else called
+        self.model, self.likelihood = uncompiled(model), likelihood
+        self.called = model  # gives the loss of steps without statistics
         self.fisher, self.takes = fisher, takes
         self._compress = compress
         self._plans: dict[Any, _Plan] = {}
