@@ -463,6 +463,7 @@ def test_archives_with_links_are_refused(kind):
         (cifar10_archive()[:9000], "cannot be unpacked"),
         (archive({"other": b""}), "lacks wanted"),
     ],
+    ids=["no archive", "cut off", "without the member"],  # gzip writes the time
 )
 def test_damaged_archives_are_refused(content, message):
     with pytest.raises(DataError, match=message) as error:
@@ -491,6 +492,7 @@ def npy():
         (npz(x=np.ones(2)), "lacks y"),
         (npz(y=np.array([Harmful(print, "ran")], dtype=object)), "allow_pickle"),
     ],
+    ids=["nothing", "cut off", "one array", "without y", "a pickle"],
 )
 def test_other_npz_files_are_refused(content, message, capsys):
     with pytest.raises(DataError, match=message) as error:
