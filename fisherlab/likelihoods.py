@@ -11,6 +11,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from fisherlab.showing import shown
 
@@ -130,31 +131,35 @@ class Categorical:
         return output[0, ..., 0].numel() * (output.shape[-1] - 1)
 
     def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
-        """Return columns of (diag(√p) − p√pᵀ) H, H the reflection of √p onto −e₁."""
+        """Return columns s_c = √p_c (e_c − (p + √p₀ e₀) / (1 + √p₀)), 0 < c < C.
+
+        They are those of (diag(√p) − p√pᵀ) H, H the reflection of √p onto −e₀.
+        """
         n, classes = output.shape[0], output.shape[-1]
-        logits = output.reshape(n, -1, classes)
         numbers = torch.arange(part.start, part.stop, device=output.device)
         position, column = numbers // (classes - 1), numbers % (classes - 1) + 1
         here = torch.arange(len(numbers), device=output.device)
-        out = output.new_zeros(len(numbers), n, *logits.shape[1:])
-        out[here, :, position] = self._columns(logits[:, position], column)
+        out = output.new_zeros(len(numbers), n, *output.reshape(n, -1, classes).shape[1:])
+        first = part.start // (classes - 1)
+        used = slice(first, (part.stop - 1) // (classes - 1) + 1)
+        root, beside, own = self._terms(output.reshape(n, -1, classes)[:, used])
+        there = position - first
+        scale = root[:, there, column].T
+        out[here, :, position] = -scale[..., None] * beside.transpose(0, 1)[there]
+        out[here, :, position, column] = scale * own[:, there, column].T
         mask = self.mask(output, target)
         out = out.view(-1, *output.shape)
         return out if mask is None else out * mask
 
-    def _columns(self, logits: Tensor, column: Tensor) -> Tensor:
-        """Return reflected root columns (v, n, C) for logits (n, v, C)."""
-        p = logits.softmax(-1).transpose(0, 1)
+    def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return √p, (p + √p₀ e₀) / (1 + √p₀), and 1 less that without cancellation."""
+        p = logits.softmax(-1)
         root = p.sqrt()
-        mirror = root.clone()
-        mirror[..., 0] += 1.0  # no cancellation: √p ≥ 0
-        scale = 2.0 / mirror.square().sum(-1, keepdim=True)
-        picked = column[:, None, None].expand(-1, p.shape[1], 1)
-        weight = scale * mirror.gather(-1, picked)
-        # S H e_c = S e_c − scale·mirror_c · S mirror, S x = √p∘x − p (√p·x)
-        unit = torch.zeros_like(p).scatter_(-1, picked, 1.0)
-        direction = unit - weight * mirror
-        return root * direction - p * (root * direction).sum(-1, keepdim=True)
+        first = root[..., :1]
+        beside = p.clone()
+        beside[..., :1] += first
+        others = _sums_before(p) + _sums_before(p.flip(-1)).flip(-1)
+        return root, beside / (1 + first), (first + others) / (1 + first)
 
     def uniforms_per_example(self, output: Tensor) -> int:
         """Return one per position."""
@@ -171,6 +176,11 @@ class Categorical:
         if target is None or not bool((target == self.ignore_index).any()):
             return None
         return (target != self.ignore_index).to(output.dtype)[..., None]
+
+
+def _sums_before(p: Tensor) -> Tensor:
+    """Return Σ_{j<c} p_j at every c of the last axis."""
+    return F.pad(p, (1, 0))[..., :-1].cumsum(-1)
 
 
 @shown

@@ -138,7 +138,18 @@ def test_dense_matrices_are_counted_where_they_are_asked_for() -> None:
 def test_streaming_holds_two_runs_at_most() -> None:
     model = nn.Linear(3, 2)
     said = fl.estimate(model, (torch.zeros(50_000, 3), None), fl.Gaussian(), ["kfac"])
-    assert said.collection.run == 2000
-    few = fl.estimate(model, (torch.zeros(4000, 3), None), fl.Gaussian(), ["kfac"])
+    assert said.collection.run == 4000
+    few = fl.estimate(model, (torch.zeros(8000, 3), None), fl.Gaussian(), ["kfac"])
     assert said.streamed_bytes == pytest.approx(few.streamed_bytes, rel=0.01)
     assert said.streamed_bytes < said.peak_bytes
+
+
+def test_sums_over_columns_are_streamed_with_one_column() -> None:
+    model, data = nn.Linear(3, 20), (torch.zeros(50_000, 3), None)
+    one = fl.estimate(model, data, fl.Gaussian(), ["kfac"])
+    all_of_them = fl.estimate(model, data, fl.Gaussian(), ["kfac", "tkfac"])
+    run, number = one.collection.run, 4
+    assert one.plans["weight"].column_bytes == 50_000 * (4 + 20) * number
+    fewer = all_of_them.streamed_bytes - all_of_them.result_bytes
+    fewer -= one.streamed_bytes - one.result_bytes
+    assert fewer == pytest.approx(2 * run * 19 * 20 * number)

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,35 @@ def test_chunks_of_columns_equal_the_whole(layer, fisher, monkeypatch):
     whole = cases.statistics(layer, "gaussian", fisher)
     assert_close(block_of(found), block_of(whole), 1e-12)
     assert (found.count, found.positions) == (whole.count, whole.positions)
+
+
+@SOME_LAYERS
+@FISHERS
+def test_columns_one_by_one_are_those_of_the_whole(layer, fisher):
+    case, likelihood = cases.LAYERS[layer], cases.LIKELIHOODS["gaussian"]
+    model, x, y = cases.data(case, likelihood)
+    arguments = model, (x, y), likelihood, cases.FISHERS[fisher]
+    whole = cases.statistics(layer, "gaussian", fisher)
+    found = list(COLLECT.stream(*arguments, layers=[case.block], by_column=True))
+    pieces = [piece[case.block] for piece in found]
+    together = 1 if case.shared else whole.samples.columns
+    assert {piece.samples.columns for piece in pieces} == {together}
+    assert [piece.count for piece in pieces] == [len(x)] + [0] * (len(pieces) - 1)
+    blocks = [fl.ExactBlock()(replace(piece, count=len(x))).to_dense() for piece in pieces]
+    assert_close(sum(blocks), block_of(whole), 1e-12)
+
+
+class MeanOfOutputs(nn.Module):
+    def forward(self, x):
+        return x.mean(-1, keepdim=True)
+
+
+def test_gradients_that_repeat_one_number_are_held_as_numbers():
+    model = nn.Sequential(nn.Linear(3, 4), MeanOfOutputs()).double()
+    data = (cases.normal(5, 3), None)
+    (stats,) = fl.collect(model, data, fl.Gaussian()).values()
+    assert stats.gradients.is_contiguous()
+    assert_close(stats.gradients, torch.full((1, 5, 1, 4), 0.25, dtype=torch.float64), 0)
 
 
 @FISHERS

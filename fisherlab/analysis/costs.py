@@ -117,7 +117,7 @@ def _leading(s: Samples) -> int:
 # How much each method multiplies and adds; iterative ones about so much.
 FLOPS: dict[type, Callable[[Any, Samples], int]] = {
     KFAC: _kfac,
-    FOOF: lambda method, s: _factors(s),
+    FOOF: lambda method, s: symmetric_flops(s.weight_shape[1], s.examples * _positions(s)),
     EKFAC: lambda method, s: _factors(s) + EIGEN * _cubes(s) + _rotations(s),
     TKFAC: lambda method, s: _partial_traces(s),
     TEKFAC: lambda method, s: _partial_traces(s) + EIGEN * _cubes(s) + _rotations(s),

@@ -17,6 +17,7 @@ from fisherlab.analysis.coverages import text_table
 from fisherlab.analysis.plans import Collection, Plan, plans, route
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
+from fisherlab.approximators.streaming import streams_by_column
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
@@ -77,6 +78,8 @@ class Estimate:
         Whether the exact block is among them, so that its matrix has to be formed.
     dense
         Whether every operator is also formed as a dense matrix and kept.
+    by_column
+        Whether `fisherlab.approximate` takes one column at a time.
     budget
         Bytes allowed.
     """
@@ -86,6 +89,7 @@ class Estimate:
     rows: tuple[Cost, ...]
     exact: bool
     dense: bool
+    by_column: bool
     budget: int
 
     @property
@@ -129,7 +133,9 @@ class Estimate:
     def streamed_bytes(self) -> int:
         """The peak of `fisherlab.approximate`: a run of statistics beside the next."""
         share = min(1.0, 2 * self.collection.run / self.examples)
-        held = int(self.statistics_bytes * share)
+        plans = self.plans.values()
+        alone = sum(plan.column_bytes for plan in plans)
+        held = int((alone if self.by_column else self.statistics_bytes) * share)
         return held + self.result_bytes + self.collection.bytes
 
     @property
@@ -231,9 +237,15 @@ def estimate(
     )
     exact = any(isinstance(method, ExactBlock) for method in chosen.values())
     limit = parse_budget(budget)
-    found = Estimate(collection, planned, rows, exact, dense, limit)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    alone = on_cpu and streams_by_column(chosen.values()) and _all_tapped(planned)
+    found = Estimate(collection, planned, rows, exact, dense, alone, limit)
     _require_fit(found)
     return found
+
+
+def _all_tapped(planned: Mapping[str, Plan]) -> bool:
+    return not any(isinstance(plan.samples, MatrixSamples) for plan in planned.values())
 
 
 def _cost(plan: Plan, name: str, method: Approximator) -> Cost:

@@ -52,6 +52,8 @@ class Plan:
         T, positions that share the weight (1 in per-example form).
     columns
         V pulled back; the samples may hold fewer.
+    column_bytes
+        Bytes of the statistics with one column in place of all.
     route
         Where second-order questions about the exact block are answered: a packed
         product or per-example gradients with a symmetric product (both form the dense
@@ -62,6 +64,7 @@ class Plan:
     samples: Samples
     positions: int
     columns: int
+    column_bytes: int
     route: Route
 
     @property
@@ -168,7 +171,8 @@ def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> 
     positions = 1 if tap is None else _positions(tap)
     form = None if tap is None else tap.form
     samples = _samples(seen.dtype, block, form, n, columns, positions)
-    return Plan(block.name, samples, positions, columns, route(samples, "auto"))
+    alone = _samples(seen.dtype, block, form, n, min(columns, 1), positions).nbytes
+    return Plan(block.name, samples, positions, columns, alone, route(samples, "auto"))
 
 
 def _positions(tap: Tapped) -> int:

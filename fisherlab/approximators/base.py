@@ -28,11 +28,15 @@ class Streaming(Protocol):
     """An approximator that can be fed chunk by chunk; calling it does all of it.
 
     `next_pass` returns the state to begin another pass over the data with, or None when
-    the state is ready for `finish`.
+    the state is ready for `finish`. An approximator to which columns may come one by one
+    at no more arithmetic says so by an attribute ``by_column = True``.
     """
 
     def accumulate(self, state: Any | None, statistics: LayerStatistics) -> Any:
-        """Add a chunk of examples or columns to the state (None to begin)."""
+        """Add a chunk of examples or columns to the state (None to begin).
+
+        The state may grow in place: go on with what is returned.
+        """
 
     def merge(self, first: Any, second: Any) -> Any:
         """Add up the states of two parts of the data."""

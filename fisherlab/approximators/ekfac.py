@@ -6,7 +6,7 @@ from typing import final
 from fisherlab.approximators.groups import by_group
 from fisherlab.approximators.kfac import factors, kfac_sums
 from fisherlab.approximators.projection import Projection
-from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.sums import Sums
 from fisherlab.operators import KroneckerEigen, Operator, RowwiseEigen
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
@@ -76,7 +76,7 @@ class EKFAC:
         """Add KFAC's sums in the first pass, squared projections in the second."""
         if isinstance(state, Projection):
             return state.seeing(statistics)
-        return add(state, kfac_sums(statistics, "expand", "EKFAC"))
+        return kfac_sums(state, statistics, "expand", "EKFAC")
 
     def merge(
         self, first: Sums | Projection, second: Sums | Projection

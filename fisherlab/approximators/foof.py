@@ -1,13 +1,13 @@
 """Input-factor-only curvature: the identity on the outputs."""
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 
 from fisherlab.approximators.groups import by_group
-from fisherlab.approximators.kfac import kfac_sums, product
-from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.kfac import input_sums, product
+from fisherlab.approximators.sums import Sums
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
@@ -43,6 +43,8 @@ class FOOF:
     8.0
     """
 
+    by_column: ClassVar[bool] = True
+
     def __call__(
         self,
         statistics: LayerStatistics,
@@ -59,9 +61,7 @@ class FOOF:
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the second moment of a chunk's inputs."""
-        sums = kfac_sums(statistics, "expand", "FOOF")
-        inputs = sums.tensors[0 if sums.looked_up else 1]
-        return add(state, replace(sums, tensors=(inputs,)))
+        return input_sums(state, statistics, "FOOF")
 
     def merge(self, first: Sums, second: Sums) -> Sums:
         """Add up two parts."""

@@ -1,14 +1,14 @@
 """Kronecker-factored curvature: one product of two second moments."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from fisherlab.approximators.groups import by_group
 from fisherlab.approximators.sums import Sums, add
-from fisherlab.numerics.packed import second_moment
+from fisherlab.numerics.packed import mirror_, second_moment, symmetric_product_
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator, Provenance
 from fisherlab.samples import TokenSamples
 from fisherlab.showing import shown
@@ -27,37 +27,74 @@ def factor_sums(
     NeedsSharedForm
         If the block has no inputs and output gradients.
     """
-    inputs, gradients = statistics.shared(method)
-    if sharing == "reduce":
-        inputs, gradients = inputs.sum(1, keepdim=True), gradients.sum(2, keepdim=True)
-    rows = second_moment(gradients.flatten(0, 2))
-    if not statistics.count:  # columns of examples whose inputs are counted already
-        size = inputs.shape[2]
-        return rows, inputs.new_zeros(size, size)
-    return rows, second_moment(inputs.flatten(0, 1))
+    gradients, inputs = _rows(statistics, sharing, method)
+    return second_moment(gradients), second_moment(inputs)
 
 
-def kfac_sums(statistics: LayerStatistics, sharing: Sharing, method: str) -> Sums:
-    """Return the sums behind the factors of a chunk, row factor first.
+def kfac_sums(
+    state: Sums | None, statistics: LayerStatistics, sharing: Sharing, method: str
+) -> Sums:
+    """Add a chunk to the sums behind the factors, row factor first, in place.
 
-    Of an embedding, whose rows belong to the inputs: the diagonal of Σ a aᵀ, which is how
-    often each row was looked up, and Σ g gᵀ.
+    They are upper triangles until `factors` mirrors them. Of an embedding, whose rows
+    belong to the inputs: the diagonal of Σ a aᵀ, which is how often each row was looked
+    up, and Σ g gᵀ.
 
     Raises
     ------
     NeedsSharedForm
         If the block has no inputs and output gradients.
     """
+    if statistics.tokens is not None:
+        return add(state, Sums.of(statistics, *_embedding_sums(statistics, sharing)))
+    factors_ = _rows(statistics, sharing, method)
+    if state is None:
+        state = Sums.of(
+            statistics, *(x.new_zeros(x.shape[1], x.shape[1]) for x in factors_)
+        )
+    else:
+        state = state.counting(statistics.count, statistics.positions)
+    for total, rows in zip(state.tensors, factors_, strict=True):
+        if len(rows):
+            symmetric_product_(total, rows)
+    return state
+
+
+def _rows(
+    statistics: LayerStatistics, sharing: Sharing, method: str
+) -> tuple[Tensor, Tensor]:
+    """Return the output gradients and the inputs of a chunk as rows.
+
+    Columns of examples that are counted already bring no inputs.
+    """
+    inputs, gradients = statistics.shared(method)
+    inputs = inputs if statistics.count else inputs[:0]
+    if sharing == "reduce":
+        inputs, gradients = inputs.sum(1, keepdim=True), gradients.sum(2, keepdim=True)
+    return gradients.flatten(0, 2), inputs.flatten(0, 1)
+
+
+def input_sums(state: Sums | None, statistics: LayerStatistics, method: str) -> Sums:
+    """Add a chunk to Σ a aᵀ, or to its diagonal of an embedding; else as `kfac_sums`.
+
+    Raises
+    ------
+    NeedsSharedForm
+        If the block has no inputs and output gradients.
+    """
+    if state is not None and not statistics.count:
+        return state
     samples = statistics.samples
     if isinstance(samples, TokenSamples):
-        return Sums.of(statistics, *_embedding_sums(samples, statistics.count, sharing))
-    return Sums.of(statistics, *factor_sums(statistics, sharing, method))
+        return add(state, Sums.of(statistics, samples.counts()))
+    _, inputs = _rows(statistics, "expand", method)
+    return add(state, Sums.of(statistics, second_moment(inputs)))
 
 
-def _embedding_sums(
-    samples: TokenSamples, count: int, sharing: Sharing
-) -> tuple[Tensor, Tensor]:
+def _embedding_sums(statistics: LayerStatistics, sharing: Sharing) -> tuple[Tensor, Tensor]:
     """Return Σ a aᵀ of one-hot a that are never formed, and Σ g gᵀ."""
+    samples = statistics.samples
+    assert isinstance(samples, TokenSamples)
     gradients = samples.gradients
     if sharing == "expand":
         rows, cols = samples.counts(), second_moment(gradients.flatten(0, 2))
@@ -66,7 +103,7 @@ def _embedding_sums(
         ones = (samples.tokens >= 0).to(samples.dtype)[None, :, :, None]
         table = TokenSamples(samples.tokens, ones, samples.size)
         rows = table.row_side(ones.new_ones(1, 1))
-    return (rows, cols) if count else (torch.zeros_like(rows), cols)
+    return (rows, cols) if statistics.count else (torch.zeros_like(rows), cols)
 
 
 def factors(state: Sums, sharing: Sharing) -> tuple[Tensor, Tensor]:
@@ -77,7 +114,7 @@ def factors(state: Sums, sharing: Sharing) -> tuple[Tensor, Tensor]:
     scale = state.count / split**2 if sharing == "reduce" else 1 / split
     if state.looked_up:
         return rows / state.count, cols * scale
-    return rows * scale, cols / state.count
+    return mirror_(rows) * scale, mirror_(cols) / state.count
 
 
 def product(
@@ -129,6 +166,8 @@ class KFAC:
     8.0
     """
 
+    by_column: ClassVar[bool] = True
+
     sharing: Sharing = "expand"
 
     def __post_init__(self) -> None:
@@ -155,7 +194,7 @@ class KFAC:
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the second moments of a chunk."""
-        return add(state, kfac_sums(statistics, self.sharing, "KFAC"))
+        return kfac_sums(state, statistics, self.sharing, "KFAC")
 
     def merge(self, first: Sums, second: Sums) -> Sums:
         """Add up two parts."""

@@ -1,6 +1,6 @@
 """Approximate every block without holding its statistics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ def approximate(
     methods: dict[str, Any] = dict(chosen)
     states: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     done: dict[str, set[str]] = {name: set() for name in chosen}
+    by_column = streams_by_column(methods.values())
     while any(_unfinished(states, done)):
         for pieces in stream(
             model,
@@ -79,6 +80,7 @@ def approximate(
             chunk_size=chunk_size,
             budget=budget,
             progress=progress,
+            by_column=by_column,
         ):
             _feed(methods, states, done, pieces)
         for name, method in methods.items():
@@ -87,6 +89,11 @@ def approximate(
         name: {block: methods[name].finish(state) for block, state in blocks.items()}
         for name, blocks in states.items()
     }
+
+
+def streams_by_column(methods: Iterable[Approximator]) -> bool:
+    """Tell whether all methods take columns one by one at no more arithmetic."""
+    return all(getattr(method, "by_column", False) for method in methods)
 
 
 def _unfinished(

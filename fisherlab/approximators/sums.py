@@ -46,17 +46,21 @@ class Sums:
             s.tokens is not None,
         )
 
+    def counting(self, count: int, positions: int) -> "Sums":
+        """Count further examples, whose numbers the tensors have taken up in place."""
+        count += self.count
+        return replace(
+            self,
+            count=count,
+            positions=self.positions + positions,
+            provenance=replace(self.provenance, examples=count),
+        )
+
     def __add__(self, other: "Sums") -> "Sums":
         """Add up two parts of the data."""
         pairs = zip(self.tensors, other.tensors, strict=True)
-        count = self.count + other.count
-        return replace(
-            self,
-            tensors=tuple(a + b for a, b in pairs),
-            count=count,
-            positions=self.positions + other.positions,
-            provenance=replace(self.provenance, examples=count),
-        )
+        added = replace(self, tensors=tuple(a + b for a, b in pairs))
+        return added.counting(other.count, other.positions)
 
 
 def add(state: Sums | None, more: Sums) -> Sums:

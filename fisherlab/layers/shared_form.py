@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fisherlab.numerics.memory import empty
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -119,4 +120,8 @@ def with_bias_column(
 ) -> Float[Tensor, "n t j"]:
     """Append the column of ones that multiplies the bias, to each group of features."""
     grouped = features.unflatten(2, (groups, -1))
-    return torch.cat([grouped, torch.ones_like(grouped[..., :1])], -1).flatten(2)
+    *sizes, width = grouped.shape
+    out = empty((*sizes, width + 1), features.dtype, features.device)
+    out[..., :-1] = grouped
+    out[..., -1] = 1
+    return out.flatten(2)

@@ -157,15 +157,20 @@ def pull(
     """Pull output columns (v, *output.shape) back to gradients (v, n, t, d_out).
 
     One column after the other (a loop is the fastest on a CPU), or `at_once` of them
-    under vmap. The examples of the columns are those of the passes, in order.
+    under vmap. The examples of the columns are those of the passes, in order. What one
+    backward pass gives in whole is not copied.
     """
     out: dict[str, Tensor] = {}
+    whole = len(passes) == 1 and len(columns) <= at_once
     for done, here in _placed(passes):
         for part in chunks(len(columns), at_once):
             pulled = _pull_part(view, done, columns[part, here])
             for name, tap in tapped.items():
                 calls = [tap.form.gradients(g) for g in pulled[name]]
                 rows = calls[0] if len(calls) == 1 else torch.cat(calls, 2)
+                if whole and _is_plain(rows):
+                    out[name] = rows
+                    continue
                 if name not in out:  # written while the column is still in cache
                     out[name] = _room(rows, len(columns), _examples(passes))
                 out[name][part, here] = rows
@@ -196,6 +201,12 @@ def _room(rows: Tensor, columns: int, examples: int) -> Tensor:
         room = empty((examples, columns, o, t), rows.dtype, rows.device)
         return room.permute(1, 0, 3, 2)
     return empty((columns, examples, t, o), rows.dtype, rows.device)
+
+
+def _is_plain(rows: Tensor) -> bool:
+    """Tell whether gradients lie as in `_room`: a sum's, say, are one number repeated."""
+    positions_last = rows.shape[0] == 1 and rows.transpose(2, 3).is_contiguous()
+    return rows.is_contiguous() or positions_last
 
 
 def _pull_part(view: ModelView, done: Pass, columns: Tensor) -> Calls:
