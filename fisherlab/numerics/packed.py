@@ -75,25 +75,43 @@ def pair_scale(size: int, like: Tensor) -> Tensor:
 
 
 def pack_outer(rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
-    """Write pairs (i, j ≥ i), start ≤ i < stop, of Σ_v x_vi x_vj, example by example.
+    """Write pairs (i, j ≥ i), start ≤ i < stop, of x_i x_j, example by example.
 
     Parameters
     ----------
     rows
-        Shape (V, d, n): the last axis runs over examples and is contiguous.
+        Shape (d, n): the last axis runs over examples and is contiguous.
     start, stop
         Rows of the triangle.
     out
         Buffer of at least that many pairs × n; a view of it is returned.
     """
-    size, position = rows.shape[1], 0
+    size, position = rows.shape[0], 0
     for i in range(start, stop):
-        target = out[position : position + size - i]
-        torch.mul(rows[0, i], rows[0, i:], out=target)
-        for column in rows[1:]:
-            target.addcmul_(column[i], column[i:])
+        torch.mul(rows[i], rows[i:], out=out[position : position + size - i])
         position += size - i
     return out[:position]
+
+
+def pack_sums(columns: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
+    """Write pairs (i, j ≥ i), start ≤ i < stop, of Σ_v x_vi x_vj, example by example.
+
+    Parameters
+    ----------
+    columns
+        Shape (n, V, d).
+    start, stop
+        Rows of the triangle.
+    out
+        Buffer of n × at least that many pairs; a view of it, pairs × n, is returned.
+    """
+    size, position = columns.shape[2], 0
+    squares = columns[:, :, start:stop].transpose(1, 2) @ columns[:, :, start:]
+    for i in range(stop - start):
+        width = size - start - i
+        out[:, position : position + width] = squares[:, i, i:]
+        position += width
+    return out[:, :position].T
 
 
 def triangle_chunks(size: int, pairs: int) -> list[tuple[int, int]]:
@@ -109,38 +127,53 @@ def triangle_chunks(size: int, pairs: int) -> list[tuple[int, int]]:
 
 
 class _Workspace:
-    """Examples along the rows, and buffers that are packed into again and again.
+    """Gradients and inputs as they are packed, and buffers that are used again and again.
 
     First touch of fresh memory costs as much as the packing itself.
     """
 
     def __init__(self, gradients: Tensor, inputs: Tensor) -> None:
+        self.alone = gradients.shape[0] == 1
+        self.gradients = (
+            gradients[0].T if self.alone else gradients.transpose(0, 1)
+        ).contiguous()
+        self.inputs = inputs.T.contiguous()
+        self.outputs = o = gradients.shape[-1]
+        m = inputs.shape[-1]
+        self.output_pieces = triangle_chunks(o, PAIR_ROWS)
+        self.input_pieces = triangle_chunks(m, INPUT_ROWS)
         examples = min(EXAMPLES, inputs.shape[0])
-        self.gradients = gradients.transpose(1, 2).contiguous()
-        self.inputs = inputs.T.contiguous()[None]
-        self.output_pieces = triangle_chunks(gradients.shape[-1], PAIR_ROWS)
-        self.input_pieces = triangle_chunks(inputs.shape[-1], INPUT_ROWS)
-        self.output_pairs = _buffer(self.output_pieces, gradients, examples)
-        self.input_pairs = _buffer(self.input_pieces, inputs, examples)
-        longest = self.output_pairs.shape[0]
-        self.product = empty(
-            (longest, pair_count(inputs.shape[-1])), inputs.dtype, inputs.device
-        )
+        pairs, wide = _longest(o, self.output_pieces), _longest(m, self.input_pieces)
+        held = (pairs, examples) if self.alone else (examples, pairs)
+        self.output_pairs = empty(held, inputs.dtype, inputs.device)
+        self.input_pairs = empty((wide, examples), inputs.dtype, inputs.device)
+        self.product = empty((pairs, pair_count(m)), inputs.dtype, inputs.device)
+
+    def packed_outputs(self, part: slice, piece: tuple[int, int]) -> Tensor:
+        """Return pairs of Σ_v g_v g_vᵀ × examples."""
+        n = part.stop - part.start
+        if self.alone:
+            return pack_outer(self.gradients[:, part], *piece, self.output_pairs[:, :n])
+        return pack_sums(self.gradients[part], *piece, self.output_pairs[:n])
+
+    def packed_inputs(self, part: slice, piece: tuple[int, int]) -> Tensor:
+        """Return pairs of a aᵀ × examples."""
+        n = part.stop - part.start
+        return pack_outer(self.inputs[:, part], *piece, self.input_pairs[:, :n])
 
 
 def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
     """Return how many numbers `kronecker_sum_` holds beside the block."""
-    pairs = max(_pairs_between(o, *piece) for piece in triangle_chunks(o, PAIR_ROWS))
-    wide = max(_pairs_between(m, *piece) for piece in triangle_chunks(m, INPUT_ROWS))
-    transposed = columns * examples * o + examples * m
-    buffers = (pairs + wide) * min(EXAMPLES, examples)
-    return transposed + buffers + pairs * pair_count(m) + o * m * m
+    outputs = triangle_chunks(o, PAIR_ROWS)
+    pairs, wide = _longest(o, outputs), _longest(m, triangle_chunks(m, INPUT_ROWS))
+    turned = columns * examples * o + examples * m
+    square = 0 if columns == 1 else max((stop - start) * o for start, stop in outputs)
+    buffers = (pairs + wide + square) * min(EXAMPLES, examples)
+    return turned + buffers + pairs * pair_count(m) + o * m * m
 
 
-def _buffer(pieces: list[tuple[int, int]], like: Tensor, examples: int) -> Tensor:
-    size = like.shape[-1]
-    longest = max(_pairs_between(size, *piece) for piece in pieces)
-    return empty((longest, examples), like.dtype, like.device)
+def _longest(size: int, pieces: list[tuple[int, int]]) -> int:
+    return max(_pairs_between(size, *piece) for piece in pieces)
 
 
 def _pairs_between(size: int, start: int, stop: int) -> int:
@@ -149,15 +182,12 @@ def _pairs_between(size: int, start: int, stop: int) -> int:
 
 def _product_rows(space: _Workspace, piece: tuple[int, int], scale: float) -> Tensor:
     """Return rows of scale · Σ_n pairs(G_n) pairs(a_n a_nᵀ)ᵀ, valid until the next call."""
-    o, m, examples = space.gradients.shape[1], space.inputs.shape[1], space.inputs.shape[2]
-    result = space.product[: _pairs_between(o, *piece)]
+    m, examples = space.inputs.shape
+    result = space.product[: _pairs_between(space.outputs, *piece)]
     for part in chunks(examples, EXAMPLES):
-        n = part.stop - part.start
-        left = pack_outer(space.gradients[:, :, part], *piece, space.output_pairs[:, :n])
+        left = space.packed_outputs(part, piece)
         for start, stop in space.input_pieces:
-            right = pack_outer(
-                space.inputs[:, :, part], start, stop, space.input_pairs[:, :n]
-            )
+            right = space.packed_inputs(part, (start, stop))
             at = pair_offset(m, start)
             columns = result[:, at : at + right.shape[0]]
             columns.addmm_(left, right.T, beta=float(part.start > 0), alpha=scale)
