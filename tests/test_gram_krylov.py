@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fisherlab.approximators.rearranged import Rearranged
+from fisherlab.approximators.solvers import SampleGram
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
-from tests.cases import normal
+from fisherlab.numerics.half_table import HalfTable
+from tests.cases import normal, outer
 from tests.oracles import assert_close
 
 
@@ -144,3 +147,43 @@ def test_two_products_a_block_are_enough():
     with Counted():
         found = gram_krylov(maps, 2, start, depth=50, tolerance=1e-6, max_products=100)
     assert len(calls) <= 2 * found.iterations + 3
+
+
+# --- tables held by halves ---
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_a_half_table_multiplies_as_the_whole(n, rows, columns, seed):
+    whole = normal(n, n, seed=seed)
+    whole = whole + whole.T
+    half = HalfTable(tuple(whole[at : at + rows, at:] for at in range(0, n, rows)))
+    x = normal(n, columns, seed=seed + 1)
+    assert_close(half @ x, whole @ x, 1e-12)
+    assert_close(half @ x[:, 0], whole @ x[:, 0], 1e-12)
+    assert_close(half.diagonal(), whole.diagonal(), 0)
+    assert (HalfTable((whole.float(),)).double().dtype, half.dtype) == (torch.float64,) * 2
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("examples", [1, 4, 7])
+def test_half_tables_are_those_that_are_kept_whole(columns, examples, monkeypatch):
+    monkeypatch.setattr("fisherlab.samples.outer.GRAM_ROWS", 3)
+    samples = outer(columns, examples, 2, 3)
+    for half, whole in zip(samples.half_grams(), samples.kept_grams, strict=True):
+        assert_close(half @ torch.eye(examples).double(), whole, 1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_from_half_tables_are_those_from_whole_ones(rank, dtype, monkeypatch):
+    block = Rearranged(outer(2, 30, 4, 5).to(dtype), 30)
+    whole = SampleGram()(block, rank)
+    monkeypatch.setattr("fisherlab.approximators.direct_solvers.WHOLE_EXAMPLES", 1)
+    monkeypatch.setattr("fisherlab.samples.outer.GRAM_ROWS", 8)
+    fresh = Rearranged(outer(2, 30, 4, 5).to(dtype), 30)
+    half = SampleGram()(fresh, rank)
+    assert_close(half.values, whole.values, 1e-5 if dtype == torch.float32 else 1e-9)
+    assert (half.converged, half.positive) == (True, whole.positive)
+    for one, other in zip(half.pairs, whole.pairs, strict=True):
+        assert_close(one[0].double(), other[0].double(), 1e-4)
+        assert_close(one[1].double(), other[1].double(), 1e-4)

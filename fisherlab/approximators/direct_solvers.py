@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
-from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
+from fisherlab.numerics.gram_krylov import GramMap, Table, gram_krylov, gram_power
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.packed import pack, unpack
 from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown
 
+WHOLE_EXAMPLES = 4096  # N × N tables up to this size are held whole
 OVERSAMPLE = 4  # columns of a block beyond the rank: the tables are read once for all
 SINGLE_STEPS = 50  # power steps in float32 before float64 goes on
 
@@ -90,7 +91,8 @@ class SampleGram:
     is power iteration from equal weights, which stay nonnegative, so that both factors
     are positive semidefinite; higher ranks, and what KFAC or earlier pairs leave over,
     are block Krylov iteration in float64. The tables cost N² (d_in + V² d_out) / 2
-    multiply-adds, a step 2 N². For layers used at one position.
+    multiply-adds, a step 2 N²; above 4096 examples half of each is held, N² numbers for
+    both. For layers used at one position.
 
     Parameters
     ----------
@@ -128,12 +130,14 @@ class SampleGram:
             raise ValueError(msg)
         tolerance = self.tolerance or block.tolerance
         if rank == 1 and not block.removed:
-            maps = GramMap(*samples.kept_grams, block.count)
-            triplets = self._leading(maps, tolerance)
+            maps = GramMap(*_tables(samples), block.count)
+            triplets = self._leading(
+                maps, samples.inputs.new_ones(samples.examples), tolerance
+            )
         else:
             fine = samples.to(torch.float64)  # tables of squares lose half of the digits
             triplets = gram_krylov(
-                GramMap(*fine.kept_grams, block.count, _stacked(block.weights)),
+                GramMap(*_tables(fine), block.count, _stacked(block.weights)),
                 rank,
                 self._start(samples, rank),
                 depth=self.steps,
@@ -142,9 +146,10 @@ class SampleGram:
             )
         return _from_examples(samples, triplets, whole=not block.removed)
 
-    def _leading(self, maps: GramMap, tolerance: float) -> Triplets:
+    def _leading(
+        self, maps: GramMap, ones: Float[Tensor, " n"], tolerance: float
+    ) -> Triplets:
         """Iterate in the precision of the tables, in float64 where that falls short."""
-        ones = torch.ones_like(maps.right[:, 0])
         if maps.right.dtype == torch.float64:
             return gram_power(maps, ones, tolerance, self.max_iterations)
         found = gram_power(maps, ones, tolerance, min(SINGLE_STEPS, self.max_iterations))
@@ -161,6 +166,13 @@ class SampleGram:
         start = torch.randn(n, width, generator=generator, dtype=torch.float64)
         start[:, 0] = 1.0
         return start.to(samples.device)
+
+
+def _tables(samples: OuterSamples) -> tuple[Table, Table]:
+    """Return the two tables, by halves where they are large."""
+    if samples.examples <= WHOLE_EXAMPLES:
+        return samples.kept_grams
+    return samples.half_grams()
 
 
 def _stacked(weights: tuple[Weights, ...]) -> tuple[Tensor, Tensor] | None:

@@ -17,7 +17,7 @@ from fisherlab.showing import shown
 
 SolverChoice = Solver | Literal["auto"]
 DENSE_NUMBERS = 2**22  # rearrangements up to this size are decomposed whole
-GRAM_EXAMPLES = 4096  # N × N tables up to this size are held
+GRAM_EXAMPLES = 11_000  # halves of two N × N tables up to this size are held: 1 GB
 
 
 @shown

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.krylov import Triplets
 
+Table = Float[Tensor, "n n"] | HalfTable
 EPS = torch.finfo(torch.float64).eps
 CHECKED = 2  # blocks between two looks at the residuals
 FRESH = 1e-3  # columns of which orthogonalisation leaves less are multiplied anew
@@ -28,15 +30,15 @@ class GramMap:
     Parameters
     ----------
     right, left
-        K_A and K_G, symmetric positive semidefinite up to rounding.
+        K_A and K_G, symmetric positive semidefinite up to rounding; whole or by halves.
     count
         N, the divisor of the sum.
     removed
         Weights (r, c), as columns, of the terms that are taken off.
     """
 
-    right: Float[Tensor, "n n"]
-    left: Float[Tensor, "n n"]
+    right: Table
+    left: Table
     count: int
     removed: tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]] | None = None
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.memory import chunks
 from fisherlab.numerics.packed import (
     kronecker_sum_,
@@ -177,7 +178,26 @@ class OuterSamples:
         if self.examples <= KEPT_EXAMPLES:
             whole = slice(0, self.examples)
             yield whole, whole, *self.kept_grams
-            return
+        else:
+            yield from self._gram_tiles()
+
+    def half_grams(self) -> tuple[HalfTable, HalfTable]:
+        """Return the upper halves of (a_n·a_m)² and ⟨G_n, G_m⟩; they are not kept."""
+        panels: list[tuple[Tensor, Tensor]] = []
+        for left, right, *tiles in self._gram_tiles():
+            rows, width = left.stop - left.start, self.examples - left.start
+            if left == right:
+                panels.append(
+                    (tiles[0].new_empty(rows, width), tiles[0].new_empty(rows, width))
+                )
+            here = slice(right.start - left.start, right.stop - left.start)
+            for panel, tile in zip(panels[-1], tiles, strict=True):
+                panel[:, here] = tile
+        inputs, outputs = zip(*panels, strict=True)
+        return HalfTable(inputs), HalfTable(outputs)
+
+    def _gram_tiles(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Yield `squared_grams` tile by tile, row after row."""
         outputs = self._output_rows()
         pieces = list(chunks(self.examples, GRAM_ROWS))
         for at, left in enumerate(pieces):
