@@ -223,7 +223,7 @@ def _workspace(samples: Samples) -> int:
     size = samples.dtype.itemsize
     o, i = samples.weight_shape
     if isinstance(samples, OuterSamples):
-        return size * workspace_numbers(samples.columns, samples.examples, o, i, size)
+        return size * workspace_numbers(samples.columns, samples.examples, o, i)
     if isinstance(samples, SharedSamples) and samples.pairs_are_cheaper:
         return min(
             pairs.CHUNK_BYTES,

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks, empty
 
-PAIR_ROWS = 1024  # packed output rows multiplied at once, at least: fewer are slow
-PRODUCT_BYTES = 48 * 2**20  # of one product, while rows are few: inputs are packed once
+PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
 EXAMPLES = 1000  # examples packed at once: fewer slow the products down
 LEAF = 1200  # symmetric products are halved down to this size, and then go by panels
 PANEL = 96  # rows of a panel: right of it nothing is wasted, and it stays in cache
@@ -141,7 +140,7 @@ class _Workspace:
         self.inputs = inputs.T.contiguous()
         self.outputs = o = gradients.shape[-1]
         m = inputs.shape[-1]
-        self.output_pieces = _output_pieces(o, m, inputs.itemsize)
+        self.output_pieces = triangle_chunks(o, PAIR_ROWS)
         self.input_pieces = triangle_chunks(m, INPUT_ROWS)
         examples = min(EXAMPLES, inputs.shape[0])
         pairs, wide = _longest(o, self.output_pieces), _longest(m, self.input_pieces)
@@ -163,20 +162,14 @@ class _Workspace:
         return pack_outer(self.inputs[:, part], *piece, self.input_pairs[:, :n])
 
 
-def workspace_numbers(columns: int, examples: int, o: int, m: int, itemsize: int) -> int:
+def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
     """Return how many numbers `kronecker_sum_` holds beside the block."""
-    outputs = _output_pieces(o, m, itemsize)
+    outputs = triangle_chunks(o, PAIR_ROWS)
     pairs, wide = _longest(o, outputs), _longest(m, triangle_chunks(m, INPUT_ROWS))
     turned = columns * examples * o + examples * m
     square = 0 if columns == 1 else max((stop - start) * o for start, stop in outputs)
     buffers = (pairs + wide + square) * min(EXAMPLES, examples)
     return turned + buffers + pairs * pair_count(m) + o * m * m
-
-
-def _output_pieces(o: int, m: int, itemsize: int) -> list[tuple[int, int]]:
-    """Cut the output pairs: a piece packs all inputs anew, and holds its product."""
-    rows = PRODUCT_BYTES // (itemsize * pair_count(m))
-    return triangle_chunks(o, max(PAIR_ROWS, rows))
 
 
 def _longest(size: int, pieces: list[tuple[int, int]]) -> int:
