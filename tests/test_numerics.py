@@ -53,7 +53,7 @@ def test_kronecker_sums_through_packed_factors(buffers, v, n, o, m, seed):
     g, a = normal(v, n, o, seed=seed), normal(n, m, seed=seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         if buffers:
-            for name in ("PAIR_ROWS", "EXAMPLES", "INPUT_ROWS"):
+            for name in ("PAIR_ROWS", "EXAMPLES", "INPUT_ROWS", "SQUARE_ROWS"):
                 patch.setattr(packed, name, buffers)
         out = torch.full((o, m, o, m), float("nan"), dtype=torch.float64)
         packed.kronecker_sum_(out, g, a, 0.5)

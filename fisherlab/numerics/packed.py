@@ -16,6 +16,7 @@ from fisherlab.numerics.memory import chunks, empty
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
 EXAMPLES = 1000  # examples packed at once: fewer slow the products down
+SQUARE_ROWS = 16  # rows of the examples' squares at once: they stay in cache
 LEAF = 1200  # symmetric products are halved down to this size, and then go by panels
 PANEL = 96  # rows of a panel: right of it nothing is wasted, and it stays in cache
 INPUT_ROWS = 2200  # packed input rows at once, so that N × m(m+1)/2 is never held
@@ -106,11 +107,14 @@ def pack_sums(columns: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         Buffer of n × at least that many pairs; a view of it, pairs × n, is returned.
     """
     size, position = columns.shape[2], 0
-    squares = columns[:, :, start:stop].transpose(1, 2) @ columns[:, :, start:]
-    for i in range(stop - start):
-        width = size - start - i
-        out[:, position : position + width] = squares[:, i, i:]
-        position += width
+    for rows in chunks(stop - start, SQUARE_ROWS):
+        first = start + rows.start
+        left = columns[:, :, first : start + rows.stop].transpose(1, 2)
+        squares = left @ columns[:, :, first:]
+        for i in range(rows.stop - rows.start):
+            width = size - first - i
+            out[:, position : position + width] = squares[:, i, i:]
+            position += width
     return out[:, :position].T
 
 
@@ -167,8 +171,8 @@ def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
     outputs = triangle_chunks(o, PAIR_ROWS)
     pairs, wide = _longest(o, outputs), _longest(m, triangle_chunks(m, INPUT_ROWS))
     turned = columns * examples * o + examples * m
-    square = 0 if columns == 1 else max((stop - start) * o for start, stop in outputs)
-    buffers = (pairs + wide + square) * min(EXAMPLES, examples)
+    squares = 0 if columns == 1 else min(o, SQUARE_ROWS) * o
+    buffers = (pairs + wide + squares) * min(EXAMPLES, examples)
     return turned + buffers + pairs * pair_count(m) + o * m * m
 
 
