@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from fisherlab.samples import (
     GroupedSamples,
     MatrixSamples,
+    SharedSamples,
     TokenSamples,
+    cross,
     outer,
     rows,
 )
@@ -172,3 +174,21 @@ def test_tokens_answer_without_tables_over_pairs_of_rows(shape):
     for row in once.tokens:
         assert len(set(row[row >= 0].tolist())) == int((row >= 0).sum())
     assert_close(once.matrices(), d, 1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 10**6])
+@pytest.mark.parametrize("kinds", ["outer outer", "outer matrices", "shared shared"])
+def test_inner_products_of_two_blocks_are_those_of_the_dense_ones(kinds, tile, monkeypatch):
+    monkeypatch.setattr(cross, "TABLE_ROWS", tile)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 100 * tile)
+    a, b = cases.outer(2, 5, 3, 4), cases.outer(3, 4, 3, 4, seed=5)
+    if kinds == "outer matrices":
+        b = MatrixSamples(b.matrices())
+    if kinds == "shared shared":
+        a = SharedSamples(normal(5, 2, 4), normal(2, 5, 2, 3, seed=1))
+        b = SharedSamples(normal(4, 3, 4, seed=2), normal(3, 4, 3, 3, seed=3))
+    blocks = []
+    for samples in (a, b):
+        flat = samples.matrices().flatten(0, 1).flatten(1)
+        blocks.append(flat.T @ flat)
+    assert_close(cross.squared_inner(a, b), (blocks[0] * blocks[1]).sum(), 1e-12)

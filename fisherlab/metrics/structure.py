@@ -10,7 +10,8 @@ from torch import Tensor
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, Operator, Partition
 from fisherlab.operators.base import unit_weights
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import OuterSamples, Samples, TokenSamples, rows
+from fisherlab.samples.cross import gram_block
 from fisherlab.statistics import LayerStatistics, Statistics
 
 Measure = Literal["mean_absolute", "squared_mass"]
@@ -207,11 +208,8 @@ def cross_squares(stats: Statistics) -> Float[Tensor, "k k"]:
     _require_matching(layers)
     samples = [layer.samples.to(torch.float64) for layer in layers]
     total = torch.zeros(len(layers), len(layers), dtype=torch.float64)
-    size = samples[0].columns * samples[0].examples if samples else 0
-    for part in chunks(size, PANEL_NUMBERS // max(size, 1)):
-        panels = torch.stack(
-            [_gram_rows(s, part.start, part.stop).flatten() for s in samples]
-        )
+    for part in chunks(samples[0].examples, min(map(_panel_examples, samples))):
+        panels = torch.stack([_gram_rows(s, part).flatten() for s in samples])
         total += (panels @ panels.T).cpu()
     return total / layers[0].count ** 2
 
@@ -246,24 +244,27 @@ def normalised(squares: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     return (squares / torch.outer(sizes, sizes)).sqrt()
 
 
-def _gram_rows(samples: Samples, start: int, stop: int) -> Float[Tensor, "r m"]:
-    """Return the rows ⟨D_a, D_b⟩, start ≤ a < stop, of the Gram matrix, v-major."""
+def _panel_examples(samples: Samples) -> int:
+    """Return how many examples a panel takes: few enough to form their matrices."""
+    examples = PANEL_NUMBERS // max(1, samples.columns**2 * samples.examples)
+    if not isinstance(samples, OuterSamples):
+        formed = next(rows.parts(samples), slice(0, 1))
+        examples = min(examples, formed.stop - formed.start)
+    return max(1, examples)
+
+
+def _gram_rows(samples: Samples, part: slice) -> Float[Tensor, "r m"]:
+    """Return the rows ⟨D_a, D_b⟩ of some examples a of the Gram matrix, v-major."""
     if isinstance(samples, OuterSamples):
-        v, n = samples.columns, samples.examples
-        rows = torch.arange(start, stop, device=samples.device)
-        flat = samples.gradients.reshape(v * n, -1)
-        table = (flat[rows] @ flat.T).view(-1, v, n)
-        table *= (samples.inputs[rows % n] @ samples.inputs.T)[:, None]
-        return table.flatten(1)
-    unit = torch.zeros(
-        stop - start,
-        samples.columns * samples.examples,
-        dtype=samples.dtype,
-        device=samples.device,
-    )
-    unit[range(stop - start), range(start, stop)] = 1.0
-    size = samples.columns, samples.examples
-    return samples.project(samples.combine(unit.unflatten(1, size))).flatten(1)
+        return gram_block(samples, part, slice(0, samples.examples))
+    if isinstance(samples, TokenSamples):
+        return samples.project(samples.matrices(part).flatten(0, 1)).flatten(1)
+    here = rows.flat(samples, part)
+    table = here.new_empty(len(here), samples.columns, samples.examples)
+    for other in rows.parts(samples):
+        block = here @ rows.flat(samples, other).T
+        table[:, :, other] = block.unflatten(1, (samples.columns, -1))
+    return table.flatten(1)
 
 
 def _require_matching(layers: Sequence[LayerStatistics]) -> None:

@@ -21,7 +21,8 @@ from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
 from fisherlab.operators.diagonal import Diagonal
-from fisherlab.samples import Samples, SharedSamples, rows
+from fisherlab.samples import Samples, SharedSamples, TokenSamples, rows
+from fisherlab.samples.cross import squared_inner
 
 Form = Literal["auto", "dense", "gram", "matrices", "pairs"]
 KEPT_BLOCK = 1500  # blocks up to this size are kept once formed (18 MB)
@@ -335,7 +336,11 @@ class WoodburyInverse(Operator):
 def _factored_factored(a: FactoredFisher, b: FactoredFisher) -> float:
     if a.samples is b.samples:
         return a.frobenius_norm() ** 2 * a.count / b.count
-    return _factored_any(a, b)
+    if a._block_is_cheap and b._block_is_cheap:
+        return float((a._formed() * b._formed()).sum(dtype=torch.float64))
+    if any(isinstance(s, TokenSamples) for s in (a.samples, b.samples)):
+        return _factored_any(a, b)  # rows of a table too long to be formed
+    return squared_inner(a.samples, b.samples) / (a.count * b.count)
 
 
 @inner_product(FactoredFisher, Diagonal)

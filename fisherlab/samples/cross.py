@@ -1,6 +1,6 @@
 """Sums and Gram matrices between two sets of samples of the same examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.rows import flat, parts
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
+TABLE_ROWS = 2048  # rows and columns of a tile of inner products
 Index = Sequence[int] | slice | Tensor
 WHOLE = slice(None)
 
@@ -42,11 +43,41 @@ def gram_block(samples: Samples, left: slice, right: slice) -> Float[Tensor, "m 
     """Return ⟨D_a, D_b⟩ for a among some examples and b among others, both v-major."""
     if not isinstance(samples, OuterSamples):
         return flat(samples, left) @ flat(samples, right).T
-    rows, cols = samples.gradients[:, left], samples.gradients[:, right]
-    (v, n), k = rows.shape[:2], cols.shape[1]
-    table = (rows.flatten(0, 1) @ cols.flatten(0, 1).T).view(v, n, v, k)
-    table *= (samples.inputs[left] @ samples.inputs[right].T)[:, None, :]
-    return table.view(v * n, v * k)
+    return _outer_table(samples, samples, left, right)
+
+
+def _outer_table(
+    first: OuterSamples, second: OuterSamples, left: slice, right: slice
+) -> Float[Tensor, "m k"]:
+    """Return (g_a·h_b)(a_a·b_b) for some examples of each, v-major."""
+    rows, cols = first.gradients[:, left], second.gradients[:, right]
+    (v, n), (w, k) = rows.shape[:2], cols.shape[:2]
+    table = (rows.flatten(0, 1) @ cols.flatten(0, 1).T).view(v, n, w, k)
+    table *= (first.inputs[left] @ second.inputs[right].T)[:, None, :]
+    return table.view(v * n, w * k)
+
+
+def squared_inner(left: Samples, right: Samples) -> float:
+    """Return Σ_ab ⟨D_a, E_b⟩² for samples D and E of one weight, summed in float64.
+
+    Tile by tile of the table of inner products. Two sets at one position form no matrix
+    and cost N²(i + V² o) multiply-adds, others V² N² p.
+    """
+    tables = _tables(left, right.to(left.dtype))
+    return sum(float(table.square().sum(dtype=torch.float64)) for table in tables)
+
+
+def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
+    """Yield ⟨D_a, E_b⟩ tile by tile."""
+    if isinstance(left, OuterSamples) and isinstance(right, OuterSamples):
+        for some in chunks(left.examples, TABLE_ROWS // left.columns):
+            for others in chunks(right.examples, TABLE_ROWS // right.columns):
+                yield _outer_table(left, right, some, others)
+        return
+    for some in parts(left):
+        formed = flat(left, some)
+        for others in parts(right):
+            yield formed @ flat(right, others).T
 
 
 def _is_whole(index: Index) -> bool:
