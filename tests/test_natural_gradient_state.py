@@ -209,6 +209,18 @@ def test_a_saved_state_holds_the_dampings_of_the_groups():
         again.load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
 
 
+def test_the_state_of_another_model_is_refused_and_changes_nothing():
+    model, chosen, batch = problem()
+    optimiser = natural(model, chosen)
+    optimiser.step(batch=batch)
+    other = natural(
+        nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 3)), chosen, lr=7.0
+    )
+    with pytest.raises(ValueError, match="state is of other parameters: 0"):
+        other.load_state_dict(optimiser.state_dict())
+    assert (other.steps, dict(other.units), other.param_groups[0]["lr"]) == (0, {}, 7.0)
+
+
 def test_methods_with_their_own_state_are_not_averaged():
     model, chosen, batch = problem()
     optimiser = natural(model, chosen, fl.SINGD(rate=0.05), damping=0.0, average=0)

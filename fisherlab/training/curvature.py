@@ -14,6 +14,7 @@ from fisherlab.approximators.k_bfgs import Observation
 from fisherlab.approximators.network import network_approximators
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import NeedsSharedForm
+from fisherlab.layers import Block
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.iterative import IterativeInverse
@@ -21,6 +22,7 @@ from fisherlab.operators.network import NetworkOperator
 from fisherlab.training.moves import Parameters
 
 AnyDamping = Damping | RelativeDamping
+NETWORK = "network"  # the name of the one unit of a method that couples layers
 Fallback = Any  # "gradient", or the name or the value of an approximator
 
 
@@ -65,13 +67,13 @@ class Coupled:
         self, statistics: Mapping[str, Any], units: Units
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the new operator under the name "network", and no exceptions."""
-        return {"network": self.approximator(statistics)}, {}
+        return {NETWORK: self.approximator(statistics)}, {}
 
     def directions(
         self, units: Units, gradients: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the inverse times the gradients of all blocks, zero where unused."""
-        inverse = units["network"].inverse
+        inverse = units[NETWORK].inverse
         like = next(iter(gradients.values()))
         unused = inverse.weight_shapes.keys() - gradients.keys()
         filled = {n: like.new_zeros(inverse.weight_shapes[n]) for n in unused}
@@ -346,7 +348,7 @@ def inverted(
 
 def _inverse(operator: Any, damping: AnyDamping, fallen: bool) -> Any:
     if isinstance(damping, RelativeDamping):
-        (alpha,) = _single(damping)
+        alpha = _single(damping)
         return operator.inverse(alpha * operator.trace() / max(operator.shape[0], 1))
     if isinstance(damping, Factored):
         if fallen:
@@ -356,9 +358,35 @@ def _inverse(operator: Any, damping: AnyDamping, fallen: bool) -> Any:
     return operator.inverse(tikhonov(damping, repr(operator)))
 
 
-def _single(damping: RelativeDamping) -> tuple[float]:
+def _single(damping: RelativeDamping) -> float:
     assert isinstance(damping.alphas, tuple)
     if len(damping.alphas) != 1:
         msg = f"{damping!r}: an optimiser takes one fraction."
         raise ValueError(msg)
-    return (damping.alphas[0],)
+    return damping.alphas[0]
+
+
+def require_fit(units: Mapping[str, Unit], blocks: Mapping[str, Block]) -> None:
+    """Refuse units that were made of other blocks.
+
+    Raises
+    ------
+    ValueError
+        Naming the blocks that are unknown or have another shape.
+    """
+    wrong = [
+        name
+        for name, unit in units.items()
+        if name != NETWORK
+        and (name not in blocks or not _fits(unit.operator, blocks[name]))
+    ]
+    if wrong:
+        msg = (
+            f"load_state_dict: the state is of other parameters: {', '.join(wrong)} do not "
+            f"fit the blocks {', '.join(blocks)}. Nothing was changed."
+        )
+        raise ValueError(msg)
+
+
+def _fits(operator: Any, block: Block) -> bool:
+    return getattr(operator, "weight_shape", block.weight_shape) == block.weight_shape

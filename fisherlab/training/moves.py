@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from fisherlab.errors import NumericalError
 from fisherlab.layers import Block
 from fisherlab.training.clipping import KLClip
 
@@ -138,6 +139,32 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def require_finite(
+    step: int,
+    directions: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    parameters: Parameters,
+) -> None:
+    """Name the block whose gradient or direction is not finite; one look at the device.
+
+    Raises
+    ------
+    NumericalError
+        With the step and the damping of the block's group.
+    """
+    finite = {name: torch.isfinite(d.sum()) for name, d in directions.items()}
+    if not finite or bool(torch.stack(list(finite.values())).all()):
+        return
+    name = next(name for name, good in finite.items() if not bool(good))
+    kind = "direction" if bool(gradients[name].isfinite().all()) else "gradient"
+    damping = parameters.setting("damping")
+    first = next(n for n in parameters.blocks[name].parameters if n in damping)
+    raise NumericalError(
+        f"step {step}: the {kind} of block {name!r} holds NaN or infinity (damping "
+        f"{damping[first]!r}). No parameter was changed."
+    )
+
+
 def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
     """Check the settings of a group, and that its parameters are the model's.
 
@@ -165,5 +192,30 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
         msg = (
             f"{who}: parameters in {', '.join(sorted(low))} were given; factorisations "
             "need float32 or float64."
+        )
+        raise ValueError(msg)
+
+
+def check_schedule(
+    statistics_every: int, inverse_every: int, fraction: float, momentum_of: str
+) -> None:
+    """Check how often and on what a `NaturalGradient` measures.
+
+    Raises
+    ------
+    ValueError
+        Naming what is expected.
+    """
+    if statistics_every < 1 or inverse_every < 1:
+        msg = (
+            f"NaturalGradient: statistics_every={statistics_every}, "
+            f"inverse_every={inverse_every}; positive numbers of steps are expected."
+        )
+        raise ValueError(msg)
+    if not 0 < fraction <= 1 or momentum_of not in ("direction", "gradient"):
+        msg = (
+            f"NaturalGradient: statistics_fraction={fraction}, "
+            f"momentum_of={momentum_of!r}; a fraction in (0, 1], and 'direction' or "
+            "'gradient' are expected."
         )
         raise ValueError(msg)

@@ -6,7 +6,6 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import NumericalError
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.showing import shown
@@ -25,9 +24,18 @@ from fisherlab.training.curvature import (
     handler,
     inverted,
     remembering,
+    require_fit,
     warmed,
 )
-from fisherlab.training.moves import Parameters, check_group, clipping, momenta, move_
+from fisherlab.training.moves import (
+    Parameters,
+    check_group,
+    check_schedule,
+    clipping,
+    momenta,
+    move_,
+    require_finite,
+)
 from fisherlab.training.one_graph import Passed
 from fisherlab.training.passes import Observed, Passes, chosen
 
@@ -143,7 +151,7 @@ class NaturalGradient(torch.optim.Optimizer):
         fallback: Fallback = None,
         params: Iterable[Any] | None = None,
     ) -> None:
-        _check(statistics_every, inverse_every, statistics_fraction, momentum_of)
+        check_schedule(statistics_every, inverse_every, statistics_fraction, momentum_of)
         self.curvature = handler(approximator, fallback)
         method = self.curvature.approximator
         takes = getattr(method, "takes", "per_example")
@@ -226,7 +234,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if of_gradient:
             gradients = momenta(parameters, self.state, gradients)
         directions = self.curvature.directions(units, gradients)
-        self._require_finite(directions, gradients)
+        require_finite(self.steps, directions, gradients, parameters)
         units = remembering(units, directions)
         if self.clip is not None:
             scale = clipping(self.clip, parameters, directions, gradients)
@@ -324,21 +332,6 @@ class NaturalGradient(torch.optim.Optimizer):
             return self.average.warm_share()
         return self.average.share(unit.updates)
 
-    def _require_finite(
-        self, directions: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-    ) -> None:
-        """Name the blocks whose direction is not finite though the gradient is."""
-        if self._device().type != "cpu":  # no host synchronisation inside a step
-            return
-        for name, direction in directions.items():
-            if bool(torch.isfinite(direction.sum())):
-                continue
-            kind = "gradient" if not bool(gradients[name].isfinite().all()) else "direction"
-            raise NumericalError(
-                f"step {self.steps}: the {kind} of block {name!r} holds NaN or infinity "
-                f"(damping {self.param_groups[0]['damping']!r}). No parameter was changed."
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
         return self.__dict__.copy()
@@ -364,8 +357,9 @@ class NaturalGradient(torch.optim.Optimizer):
             msg = "load_state_dict: the state of another kind of optimiser was given."
             raise ValueError(msg)
         groups = portable.unpack(state_dict["param_groups"])
-        super().load_state_dict({**state_dict, "param_groups": groups})
         own = portable.unpack(state_dict["natural_gradient"])
+        require_fit(own["units"], self._parameters().blocks)
+        super().load_state_dict({**state_dict, "param_groups": groups})
         self.steps = own["steps"]
         self.units, self.exceptions = dict(own["units"]), dict(own["exceptions"])
 
@@ -386,18 +380,3 @@ class NaturalGradient(torch.optim.Optimizer):
             taken = ", ".join(f"{n} ({why})" for n, why in self.exceptions.items())
             lines.append(f"fallback {self.fallback!r}: {taken or 'no block so far'}")
         return f"NaturalGradient of {'; '.join(lines)}\n{super().__repr__()}"
-
-
-def _check(statistics_every: int, inverse_every: int, part: float, place: Place) -> None:
-    if statistics_every < 1 or inverse_every < 1:
-        msg = (
-            f"NaturalGradient: statistics_every={statistics_every}, "
-            f"inverse_every={inverse_every}; positive numbers of steps are expected."
-        )
-        raise ValueError(msg)
-    if not 0 < part <= 1 or place not in ("direction", "gradient"):
-        msg = (
-            f"NaturalGradient: statistics_fraction={part}, momentum_of={place!r}; a "
-            "fraction in (0, 1], and 'direction' or 'gradient' are expected."
-        )
-        raise ValueError(msg)
