@@ -1,6 +1,8 @@
 """Estimates are right before anything is allocated."""
 
+import importlib
 import resource
+from typing import Any
 
 import pytest
 import torch
@@ -153,3 +155,47 @@ def test_sums_over_columns_are_streamed_with_one_column() -> None:
     fewer = all_of_them.streamed_bytes - all_of_them.result_bytes
     fewer -= one.streamed_bytes - one.result_bytes
     assert fewer == pytest.approx(2 * run * 19 * 20 * number)
+
+
+def test_the_form_of_the_exact_block_is_what_is_counted() -> None:
+    model = nn.Sequential(nn.Linear(400, 100)).double()
+    data = (torch.randn(30, 400, dtype=torch.float64), None)
+
+    def said(form: str, budget: str = "90 GiB") -> Any:
+        methods = {"exact": fl.ExactBlock(form=form)}
+        return fl.estimate(model, data, fl.Gaussian(), methods, fl.MonteCarlo(1), budget)
+
+    dense = said("dense").plans["0"].dense_bytes
+    assert said("dense").peak_bytes > dense > 100 * said("auto").peak_bytes
+    assert said("gram").peak_bytes == said("auto").peak_bytes
+    with pytest.raises(fl.BudgetError, match="GiB"):
+        said("dense", "100 MiB")
+
+
+def test_a_stream_of_methods_that_hold_samples_holds_them_all() -> None:
+    model, data = nn.Linear(3, 20), (torch.zeros(50_000, 3), None)
+    held = fl.estimate(model, data, fl.Gaussian(), ["mini-block"])
+    assert held.streamed_bytes >= held.statistics_bytes
+    with pytest.raises(fl.BudgetError) as caught:
+        fl.estimate(model, data, fl.Gaussian(), ["mini-block"], budget=held.peak_bytes - 1)
+    assert "fisherlab.approximate" not in str(caught.value)
+
+
+def test_a_single_class_has_no_columns_and_is_told_so() -> None:
+    model, data = nn.Linear(3, 1), (torch.rand(5, 3), None)
+    with pytest.raises((fl.BudgetError, ValueError), match=r"budget|one class"):
+        fl.estimate(model, data, fl.Categorical(), ["kfac"], budget=10)
+
+
+def test_output_gradients_are_cut_into_pieces_that_fit_the_budget(monkeypatch) -> None:
+    collect = importlib.import_module("fisherlab.statistics.collect")
+    model = nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 40)).double()
+    data = (torch.rand(30, 3, dtype=torch.float64), None)
+    monkeypatch.setattr(collect, "PIECE_BYTES", 30 * 90 * 8 * 7)  # seven columns
+    pieces = list(collect.stream(model, data, fl.Gaussian()))
+    sizes = [piece["0"].samples.columns for piece in pieces]
+    assert sizes == [7] * 5 + [5]
+    monkeypatch.undo()
+    whole = fl.collect(model, data, fl.Gaussian())["0"]
+    total = sum(float(piece["0"].samples.squared_norms().sum()) for piece in pieces)
+    assert total == pytest.approx(float(whole.samples.squared_norms().sum()))

@@ -86,7 +86,8 @@ def compare(
     """
     chosen, levels = by_name(approximators), dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
-    limit = parse_budget(budget)
+    device = next((layer.samples.device for layer in stats.values()), "cpu")
+    limit = parse_budget(budget, device)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
     for name in _progress(stats, progress):

@@ -10,7 +10,7 @@ Sampling and the source of the labels are not orthogonal to the rest: a ladder o
 errors sets them side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -74,7 +74,8 @@ def decompose(
     Parameters
     ----------
     model, data, likelihood
-        As for `collect`; data without labels leave the empirical Fisher out.
+        As for `collect`, but read three times, so no iterator; data without labels leave
+        the empirical Fisher out.
     approximators
         Names, or a mapping of names to values.
     samples, seed
@@ -97,6 +98,8 @@ def decompose(
     ------
     ValueError
         For unknown names.
+    TypeError
+        For data that can be read only once.
 
     Notes
     -----
@@ -174,13 +177,21 @@ def _sources(
     layers: Sequence[str] | None,
 ) -> dict[str, Statistics]:
     """Collect every source that the data allow."""
+    if isinstance(data, Iterator):
+        msg = "decompose: the data are read three times; give a tuple, list or DataLoader."
+        raise TypeError(msg)
     kinds: dict[str, Fisher] = {"exact": Exact(), "sampled": MonteCarlo(samples, seed)}
-    if not (isinstance(data, tuple) and data[1] is None):
+    if _labelled(data):
         kinds["empirical"] = Empirical()
     return {
         source: collect(model, data, likelihood, fisher, layers=layers)
         for source, fisher in kinds.items()
     }
+
+
+def _labelled(data: Any) -> bool:
+    _, labels = data if isinstance(data, tuple) else next(iter(data), (None, None))
+    return labels is not None
 
 
 def _distance(whole: FactoredFisher, other: FactoredFisher) -> float:

@@ -21,6 +21,7 @@ from fisherlab.approximators.streaming import streams_by_column
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
+from fisherlab.operators.factored import Form
 from fisherlab.samples import MatrixSamples
 from fisherlab.showing import html_table
 from fisherlab.statistics import Fisher
@@ -74,12 +75,12 @@ class Estimate:
         Block name to its `Plan`.
     rows
         A `Cost` for every layer and approximator.
-    exact
-        Whether the exact block is among them, so that its matrix has to be formed.
+    forms
+        Forms of the exact block among them, whose matrix has to be formed.
+    held
+        Whether a method beside the exact block holds every sample, also in a stream.
     dense
         Whether every operator is also formed as a dense matrix and kept.
-    by_column
-        Whether `fisherlab.approximate` takes one column at a time.
     budget
         Bytes allowed.
     """
@@ -87,9 +88,9 @@ class Estimate:
     collection: Collection
     plans: Mapping[str, Plan]
     rows: tuple[Cost, ...]
-    exact: bool
+    forms: frozenset[Form]
+    held: bool
     dense: bool
-    by_column: bool
     budget: int
 
     @property
@@ -127,16 +128,23 @@ class Estimate:
         plans = self.plans.values()
         if self.dense:
             return max(plan.workspace_bytes for plan in plans)
-        return max(plan.working_bytes for plan in plans) * self.exact
+        needed = (plan.working_bytes(form) for plan in plans for form in self.forms)
+        return max(needed, default=0)
 
     @property
     def streamed_bytes(self) -> int:
-        """The peak of `fisherlab.approximate`: a run of statistics beside the next."""
-        share = min(1.0, 2 * self.collection.run / self.examples)
-        plans = self.plans.values()
-        alone = sum(plan.column_bytes for plan in plans)
-        held = int((alone if self.by_column else self.statistics_bytes) * share)
-        return held + self.result_bytes + self.collection.bytes
+        """The peak of `fisherlab.approximate`: a run of statistics beside the next.
+
+        Methods that hold every sample count all statistics.
+        """
+        return self.streamed(held=self.held or bool(self.forms))
+
+    def streamed(self, *, held: bool) -> int:
+        """Return the peak of a stream whose samples are held, or go by."""
+        share = 1.0 if held else min(1.0, 2 * self.collection.run / self.examples)
+        alone = sum(plan.column_bytes for plan in self.plans.values())
+        each = alone if self.collection.by_column else self.statistics_bytes
+        return int(each * share) + self.result_bytes + self.collection.bytes
 
     @property
     def flops(self) -> float:
@@ -229,23 +237,23 @@ def estimate(
     ('packed GEMM', 4400)
     """
     chosen = by_name(approximators)
-    planned, collection = plans(model, batch, likelihood, fisher, layers, dtype)
+    limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
+    alone = streams_by_column(chosen.values())
+    planned, collection = plans(
+        model, batch, likelihood, fisher, layers, dtype, limit, alone
+    )
     rows = tuple(
         _cost(plan, name, method)
         for plan in planned.values()
         for name, method in chosen.items()
     )
-    exact = any(isinstance(method, ExactBlock) for method in chosen.values())
-    limit = parse_budget(budget)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    alone = on_cpu and streams_by_column(chosen.values()) and _all_tapped(planned)
-    found = Estimate(collection, planned, rows, exact, dense, alone, limit)
+    blocks = [method for method in chosen.values() if isinstance(method, ExactBlock)]
+    others = [method for method in chosen.values() if method not in blocks]
+    held = any(getattr(method, "holds_samples", False) for method in others)
+    forms = frozenset(method.form for method in blocks)
+    found = Estimate(collection, planned, rows, forms, held, dense, limit)
     _require_fit(found)
     return found
-
-
-def _all_tapped(planned: Mapping[str, Plan]) -> bool:
-    return not any(isinstance(plan.samples, MatrixSamples) for plan in planned.values())
 
 
 def _cost(plan: Plan, name: str, method: Approximator) -> Cost:
@@ -282,12 +290,13 @@ def _smaller(found: Estimate) -> list[tuple[str, int]]:
     plans = found.plans.values()
     base = found.statistics_bytes + found.result_bytes + found.collection.bytes
     columns = max(plan.samples.columns for plan in plans)
-    single = sum(plan.statistics_bytes // plan.samples.columns for plan in plans)
+    single = sum(plan.column_bytes for plan in plans)
     forms = {
-        "the exact block in dense form": base + max(p.dense_bytes for p in plans),
-        "the exact block in gram form": base + max(p.gram_bytes for p in plans),
+        "the exact block in dense form": base
+        + max(p.working_bytes("dense") for p in plans),
+        "the exact block in gram form": base + max(p.working_bytes("gram") for p in plans),
         "products with the factored exact block": base,
-        "fisherlab.approximate without the exact block": found.streamed_bytes,
+        "fisherlab.approximate without the exact block": found.streamed(held=found.held),
     }
     if columns > 1:
         forms["about that much with MonteCarlo(1)"] = (

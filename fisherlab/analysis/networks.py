@@ -80,7 +80,7 @@ def compare_networks(
             pairs[method] = paired("compare_networks", exact, approx, mixed=False)
         except FisherlabError as error:
             cells.blame(NETWORK, method, reason(error))
-    fill(cells, asked, (NETWORK, exact), pairs, parse_budget(budget))
+    fill(cells, asked, (NETWORK, exact), pairs, parse_budget(budget, exact.device))
     made = attributes(stats, chosen, analysis="compare_networks", damping_kind=levels.kind)
     rows = {
         "layer": [NETWORK],

@@ -104,10 +104,9 @@ class Plan:
         """Bytes that forming the dense block takes beside the block itself."""
         return _workspace(self.samples)
 
-    @property
-    def working_bytes(self) -> int:
-        """Bytes that the chosen route forms: a Gram matrix and its factor, or a block."""
-        if self.route == "Gram":
+    def working_bytes(self, form: Form) -> int:
+        """Bytes a form of the exact block takes: a Gram matrix and its factor, or p²."""
+        if route(self.samples, form) == "Gram":
             return 2 * self.gram_bytes
         return self.dense_bytes + self.workspace_bytes
 
@@ -127,12 +126,15 @@ class Collection:
         Activations and output columns of one run.
     flops
         Multiply-adds of one forward pass and V backward passes over all examples.
+    by_column
+        Whether `fisherlab.approximate` takes one column at a time.
     """
 
     examples: int
     run: int
     bytes: int
     flops: int
+    by_column: bool
 
 
 def plans(
@@ -142,10 +144,12 @@ def plans(
     fisher: Fisher | None,
     layers: Sequence[str] | None,
     dtype: torch.dtype | None,
+    budget: int,
+    by_column: bool,
 ) -> tuple[dict[str, Plan], Collection]:
     """Probe two examples of every kind of batch and plan what `collect` will hold.
 
-    Parameters are those of `estimate`.
+    Parameters are those of `estimate`; `by_column` says that the methods allow it.
     """
     seen = view(model, dtype)
     found = select(blocks(model), layers)
@@ -163,7 +167,14 @@ def plans(
         name: _plan(seen, block, longest, examples, columns)
         for name, block in found.items()
     }
-    return planned, _collection(seen, found, longest, first, examples, columns)
+    alone = by_column and not longest.general and seen.device.type == "cpu"
+    run = min(examples, run_length(longest, budget))
+    outputs = longest.output[0].numel() * longest.output.element_size()
+    pulled = min(COLUMN_BYTES, run * columns * outputs)
+    once, each = _pass_flops(seen, found, longest, first)
+    flops = examples * (once + columns * each)
+    held = run * longest.example_bytes + pulled
+    return planned, Collection(examples, run, held, flops, alone)
 
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:
@@ -230,22 +241,6 @@ def _workspace(samples: Samples) -> int:
             size * samples.examples * samples.inputs.shape[1] ** 2 * (o * o + i * i),
         )
     return min(rows.CHUNK_BYTES, size * samples.columns * samples.examples * o * i)
-
-
-def _collection(
-    seen: ModelView,
-    found: Mapping[str, Block],
-    longest: Probe,
-    batch: Batch,
-    examples: int,
-    columns: int,
-) -> Collection:
-    run = min(examples, run_length(longest))
-    outputs = longest.output[0].numel() * longest.output.element_size()
-    pulled = min(COLUMN_BYTES, run * columns * outputs)
-    held = run * longest.example_bytes + pulled
-    once, each = _pass_flops(seen, found, longest, batch)
-    return Collection(examples, run, held, examples * (once + columns * each))
 
 
 def _pass_flops(

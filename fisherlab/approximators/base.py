@@ -29,7 +29,8 @@ class Streaming(Protocol):
 
     `next_pass` returns the state to begin another pass over the data with, or None when
     the state is ready for `finish`. An approximator to which columns may come one by one
-    at no more arithmetic says so by an attribute ``by_column = True``.
+    at no more arithmetic says so by an attribute ``by_column = True``, one that holds
+    every sample to the end by ``holds_samples = True``.
     """
 
     def accumulate(self, state: Any | None, statistics: LayerStatistics) -> Any:

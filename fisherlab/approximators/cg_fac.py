@@ -1,7 +1,7 @@
 """Natural-gradient steps by conjugate gradients that form neither F nor its factors."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from fisherlab.approximators.exact import ExactBlock
 from fisherlab.approximators.held import Held
@@ -53,6 +53,8 @@ class CGFAC:
     >>> op.solve(torch.ones(2, 4), damping=1.0)[0, 0].item()
     0.20000000298023224
     """
+
+    holds_samples: ClassVar[bool] = True
 
     variant: Variant = "kfac"
     tolerance: float | None = None

@@ -1,7 +1,7 @@
 """Rank-1 sums of Kronecker products, each of what the others left over."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class Deflation:
     >>> Deflation(rank=2)
     Deflation(rank=2, solver='auto')
     """
+
+    holds_samples: ClassVar[bool] = True
 
     rank: int = 2
     solver: SolverChoice = "auto"

@@ -1,7 +1,7 @@
 """The exact block, as a method among the others."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from fisherlab.approximators.held import Held
 from fisherlab.operators import FactoredFisher, Operator
@@ -34,6 +34,8 @@ class ExactBlock:
     >>> fl.ExactBlock()(stats["weight"]).trace()
     8.0
     """
+
+    holds_samples: ClassVar[bool] = True
 
     form: Form = "auto"
 

@@ -1,7 +1,7 @@
 """KFAC with a correction: the best sum of Kronecker products of what it leaves."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -74,6 +74,8 @@ class KFACCorrected:
     >>> len(fl.KFACCorrected()(stats).terms)
     2
     """
+
+    holds_samples: ClassVar[bool] = True
 
     rank: int = 1
     solver: SolverChoice = "auto"

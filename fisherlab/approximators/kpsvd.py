@@ -1,7 +1,7 @@
 """The best sum of Kronecker products in Frobenius norm."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from fisherlab.approximators.groups import by_group
 from fisherlab.approximators.held import Held
@@ -64,6 +64,8 @@ class KPSVD:
     >>> len(fl.KPSVD(rank=2)(stats["weight"]).terms)
     1
     """
+
+    holds_samples: ClassVar[bool] = True
 
     rank: int = 1
     solver: SolverChoice = "auto"

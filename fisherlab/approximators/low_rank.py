@@ -1,7 +1,7 @@
 """The largest eigenvalues of the exact block, with their vectors."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class LowRank:
     >>> [round(e, 4) for e in fl.LowRank(rank=1)(stats["weight"]).values.tolist()]
     [4.0]
     """
+
+    holds_samples: ClassVar[bool] = True
 
     rank: int = 10
 

@@ -1,7 +1,7 @@
 """Mini-block Fisher: the exact block kept on many small diagonal blocks."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from fisherlab.approximators.block_partition import Rule, partition
 from fisherlab.approximators.held import Held
@@ -73,6 +73,8 @@ class MiniBlock:
     >>> fl.MiniBlock(spatial_average=True)(stats["weight"]).blocks[0].shape
     torch.Size([1, 4, 4])
     """
+
+    holds_samples: ClassVar[bool] = True
 
     statistic: Statistic = "per_example"
     spatial_average: bool = False

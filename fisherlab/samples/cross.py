@@ -70,8 +70,8 @@ def squared_inner(left: Samples, right: Samples) -> float:
 def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
     """Yield ⟨D_a, E_b⟩ tile by tile."""
     if isinstance(left, OuterSamples) and isinstance(right, OuterSamples):
-        for some in chunks(left.examples, TABLE_ROWS // left.columns):
-            for others in chunks(right.examples, TABLE_ROWS // right.columns):
+        for some in chunks(left.examples, TABLE_ROWS // max(1, left.columns)):
+            for others in chunks(right.examples, TABLE_ROWS // max(1, right.columns)):
                 yield _outer_table(left, right, some, others)
         return
     for some in parts(left):

@@ -27,6 +27,7 @@ EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power
 COLUMN_BYTES = 64 * 2**20  # output columns held at once
 MATRIX_BYTES = 256 * 2**20  # per-example matrices formed at once
 WORKING_BYTES = 2**30  # activations held at once
+PIECE_BYTES = 2**30  # output gradients held at once
 PASS_BYTES = 48 * 2**20  # activations of one forward pass on a CPU: they stay in cache
 
 
@@ -47,10 +48,13 @@ class _Job:
         """Return how many columns are pulled back together on this device."""
         return 1 if self.view.device.type == "cpu" else min(likelihood_columns, 64)
 
-    def piece_columns(self, found: Probe, columns: int) -> int:
-        """Return how many of these columns one piece holds."""
-        alone = self.by_column and not found.general and self.at_once(columns) == 1
-        return 1 if alone else max(1, columns)
+    def piece_columns(self, found: Probe, output: Tensor) -> int:
+        """Return how many columns one piece holds, so that it stays within its bytes."""
+        if self.by_column and not found.general and self.at_once(2) == 1:
+            return 1
+        gradients = max(1, found.column_bytes * len(output))
+        held = min(PIECE_BYTES, self.budget // 2) // gradients
+        return max(1, min(held, COLUMN_BYTES // max(1, output.nbytes)))
 
     def pass_length(self, found: Probe, examples: int) -> int:
         """Return how many examples one forward pass takes: equal parts, kept in cache."""
@@ -249,11 +253,10 @@ def _require_same(job: _Job, found: Probe, batch: Batch) -> None:
     require_equal(first, second)
 
 
-def run_length(found: Probe, budget: int = WORKING_BYTES) -> int:
+def run_length(found: Probe, budget: int) -> int:
     """Return how many examples are collected together."""
-    working = min(WORKING_BYTES, budget)
     cached = EXAMPLES * 8 // found.output.element_size()
-    return max(1, min(cached, working // found.example_bytes))
+    return max(1, min(cached, min(WORKING_BYTES, budget // 2) // found.example_bytes))
 
 
 def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerStatistics]]:
@@ -277,11 +280,12 @@ def _columns(job: _Job, found: Probe, batch: Batch, output: Tensor) -> Iterator[
     """Yield the columns of each piece; one empty run of them if there are none."""
     total = job.fisher.column_count(job.likelihood, output)
     size = max(1, COLUMN_BYTES // max(1, output.nbytes))
+    held = job.piece_columns(found, output)
     for part in chunks(total, size) if total else [slice(0, 0)]:
         columns = job.fisher.columns(
             job.likelihood, output, batch.y, batch.first, part
         ).detach()
-        yield from columns.split(job.piece_columns(found, len(columns)))
+        yield from columns.split(held)
 
 
 def _shared_pieces(

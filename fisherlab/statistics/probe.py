@@ -41,6 +41,8 @@ class Probe:
     example_bytes
         Bytes of the activations that the backward pass of one example needs, of the
         taps among them, and of their gradients for one column.
+    column_bytes
+        Bytes of these gradients for every further column that is held.
     """
 
     tapped: Mapping[str, Tapped]
@@ -50,6 +52,7 @@ class Probe:
     unfollowed: str
     overwrites_data: bool
     example_bytes: int
+    column_bytes: int
 
     def matrices(
         self, view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
@@ -96,9 +99,16 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
             general[name] += "; its gradient is zero on two examples"
     kept = {name: tap for name, tap in tapped.items() if name not in wrong}
     alone, overwrites = _alone(view, batch.part([0]))
-    example_bytes += 2 * direct.element_size() * _tapped_numbers(kept)
+    each = direct.element_size() * _tapped_numbers(kept)
     return Probe(
-        kept, general, direct.detach(), alone, unfollowed, overwrites, example_bytes
+        kept,
+        general,
+        direct.detach(),
+        alone,
+        unfollowed,
+        overwrites,
+        example_bytes + 2 * each,
+        each,
     )
 
 
