@@ -9,6 +9,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators import Streaming, by_name
+from fisherlab.approximators.held import Held
 from fisherlab.approximators.mini_block import partition
 from tests import cases, oracles
 from tests.cases import METHODS, normal
@@ -408,3 +409,14 @@ def test_methods_that_need_the_shared_form_say_so(name):
     with pytest.raises(fl.NeedsSharedForm, match=r"'1'.*ExactBlock") as info:
         METHODS[name](layer("norm"))
     assert info.value.layer == "1"
+
+
+def test_chunks_of_columns_that_are_held_are_not_copied():
+    stats = layer("tokens")
+    held, pieces = Held(), []
+    for k in range(stats.gradients.shape[0]):
+        pieces.append(part(stats, slice(None), slice(k, k + 1), counted=k == 0))
+        held = held.add(pieces[-1])
+    assert all(a is b for a, b in zip(held.pieces, pieces, strict=True))
+    assert held.nbytes == stats.inputs.nbytes + stats.gradients.nbytes
+    assert_close(held.joined().gradients, stats.gradients, 0)

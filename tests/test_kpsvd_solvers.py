@@ -345,3 +345,19 @@ def test_no_solver_allocates_the_rearranged_block(solver, monkeypatch):
         op = fl.KPSVD(2, solver)(statistics)
     assert isinstance(op, KroneckerSum)
     assert max(sizes) < o * o * i * i / 20
+
+
+@pytest.mark.parametrize("seed", [3, 19, 42, 88, 101, 154, 177, 190])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_pairs_are_found_where_few_examples_dominate(seed, rank):
+    """Tables whose entries span 20 decades: columns of a basis are rounding errors."""
+    torch.manual_seed(seed)
+    inputs = torch.cat([torch.randn(60, 8), torch.ones(60, 1)], 1).double()
+    gradients = torch.exp(4 * torch.randn(60, 1).double()) * torch.randn(60, 16).double()
+    stats = cases.layer_statistics(cases.OuterSamples(inputs, gradients[None]))
+    best = fl.KPSVD(rank, fl.DenseSVD())(stats)
+    found = fl.KPSVD(rank)(stats)
+    assert found.converged
+    torch.testing.assert_close(found.singular_values, best.singular_values)
+    rest = (found.to_dense() - best.to_dense()).norm() / best.to_dense().norm()
+    assert float(rest) < 1e-6

@@ -13,6 +13,7 @@ from fisherlab.numerics.gram_krylov import GramMap, Table, gram_krylov, gram_pow
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.packed import pack, unpack
 from fisherlab.samples import OuterSamples
+from fisherlab.samples.outer import KEPT_EXAMPLES
 from fisherlab.showing import shown
 
 WHOLE_EXAMPLES = 4096  # N × N tables up to this size are held whole
@@ -170,9 +171,9 @@ class SampleGram:
 
 def _tables(samples: OuterSamples) -> tuple[Table, Table]:
     """Return the two tables, by halves where they are large."""
-    if samples.examples <= WHOLE_EXAMPLES:
+    if samples.examples <= KEPT_EXAMPLES:
         return samples.kept_grams
-    return samples.half_grams()
+    return samples.grams() if samples.examples <= WHOLE_EXAMPLES else samples.half_grams()
 
 
 def _stacked(weights: tuple[Weights, ...]) -> tuple[Tensor, Tensor] | None:

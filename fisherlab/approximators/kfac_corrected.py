@@ -151,8 +151,8 @@ class KFACCorrected:
 
     def _passing(self, held: Held) -> CorrectedPass:
         kfac: Sums | None = None
-        for run in held.runs:
-            kfac = KFAC().accumulate(kfac, run)
+        for piece in held.pieces:
+            kfac = KFAC().accumulate(kfac, piece)
         assert kfac is not None
         return CorrectedPass(kfac, passes_of(self.solver).over(held, self.rank))
 

@@ -166,10 +166,10 @@ class Passes:
 
     def over(self, held: Held, rank: int) -> Pass:
         """Return the first pass, over samples that were held until now."""
-        first, *rest = held.runs
+        first, *rest = held.pieces
         state = self.accumulate(None, first, rank)
-        for run in rest:
-            state = state.seeing(run)
+        for piece in rest:
+            state = state.seeing(piece)
         return state
 
     def again(self, state: Pass, rank: int, removed: tuple[Pair, ...]) -> Pass:

@@ -46,9 +46,10 @@ class Auto:
         if self.tolerance is not None and isinstance(solver, (Lanczos, SampleGram)):
             solver = replace(solver, tolerance=self.tolerance)
         found = solver(block, rank, warm)
-        if isinstance(solver, SampleGram) and block.removed:
-            fine = block.samples.dtype == torch.float64  # finer than squares resolve
-            if not found.converged or (fine and not found.pairs):
+        if isinstance(solver, SampleGram):  # tables of squares resolve half of the digits
+            fine = block.samples.dtype == torch.float64
+            lost = bool(block.removed) and fine and not found.pairs
+            if lost or not found.converged:
                 return Lanczos(tolerance=self.tolerance)(block, rank, warm)
         return found
 

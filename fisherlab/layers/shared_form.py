@@ -88,6 +88,7 @@ def patches(module: Any, x: Tensor) -> Float[Tensor, "n t k"]:
 
     Examples
     --------
+    >>> import torch
     >>> conv = nn.Conv2d(3, 5, kernel_size=2, stride=2)
     >>> patches(conv, torch.zeros(7, 3, 8, 8)).shape
     torch.Size([7, 16, 12])

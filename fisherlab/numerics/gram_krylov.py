@@ -235,21 +235,38 @@ def _orthonormal(
         share = kheld.T @ y
         y, ky = y - held @ share, ky - kheld @ share
     left = _lengths(y, ky)
-    noise = 1e3 * EPS * maps.right.diagonal().sum() * y.square().sum(0)
-    kept = (left > 1e3 * EPS * size) & (left.square() > noise)
+    kept = (left > 1e3 * EPS * size) & _above_noise(maps, y, ky)
     y, ky = y[:, kept], ky[:, kept]
-    if bool((left[kept] < FRESH * size[kept]).any()):
-        ky = maps.right @ y
+    worn = bool((left[kept] < FRESH * size[kept]).any())
+    if worn:
+        y, ky = _multiplied_anew(maps, y, basis)
     for _ in range(2):
+        kept = _above_noise(maps, y, ky)
+        y, ky = y[:, kept], ky[:, kept]
         if not y.shape[1]:
             break
         scale = _lengths(y, ky)
         y, ky = y / scale, ky / scale
+        if worn:  # what scaling has raised
+            y, ky = _multiplied_anew(maps, y, basis)
         values, turn = torch.linalg.eigh(_symmetric(y.T @ ky))
         strong = values > 1e2 * EPS * len(values)
         turn = turn[:, strong] * values[strong].rsqrt()
         y, ky = y @ turn, ky @ turn
     return y, ky
+
+
+def _multiplied_anew(maps: GramMap, y: Tensor, basis: _Basis) -> tuple[Tensor, Tensor]:
+    """Project rounding errors out of columns, and multiply them with K_A."""
+    held, kheld, _, _ = basis.columns()
+    y = y - held @ (kheld.T @ y)
+    return y, maps.right @ y
+
+
+def _above_noise(maps: GramMap, y: Tensor, ky: Tensor) -> Tensor:
+    """Tell which columns have a length that is not rounding errors alone."""
+    noise = 1e3 * EPS * maps.right.diagonal().sum() * y.square().sum(0)
+    return (y * ky).sum(0) > noise
 
 
 def _lengths(y: Tensor, ky: Tensor) -> Tensor:
@@ -272,7 +289,8 @@ def _ritz(
     left = maps.image(ky @ over)
     rest = back @ over - right * values[:keep]
     krest = kback @ over - ky @ turn[:, :keep] * values[:keep]
-    worst = float(_lengths(rest, krest).max() / values[0]) if keep else 0.0
+    # a square below 0 is rounding errors: its size is what is known of the residual
+    worst = float((rest * krest).sum(0).abs().max().sqrt() / values[0]) if keep else 0.0
     found = Triplets(left, values[:keep], right, True, 0, worst)
     onward = turn[:, :width] / values[:width].square()
     return found, (back @ onward, kback @ onward)

@@ -13,16 +13,22 @@ from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.memory import chunks
 from fisherlab.numerics.packed import (
     kronecker_sum_,
-    pack,
+    mirror_,
+    pack_sums,
     pair_count,
+    pair_offset,
+    pair_scale,
     rearranged,
     second_moment,
+    symmetric_product_,
+    triangle_chunks,
     weighted_moment,
 )
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
 FEW_COLUMNS = 128  # up to here the whole table of products costs less than half of it
+PIECE_NUMBERS = 2**22  # packed G, or products of columns, formed at once
 KEPT_PAIRS = 2**22  # packed rearrangements up to this size are kept
 
 
@@ -198,22 +204,41 @@ class OuterSamples:
 
     def _gram_tiles(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         """Yield `squared_grams` tile by tile, row after row."""
-        outputs = self._output_rows()
-        pieces = list(chunks(self.examples, GRAM_ROWS))
+        size = GRAM_ROWS if self._packs_outputs() else GRAM_ROWS // max(1, self.columns)
+        pieces = list(chunks(self.examples, size))
         for at, left in enumerate(pieces):
+            rows = self._output_rows(left)
             for right in pieces[at:]:
                 inputs = (self.inputs[left] @ self.inputs[right].T).square_()
-                yield left, right, inputs, self._output_block(outputs, left, right)
+                others = rows if left == right else self._output_rows(right)
+                yield left, right, inputs, self._output_block(rows, others)
 
     @cached_property
     def kept_grams(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-        """The tables (a_n·a_m)² and ⟨G_n, G_m⟩."""
-        inputs = _products(self.inputs).square_()
-        outputs = self._output_rows()
-        if self._packs_outputs():
-            return inputs, _products(outputs)
-        table = _products(outputs.flatten(0, 1)).square_()
-        return inputs, self._over_columns(table)
+        """The tables (a_n·a_m)² and ⟨G_n, G_m⟩, kept for the next question."""
+        return self.grams()
+
+    def grams(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+        """Return the tables (a_n·a_m)² and ⟨G_n, G_m⟩."""
+        return _products(self.inputs).square_(), self._output_gram()
+
+    def _output_gram(self) -> Float[Tensor, "n n"]:
+        """Return ⟨G_n, G_m⟩, by pieces of the packed G or of the columns' products."""
+        v, n, o = self.gradients.shape
+        if v == 1:
+            return _products(self.gradients[0]).square_()
+        table, columns = self.gradients.new_zeros(n, n), self.gradients.transpose(0, 1)
+        if not self._packs_outputs():
+            for part in chunks(n, PIECE_NUMBERS // max(1, v * v * n)):
+                table[part] = self._output_block(columns[part], columns)
+            return table
+        scale = pair_scale(o, self.gradients)
+        for start, stop in triangle_chunks(o, max(o, PIECE_NUMBERS // max(1, n))):
+            at = slice(pair_offset(o, start), pair_offset(o, stop))
+            room = table.new_empty(n, at.stop - at.start)
+            pairs = pack_sums(columns, start, stop, room)
+            symmetric_product_(table, pairs * scale[at, None])
+        return mirror_(table)
 
     def _packs_outputs(self) -> bool:
         o, v = self.weight_shape[0], self.columns
@@ -223,22 +248,22 @@ class OuterSamples:
         o, v = self.weight_shape[0], self.columns
         return pair_count(o) if self._packs_outputs() else v * v * o
 
-    def _output_rows(self) -> Tensor:
+    def _output_rows(self, part: slice) -> Tensor:
         """Return svec(G_n) (n, pairs) where that is shorter, else g as (n, v, o)."""
-        stacked = self.gradients.transpose(0, 1)
+        columns = self.gradients[:, part].transpose(0, 1)
         if not self._packs_outputs():
-            return stacked
+            return columns
         o = self.weight_shape[0]
-        out = self.inputs.new_empty(self.examples, pair_count(o))
-        for part in chunks(self.examples, GRAM_ROWS):
-            out[part] = pack(stacked[part].transpose(1, 2) @ stacked[part])
-        return out
+        rows = columns.new_empty(len(columns), pair_count(o))
+        pack_sums(columns, 0, o, rows)
+        return rows.mul_(pair_scale(o, rows))
 
-    def _output_block(self, outputs: Tensor, left: slice, right: slice) -> Tensor:
-        if self._packs_outputs():
-            return outputs[left] @ outputs[right].T
-        rows, cols = outputs[left].flatten(0, 1), outputs[right].flatten(0, 1)
-        return self._over_columns((rows @ cols.T).square_())
+    def _output_block(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ⟨G_n, G_m⟩ from rows of either kind."""
+        if left.dim() == 2:
+            return left @ right.T
+        products = left.flatten(0, 1) @ right.flatten(0, 1).T
+        return self._over_columns(products.square_())
 
     def _over_columns(self, table: Tensor) -> Tensor:
         """Add up a table over pairs of (example, column) for each pair of examples."""

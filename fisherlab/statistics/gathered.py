@@ -1,5 +1,7 @@
 """Statistics on their way into memory: chunks of columns and runs of examples."""
 
+from collections.abc import Sequence
+
 from fisherlab.statistics.values import LayerStatistics, join_columns, join_examples
 
 
@@ -17,10 +19,10 @@ class Gathered:
         if piece.count or not runs:
             runs.append([])
         runs[-1].append(piece)
-        self.nbytes += _own_bytes(piece)
-        if self._compress and _too_many_columns(runs[-1]):
+        self.nbytes += own_bytes(piece)
+        if self._compress and too_many_columns(runs[-1]):
             joined = join_columns(runs[-1])
-            self.nbytes += _own_bytes(joined) - sum(map(_own_bytes, runs[-1]))
+            self.nbytes += own_bytes(joined) - sum(map(own_bytes, runs[-1]))
             runs[-1] = [joined]
 
     def joined(self) -> dict[str, LayerStatistics]:
@@ -31,14 +33,15 @@ class Gathered:
         return join_examples([join_columns(run, self._compress) for run in runs])
 
 
-def _own_bytes(piece: LayerStatistics) -> int:
-    """Count bytes; the inputs are those of the run's first chunk."""
+def own_bytes(piece: LayerStatistics) -> int:
+    """Count the bytes of a chunk; the inputs are those of the run's first one."""
     held = [piece.gradients, piece.matrices]
     held += [piece.inputs, piece.tokens] if piece.count else []
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def _too_many_columns(run: list[LayerStatistics]) -> bool:
+def too_many_columns(run: Sequence[LayerStatistics]) -> bool:
+    """Tell whether fewer columns than those of a run's chunks have the same sum."""
     gradients = [piece.gradients for piece in run if piece.gradients is not None]
     if not gradients or gradients[0].shape[2] != 1:
         return False
