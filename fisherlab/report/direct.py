@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,20 @@ def of_model(
     ...     sorted(path.name for path in page.parent.iterdir())
     ['figures', 'inverse_blocks.nc', 'report.html', 'results.nc', 'run.json']
     """
-    levels = fl.RelativeDamping(list(damping))
-    with fl.frozen(model):
-        stats = fl.collect(model, data, likelihood, fisher or fl.Exact())
-        gradient = fl.mean_gradient(model, data, likelihood)
-    ds = fl.compare(stats, approximators, damping=levels, gradient=gradient, budget=budget)
-    ds = with_noise(ds, stats)
-    name = title or type(model).__name__
-    count = sum(parameter.numel() for parameter in model.parameters())
-    told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}
-    tree = fl.inverse_blocks(stats, approximators, fl.RelativeDamping(damping[0]))
-    return write(ds.assign_attrs(told), out, inverses=tree, overwrite=overwrite)
+    with _folder(out, overwrite) as (scratch, place, record):  # refused before the work
+        levels = fl.RelativeDamping(list(damping))
+        with fl.frozen(model):
+            stats = fl.collect(model, data, likelihood, fisher or fl.Exact())
+            gradient = fl.mean_gradient(model, data, likelihood)
+        ds = fl.compare(
+            stats, approximators, damping=levels, gradient=gradient, budget=budget
+        )
+        name = title or type(model).__name__
+        count = sum(parameter.numel() for parameter in model.parameters())
+        told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}
+        tree = fl.inverse_blocks(stats, approximators, fl.RelativeDamping(damping[0]))
+        write_parts(with_noise(ds, stats).assign_attrs(told), tree, record, scratch)
+    return place / "report.html"
 
 
 def write(
@@ -129,15 +133,25 @@ def write(
     ...     write(ds, out).name
     'report.html'
     """
+    with _folder(out, overwrite) as (scratch, place, record):
+        write_parts(ds, inverses, record | dict(run or {}), scratch)
+    return place / "report.html"
+
+
+@contextmanager
+def _folder(
+    out: str | Path | None, overwrite: bool
+) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+    """Yield a scratch folder, the place it goes to in the end, and how it came about."""
     started = datetime.now().astimezone()
     fallback = Path("reports") / f"report-{started:%Y%m%d-%H%M%S}"
     target = None if out is None else Path(out)
-    record = {"started_at": started.isoformat(timespec="seconds")}
-    record = environment() | record | dict(run or {})
-    folder = whole_folder(target, fallback, overwrite=overwrite, owned=PARTS)
-    with folder as (scratch, place):
-        write_parts(ds, inverses, record, scratch)
-    return place / "report.html"
+    record = environment() | {"started_at": started.isoformat(timespec="seconds")}
+    with whole_folder(target, fallback, overwrite=overwrite, owned=PARTS) as (
+        scratch,
+        place,
+    ):
+        yield scratch, place, record
 
 
 def write_parts(

@@ -56,7 +56,8 @@ def standings(m: Moment) -> tuple[Standing, ...]:
 def winners(m: Moment) -> Mapping[str, tuple[str, ...]]:
     """Name the closest approximations of each layer; ties share the place.
 
-    Errors below the numerical floor are equal to one another.
+    Errors below the numerical floor are equal to one another. A layer where all others
+    failed is won by nobody.
 
     Examples
     --------
@@ -71,7 +72,7 @@ def winners(m: Moment) -> Mapping[str, tuple[str, ...]]:
     best: dict[str, tuple[str, ...]] = {}
     for layer, row in zip(m.layers, errors, strict=True):
         known = [i for i in others if np.isfinite(row[i])]
-        if known:
+        if len(known) > 1 or (known and len(others) == 1):  # else nothing was beaten
             limit = max(min(row[i] for i in known) * (1 + 1e-9), FLOOR)
             best[layer] = tuple(m.approximators[i] for i in known if row[i] <= limit)
     return best
@@ -91,8 +92,8 @@ def _standing(m: Moment, name: str, best: Mapping[str, tuple[str, ...]]) -> Stan
         float(errors[here].max()),
         _ratio(m, "stored_numbers", "storage_share", name),
         _ratio(m, "solve_flops", "flops_share", name),
-        _median(m.column("direction_cosine", name)),
-        _median(m.column("inverse_error", name)),
+        _median(m.column("direction_cosine", name)[here]),
+        _median(m.column("inverse_error", name)[here]),
     )
 
 
@@ -118,8 +119,8 @@ def geometric_mean(errors: Grid) -> float:
 
 
 def _median(values: Grid) -> float:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else float("nan")
+    """Return the median over the layers measured, NaN where one of them lacks a value."""
+    return float(np.median(values))
 
 
 def spread(standing: Standing) -> str:

@@ -169,6 +169,7 @@ def _in_part(m: Moment, values: Grid) -> str:
 
 def _other_order(ranking: tuple[Standing, ...]) -> str:
     first, told = ranking[0], []
+    ranking = tuple(s for s in ranking if s.measured == first.measured)
     # A first place without a value (NaN) is behind every other one.
     ahead = max(ranking, key=lambda s: np.nan_to_num(s.direction, nan=-2.0))
     if np.isfinite(ahead.direction) and not ahead.direction <= first.direction + 5e-4:
