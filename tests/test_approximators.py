@@ -420,3 +420,14 @@ def test_chunks_of_columns_that_are_held_are_not_copied():
     assert all(a is b for a, b in zip(held.pieces, pieces, strict=True))
     assert held.nbytes == stats.inputs.nbytes + stats.gradients.nbytes
     assert_close(held.joined().gradients, stats.gradients, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_sums_do_not_stop_growing(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1000)).to(dtype)
+    x = torch.randn(200, 4).to(dtype)
+    arguments = (x, None), fl.Gaussian(), ["kfac"]
+    found = fl.approximate(model, *arguments, layers=["0"])["kfac"]["0"].to_dense()
+    exact = fl.approximate(model.double(), *arguments, layers=["0"])["kfac"]["0"].to_dense()
+    assert float((found.double() - exact).norm() / exact.norm()) < 2e-2

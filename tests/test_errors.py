@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.statistics.fishers import require_kinds
 from tests import cases
 from tests.cases import normal
 
@@ -202,3 +203,20 @@ def test_one_pass_data_is_refused_by_methods_of_two_passes():
     pairs = iter([(X, Y)])
     with pytest.raises(ValueError, match=r"no example|iterat|pass"):
         fl.approximate(model(), pairs, fl.Categorical(), ["ekfac"])
+
+
+@pytest.mark.parametrize("wrong", ["categorical", fl.Categorical, None])
+def test_names_and_classes_in_place_of_a_likelihood_are_refused(wrong):
+    with pytest.raises(TypeError, match=r"likelihood=.*fl\.Categorical\(\) is expected"):
+        require_kinds(wrong, None)
+    for fisher in ("exact", fl.Exact):
+        with pytest.raises(TypeError, match=r"fisher=.*fl\.Exact\(\) is expected"):
+            require_kinds(fl.Categorical(), fisher)
+
+
+@pytest.mark.parametrize("call", [fl.collect, fl.mean_gradient, fl.estimate])
+def test_a_model_whose_parameters_are_all_frozen_is_refused(call):
+    model = torch.nn.Linear(3, 2).requires_grad_(False)
+    data = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(fl.UnsupportedModelError, match="no trainable parameters"):
+        call(model, data, fl.Categorical())

@@ -220,3 +220,13 @@ def test_the_sample_gram_solver_refuses_what_it_cannot_solve():
     unknown = Rearranged(stats.samples, stats.count).less(tuple(fl.KFAC()(stats).terms))
     with pytest.raises(ValueError, match="Lanczos"):
         fl.SampleGram()(unknown, 1)
+
+
+def test_small_numbers_in_float32_have_their_leading_product():
+    samples = cases.outer(1, 40, 6, 8)
+    tiny = cases.OuterSamples(samples.inputs * 1e-7, samples.gradients * 1e-7)
+    expected = fl.KPSVD()(cases.layer_statistics(tiny))
+    found = fl.KPSVD(1, fl.SampleGram())(cases.layer_statistics(tiny.to(torch.float32)))
+    (rows, cols), (exact_rows, exact_cols) = found.terms[0], expected.terms[0]
+    assert_close((rows / rows.norm()).double(), exact_rows / exact_rows.norm(), 1e-4)
+    assert_close((cols / cols.norm()).double(), exact_cols / exact_cols.norm(), 1e-4)

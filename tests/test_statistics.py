@@ -376,3 +376,19 @@ def test_progress_counts_every_example():
         progress=seen.append,
     )
     assert seen == [2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3, bias=False), nn.Embedding(3, 4)])
+def test_a_loader_may_fill_its_buffer_again(layer):
+    whole = cases.normal(9, 4) if isinstance(layer, nn.Linear) else torch.arange(9) % 3
+    model, buffer = layer.double(), whole[:3].clone()
+
+    def batches():
+        for k in range(3):
+            buffer.copy_(whole[3 * k : 3 * k + 3])
+            yield buffer, None
+
+    (found,) = fl.collect(model, batches(), fl.Gaussian()).values()
+    (expected,) = fl.collect(model, (whole, None), fl.Gaussian()).values()
+    buffer.zero_()
+    assert_close(block_of(found), block_of(expected), 1e-12)

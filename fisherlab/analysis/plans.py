@@ -29,6 +29,7 @@ from fisherlab.samples import (
 from fisherlab.statistics import Exact, Fisher, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
+from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
 from fisherlab.statistics.taps import Tapped
@@ -151,6 +152,7 @@ def plans(
 
     Parameters are those of `estimate`; `by_column` says that the methods allow it.
     """
+    require_kinds(likelihood, fisher)
     seen = view(model, dtype)
     found = select(blocks(model), layers)
     probes: dict[Any, Probe] = {}
@@ -170,10 +172,10 @@ def plans(
     alone = by_column and not longest.general and seen.device.type == "cpu"
     run = min(examples, run_length(longest, budget))
     outputs = longest.output[0].numel() * longest.output.element_size()
-    pulled = min(COLUMN_BYTES, run * columns * outputs)
+    root = 3 * max(run * outputs, min(COLUMN_BYTES, run * columns * outputs))
     once, each = _pass_flops(seen, found, longest, first)
     flops = examples * (once + columns * each)
-    held = run * longest.example_bytes + pulled
+    held = run * longest.example_bytes + root  # columns, and what makes them
     return planned, Collection(examples, run, held, flops, alone)
 
 

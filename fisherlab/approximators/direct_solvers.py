@@ -131,10 +131,9 @@ class SampleGram:
             raise ValueError(msg)
         tolerance = self.tolerance or block.tolerance
         if rank == 1 and not block.removed:
-            maps = GramMap(*_tables(samples), block.count)
-            triplets = self._leading(
-                maps, samples.inputs.new_ones(samples.examples), tolerance
-            )
+            triplets = self._leading(samples, block.count, tolerance)
+            if not len(triplets.values):  # the tables of small numbers underflow
+                triplets = self._leading(samples.to(torch.float64), block.count, tolerance)
         else:
             fine = samples.to(torch.float64)  # tables of squares lose half of the digits
             triplets = gram_krylov(
@@ -147,10 +146,10 @@ class SampleGram:
             )
         return _from_examples(samples, triplets, whole=not block.removed)
 
-    def _leading(
-        self, maps: GramMap, ones: Float[Tensor, " n"], tolerance: float
-    ) -> Triplets:
-        """Iterate in the precision of the tables, in float64 where that falls short."""
+    def _leading(self, samples: OuterSamples, count: int, tolerance: float) -> Triplets:
+        """Iterate in the precision of the samples, in float64 where that falls short."""
+        maps = GramMap(*_tables(samples), count)
+        ones = samples.inputs.new_ones(samples.examples)
         if maps.right.dtype == torch.float64:
             return gram_power(maps, ones, tolerance, self.max_iterations)
         found = gram_power(maps, ones, tolerance, min(SINGLE_STEPS, self.max_iterations))

@@ -193,7 +193,7 @@ class KFAC:
         return self.finish(self.accumulate(None, statistics))
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
-        """Add the second moments of a chunk."""
+        """Add the second moments of a chunk, in place: go on with what is returned."""
         return kfac_sums(state, statistics, self.sharing, "KFAC")
 
     def merge(self, first: Sums, second: Sums) -> Sums:

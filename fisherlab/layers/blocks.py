@@ -172,6 +172,8 @@ def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str
 
     Raises
     ------
+    UnsupportedModelError
+        If there are none: no parameter of the model is trainable.
     ValueError
         Listing the known names, if one is unknown.
 
@@ -181,6 +183,8 @@ def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str
     >>> list(select(blocks(model), ["2"]))
     ['2']
     """
+    if not found:
+        raise UnsupportedModelError("The model has no trainable parameters.")
     if layers is None:
         return dict(found)
     if isinstance(layers, str):

@@ -201,8 +201,22 @@ def _head(run: Run, step: int) -> dict[str, str]:
 
 
 def _verdict(runs: Sequence[Run], pair: xr.Dataset) -> tuple[Sentence, ...]:
-    told = [_overall(runs, pair), _best(runs, pair), _alone(runs)]
+    told = [_other_blocks(runs), _overall(runs, pair), _best(runs, pair), _alone(runs)]
     return tuple(sentence for sentence in told if sentence is not None)
+
+
+def _other_blocks(runs: Sequence[Run]) -> Sentence | None:
+    """Warn that errors against different exact blocks are no contest."""
+    parts = []
+    for name in ("fisher", "likelihood"):
+        given = [str(run.ds.attrs.get(name, "")) for run in runs]
+        if all(given) and given[0] != given[1]:
+            told = [f"{kind} in `{r.label}`" for kind, r in zip(given, runs, strict=True)]
+            parts.append(f"the {name} is {' and '.join(told)}")
+    if not parts:
+        return None
+    text = f"The two have different exact blocks ({'; '.join(parts)}): errors against "
+    return Sentence("caution", text + "them do not tell which run is better.")
 
 
 def _overall(runs: Sequence[Run], pair: xr.Dataset) -> Sentence:

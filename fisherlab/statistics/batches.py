@@ -33,6 +33,12 @@ class Batch:
         start = examples.start or 0 if isinstance(examples, slice) else 0
         return Batch(map_inputs(self.x, lambda t: t[examples]), y, self.first + start)
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """Return a tensor, copied if it is a view of x: a loader may fill x again."""
+        place = tensor.untyped_storage().data_ptr()
+        lent = any(place == t.untyped_storage().data_ptr() for t in _tensors(self.x))
+        return tensor.clone() if lent else tensor
+
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of the model call."""
         if isinstance(self.x, dict):

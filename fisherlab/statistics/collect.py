@@ -16,7 +16,7 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.determinism import require_equal
-from fisherlab.statistics.fishers import Exact, Fisher
+from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Gathered
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
@@ -50,7 +50,8 @@ class _Job:
 
     def piece_columns(self, found: Probe, output: Tensor) -> int:
         """Return how many columns one piece holds, so that it stays within its bytes."""
-        if self.by_column and not found.general and self.at_once(2) == 1:
+        fine = output.dtype not in (torch.float16, torch.bfloat16)  # many small sums
+        if self.by_column and fine and not found.general and self.at_once(2) == 1:
             return 1
         gradients = max(1, found.column_bytes * len(output))
         held = min(PIECE_BYTES, self.budget // 2) // gradients
@@ -123,11 +124,14 @@ def collect(
 
     Raises
     ------
+    TypeError
+        If the likelihood or the Fisher is no value of its kind.
     ValueError
         For empty data, NaN in data or weights, labels that do not fit, unknown layers.
     UnsupportedModelError
-        For train-mode batch norm, active dropout, an output that is not one tensor by
-        examples, or examples that depend on one another.
+        For a model without trainable parameters, train-mode batch norm, active dropout,
+        an output that is not one tensor by examples, or examples that depend on one
+        another.
     NumericalError
         If the output is not finite, or two runs differ where that is checked.
     BudgetError
@@ -203,6 +207,7 @@ def stream(
     if chunk_size is not None and chunk_size < 1:
         msg = f"chunk_size={chunk_size}: a positive number of examples is expected."
         raise ValueError(msg)
+    require_kinds(likelihood, fisher)
     seen = view(model, dtype)
     job = _Job(
         seen,
@@ -214,8 +219,6 @@ def stream(
         parse_budget(budget, seen.device),
         by_column,
     )
-    if not job.blocks:
-        raise UnsupportedModelError("The model has no trainable parameters.")
     report, finish = _reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
     try:
@@ -267,7 +270,10 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
     ]
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
-    inputs = {n: taps.joined_features(n, tap, passes) for n, tap in found.tapped.items()}
+    inputs = {
+        name: batch.own(taps.joined_features(name, tap, passes))
+        for name, tap in found.tapped.items()
+    }
     count = len(batch)
     for columns in _columns(job, found, batch, output):
         pieces = _shared_pieces(job, found, passes, inputs, columns, count)

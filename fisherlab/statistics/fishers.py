@@ -149,3 +149,25 @@ class Empirical:
             msg = "Empirical() needs the data's labels, but y is None."
             raise ValueError(msg)
         return likelihood.gradient(output, target)[None]
+
+
+def require_kinds(likelihood: object, fisher: object) -> None:
+    """Refuse what is no likelihood or no Fisher: a name, or a class in place of a value.
+
+    Raises
+    ------
+    TypeError
+        Saying what is expected.
+
+    Examples
+    --------
+    >>> require_kinds("categorical", None)
+    Traceback (most recent call last):
+    TypeError: likelihood='categorical': a value such as fl.Categorical() is expected.
+    """
+    if isinstance(likelihood, type) or not isinstance(likelihood, Likelihood):
+        msg = f"likelihood={likelihood!r}: a value such as fl.Categorical() is expected."
+        raise TypeError(msg)
+    if fisher is not None and (isinstance(fisher, type) or not isinstance(fisher, Fisher)):
+        msg = f"fisher={fisher!r}: a value such as fl.Exact() is expected."
+        raise TypeError(msg)

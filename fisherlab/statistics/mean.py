@@ -15,7 +15,13 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import EXAMPLES
-from fisherlab.statistics.fishers import Empirical, Exact, Fisher, MonteCarlo
+from fisherlab.statistics.fishers import (
+    Empirical,
+    Exact,
+    Fisher,
+    MonteCarlo,
+    require_kinds,
+)
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.values import MeanGradient
 
@@ -53,6 +59,7 @@ def mean_gradient(
     >>> mean_gradient(nn.Linear(4, 2), data, Gaussian())["weight"].weight_shape
     (2, 5)
     """
+    require_kinds(likelihood, fisher)
     _check(fisher)
     seen = replace(view(model, dtype), copies_data=True)
     blocks = select(blocks_of(model), layers)
