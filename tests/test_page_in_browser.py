@@ -47,6 +47,7 @@ class Browser:
         wanted = {
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+            "timeouts": {"script": 150_000},  # a busy machine
         }
         body = {"capabilities": {"alwaysMatch": wanted}}
         self.root += f"/session/{self.ask('/session', body)['sessionId']}"
@@ -55,8 +56,11 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.root + path, data, method=method)
         request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
+        try:
+            with urllib.request.urlopen(request, timeout=180) as answer:
+                return json.loads(answer.read())["value"]
+        except urllib.error.HTTPError as error:  # the reason is in the body
+            raise RuntimeError(f"{path}: {error.read().decode()}") from error
 
     def open(self, path, width=1280, height=900):
         screen = {
