@@ -15,7 +15,8 @@ class Standing:
     """How one approximation does over the layers of one moment.
 
     `error` is the geometric mean over the layers measured, `share` and `flops` are
-    relative to the exact blocks, summed over those layers.
+    relative to the exact blocks, summed over those layers. `direction` and `inverse` are
+    medians over the layers that have them; `in_all` says that these are all layers.
 
     Examples
     --------
@@ -33,6 +34,7 @@ class Standing:
     flops: float = float("nan")
     direction: float = float("nan")
     inverse: float = float("nan")
+    in_all: bool = False
 
 
 def standings(m: Moment) -> tuple[Standing, ...]:
@@ -92,8 +94,9 @@ def _standing(m: Moment, name: str, best: Mapping[str, tuple[str, ...]]) -> Stan
         float(errors[here].max()),
         _ratio(m, "stored_numbers", "storage_share", name),
         _ratio(m, "solve_flops", "flops_share", name),
-        _median(m.column("direction_cosine", name)[here]),
-        _median(m.column("inverse_error", name)[here]),
+        _median(m.column("direction_cosine", name)),
+        _median(m.column("inverse_error", name)),
+        _in_all(m, name),
     )
 
 
@@ -119,8 +122,13 @@ def geometric_mean(errors: Grid) -> float:
 
 
 def _median(values: Grid) -> float:
-    """Return the median over the layers measured, NaN where one of them lacks a value."""
-    return float(np.median(values))
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
+def _in_all(m: Moment, name: str) -> bool:
+    columns = (m.column(metric, name) for metric in ("direction_cosine", "inverse_error"))
+    return all(bool(np.isfinite(column).all()) for column in columns)
 
 
 def spread(standing: Standing) -> str:

@@ -169,7 +169,9 @@ def _in_part(m: Moment, values: Grid) -> str:
 
 def _other_order(ranking: tuple[Standing, ...]) -> str:
     first, told = ranking[0], []
-    ranking = tuple(s for s in ranking if s.measured == first.measured)
+    if not first.in_all and np.isfinite([first.direction, first.inverse]).any():
+        return ""  # medians over other layers are no contest
+    ranking = (first, *(s for s in ranking[1:] if s.in_all))
     # A first place without a value (NaN) is behind every other one.
     ahead = max(ranking, key=lambda s: np.nan_to_num(s.direction, nan=-2.0))
     if np.isfinite(ahead.direction) and not ahead.direction <= first.direction + 5e-4:
