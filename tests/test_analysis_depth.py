@@ -392,3 +392,12 @@ def test_an_indefinite_method_keeps_the_error_and_the_costs_that_need_no_damping
     costs = cell["cost_value"]
     assert np.isfinite(costs.sel(cost=["stored_bytes", "build_seconds"])).all()
     assert np.isnan(costs.sel(cost=["solve_flops", "solve_seconds"])).all()
+
+
+def test_decompose_takes_a_list_of_batches_and_refuses_what_is_read_once():
+    model = torch.nn.Linear(3, 2).double()
+    batches = [(torch.rand(5, 3).double(), None)]
+    found = fl.decompose(model, batches, fl.Categorical(), ["kfac"])
+    assert np.isnan(found.error.sel(source="empirical")).all()
+    with pytest.raises(TypeError, match="three times"):
+        fl.decompose(model, iter(batches), fl.Categorical(), ["kfac"])

@@ -383,3 +383,25 @@ def test_a_bound_is_shown_as_a_bound():
 )
 def test_other_analyses_make_a_page_too(make, tmp_path):
     assert "Verdict" in page_of(make(), tmp_path).words
+
+
+def test_a_layer_with_one_candidate_is_won_by_nobody():
+    ds = comparison(steps=None)
+    first = str(ds.layer.values[0])
+    ds["frobenius_error"].loc[{"layer": first}] = np.nan
+    ds["frobenius_error"].loc[{"layer": first, "approximator": "kfac"}] = 0.5
+    won = rankings.winners(moment(ds))
+    assert set(won) == {str(name) for name in ds.layer.values} - {first}
+    alone = rankings.winners(moment(ds.sel(approximator=["kfac"])))
+    assert alone[first] == ("kfac",)
+
+
+def test_medians_over_some_of_the_layers_are_not_set_against_medians_over_all():
+    ds = comparison(steps=None)
+    leader = rankings.standings(moment(ds))[0].name
+    part = {"layer": ds.layer[0], "approximator": leader}
+    for metric in ("direction_cosine", "inverse_error"):
+        ds[metric].loc[part] = np.nan
+    told = {s.topic: s.text for s in summary.verdict(ds)}
+    assert "medians over the layers" not in told["meaning"]
+    assert "it is the closest too" not in told["meaning"]

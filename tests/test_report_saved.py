@@ -308,3 +308,31 @@ def test_runs_without_anything_in_common_are_refused(tmp_path, capsys):
     told = refused(capsys, "compare", *paths, "--out", tmp_path / "out")
     assert "have no layer in common: fc and conv" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+
+    def forbidden(*_):
+        pytest.fail("the model was called")
+
+    model = torch.nn.Linear(3, 2)
+    model.register_forward_hook(forbidden)
+    data = torch.rand(4, 3), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="overwrite"):
+        fl.report.of_model(model, data, fl.Categorical(), tmp_path)
+
+
+def test_runs_with_different_fishers_are_no_contest(tmp_path):
+    paths = []
+    for fisher in (fl.Exact(), fl.Empirical()):
+        torch.manual_seed(0)
+        data = torch.rand(20, 3).double(), torch.arange(20) % 2
+        model = torch.nn.Linear(3, 2).double()
+        stats = fl.collect(model, data, fl.Categorical(), fisher)
+        paths.append(tmp_path / f"{len(paths)}.nc")
+        fl.save(fl.compare(stats, ["kfac", "diagonal"]), paths[-1])
+    page = fl.report.compare_runs(*paths, tmp_path / "out").read_text()
+    assert "different exact blocks" in page
+    same = fl.report.compare_runs(paths[0], paths[0], tmp_path / "same").read_text()
+    assert "different exact blocks" not in same

@@ -248,7 +248,7 @@ def estimate(
         for name, method in chosen.items()
     )
     blocks = [method for method in chosen.values() if isinstance(method, ExactBlock)]
-    others = [method for method in chosen.values() if method not in blocks]
+    others = [m for m in chosen.values() if not isinstance(m, ExactBlock)]
     held = any(getattr(method, "holds_samples", False) for method in others)
     forms = frozenset(method.form for method in blocks)
     found = Estimate(collection, planned, rows, forms, held, dense, limit)

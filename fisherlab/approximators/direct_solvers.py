@@ -132,7 +132,8 @@ class SampleGram:
         tolerance = self.tolerance or block.tolerance
         if rank == 1 and not block.removed:
             triplets = self._leading(samples, block.count, tolerance)
-            if not len(triplets.values):  # the tables of small numbers underflow
+            single = samples.dtype != torch.float64
+            if single and not len(triplets.values):  # tables of small numbers underflow
                 triplets = self._leading(samples.to(torch.float64), block.count, tolerance)
         else:
             fine = samples.to(torch.float64)  # tables of squares lose half of the digits
