@@ -349,14 +349,17 @@ def test_no_solver_allocates_the_rearranged_block(solver, monkeypatch):
 
 @pytest.mark.parametrize("seed", [3, 19, 42, 88, 101, 154, 177, 190])
 @pytest.mark.parametrize("rank", [2, 3])
-def test_pairs_are_found_where_few_examples_dominate(seed, rank):
+@pytest.mark.parametrize("solver", ["auto", fl.SampleGram()], ids=["auto", "gram"])
+def test_pairs_are_found_where_few_examples_dominate(seed, rank, solver):
     """Tables whose entries span 20 decades: columns of a basis are rounding errors."""
     torch.manual_seed(seed)
     inputs = torch.cat([torch.randn(60, 8), torch.ones(60, 1)], 1).double()
     gradients = torch.exp(4 * torch.randn(60, 1).double()) * torch.randn(60, 16).double()
     stats = cases.layer_statistics(cases.OuterSamples(inputs, gradients[None]))
     best = fl.KPSVD(rank, fl.DenseSVD())(stats)
-    found = fl.KPSVD(rank)(stats)
+    found = fl.KPSVD(rank, solver)(stats)
+    if solver != "auto" and not found.converged:
+        return  # it says so, and "auto" goes on by another solver
     assert found.converged
     torch.testing.assert_close(found.singular_values, best.singular_values)
     rest = (found.to_dense() - best.to_dense()).norm() / best.to_dense().norm()

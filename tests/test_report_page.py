@@ -405,3 +405,14 @@ def test_medians_over_some_of_the_layers_are_not_set_against_medians_over_all():
     told = {s.topic: s.text for s in summary.verdict(ds)}
     assert "medians over the layers" not in told["meaning"]
     assert "it is the closest too" not in told["meaning"]
+
+
+def test_the_best_of_few_layers_is_not_the_closest_by_direction():
+    ds = comparison(steps=None)
+    last = rankings.standings(moment(ds))[-1].name
+    ds["direction_cosine"].loc[{"approximator": last}] = 0.9999
+    told = {s.topic: s.text for s in summary.verdict(ds)}
+    assert f"by direction `{last}`" in told["meaning"]
+    ds["direction_cosine"].loc[{"layer": ds.layer[0], "approximator": last}] = np.nan
+    told = {s.topic: s.text for s in summary.verdict(ds)}
+    assert f"by direction `{last}`" not in told["meaning"]

@@ -188,17 +188,17 @@ def test_columns_one_by_one_are_those_of_the_whole(layer, fisher):
     assert_close(sum(blocks), block_of(whole), 1e-12)
 
 
-class MeanOfOutputs(nn.Module):
+class SumOfOutputs(nn.Module):
     def forward(self, x):
-        return x.mean(-1, keepdim=True)
+        return x.sum(-1, keepdim=True)
 
 
 def test_gradients_that_repeat_one_number_are_held_as_numbers():
-    model = nn.Sequential(nn.Linear(3, 4), MeanOfOutputs()).double()
+    model = nn.Sequential(nn.Linear(3, 4), SumOfOutputs()).double()
     data = (cases.normal(5, 3), None)
     (stats,) = fl.collect(model, data, fl.Gaussian()).values()
     assert stats.gradients.is_contiguous()
-    assert_close(stats.gradients, torch.full((1, 5, 1, 4), 0.25, dtype=torch.float64), 0)
+    assert_close(stats.gradients, torch.ones(1, 5, 1, 4, dtype=torch.float64), 0)
 
 
 @FISHERS
