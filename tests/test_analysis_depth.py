@@ -14,6 +14,7 @@ from fisherlab.analysis import front
 from fisherlab.metrics import BelowFloor
 from tests import cases
 from tests.cases import normal
+from tests.model_zoo import randomised
 from tests.oracles import assert_close
 
 NAMES = ["exact", "kfac", "ekfac", "kpsvd", "mini-block", "diagonal"]
@@ -382,9 +383,11 @@ def test_networks_are_compared_as_one_matrix(problem):
 
 
 def test_an_indefinite_method_keeps_the_error_and_the_costs_that_need_no_damping():
-    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = randomised(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)))
     data = normal(12, 6), None
     stats = fl.collect(model, data, fl.Categorical(), layers=["0"])
+    smallest = torch.linalg.eigvalsh(fl.KPSVD(rank=2)(stats["0"]).to_dense())[0]
+    assert smallest < -1e-3  # far below what the damping lifts
     ds = fl.pareto(stats, ["kpsvd-2"], damping=1e-9, repeats=1)
     cell = ds.isel(layer=0, approximator=0)
     assert "not positive definite" in str(cell["status"].values)

@@ -122,7 +122,9 @@ def test_nan_in_the_weights_names_the_parameter():
 
 def test_an_overflow_inside_the_model_is_named():
     broken = model()
-    with torch.no_grad():
+    with torch.no_grad():  # four hidden units of one sign: their sum of 4e308 is infinite
+        broken[0].weight.fill_(1.0)
+        broken[0].bias.zero_()
         broken[2].weight.fill_(1e308)
     with pytest.raises(fl.NumericalError, match="output holds NaN or infinity"):
         fl.collect(broken, (X * 1e3, Y), fl.Categorical())

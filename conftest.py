@@ -1,0 +1,78 @@
+"""Every test draws from generators seeded by its own name and one base seed.
+
+`--seed N` or $FISHERLAB_TEST_SEED gives the base seed (0 without). The same name and seed
+draw the same numbers, whatever ran before and in whatever process, so that a test that
+fails under one seed fails again when it is run alone. How many examples hypothesis tries:
+`fast`, or `long` by $FISHERLAB_TESTS=long.
+"""
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+COMMON = {
+    "deadline": None,  # the machines are shared
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("fast", max_examples=20, database=None, **COMMON)
+hypothesis.settings.register_profile("long", max_examples=500, **COMMON)
+hypothesis.settings.load_profile(os.environ.get("FISHERLAB_TESTS", "fast"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    default = int(os.environ.get("FISHERLAB_TEST_SEED", "0"))
+    help_ = "the base seed of every test's generators (default: $FISHERLAB_TEST_SEED or 0)"
+    parser.addoption("--seed", type=int, default=default, help=help_)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"base seed: {config.getoption('seed')}"
+
+
+def seed_by(config: pytest.Config, name: str) -> int:
+    """Seed the global generators, which a test or a library may read, by a name."""
+    seed = zlib.crc32(f"{config.getoption('seed')} {name}".encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """What a test file draws while it is imported depends on its name alone."""
+    seed_by(collector.config, collector.nodeid)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest):
+    """What a shared fixture draws does not depend on the test that asks for it first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    name = (
+        f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]"
+    )
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed_by(request.config, name)
+    try:
+        return (yield)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seed before the first fixture of the test."""
+    seed = seed_by(item.config, item.nodeid)
+    function = getattr(item, "function", None)
+    if hypothesis.is_hypothesis_test(function):
+        hypothesis.seed(seed)(function)
