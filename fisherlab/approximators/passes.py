@@ -186,7 +186,7 @@ class Passes:
         triplets, restart = self._triplets(space, rank)
         if not len(triplets.values) or float(triplets.values[0]) <= state.floor:
             return None
-        if triplets.residual <= self._limit(state) or used >= self.max_iterations:
+        if triplets.within(self._limit(state)) or used >= self.max_iterations:
             return None
         if space.depth < self.depth:
             block = space.following()
@@ -202,7 +202,7 @@ class Passes:
         if not len(triplets.values) or float(triplets.values[0]) <= state.floor:
             nothing = triplets.values[:0]
             return Pairs((), nothing, True, state.used + 1, 0.0)
-        done = triplets.residual <= self._limit(state)
+        done = triplets.within(self._limit(state))
         triplets = triplets._replace(converged=done, iterations=state.used + 1)
         return as_pairs(triplets, state.seen.weight_shape)
 

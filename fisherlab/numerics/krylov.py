@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Action = Callable[[Tensor], Tensor]
+GRAM_ROWS = 2**20  # rows of a basis taken to float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,18 @@ class Triplets(NamedTuple):
     converged: bool
     iterations: int
     residual: float
+
+    def within(self, tolerance: float) -> bool:
+        """Tell whether the residual is within the tolerance, or is rounding alone.
+
+        A product rounds to ε·σ₁ of its size, and a left vector is a product over σ: below
+        ε·σ₁/σ no more products help.
+        """
+        if not len(self.values) or not float(self.values[-1]) > 0:
+            return self.residual <= tolerance
+        spread = float(self.values[0]) / float(self.values[-1])
+        rounding = 8 * torch.finfo(self.values.dtype).eps * spread
+        return self.residual <= max(tolerance, rounding)
 
 
 def orthonormal(columns: Tensor, against: Sequence[Tensor] = ()) -> Tensor:
@@ -54,12 +67,22 @@ def _without(columns: Tensor, against: Sequence[Tensor]) -> Tensor:
 
 
 def _orthonormalise(columns: Tensor) -> Tensor:
+    """Turn columns of length one by the eigenvectors of their Gram matrix, in float64.
+
+    The Gram matrix holds squares: in float32 it loses every direction of which less than
+    3e-3 is new, and a Krylov space without those does not converge.
+    """
     if columns.shape[1] == 0:
         return columns
     columns = columns / columns.norm(dim=0)
-    values, vectors = torch.linalg.eigh(columns.T @ columns)
-    strong = values > 1e2 * torch.finfo(columns.dtype).eps * len(values)
-    return columns @ (vectors[:, strong] * values[strong].rsqrt())
+    gram = columns.new_zeros(2 * columns.shape[1:], dtype=torch.float64)
+    for part in columns.split(GRAM_ROWS):
+        wide = part.double()
+        gram.addmm_(wide.T, wide)
+    values, vectors = torch.linalg.eigh(gram)
+    fine, coarse = torch.finfo(torch.float64).eps, torch.finfo(columns.dtype).eps
+    strong = values > max(1e2 * fine, (1e2 * coarse) ** 2) * len(values)
+    return columns @ (vectors[:, strong] * values[strong].rsqrt()).to(columns.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +126,8 @@ def block_krylov(
     """Return the `rank` leading singular triplets of a linear map.
 
     Rayleigh-Ritz on the block Krylov space of `depth` blocks, restarted with its leading
-    right vectors. Converged when ‖Zᵀu − σv‖ ≤ tolerance·σ₁ for every triplet asked for.
+    right vectors. Converged when ‖Zᵀu − σv‖ ≤ tolerance·σ₁ for every triplet asked for,
+    or as small as rounding lets it become (`Triplets.within`).
     A block of b finds tied singular values up to multiplicity b.
 
     Parameters
@@ -130,9 +154,8 @@ def block_krylov(
         lost = bool((triplets.values <= floor).all()) and used > max(depth, 1)
         if lost:
             return _none(linear, start)
-        done = triplets.residual <= tolerance or used >= max_products
-        if done or following.shape[1] == 0:
-            converged = triplets.residual <= tolerance
+        converged = triplets.within(tolerance)
+        if converged or used >= max_products or following.shape[1] == 0:
             return triplets._replace(converged=converged, iterations=used)
         start = following
 
