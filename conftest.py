@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import generators
+
 COMMON = {
     "deadline": None,  # the machines are shared
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
@@ -76,3 +78,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     function = getattr(item, "function", None)
     if hypothesis.is_hypothesis_test(function):
         hypothesis.seed(seed)(function)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    generators.watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test in which the package changed a global generator."""
+    generators.Watch.seen = ()
+    result = yield
+    marker = item.get_closest_marker("draws")
+    if generators.Watch.seen and marker is None:
+        pytest.fail("; ".join(dict.fromkeys(generators.Watch.seen)), pytrace=False)
+    return result

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from fisherlab import operators
 from fisherlab.approximators.held import Held
+from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.showing import shown
@@ -117,13 +117,9 @@ def _by_block(exact: FactoredFisher, rank: int) -> Tensor:
 
 
 def _by_products(exact: FactoredFisher, rank: int) -> Tensor:
-    """Return √e_k U_k by Lanczos from fixed noise."""
-    from scipy.sparse.linalg import eigsh
-
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(exact.shape[0], generator=generator, dtype=torch.float64)
-    values, vectors = eigsh(exact.to_scipy(), rank, which="LA", v0=start.numpy())
-    return _scaled(torch.from_numpy(values), torch.from_numpy(vectors), exact)
+    """Return √e_k U_k by Lanczos."""
+    values, vectors = extreme_eigenpairs(exact.to_scipy(), rank, "LA", repr(exact))
+    return _scaled(values, vectors, exact)
 
 
 def _scaled(values: Tensor, vectors: Tensor, exact: FactoredFisher) -> Tensor:

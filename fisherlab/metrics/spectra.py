@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError, NumericalError, UnsupportedMetric
+from fisherlab.errors import IndefiniteError, UnsupportedMetric
 from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.numerics.arpack import extreme_eigenpairs, fixed_noise
 from fisherlab.operators import Operator
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def spectral_distance(pair: Pair) -> float:
         return float(torch.linalg.eigvalsh(f - g).abs().max()) / size
     size = abs(_largest(pair.exact.to_scipy(), repr(pair.exact)))
     difference = pair.exact.to_scipy() - pair.approx.to_scipy()
-    probe = _noise(pair.rows)
+    probe = fixed_noise(pair.rows).numpy()
     heard = float(np.linalg.norm(difference.matvec(probe)))
     if heard <= NOISE * size * np.linalg.norm(probe):
         return BelowFloor(NOISE * pair.rows**0.5)
@@ -183,20 +184,8 @@ def spectral_distance(pair: Pair) -> float:
 
 
 def _largest(products: "LinearOperator", what: str) -> float:
-    """Return the eigenvalue of largest magnitude by Lanczos from fixed noise."""
-    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
-
-    start = _noise(int(products.shape[0]))
-    try:
-        found = eigsh(products, 1, which="LM", v0=start, return_eigenvectors=False)
-    except ArpackNoConvergence as error:
-        raise NumericalError(f"The spectral norm of {what} did not converge.") from error
-    return float(found[0])
-
-
-def _noise(size: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, generator=generator, dtype=torch.float64).numpy()
+    """Return the eigenvalue of largest magnitude."""
+    return float(extreme_eigenpairs(products, 1, "LM", what)[0])
 
 
 def eigenvalues(metric: str, operator: Operator) -> Float[Tensor, " p"]:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
+from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.showing import html_table
 
@@ -256,20 +257,9 @@ class Operator(ABC):
 def extreme_eigenvalues(
     operator: Operator, k: int, end: Literal["LA", "SA"], tolerance: float = 0.0
 ) -> Float[Tensor, " k"]:
-    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64.
-
-    Lanczos starts from fixed noise: from a plain vector such as ones it can miss, or stop
-    at once, where an eigenvector is orthogonal to it.
-    """
-    from scipy.sparse.linalg import eigsh
-
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64)
-    products = operator.to_scipy()
-    values = eigsh(
-        products, k, which=end, v0=start.numpy(), tol=tolerance, return_eigenvectors=False
-    )
-    return torch.from_numpy(values).sort().values
+    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64."""
+    what = repr(operator)
+    return extreme_eigenpairs(operator.to_scipy(), k, end, what, tolerance)[0]
 
 
 A = TypeVar("A", bound=Operator)
