@@ -69,3 +69,18 @@ def test_deterministic_models_pass_unchanged(name: str) -> None:
 def test_random_models_are_refused_without_the_check_too() -> None:
     with pytest.raises(fl.UnsupportedModelError, match="from call to call"):
         fl.collect(randomised(Noisy(0.1)), (rows(5, 3), None), fl.Gaussian())
+
+
+class NoisyFarOut(Perturbed):
+    """Add noise to inputs far from 0 alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 50, super().forward(x), x)
+
+
+def test_noise_that_begins_in_the_second_batch_is_found() -> None:
+    model = randomised(nn.Sequential(NoisyFarOut(1.0), nn.Linear(3, 2)))
+    x = rows(6, 3)
+    near, far = (x, None), (x + 100, None)
+    with pytest.raises(fl.NumericalError, match="of layer '1' by"):
+        fl.collect(model, [near, far], fl.Gaussian(), check_deterministic=True)

@@ -298,6 +298,23 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, real_sync, real_move = [], os.fsync, os.replace
+
+    def sync(handle):
+        done.append(os.fstat(handle).st_ino)
+        real_sync(handle)
+
+    def move(source, target):
+        done.append("renamed")
+        real_move(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", move)
+    file = write_durably(tmp_path / "a.txt", lambda path: path.write_text("done"))
+    assert done == [file.stat().st_ino, "renamed", tmp_path.stat().st_ino]
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     real, calls = os.fsync, iter(range(1000))
 

@@ -198,6 +198,8 @@ def test_lambda_follows_the_reduction_ratio():
     assert rule.adapted(8.0, 0.8) == 2.0
     assert rule.adapted(8.0, 0.5) == 8.0
     assert rule.adapted(8.0, 0.1) == 32.0
+    assert rule.adapted(8.0, -0.9) == 32.0  # the loss rose where a fall was promised
+    assert rule.adapted(8.0, 0.25) == rule.adapted(8.0, 0.75) == 8.0
     assert rule.adapted(8.0, float("nan")) == 32.0
     assert rule.adapted(2.0, 0.8) == 1.0
     model, chosen, batch = problem(examples=30)

@@ -375,3 +375,19 @@ def test_bases_known_to_single_precision_have_a_higher_floor(monkeypatch):
     found = metrics.frobenius_error(exact, approx)
     assert isinstance(found, BelowFloor)
     assert found == floors.SINGLE_FLOOR
+
+
+def test_gamma_is_positive_for_steps_up_and_down():
+    exact, v = Diagonal(torch.tensor([[3.0, 1.0]]).double()), torch.ones(1, 2).double()
+    step = torch.tensor([[2.0, 1.0]]).double()
+    for direction in (step, -step):  # √(2²·4 + 1²·2) / |2 + 1|
+        assert_close(metrics.gamma(exact, direction, v, 1.0), 18**0.5 / 3, 1e-14)
+    across = torch.tensor([[1.0, -1.0]]).double()
+    assert metrics.gamma(exact, across, v, 1.0) == math.inf
+    assert math.isnan(metrics.gamma(exact, 0 * step, v, 1.0))
+
+
+def test_a_step_that_is_too_long_has_a_negative_decrease():
+    exact, approx = (Diagonal(torch.full((1, 2), c).double()) for c in (4.0, 1.0))
+    v = torch.ones(1, 2).double()  # (1/2 − 5/8) / (1/10) per entry, at λ = 1
+    assert_close(metrics.model_decrease_ratio(exact, approx, v, 1.0), -1.25, 1e-14)

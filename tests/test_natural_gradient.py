@@ -282,6 +282,13 @@ def test_clipping_holds_the_estimated_divergence_at_its_bound(form):
             assert_close((before[name] - found) / RATE, expected * free[name], 1e-6)
 
 
+def test_products_of_both_signs_do_not_cancel_in_a_clip():
+    pairs = [(0.1, torch.tensor(3.0).double()), (0.1, torch.tensor(-1.0).double())]
+    assert_close(fl.KLClip(1.0, "direction").scale(pairs), 0.5, 1e-8)  # √(1 / (3 + 1))
+    assert_close(fl.KLClip(0.005).scale(pairs), 0.5, 1e-12)  # √(.005 / .1²(3 − 1))
+    assert float(fl.KLClip(0.005).scale(pairs[1:])) == 1.0
+
+
 def test_groups_have_their_own_settings():
     model, chosen, batch = problem()
     before, other = weights(model), copy.deepcopy(model)

@@ -392,3 +392,24 @@ def test_a_loader_may_fill_its_buffer_again(layer):
     (expected,) = fl.collect(model, (whole, None), fl.Gaussian()).values()
     buffer.zero_()
     assert_close(block_of(found), block_of(expected), 1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.LayerNorm(3)])
+def test_a_chunk_is_never_larger_than_asked_for(layer, size):
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer.double()
+
+        def forward(self, x):
+            seen.append(len(x))
+            return self.layer(x)
+
+    data = (cases.normal(7, 3), None)
+    fl.collect(Counting(), data, fl.Gaussian(), chunk_size=size)
+    assert max(seen) <= max(size, 2)  # two examples are tried first
+    with pytest.raises(ValueError, match="chunk_size=0: a positive number"):
+        fl.collect(Counting(), data, fl.Gaussian(), chunk_size=0)

@@ -160,6 +160,33 @@ def test_bad_settings_are_given_up_and_failures_are_told(tmp_path):
     )
 
 
+def test_an_objective_that_is_no_number_is_never_the_best():
+    """Features that only the test set has, and weights that make them ∞ − ∞."""
+
+    def linear(seed):
+        model = torch.nn.utils.skip_init(torch.nn.Linear, 3, 1).double()
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        x = torch.zeros(8, 3).double()
+        x[:, 2] = torch.arange(8)
+        test = x.clone()
+        test[:, :2] = 1e200
+        y = x[:, 2:] * 0.5
+        return fl.problems.Problem("linear", model, fl.Gaussian(), (x, y), (test, y))
+
+    def weighted(problem, start):
+        with torch.no_grad():
+            problem.model.weight[0, 0] = start * 1e200
+            problem.model.weight[0, 1] = start * -1e200
+        return torch.optim.SGD(problem.model.parameters(), lr=1e-3)
+
+    grid = {"start": [1.0, 0.0]}
+    ds = fl.tune(linear, {"sgd": weighted}, grid, **OPTIONS | {"objective": "test_loss"})
+    assert ds.status.values.flatten().tolist() == ["ok", "ok"]
+    assert np.isfinite(ds.objective.values[0]).tolist() == [False, True]
+    assert int(ds.best[0]) == 1
+
+
 def test_trials_are_drawn_from_the_grid_by_the_seed():
     options = OPTIONS | {"steps": 1, "trials": 2}
     rates = {"lr": [10.0**-k for k in range(9)]}

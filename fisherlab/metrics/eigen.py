@@ -166,10 +166,15 @@ def _structured(operator: Operator) -> Eigen | None:
 
 @_structured.register
 def _(operator: FactoredFisher) -> Eigen | None:
-    """Go through the Gram matrix: u_j = Dᵀ q_j / √(N κ_j)."""
-    if not operator.uses_gram:
-        return None
+    """Go through the Gram matrix: u_j = Dᵀ q_j / √(N κ_j).
+
+    Vectors of small κ_j are far from orthonormal, which is harmless where they are
+    measured against `rest`. As many samples as rows may leave no rest: then the block.
+    """
     samples, count = operator.samples, operator.count
+    wide = samples.columns * samples.examples >= operator.shape[0]
+    if not operator.uses_gram or (wide and operator.shape[0] <= DENSE_ROWS):
+        return None
     values, vectors = eigh(samples.gram().div_(count), f"the Gram matrix of {operator!r}")
     top = float(values[-1]) if len(values) else 0.0
     kept = values > top * len(values) * torch.finfo(values.dtype).eps

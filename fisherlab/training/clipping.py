@@ -68,7 +68,7 @@ class KLClip:
         if self.form == "direction":
             total = inner.abs().sum() + _FLOOR
         else:
-            rates = torch.tensor([rate for rate, _ in pairs]).to(inner)
+            rates = torch.tensor([rate for rate, _ in pairs], dtype=torch.float64).to(inner)
             total = (rates.square() * inner).sum()
         # a direction that ascends has no positive estimate; it is left as it is
         ratio = torch.where(total > 0, self.bound / total, torch.ones_like(total))

@@ -1,0 +1,566 @@
+"""Small mistakes, each with the tests that must see it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake: `new` in place of `old`, which stands once in the file.
+
+    A mistake that no test can see says in `explained` why.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    explained: str = ""
+
+
+def mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    """Make a mutant of a file of the package; tests are written `file::test`."""
+    nodes = tuple(f"tests/test_{test.replace('::', '.py::test_', 1)}" for test in tests)
+    nodes = tuple(n if "::" in n else f"{n}.py" for n in nodes)
+    return Mutant(name, f"fisherlab/{file}", old, new, nodes)
+
+
+OPERATORS = [
+    mutant(
+        "a column factor is transposed in products",
+        "operators/kronecker_eigen.py",
+        "return self.row_basis @ (turned * self.entries) @ self.column_basis.T",
+        "return self.row_basis @ (turned * self.entries) @ self.column_basis",
+        "operators::products_are_those_of_the_matrix",
+    ),
+    mutant(
+        "the factors of a Kronecker product change places",
+        "operators/kronecker.py",
+        "out += torch.kron(rows, cols)",
+        "out += torch.kron(cols, rows)",
+        "operators::it_is_the_matrix_of_its_definition",
+        "operators::products_are_those_of_the_matrix",
+    ),
+    mutant(
+        "the trace of a sum adds the traces of its factors",
+        "operators/kronecker.py",
+        "float(rows.trace()) * float(cols.trace())",
+        "float(rows.trace()) + float(cols.trace())",
+        "operators::spectra_are_those_of_the_matrix",
+    ),
+    mutant(
+        "Tikhonov damping enters each factor whole",
+        "operators/kronecker.py",
+        "rows = torch.eye(o, dtype=self.dtype, device=self.device) * shift**0.5",
+        "rows = torch.eye(o, dtype=self.dtype, device=self.device) * shift",
+        "inverses::tikhonov_inverts_the_sum_plus_lambda",
+    ),
+    mutant(
+        "π is the ratio the other way round",
+        "operators/dampings.py",
+        "return (col_mean / row_mean) ** 0.5 if positive else 1.0",
+        "return (row_mean / col_mean) ** 0.5 if positive else 1.0",
+        "inverses::pi_minimises_the_trace_norm_of_the_error_it_makes",
+    ),
+    mutant(
+        "π is not 1 where a trace vanishes",
+        "operators/dampings.py",
+        "return (col_mean / row_mean) ** 0.5 if positive else 1.0",
+        "return (col_mean / row_mean) ** 0.5 if positive else 2.0",
+        "inverses::pi_is_one_where_a_trace_vanishes",
+    ),
+    mutant(
+        "both factors are shifted by the same number",
+        "operators/dampings.py",
+        "return shifted(rows, root / ratio), shifted(cols, root * ratio)",
+        "return shifted(rows, root * ratio), shifted(cols, root * ratio)",
+        "inverses::pi_minimises_the_trace_norm_of_the_error_it_makes",
+        "natural_gradient::factored_damping_shifts_both_factors",
+    ),
+    mutant(
+        "a diagonal is inverted without its damping",
+        "operators/diagonal.py",
+        "shifted = self.entries + damping",
+        "shifted = self.entries + 0 * damping",
+        "operators::damped_solves_are_those_of_the_matrix",
+    ),
+    mutant(
+        "the norm of a diagonal is its sum",
+        "operators/diagonal.py",
+        "return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))",
+        "return float(self.entries.abs().sum(dtype=torch.float64))",
+        "operators::spectra_are_those_of_the_matrix",
+    ),
+    mutant(
+        "shared blocks count once in the trace",
+        "operators/mini_blocks.py",
+        "times * float(blocks.diagonal(dim1=1, dim2=2).sum(dtype=torch.float64))",
+        "float(blocks.diagonal(dim1=1, dim2=2).sum(dtype=torch.float64))",
+        "mini_blocks::shared_blocks_have_the_inner_products_of_their_matrices",
+        "operators::spectra_are_those_of_the_matrix",
+    ),
+    mutant(
+        "shared blocks count once in the norm",
+        "operators/mini_blocks.py",
+        "total += times * float(norm) ** 2",
+        "total += float(norm) ** 2",
+        "mini_blocks::shared_blocks_have_the_inner_products_of_their_matrices",
+        "operators::spectra_are_those_of_the_matrix",
+    ),
+    mutant(
+        "the inner product of two eigenbases takes no squares",
+        "operators/kronecker_eigen.py",
+        "rows = (a.row_basis.T @ b.row_basis).square()",
+        "rows = (a.row_basis.T @ b.row_basis).abs()",
+        "operators::inner_products_with_every_operator",
+    ),
+    mutant(
+        "the exact block forgets the number of examples in an inner product",
+        "operators/kronecker_eigen.py",
+        "return float((energy * b.entries).sum(dtype=torch.float64)) / a.count",
+        "return float((energy * b.entries).sum(dtype=torch.float64))",
+        "operators::inner_products_with_every_operator",
+    ),
+    mutant(
+        "a request that fits its budget exactly is refused",
+        "numerics/memory.py",
+        "if needed > budget:",
+        "if needed >= budget:",
+        "numerics::a_request_above_the_budget_names_both",
+    ),
+    mutant(
+        "a chunk may be larger than asked for",
+        "numerics/memory.py",
+        "yield slice(start, min(start + size, total))",
+        "yield slice(start, min(start + size + 1, total))",
+        "numerics::chunks_cover_a_range_in_order",
+    ),
+    mutant(
+        "Lanczos restarts from the machine's noise",
+        "numerics/arpack.py",
+        'options["rng"] = np.random.default_rng(0)',
+        'options["rng"] = None',
+        "generators::lanczos_restarts_from_fixed_noise",
+    ),
+]
+
+APPROXIMATORS = [
+    mutant(
+        "KFAC forgets to divide by the positions",
+        "approximators/kfac.py",
+        'scale = state.count / split**2 if sharing == "reduce" else 1 / split',
+        'scale = state.count / split**2 if sharing == "reduce" else 1 / state.count',
+        "approximators::kfac_is_its_definition_by_loops",
+    ),
+    mutant(
+        "KFAC reduce averages over positions once",
+        "approximators/kfac.py",
+        'scale = state.count / split**2 if sharing == "reduce" else 1 / split',
+        "scale = 1 / split",
+        "approximators::kfac_reduce_sums_inputs_and_averages_gradients",
+    ),
+    mutant(
+        "KFAC divides neither factor by the examples",
+        "approximators/kfac.py",
+        "return mirror_(rows) * scale, mirror_(cols) / state.count",
+        "return mirror_(rows) * scale, mirror_(cols)",
+        "approximators::every_example_twice_changes_nothing",
+    ),
+    mutant(
+        "further columns bring their inputs again",
+        "approximators/kfac.py",
+        "inputs = inputs if statistics.count else inputs[:0]",
+        "inputs = inputs if statistics.count >= 0 else inputs[:0]",
+        "approximators::pieces_of_examples_and_columns_add_up_to_the_whole",
+    ),
+    mutant(
+        "TKFAC divides one factor by the trace, the other by nothing",
+        "approximators/tkfac.py",
+        "terms = ((rows / trace**0.5, cols / trace**0.5),) if trace > 0 else ()",
+        "terms = ((rows / trace**0.5, cols),) if trace > 0 else ()",
+        "approximators::tkfac_keeps_the_partial_traces",
+    ),
+    mutant(
+        "Shampoo takes the factors in place of their roots",
+        "approximators/shampoo.py",
+        "return (vectors * values.clamp_min(0).sqrt()) @ vectors.T",
+        "return (vectors * values.clamp_min(0)) @ vectors.T",
+        "kronecker_family::shampoo_is_the_root_of_the_partial_traces_and_bounds_the_block",
+    ),
+    mutant(
+        "the diagonal is a sum, not a mean",
+        "approximators/diagonal.py",
+        "return operators.Diagonal(state.tensors[0] / state.count, made)",
+        "return operators.Diagonal(state.tensors[0], made)",
+        "approximators::the_exact_block_and_its_diagonal",
+    ),
+    mutant(
+        "a correction is thrown away that is above rounding",
+        "approximators/kfac_corrected.py",
+        "return float(found.values[0]) > 1e2 * eps * kfac.frobenius_norm()",
+        "return float(found.values[0]) > 1e14 * eps * kfac.frobenius_norm()",
+        "kpsvd::the_correction_is_the_best_of_what_kfac_leaves",
+    ),
+    mutant(
+        "averages of later pairs do not align their signs",
+        "approximators/averages.py",
+        "rows, cols = new if agreement >= 0 else (-new[0], -new[1])",
+        "rows, cols = new if agreement >= -1e300 else (-new[0], -new[1])",
+        "kronecker_family::the_average_of_kronecker_sums_is_factor_wise_with_signs_aligned",
+    ),
+    mutant(
+        "an average weighs the new operator with the share of the old",
+        "approximators/averages.py",
+        "return Diagonal(weight * old.entries + (1 - weight) * new.entries, "
+        "new.provenance)",
+        "return Diagonal((1 - weight) * old.entries + weight * new.entries, "
+        "new.provenance)",
+        "kronecker_family::plain_averages_are_averages_of_the_matrices",
+    ),
+    mutant(
+        "a pair that vanishes does not fade",
+        "approximators/averages.py",
+        "faded = [(weight * g, weight * a) for g, a in old.terms[len(fresh) :]]",
+        "faded = [(g, a) for g, a in old.terms[len(fresh) :]]",
+        "kronecker_family::a_pair_that_appears_or_vanishes_is_kept_or_fades",
+    ),
+    mutant(
+        "the average of eigen forms mixes the old entries without turning them",
+        "approximators/averages.py",
+        "kept = rows @ old.entries @ cols.T  # the diagonal of the old matrix in the new "
+        "basis",
+        "kept = old.entries",
+        "kronecker_family::the_average_of_eigen_forms_is_the_best_diagonal_in_the_new_basis",
+    ),
+]
+
+METRICS = [
+    mutant(
+        "γ has the sign of the slope",
+        "metrics/directions.py",
+        "return max(curvature, 0.0) ** 0.5 / abs(slope)",
+        "return max(curvature, 0.0) ** 0.5 / slope",
+        "metric_structure::gamma_is_positive_for_steps_up_and_down",
+    ),
+    mutant(
+        "γ of a direction orthogonal to the gradient is no number",
+        "metrics/directions.py",
+        'return float("inf") if curvature > 0 else float("nan")',
+        'return float("nan")',
+        "metric_structure::gamma_is_positive_for_steps_up_and_down",
+    ),
+    mutant(
+        "a decrease ratio is never below 0",
+        "metrics/directions.py",
+        'return reached / best if best > 0 else float("nan")',
+        'return max(reached, 0.0) / best if best > 0 else float("nan")',
+        "metric_structure::a_step_that_is_too_long_has_a_negative_decrease",
+    ),
+    mutant(
+        "the decrease counts the curvature whole",
+        "metrics/directions.py",
+        "reached = _dot(step.gradient, step.taken) - step.curvature / 2",
+        "reached = _dot(step.gradient, step.taken) - step.curvature",
+        "metric_laws::metrics_of_damped_matrices_are_their_definitions",
+    ),
+    mutant(
+        "the squared cosine is not squared",
+        "metrics/directions.py",
+        'return slope**2 / sizes if sizes > 0 else float("nan")',
+        'return abs(slope) / sizes if sizes > 0 else float("nan")',
+        "metric_laws::metrics_of_damped_matrices_are_their_definitions",
+    ),
+    mutant(
+        "the best scale divides by the norm, not its square",
+        "metrics/frobenius.py",
+        "size = pair.approx_norm**2",
+        "size = pair.approx_norm",
+        "metric_laws::metrics_of_matrices_are_their_definitions",
+    ),
+    mutant(
+        "the trace ratio the other way round",
+        "metrics/frobenius.py",
+        'return pair.approx.trace() / trace if trace else float("nan")',
+        'return trace / pair.approx.trace() if trace else float("nan")',
+        "metric_laws::metrics_of_matrices_are_their_definitions",
+    ),
+    mutant(
+        "a correlation without means",
+        "metrics/frobenius.py",
+        "moved = diagonal - diagonal.mean()",
+        "moved = diagonal - 0 * diagonal.mean()",
+        "metric_laws::metrics_of_matrices_are_their_definitions",
+    ),
+    mutant(
+        "a divergence keeps the two determinants for both ways",
+        "metrics/divergences.py",
+        "mine, other = other, mine",
+        "mine, other = mine, other",
+        "metric_laws::metrics_of_damped_matrices_are_their_definitions",
+    ),
+    mutant(
+        "a divergence without its half",
+        "metrics/divergences.py",
+        "return found / 2\n",
+        "return found\n",
+        "metric_laws::metrics_of_damped_matrices_are_their_definitions",
+    ),
+    mutant(
+        "couplings are not divided by the examples twice",
+        "metrics/structure.py",
+        "return total / layers[0].count ** 2",
+        "return total / layers[0].count",
+        "metric_structure::couplings_are_norms_of_the_blocks_between_layers",
+    ),
+]
+
+STATISTICS = [
+    mutant(
+        "determinism is checked in the first batch alone",
+        "statistics/collect.py",
+        "checked = check_deterministic and number < 2",
+        "checked = check_deterministic and number < 1",
+        "determinism::noise_that_begins_in_the_second_batch_is_found",
+    ),
+    mutant(
+        "determinism lets any difference through",
+        "statistics/determinism.py",
+        "if difference > allowed:",
+        "if difference > 1e6 * allowed:",
+        "determinism::the_layer_behind_the_noise_is_named",
+    ),
+    mutant(
+        "chunk_size is not heeded in shared form",
+        "statistics/collect.py",
+        "for part in chunks(len(batch), job.chunk_size or run_length(found, job.budget)):",
+        "for part in chunks(len(batch), run_length(found, job.budget)):",
+        "statistics::a_chunk_is_never_larger_than_asked_for",
+    ),
+    mutant(
+        "chunk_size 0 is taken for the default",
+        "statistics/collect.py",
+        "if chunk_size is not None and chunk_size < 1:",
+        "if chunk_size is not None and chunk_size < 0:",
+        "statistics::a_chunk_is_never_larger_than_asked_for",
+    ),
+    mutant(
+        "draws depend on the place in the batch",
+        "statistics/random.py",
+        "bits = np.random.Philox(key=key).advance(first * steps)",
+        "bits = np.random.Philox(key=key).advance(0 * first * steps)",
+        "statistics::sampled_labels_depend_on_the_index_of_the_example_alone",
+    ),
+    mutant(
+        "every step draws the same labels",
+        "statistics/fishers.py",
+        "stream=(self.step << 20) + draw,",
+        "stream=draw,",
+        "likelihoods",
+        "natural_gradient",
+    ),
+    mutant(
+        "several draws weigh too much",
+        "statistics/fishers.py",
+        "columns = torch.stack(drawn) / self.samples**0.5",
+        "columns = torch.stack(drawn)",
+        "likelihoods::monte_carlo_columns_are_weighted_gradients_at_drawn_labels",
+    ),
+    mutant(
+        "sampled columns forget the mask",
+        "statistics/fishers.py",
+        "return columns if mask is None else columns * mask",
+        "return columns",
+        "likelihoods::masked_outputs_vanish_from_every_column",
+    ),
+    mutant(
+        "padding of an embedding is row 0",
+        "statistics/values.py",
+        "tokens = [_grow(p.tokens, 1, length, value=-1) for p in pieces]",
+        "tokens = [_grow(p.tokens, 1, length, value=0) for p in pieces]",
+        "embeddings_and_groups::padding_to_the_longest_changes_nothing",
+    ),
+    mutant(
+        "the Gaussian loss without its half",
+        "likelihoods.py",
+        "return _sum_outputs(each, self.mask(output, target)) / (2 * self.variance)",
+        "return _sum_outputs(each, self.mask(output, target)) / self.variance",
+        "likelihoods::the_loss_is_torchs_own_summed_over_outputs",
+    ),
+    mutant(
+        "the Gaussian root has the variance for the deviation",
+        "likelihoods.py",
+        "deviation = torch.full_like(output, self.variance**-0.5)",
+        "deviation = torch.full_like(output, self.variance**-1)",
+        "likelihoods::the_root_squared_is_the_output_fisher",
+    ),
+    mutant(
+        "the Bernoulli root without its root",
+        "likelihoods.py",
+        "deviation = (output.sigmoid() * (-output).sigmoid()).sqrt()",
+        "deviation = output.sigmoid() * (-output).sigmoid()",
+        "likelihoods::the_root_squared_is_the_output_fisher",
+    ),
+    mutant(
+        "a bias of another size joins the weight",
+        "layers/blocks.py",
+        "if other is not None and other.numel() == rows:",
+        "if other is not None and other.numel() >= 1:",
+        "statistics::the_blocks_partition_the_trainable_parameters",
+        "breadth",
+    ),
+]
+
+TRAINING = [
+    mutant(
+        "a direction clip sums before it takes the size",
+        "training/clipping.py",
+        "total = inner.abs().sum() + _FLOOR",
+        "total = inner.sum().abs() + _FLOOR",
+        "natural_gradient::products_of_both_signs_do_not_cancel_in_a_clip",
+    ),
+    mutant(
+        "a step clip takes the rate once",
+        "training/clipping.py",
+        "total = (rates.square() * inner).sum()",
+        "total = (rates * inner).sum()",
+        "natural_gradient::clipping_holds_the_estimated_divergence_at_its_bound",
+    ),
+    mutant(
+        "a clip lengthens short steps",
+        "training/clipping.py",
+        "return ratio.sqrt().clamp_max(1)",
+        "return ratio.sqrt()",
+        "natural_gradient::clipping_holds_the_estimated_divergence_at_its_bound",
+    ),
+    mutant(
+        "a ratio that is no number leaves the damping",
+        "training/levenberg_marquardt.py",
+        "if ratio < self.low or math.isnan(ratio):",
+        "if ratio < self.low:",
+        "full_kfac::lambda_follows_the_reduction_ratio",
+    ),
+    mutant(
+        "a ratio below 0 counts as a good one",
+        "training/levenberg_marquardt.py",
+        "if ratio > self.high:",
+        "if abs(ratio) > self.high:",
+        "full_kfac::lambda_follows_the_reduction_ratio",
+    ),
+    mutant(
+        "the damping falls below its floor",
+        "training/levenberg_marquardt.py",
+        "return max(omega * damping, self.floor)",
+        "return omega * damping",
+        "full_kfac::lambda_follows_the_reduction_ratio",
+    ),
+    mutant(
+        "averages are not corrected for their start",
+        "training/averaging.py",
+        "return self.decay * (1 - self.decay**updates) / (1 - self.decay ** (updates + 1))",
+        "return self.decay if updates else 0.0",
+        "natural_gradient_state",
+    ),
+    mutant(
+        "weight decay is not scaled by the rate",
+        "training/moves.py",
+        'torch._foreach_mul_(here, 1 - rate * group["weight_decay"])',
+        'torch._foreach_mul_(here, 1 - group["weight_decay"])',
+        "natural_gradient::weight_decay_is_apart_from_the_gradient",
+    ),
+    mutant(
+        "momentum weighs the new direction",
+        "training/moves.py",
+        'return state["momentum"].mul_(momentum).add_(step)',
+        'return state["momentum"].mul_(momentum).add_(step, alpha=1 - momentum)',
+        "natural_gradient::momentum_adds_up_directions_or_gradients",
+    ),
+    mutant(
+        "a momentum of 1 is let through",
+        "training/moves.py",
+        'if found.get("momentum", 0) >= 1:',
+        'if found.get("momentum", 0) > 1:',
+        "natural_gradient::settings_out_of_range_are_refused_at_once",
+    ),
+    mutant(
+        "tune takes a loss that is no number",
+        "training/tuning.py",
+        'return value if np.isfinite(value) else float("inf")',
+        "return value",
+        "tune::an_objective_that_is_no_number_is_never_the_best",
+    ),
+]
+
+ANALYSIS = [
+    mutant(
+        "files are renamed before they are on the disk",
+        "analysis/parts.py",
+        "        _flush(scratch)\n",
+        "",
+        "follow::a_file_is_on_the_disk_before_it_gets_its_name",
+    ),
+    mutant(
+        "the name of a new file is not on the disk",
+        "analysis/parts.py",
+        "        _flush(path.parent)\n",
+        "",
+        "follow::a_file_is_on_the_disk_before_it_gets_its_name",
+    ),
+    mutant(
+        "a write that breaks off leaves its scratch file",
+        "analysis/parts.py",
+        "        scratch.unlink(missing_ok=True)\n",
+        "        pass\n",
+        "follow::a_write_that_breaks_off_leaves_the_old_file",
+    ),
+    mutant(
+        "relative damping is a share of the trace",
+        "analysis/damping.py",
+        "mean = exact.trace() / max(exact.shape[0], 1)",
+        "mean = exact.trace()",
+        "analysis::relative_damping_is_a_fraction_of_the_mean_eigenvalue",
+    ),
+    mutant(
+        "a damping of 0 is let through",
+        "analysis/damping.py",
+        "if not listed or any(not number > 0 for number in listed):",
+        "if not listed or any(not number >= 0 for number in listed):",
+        "analysis::questions_that_cannot_be_answered_are_refused",
+    ),
+    mutant(
+        "intervals are of one value, not of the mean",
+        "analysis/intervals.py",
+        "return middle, factor * spread / count**0.5",
+        "return middle, factor * spread",
+        "analysis_depth::intervals_are_students",
+    ),
+    mutant(
+        "intervals have one tail",
+        "analysis/intervals.py",
+        "factor = float(stdtrit(count - 1, (1 + level) / 2))",
+        "factor = float(stdtrit(count - 1, level))",
+        "analysis_depth::intervals_are_students",
+    ),
+    mutant(
+        "two entries that are equal beat each other",
+        "analysis/fronts.py",
+        "beaten = (no_worse & better).any(twin)",
+        "beaten = (no_worse | better).any(twin)",
+        "analysis_depth::a_front_is_what_nothing_else_beats",
+    ),
+    mutant(
+        "labels of stacked runs may repeat",
+        "analysis/merging.py",
+        "if len(set(known.tolist())) != len(known):",
+        "if not len(known):",
+        "analysis_files",
+    ),
+    mutant(
+        "runs of two likelihoods are merged",
+        "analysis/merging.py",
+        '    "likelihood",\n    "conventions",',
+        '    "conventions",',
+        "analysis_files::conflicts_are_refused_by_name",
+    ),
+]
+
+EVERY = [*OPERATORS, *APPROXIMATORS, *METRICS, *STATISTICS, *TRAINING, *ANALYSIS]
