@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 FAST := not slow and not gpu and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help install report test test-all lint types browser bench peers lab clean
+.PHONY: help install report test test-all mutants lint types browser bench peers lab clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
 	$(BIN)/python -m pytest -q $(ARGS)
+
+mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
 browser: $(INSTALLED)  ## test the report's page in a headless Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)

@@ -91,5 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     result = yield
     marker = item.get_closest_marker("draws")
     if generators.Watch.seen and marker is None:
-        pytest.fail("; ".join(dict.fromkeys(generators.Watch.seen)), pytrace=False)
+        told = "; ".join(dict.fromkeys(generators.Watch.seen))
+        remedy = "if the test's own model or loader draws: @pytest.mark.draws(who)"
+        pytest.fail(f"{told} ({remedy})", pytrace=False)
     return result

@@ -331,6 +331,7 @@ class Noisy(nn.Module):
         return self.head(self.drop(torch.tanh(self.norm(self.first(x)))))
 
 
+@pytest.mark.draws("dropout of the model, in training mode")
 def test_the_model_is_left_as_an_ordinary_training_step_leaves_it():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -355,6 +356,7 @@ def test_the_model_is_left_as_an_ordinary_training_step_leaves_it():
     assert set(optimiser.units) == {"first", "norm", "head"}
 
 
+@pytest.mark.draws("dropout of the model, in training mode")
 def test_statistics_are_taken_in_evaluation_mode():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -46,7 +46,7 @@ OPERATORS = [
         "operators/kronecker.py",
         "float(rows.trace()) * float(cols.trace())",
         "float(rows.trace()) + float(cols.trace())",
-        "operators::spectra_are_those_of_the_matrix",
+        "operators::it_is_the_matrix_of_its_definition",
     ),
     mutant(
         "Tikhonov damping enters each factor whole",
@@ -89,7 +89,7 @@ OPERATORS = [
         "operators/diagonal.py",
         "return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))",
         "return float(self.entries.abs().sum(dtype=torch.float64))",
-        "operators::spectra_are_those_of_the_matrix",
+        "operators::it_is_the_matrix_of_its_definition",
     ),
     mutant(
         "shared blocks count once in the trace",
@@ -97,7 +97,7 @@ OPERATORS = [
         "times * float(blocks.diagonal(dim1=1, dim2=2).sum(dtype=torch.float64))",
         "float(blocks.diagonal(dim1=1, dim2=2).sum(dtype=torch.float64))",
         "mini_blocks::shared_blocks_have_the_inner_products_of_their_matrices",
-        "operators::spectra_are_those_of_the_matrix",
+        "operators::it_is_the_matrix_of_its_definition",
     ),
     mutant(
         "shared blocks count once in the norm",
@@ -105,7 +105,7 @@ OPERATORS = [
         "total += times * float(norm) ** 2",
         "total += float(norm) ** 2",
         "mini_blocks::shared_blocks_have_the_inner_products_of_their_matrices",
-        "operators::spectra_are_those_of_the_matrix",
+        "operators::it_is_the_matrix_of_its_definition",
     ),
     mutant(
         "the inner product of two eigenbases takes no squares",
