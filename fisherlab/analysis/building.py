@@ -2,14 +2,9 @@
 
 from dataclasses import replace
 
-from fisherlab.analysis.cells import Cells, reason
+from fisherlab.analysis.cells import REFUSALS, Cells, reason
 from fisherlab.approximators import Approximator
-from fisherlab.errors import (
-    BudgetError,
-    NeedsMeanGradient,
-    NeedsSharedForm,
-    NumericalError,
-)
+from fisherlab.errors import NeedsSharedForm
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, Operator
 from fisherlab.statistics import LayerStatistics
@@ -19,13 +14,15 @@ def build(
     cells: Cells, layer: LayerStatistics, method: str, approximator: Approximator
 ) -> Operator | None:
     """Return the approximation of a layer, or None with the reason noted."""
+    if cells.leaves_out(layer.name, method, "matrix"):
+        return None
     try:
         return approximator(layer)
     except NeedsSharedForm:
         needed = "needs the inputs and output gradients of the layer"
         cells.blame(layer.name, method, needed)
-    except (BudgetError, NeedsMeanGradient, NumericalError) as error:
-        cells.blame(layer.name, method, reason(error))
+    except REFUSALS as error:
+        cells.blame(layer.name, method, f"{method} of {layer.name!r}: {reason(error)}")
     return None
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fisherlab.analysis.allowances import Part
 from fisherlab.analysis.damping import Dampings
-from fisherlab.errors import IndefiniteError
+from fisherlab.errors import FisherlabError, IndefiniteError
 from fisherlab.metrics import BelowFloor
 from fisherlab.metrics.register import entries
 from fisherlab.statistics import Statistics
@@ -23,6 +24,9 @@ LABELS = {name: entry.label for name, entry in entries().items()} | {
     "floored": "metrics whose number is only a bound",
     "status": "ok, or why a value is missing",
 }
+# What one cell may fail with without ending the table: refusals (ValueError, too), and what
+# factorisations, iterations and allocations of the libraries below raise.
+REFUSALS = (FisherlabError, ValueError, ArithmeticError, RuntimeError, MemoryError)
 UNITS = {name: entry.units for name, entry in entries().items()}
 
 
@@ -36,6 +40,7 @@ class Cells:
     arrays: dict[str, Any] = field(default_factory=dict)
     reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     bounds: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str, Part], str] = field(default_factory=dict)
 
     def begin(self, name: str, *rest: str | int) -> None:
         """Make an array of NaN, unless it is there."""
@@ -60,6 +65,13 @@ class Cells:
         known = self.reasons.setdefault((layer, method), [])
         if reason not in known:
             known.append(reason)
+
+    def leaves_out(self, layer: str, method: str, part: Part) -> bool:
+        """Say whether a part of a cell is left out for its size, and note it."""
+        why = self.left_out.get((layer, method, part))
+        if why is not None:
+            self.blame(layer, method, why)
+        return why is not None
 
     def blame_damping(self, layer: str, method: str, level: int, error: Exception) -> None:
         """Say why something is missing at one damping."""

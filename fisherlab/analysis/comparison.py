@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from fisherlab.analysis.allowances import PARTS, Allowance, Cut, cut
 from fisherlab.analysis.building import build, shared_pair
 from fisherlab.analysis.cells import Cells, layer_coordinates
 from fisherlab.analysis.damping import Damping, dampings
@@ -30,6 +31,7 @@ def compare(
     reference: Statistics | None = None,
     k: int = 10,
     budget: Budget = None,
+    time: float | str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Hold every approximation of every layer against the exact block.
@@ -59,6 +61,10 @@ def compare(
         The dimension of the subspaces of `subspace_overlap`.
     budget
         Bytes one exact block may take where it has to be formed.
+    time
+        Seconds, or a text such as "5 min", counted in multiply-adds at the rate of two
+        plain cores: what exceeds it is left out, the dearest cells first, and its
+        `status` says so. Everything is computed by default.
     progress
         Whether to show a bar.
 
@@ -90,6 +96,8 @@ def compare(
     limit = parse_budget(budget, device)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
+    if time is not None:
+        cells.left_out = _cut(stats, asked, chosen, Allowance.of(time, limit)).reasons
     for name in _progress(stats, progress):
         exact = ExactBlock()((reference or stats)[name])
         _fill_layer(cells, asked, stats[name], exact, chosen, limit)
@@ -97,6 +105,18 @@ def compare(
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher
     return cells.dataset(layer_coordinates(stats), made)
+
+
+def _cut(
+    stats: Statistics,
+    asked: Question,
+    chosen: Mapping[str, Approximator],
+    allowance: Allowance,
+) -> Cut:
+    """Choose what fits the allowance."""
+    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
+    parts = [part for part in PARTS if part == "matrix" or asked.of(part)]
+    return cut(samples, chosen, parts, allowance, max(1, len(asked.dampings.labels)))
 
 
 def _fill_layer(

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fisherlab.analysis.cells import Cells, reason
+from fisherlab.analysis.cells import REFUSALS, Cells, reason
 from fisherlab.analysis.questions import Question
-from fisherlab.errors import BudgetError, FisherlabError, IndefiniteError
+from fisherlab.errors import BudgetError, IndefiniteError
 from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.numerics.memory import readable
-from fisherlab.operators import FactoredFisher, KroneckerSum, Operator, Stacked
-
-# Operators that have no such number (the norm of an inverse that depends on the right-hand
-# side, the eigenvalues of a long sum) raise ValueError.
-REFUSALS = (FisherlabError, ValueError)
+from fisherlab.operators import (
+    FactoredFisher,
+    FactoredMiniBlocks,
+    KroneckerSum,
+    Operator,
+    Stacked,
+)
 
 
 def begin(cells: Cells, asked: Question) -> None:
@@ -59,10 +61,12 @@ def fill(
         best: Tensor | None = None
         for method, pair in pairs.items():
             cell = _DampedCell(name, method, level)
+            along = asked.of("gradient") and not cells.leaves_out(name, method, "gradient")
             try:
-                if best is None and asked.of("gradient"):
+                if best is None and along:
                     best = exact.solve(asked.gradient[name].double(), damping)
-                _fill_damped(cells, asked, cell, pair.damped(damping), best, limit)
+                taken = best if along else None
+                _fill_damped(cells, asked, cell, pair.damped(damping), taken, limit)
             except REFUSALS as error:
                 cells.blame_damping(name, method, level, error)
 
@@ -100,14 +104,14 @@ def _fill_damped(
 ) -> None:
     """Fill what needs a damping; an indefinite matrix ends it, other refusals do not."""
     place = cell.layer, cell.method
-    if cell.level == 0:
-        approx = damped.pair.approx.inverse(damped.damping)
-        cells.put("solve_flops", approx.product_flops, *place)
+    inverts = not cells.leaves_out(*place, "damping")
+    if cell.level == 0 and (inverts or best is not None):
+        cells.put("solve_flops", _solve_flops(damped, inverts), *place)
     if best is not None:
         step = damped.along(asked.gradient[cell.layer], best)
         for entry in asked.of("gradient"):
             cells.put(entry.name, entry.of(step), *place, cell.level)
-    for entry in asked.of("damping"):
+    for entry in asked.of("damping") if inverts else ():
         try:
             _require_room(entry.name, damped.pair, limit)
             cells.put(entry.name, entry.of(damped), *place, cell.level)
@@ -115,6 +119,17 @@ def _fill_damped(
             raise
         except REFUSALS as error:
             cells.blame_damping(*place, cell.level, error)
+
+
+def _solve_flops(damped: Damped, inverts: bool) -> float:
+    """Return what one preconditioning costs, forming no large inverse only to count it."""
+    approx = damped.pair.approx
+    if not inverts and isinstance(approx, FactoredMiniBlocks):
+        return approx.product_flops
+    if not inverts and isinstance(approx, FactoredFisher):
+        samples = approx.samples.columns * approx.samples.examples
+        return min(approx.product_flops + samples**2, approx.shape[0] ** 2)
+    return approx.inverse(damped.damping).product_flops
 
 
 def _require_room(metric: str, pair: Pair, limit: int) -> None:

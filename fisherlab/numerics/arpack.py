@@ -33,11 +33,13 @@ def extreme_eigenpairs(
     end: Literal["LA", "SA", "LM"],
     what: str,
     tolerance: float = 0.0,
+    restarts: int | None = None,
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "n k"]]:
     """Return k eigenvalues at one end, ascending, and their vectors, in float64.
 
     Both what Lanczos starts from and what it restarts from, where a Krylov space is
-    exhausted as that of a matrix of low rank, is fixed noise.
+    exhausted as that of a matrix of low rank, is fixed noise. It gives up after so many
+    `restarts`, 10 n by default.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def extreme_eigenpairs(
     start = fixed_noise(size).numpy()
     if not products.matvec(start).any():  # which ARPACK calls a bad starting vector
         return torch.zeros(k, dtype=torch.float64), torch.eye(size, k, dtype=torch.float64)
-    options: dict[str, Any] = {"v0": start}
+    options: dict[str, Any] = {"v0": start, "maxiter": restarts}
     if "rng" in signature(eigsh).parameters:  # scipy 1.17: unseeded where it is not given
         options["rng"] = np.random.default_rng(0)
     try:

@@ -48,6 +48,26 @@ def damped_cholesky(
     raise IndefiniteError(what, damping, smallest)
 
 
+def stacked_cholesky(
+    damped: Float[Tensor, "b n n"], damping: float, what: str
+) -> Float[Tensor, "b n n"]:
+    """Return the lower Cholesky factors of damped float64 matrices.
+
+    Raises
+    ------
+    NumericalError
+        If one holds NaN or infinity.
+    IndefiniteError
+        If one is not positive definite; the smallest eigenvalue is named.
+    """
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if not bool(info.any()) and bool(torch.isfinite(factor[..., -1, :]).all()):
+        return factor
+    require_finite(damped, f"{what} (damping {damping:g})")
+    smallest = float(torch.linalg.eigvalsh(damped[info != 0]).min()) - damping
+    raise IndefiniteError(what, damping, smallest)
+
+
 def eigh(
     matrix: Float[Tensor, "n n"], what: str
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:

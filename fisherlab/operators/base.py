@@ -24,6 +24,7 @@ from fisherlab.showing import html_table
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
 
 
@@ -257,9 +258,29 @@ class Operator(ABC):
 def extreme_eigenvalues(
     operator: Operator, k: int, end: Literal["LA", "SA"], tolerance: float = 0.0
 ) -> Float[Tensor, " k"]:
-    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64."""
-    what = repr(operator)
-    return extreme_eigenpairs(operator.to_scipy(), k, end, what, tolerance)[0]
+    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64.
+
+    The tolerance is relative to the largest in size: an eigenvalue next to 0 at the small
+    end is searched as the largest of cI − M, where Lanczos converges.
+
+    Raises
+    ------
+    NumericalError
+        If Lanczos does not converge.
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    what, products = repr(operator), operator.to_scipy()
+    if end == "LA":
+        return extreme_eigenpairs(products, k, end, what, tolerance)[0]
+    size = abs(float(extreme_eigenpairs(products, 1, "LM", what, 1e-3, RESTARTS)[0]))
+    turned = LinearOperator(
+        products.shape,
+        lambda x: 1.01 * size * x - products.matvec(x),
+        dtype=products.dtype,
+    )
+    values = extreme_eigenpairs(turned, k, "LA", what, tolerance, RESTARTS)[0]
+    return (1.01 * size - values).flip(0)
 
 
 A = TypeVar("A", bound=Operator)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import stacked_cholesky
 from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
@@ -196,14 +197,41 @@ class FactoredMiniBlocks(Operator):
         return self.formed.eigenvalues()
 
     def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w, block by block.
+        """Return (M + damping·I)⁻¹ w, block by block, in the smaller space of each.
 
         Raises
         ------
         IndefiniteError
             If a damped block is not positive definite.
         """
+        by_row = self.partition.is_by_row and isinstance(self.samples, OuterSamples)
+        narrow = self.samples.examples < self.weight_shape[1]
+        if damping > 0 and by_row and narrow:
+            return self._solved_by_examples(w, damping)
         return self.formed.solve(w, damping)
+
+    def _solved_by_examples(
+        self, w: Float[Tensor, "*k o i"], damping: float
+    ) -> Float[Tensor, "*k o i"]:
+        """Solve in the N examples: a row's block is B Bᵀ with B = Aᵀ E^½ / √N.
+
+        (B Bᵀ + λI)⁻¹ w = (w − B (BᵀB + λI)⁻¹ Bᵀ w) / λ.
+        """
+        self._check(w, "solve")
+        assert isinstance(self.samples, OuterSamples)
+        inputs = self.samples.inputs.double()
+        roots = (self.samples.output_energy.double() / self.count).sqrt()
+        gram, flat = inputs @ inputs.T, w.reshape(-1, *self.weight_shape).double()
+        out = torch.empty_like(flat)
+        for part in chunks(len(roots.T), PANEL_BYTES // max(8 * gram.numel(), 1)):
+            root = roots.T[part]  # (b, N)
+            inner = root[:, :, None] * gram * root[:, None, :]
+            inner.diagonal(dim1=1, dim2=2).add_(damping)
+            factor = stacked_cholesky(inner, damping, repr(self))
+            seen = (flat[:, part] @ inputs.T * root).permute(1, 2, 0)  # (b, N, k)
+            turned = torch.cholesky_solve(seen, factor).permute(2, 0, 1) * root
+            out[:, part] = (flat[:, part] - turned @ inputs) / damping
+        return out.to(w.dtype).view(w.shape)
 
     def inverse(self, damping: float) -> MiniBlocks:
         """Return the blockwise inverse.

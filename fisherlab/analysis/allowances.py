@@ -1,0 +1,340 @@
+"""What a comparison costs cell by cell, and what is left out to stay within a limit.
+
+Counts, no clock: the same request is cut alike on every machine. Flops are multiply-adds.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, final
+
+from fisherlab.analysis.costs import EIGEN, building_flops
+from fisherlab.approximators import (
+    KPSVD,
+    Approximator,
+    Deflation,
+    Diagonal,
+    ExactBlock,
+    KFACCorrected,
+    MiniBlock,
+)
+from fisherlab.numerics.memory import readable
+from fisherlab.numerics.packed import pair_count
+from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
+from fisherlab.operators.kronecker import DENSE_ROWS
+from fisherlab.samples import OuterSamples, Samples
+
+RATE = 1e10  # multiply-adds a second that two plain cores do in float64
+EFFORT = 6  # products of block Krylov steps over those of the power steps that are counted
+NUMBER = 8  # bytes
+
+Part = Literal["matrix", "gradient", "damping"]
+PARTS: tuple[Part, ...] = ("matrix", "gradient", "damping")
+_NAMES: dict[Part, str] = {
+    "matrix": "the approximation and its errors",
+    "gradient": "update directions",
+    "damping": "damped inverses",
+}
+_UNITS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
+
+
+@final
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds, and bytes held at once.
+
+    Examples
+    --------
+    >>> (Work(2, 8) + Work(3, 4)).flops
+    5
+    """
+
+    flops: float
+    bytes: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        """Add the flops; of the bytes the larger count."""
+        return Work(self.flops + other.flops, max(self.bytes, other.bytes))
+
+
+@final
+@dataclass(frozen=True)
+class Allowance:
+    """Multiply-adds and bytes that a comparison may take.
+
+    Examples
+    --------
+    >>> Allowance.of("2 min", 2**30).flops
+    1200000000000.0
+    """
+
+    flops: float
+    bytes: float
+
+    @classmethod
+    def of(cls, time: float | str | None, limit: float) -> "Allowance":
+        """Return what a time, counted at `RATE`, and a number of bytes allow."""
+        return cls(inf if time is None else parse_time(time) * RATE, limit)
+
+
+def parse_time(time: float | str) -> float:
+    """Turn a time into seconds: a number, or a text such as "5 min".
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read or is not positive.
+
+    Examples
+    --------
+    >>> parse_time("1.5 min")
+    90.0
+    """
+    if isinstance(time, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", time)
+        unit = None if match is None else _UNITS.get(match[2])
+        if match is None or unit is None or match[1].count(".") > 1 or match[1] == ".":
+            raise ValueError(f"time={time!r} is not understood; write e.g. '5 min'.")
+        time = float(match[1]) * unit
+    if not time > 0:
+        raise ValueError(f"time={time!r} must be positive.")
+    return float(time)
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """Which parts of which cells are left out, and what the rest costs.
+
+    Parameters
+    ----------
+    reasons
+        (layer, approximator, part) to the sentence that its status shall hold.
+    flops
+        Multiply-adds of what is kept.
+    """
+
+    reasons: Mapping[tuple[str, str, Part], str]
+    flops: float
+
+
+def cut(
+    layers: Mapping[str, Samples],
+    methods: Mapping[str, Approximator],
+    parts: Sequence[Part],
+    allowance: Allowance,
+    levels: int = 1,
+) -> Cut:
+    """Choose what a comparison computes, cheapest cells first, until the allowance ends.
+
+    Parameters
+    ----------
+    layers
+        The samples of every layer, with or without storage.
+    methods
+        The approximations by name.
+    parts
+        What is asked of them.
+    allowance
+        What all may take together (flops), and each cell by itself (bytes).
+    levels
+        How many dampings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fisherlab.approximators import KFAC
+    >>> samples = OuterSamples(torch.ones(9, 40), torch.ones(2, 9, 30))
+    >>> found = cut({"fc": samples}, {"kfac": KFAC()}, ["matrix"], Allowance(1e4, 1e9))
+    >>> [key for key in found.reasons]
+    [('fc', 'kfac', 'matrix')]
+    """
+    cells, shared = {}, {}
+    for layer, samples in layers.items():
+        for part in parts:
+            times = 1 if part == "matrix" else levels
+            shared[layer, part] = _scaled(_shared(samples, part), times)
+            for name, method in methods.items():
+                own = _own(samples, method, part)
+                cells[layer, name, part] = _scaled(own, times)
+    return _chosen(cells, shared, len(methods), allowance)
+
+
+def _scaled(work: Work, times: int) -> Work:
+    return Work(times * work.flops, work.bytes)
+
+
+def _chosen(
+    cells: Mapping[tuple[str, str, Part], Work],
+    shared: Mapping[tuple[str, Part], Work],
+    methods: int,
+    allowance: Allowance,
+) -> Cut:
+    def price(key: tuple[str, str, Part]) -> float:
+        layer, _, part = key
+        return cells[key].flops + shared[layer, part].flops / max(methods, 1)
+
+    spent, paid, reasons = 0.0, set[tuple[str, Part]](), {}
+    for key in sorted(cells, key=price):
+        layer, method, part = key
+        common = Work(0) if (layer, part) in paid else shared[layer, part]
+        work = cells[key] + common
+        without = part != "matrix" and (layer, method, "matrix") in reasons
+        heavy = max(work.bytes, shared[layer, part].bytes) > allowance.bytes
+        late = spent + work.flops > allowance.flops
+        if heavy or late or without:
+            reasons[key] = _reason(part, work, heavy, late)
+            continue
+        spent += work.flops
+        paid.add((layer, part))
+    for layer, method, part in cells:  # nothing is asked of what is not built
+        if part != "matrix" and (layer, method, "matrix") in reasons:
+            reasons[layer, method, part] = reasons[layer, method, "matrix"]
+    return Cut(reasons, spent)
+
+
+def _reason(part: Part, work: Work, heavy: bool, late: bool) -> str:
+    need = [f"{work.flops:.1g} multiply-adds (about {_duration(work.flops / RATE)})"]
+    need += [readable(work.bytes)] if heavy else []
+    ask = ["--budget"] * heavy + ["--time"] * late
+    return (
+        f"left out for size: {_NAMES[part]}, {' and '.join(need)}; ask with "
+        f"{' and '.join(ask) or '--time'}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
+def _sizes(s: Samples) -> tuple[int, int, int, int]:
+    """Return d_out, d_in, M = V·N and p."""
+    o, i = s.weight_shape
+    return o, i, s.columns * s.examples, o * i
+
+
+def _block(s: Samples) -> FactoredFisher:
+    return FactoredFisher(s, s.examples)
+
+
+def _norm(s: Samples) -> float:
+    """Count ‖F‖, and once more the table of the noise floor where it is not kept."""
+    o, i, m, p = _sizes(s)
+    if isinstance(s, OuterSamples):
+        outputs = min(pair_count(o), s.columns**2 * o)
+        return s.examples**2 * (i + outputs) / 2 + m * o * o / 2
+    gram = s.gram_flops()
+    return gram + (min(gram, s.dense_flops()) if p <= KEPT_BLOCK else gram)
+
+
+def _inversion(s: Samples) -> tuple[Work, bool]:
+    """Return what factorising the damped exact block takes, and whether by the Gram."""
+    _, _, m, p = _sizes(s)
+    if _block(s).uses_gram:
+        return Work(s.gram_flops() + m**3 / 3, 2 * NUMBER * m**2), True
+    return Work(s.dense_flops() + p**3 / 3, 3 * NUMBER * p**2), False
+
+
+def _shared(s: Samples, part: Part) -> Work:
+    """Return what all methods of a layer share: the exact norm, direction or inverse."""
+    _, _, m, p = _sizes(s)
+    if part == "matrix":
+        return Work(_norm(s))
+    work, by_gram = _inversion(s)
+    if part == "gradient":
+        block = _block(s)
+        return Work(ROUNDS * block.product_work) if block.iterates else work
+    # The inverse itself: its eigenvalues, and the samples in its coordinates.
+    size = min(m, p)
+    rows = Work(m * m * p, 2 * NUMBER * m * p) if by_gram else Work(p**3, 3 * NUMBER * p**2)
+    return work + Work(EIGEN * size**3) + rows
+
+
+def _terms(method: Approximator) -> int:
+    rank = int(getattr(method, "rank", 1))
+    return rank + isinstance(method, KFACCorrected)
+
+
+def _own(s: Samples, method: Approximator, part: Part) -> Work:
+    """Return what one method takes beside what is shared."""
+    if isinstance(method, ExactBlock):
+        return Work(0)
+    if part == "matrix":
+        return Work(_building(s, method) + _inner(s, method))
+    if part == "gradient":
+        return _solve(s, method)
+    return _solve(s, method) + _against_inverse(s, method)
+
+
+def _building(s: Samples, method: Approximator) -> float:
+    counted = building_flops(method, s) or 0
+    iterated = isinstance(method, (KPSVD, Deflation, KFACCorrected))
+    return counted * (EFFORT if iterated and not isinstance(s, OuterSamples) else 1)
+
+
+def _inner(s: Samples, method: Approximator) -> float:
+    o, i, m, p = _sizes(s)
+    if isinstance(method, Diagonal):
+        return s.examples * p
+    if isinstance(method, MiniBlock):
+        outer = isinstance(s, OuterSamples)
+        return s.examples**2 * (i + o) if outer else m * p * i
+    if isinstance(s, OuterSamples):
+        return _terms(method) * (s.examples * i * i + m * o * o)
+    return _terms(method) * m * p * (o + i)
+
+
+def _solve(s: Samples, method: Approximator) -> Work:
+    o, i, _, p = _sizes(s)
+    terms = _terms(method)
+    if isinstance(method, Diagonal):
+        return Work(p)
+    if isinstance(method, MiniBlock):
+        if isinstance(s, OuterSamples) and s.examples < i:
+            n = s.examples
+            return Work(o * (n * n * i + n**3 / 3))
+        return Work(s.examples * p * i + o * i**3 / 3, 2 * NUMBER * o * i * i)
+    if terms > 1 and isinstance(method, (KPSVD, Deflation, KFACCorrected)):
+        if p <= DENSE_ROWS:
+            return Work(EIGEN * p**3, 3 * NUMBER * p * p)
+        return Work(2 * ROUNDS * terms * p * (o + i))
+    return Work(EIGEN * (o**3 + i**3))
+
+
+def _against_inverse(s: Samples, method: Approximator) -> Work:
+    """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖."""
+    o, i, m, p = _sizes(s)
+    _, by_gram = _inversion(s)
+    columns = m if by_gram else 0
+    if isinstance(method, MiniBlock):
+        formed = Work(o * i**3, 2 * NUMBER * o * i * i)
+        return formed + Work(columns * p * i)
+    if _terms(method) > 1 and isinstance(method, (KPSVD, Deflation, KFACCorrected)):
+        return Work(p**3 + columns * ROUNDS * 2 * p * (o + i), 6 * NUMBER * p * p)
+    dense = 0 if by_gram else 3 * NUMBER * p * p
+    return Work(2 * columns * p * (o + i), dense)
+
+
+def told(reasons: Mapping[tuple[str, str, Part], str]) -> Iterator[str]:
+    """Say in a line for each part how many cells of which methods are left out.
+
+    Examples
+    --------
+    >>> list(told({("fc", "kfac", "damping"): "left out for size"}))
+    ['damped inverses: kfac in 1 layer (fc)']
+    """
+    for part in PARTS:
+        found: dict[str, list[str]] = {}
+        for layer, method, one in reasons:
+            if one == part:
+                found.setdefault(method, []).append(layer)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for method, layers in found.items():
+            groups.setdefault(tuple(layers), []).append(method)
+        for layers, methods in groups.items():
+            some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+            count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
+            yield f"{_NAMES[part]}: {', '.join(methods)} in {count} ({some})"
