@@ -4,7 +4,7 @@ Counts, no clock: the same request is cut alike on every machine. Flops are mult
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, final
@@ -27,10 +27,14 @@ from fisherlab.samples import OuterSamples, Samples
 
 RATE = 1e10  # multiply-adds a second that two plain cores do in float64
 EFFORT = 6  # products of block Krylov steps over those of the power steps that are counted
+SOLVES = 4  # what solves of one sample each lose to small products
 NUMBER = 8  # bytes
 
+ITERATED = (KPSVD, Deflation, KFACCorrected)
 Part = Literal["matrix", "gradient", "damping"]
 PARTS: tuple[Part, ...] = ("matrix", "gradient", "damping")
+# What is read first is computed first, at the same price.
+_WEIGHTS: dict[Part, float] = {"matrix": 1, "gradient": 3, "damping": 10}
 _NAMES: dict[Part, str] = {
     "matrix": "the approximation and its errors",
     "gradient": "update directions",
@@ -173,7 +177,8 @@ def _chosen(
 ) -> Cut:
     def price(key: tuple[str, str, Part]) -> float:
         layer, _, part = key
-        return cells[key].flops + shared[layer, part].flops / max(methods, 1)
+        flops = cells[key].flops + shared[layer, part].flops / max(methods, 1)
+        return _WEIGHTS[part] * flops
 
     spent, paid, reasons = 0.0, set[tuple[str, Part]](), {}
     for key in sorted(cells, key=price):
@@ -195,11 +200,11 @@ def _chosen(
 
 
 def _reason(part: Part, work: Work, heavy: bool, late: bool) -> str:
-    need = [f"{work.flops:.1g} multiply-adds (about {_duration(work.flops / RATE)})"]
+    need = [f"{work.flops:.1g} multiply-adds", f"about {_duration(work.flops / RATE)}"]
     need += [readable(work.bytes)] if heavy else []
     ask = ["--budget"] * heavy + ["--time"] * late
     return (
-        f"left out for size: {_NAMES[part]}, {' and '.join(need)}; ask with "
+        f"left out for size: {_NAMES[part]} ({', '.join(need)}); ask with "
         f"{' and '.join(ask) or '--time'}"
     )
 
@@ -228,6 +233,22 @@ def _norm(s: Samples) -> float:
         return s.examples**2 * (i + outputs) / 2 + m * o * o / 2
     gram = s.gram_flops()
     return gram + (min(gram, s.dense_flops()) if p <= KEPT_BLOCK else gram)
+
+
+def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:
+    """Return the multiply-adds of exact norms and of the errors in closed form.
+
+    Examples
+    --------
+    >>> import torch
+    >>> least([OuterSamples(torch.ones(10, 4), torch.ones(1, 10, 3))], [Diagonal()])
+    635.0
+    """
+    closed = [method for method in methods if not isinstance(method, ITERATED)]
+    return sum(
+        _norm(s) + sum(_own(s, method, "matrix").flops for method in closed)
+        for s in samples
+    )
 
 
 def _inversion(s: Samples) -> tuple[Work, bool]:
@@ -271,7 +292,7 @@ def _own(s: Samples, method: Approximator, part: Part) -> Work:
 
 def _building(s: Samples, method: Approximator) -> float:
     counted = building_flops(method, s) or 0
-    iterated = isinstance(method, (KPSVD, Deflation, KFACCorrected))
+    iterated = isinstance(method, ITERATED)
     return counted * (EFFORT if iterated and not isinstance(s, OuterSamples) else 1)
 
 
@@ -297,7 +318,7 @@ def _solve(s: Samples, method: Approximator) -> Work:
             n = s.examples
             return Work(o * (n * n * i + n**3 / 3))
         return Work(s.examples * p * i + o * i**3 / 3, 2 * NUMBER * o * i * i)
-    if terms > 1 and isinstance(method, (KPSVD, Deflation, KFACCorrected)):
+    if terms > 1 and isinstance(method, ITERATED):
         if p <= DENSE_ROWS:
             return Work(EIGEN * p**3, 3 * NUMBER * p * p)
         return Work(2 * ROUNDS * terms * p * (o + i))
@@ -312,8 +333,9 @@ def _against_inverse(s: Samples, method: Approximator) -> Work:
     if isinstance(method, MiniBlock):
         formed = Work(o * i**3, 2 * NUMBER * o * i * i)
         return formed + Work(columns * p * i)
-    if _terms(method) > 1 and isinstance(method, (KPSVD, Deflation, KFACCorrected)):
-        return Work(p**3 + columns * ROUNDS * 2 * p * (o + i), 6 * NUMBER * p * p)
+    if _terms(method) > 1 and isinstance(method, ITERATED):
+        solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
+        return Work(3 * p**3 + solves, 6 * NUMBER * p * p)
     dense = 0 if by_gram else 3 * NUMBER * p * p
     return Work(2 * columns * p * (o + i), dense)
 

@@ -78,8 +78,9 @@ _SUBJECT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         _several(str, "NAME"),
     ),
     "fisher": (
-        "labels from the model's own distribution, sampled from it, or from the data",
-        {"choices": ("exact", "monte-carlo", "empirical")},
+        "labels from the model's own distribution, sampled from it, or from the data; "
+        "auto is exact where it fits, else sampled",
+        {"choices": ("auto", "exact", "monte-carlo", "empirical")},
     ),
     "samples": ("sampled labels per example (monte-carlo)", {"type": int}),
     "damping": (
@@ -92,7 +93,8 @@ _SUBJECT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         _several(str, "BLOCK"),
     ),
     "device": ("cpu, cuda or cuda:<number>", {}),
-    "budget": ("memory that dense inverses may take, e.g. 4GiB", {}),
+    "budget": ("memory of the analysis, e.g. 4GiB; what exceeds it is left out", {}),
+    "time": ("time of the analysis, e.g. 20min; what exceeds it is left out", {}),
 }
 _TRAINING: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "steps": (

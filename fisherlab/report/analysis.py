@@ -14,14 +14,17 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.likelihoods import Categorical
 from fisherlab.problems import Problem
-from fisherlab.problems.problem import Pair
+from fisherlab.problems.splits import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.noise import with_noise
 from fisherlab.report.phases import Phases
+from fisherlab.report.sizes import Size
 from fisherlab.statistics import Statistics
 from fisherlab.training import accuracy, mean_loss, trajectory
 
 _MOMENTUM: Final = 0.9
+LOSS_EXAMPLES: Final = 2000
+"""Random examples that losses and accuracies are taken over, at most."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ def count_phases(config: ReportConfig) -> int:
     return 3 * len(config.analysed_steps) + 1
 
 
-def analyse(problem: Problem, config: ReportConfig, phase: Phases) -> Analysis:
+def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -> Analysis:
     """Train a problem's network and analyse it at the checkpoints.
 
-    The Fisher is taken over the first `config.examples` training examples. An interrupt
+    The Fisher is taken over `size.examples` random training examples. An interrupt
     after the first checkpoint ends the work early; what is done is returned.
 
     Raises
@@ -74,8 +77,9 @@ def analyse(problem: Problem, config: ReportConfig, phase: Phases) -> Analysis:
     >>> network = perceptron([4, 3, 10], "tanh")
     >>> small = Problem("digits", network, fl.Categorical(), part, part)
     >>> config = ReportConfig(steps=2)
+    >>> from fisherlab.report.sizes import fitted
     >>> with Phases(count_phases(config), quiet=True) as phase:
-    ...     analysis = analyse(small, config, phase)
+    ...     analysis = analyse(small, config, fitted(small, config), phase)
     >>> analysis.results.frobenius_error.dims
     ('step', 'layer', 'approximator')
     """
@@ -84,7 +88,7 @@ def analyse(problem: Problem, config: ReportConfig, phase: Phases) -> Analysis:
     interrupted = False
     try:
         for step, model in checkpoints(problem, config, phase):
-            stats, row = _moment(problem, model, step, config, phase)
+            stats, row = _moment(problem, model, step, config, size, phase)
             rows.append(row)
     except KeyboardInterrupt:
         if stats is None:
@@ -92,8 +96,8 @@ def analyse(problem: Problem, config: ReportConfig, phase: Phases) -> Analysis:
         interrupted = True
     assert stats is not None, "at least one step is analysed"
     with phase("inverse blocks"):
-        inverses = _inverses(stats, config)
-    results = _joined(rows).assign_attrs(attributes_of(problem, config))
+        inverses = _inverses(stats, config, size)
+    results = _joined(rows).assign_attrs(attributes_of(problem, config, size.told))
     return Analysis(results, inverses, interrupted)
 
 
@@ -120,52 +124,53 @@ def checkpoints(
 
 
 def _moment(
-    problem: Problem, model: nn.Module, step: int, config: ReportConfig, phase: Phases
+    problem: Problem,
+    model: nn.Module,
+    step: int,
+    config: ReportConfig,
+    size: Size,
+    phase: Phases,
 ) -> tuple[Statistics, xr.Dataset]:
     """Return the statistics of one step and its row of the results."""
-    stats, gradient = collected(problem, model, step, config, phase)
+    stats, gradient = collected(problem, model, step, config, size, phase)
     with phase("compare", f"at step {step}"):
         row = fl.compare(
             stats,
             config.approximators,
             damping=fl.RelativeDamping(config.damping),
             gradient=gradient,
-            budget=config.budget,
+            budget=size.budget,
+            time=size.seconds,
         )
         row = with_noise(row, stats)
     with fl.frozen(model):
-        return stats, row.assign(_performance(problem, model)).assign_coords(step=step)
+        return stats, row.assign(_performance(problem, model, config.seed)).assign_coords(
+            step=step
+        )
 
 
 def collected(
-    problem: Problem, model: nn.Module, step: int, config: ReportConfig, phase: Phases
+    problem: Problem,
+    model: nn.Module,
+    step: int,
+    config: ReportConfig,
+    size: Size,
+    phase: Phases,
 ) -> tuple[Statistics, Any]:
-    """Return the statistics of the first examples, and their mean gradient."""
-    data = _first(problem.train, config.examples)
+    """Return the statistics of random examples, and their mean gradient."""
+    data = drawn(problem.train, size.examples, config.seed)
     with phase("collect", f"at step {step}"), fl.frozen(model):
-        stats = fl.collect(model, data, problem.likelihood, _fisher(config))
+        stats = fl.collect(
+            model, data, problem.likelihood, size.fisher, budget=size.budget * 3 // 2
+        )
         return stats, fl.mean_gradient(model, data, problem.likelihood)
 
 
-def _first(data: Pair, count: int) -> Pair:
-    x, y = data
-    return x[:count], y[:count]
-
-
-def _fisher(config: ReportConfig) -> Any:
-    match config.fisher:
-        case "exact":
-            return fl.Exact()
-        case "monte-carlo":
-            return fl.MonteCarlo(config.samples, seed=config.seed)
-        case "empirical":
-            return fl.Empirical()
-
-
-def _performance(problem: Problem, model: nn.Module) -> dict[str, xr.DataArray]:
-    """Return how well the network does on the training and the test set."""
+def _performance(problem: Problem, model: nn.Module, seed: int) -> dict[str, xr.DataArray]:
+    """Return how well the network does on parts of the training and the test set."""
     found = {}
-    for name, data in (("train", problem.train), ("test", problem.test)):
+    for name, whole in (("train", problem.train), ("test", problem.test)):
+        data = drawn(whole, LOSS_EXAMPLES, seed)
         if not len(data[0]):
             continue  # one's own data may come without a test set
         found[f"{name}_loss"] = xr.DataArray(
@@ -192,18 +197,20 @@ def _joined(rows: Sequence[xr.Dataset]) -> xr.Dataset:
     )
 
 
-def _inverses(stats: Statistics, config: ReportConfig) -> xr.DataTree | None:
+def _inverses(stats: Statistics, config: ReportConfig, size: Size) -> xr.DataTree | None:
     """Return the inverses that are drawn, at the first damping."""
     tree: xr.DataTree = fl.inverse_blocks(
         stats,
         config.approximators,
         fl.RelativeDamping(config.damping[0]),
-        layers=config.layers or None,
+        layers=size.drawn,
     )
     return tree if tree.children else None
 
 
-def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int]:
+def attributes_of(
+    problem: Problem, config: ReportConfig, left_out: Sequence[str] = ()
+) -> dict[str, str | int]:
     """Return what the results tell of the problem and the training."""
     known = not config.model
     network = (
@@ -224,4 +231,9 @@ def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int
         "model": f"{network}, {parameters:,} parameters",
         "seed": config.seed,
         "training": json.dumps(training),
+        "subset": (
+            f"examples drawn at random by seed {config.seed}, the same at every step and "
+            f"for every method; losses over at most {LOSS_EXAMPLES:,}"
+        ),
+        "left_out": "; ".join(left_out),
     }

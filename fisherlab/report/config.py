@@ -43,14 +43,16 @@ class ReportConfig:
         Names of the approximations, in the order of the report.
     fisher
         Which Fisher: over the model's own distribution exactly, sampled from it, or
-        with the labels of the data.
+        with the labels of the data. "auto" is exact where enough examples fit the time
+        and the budget, and else sampled.
     samples
         Labels drawn per example (`monte-carlo` only).
     damping
         Damping relative to the mean eigenvalue tr F / p of each block; the first also
         damps the inverses that are drawn.
     examples
-        At most so many training examples make up the Fisher (the first ones).
+        At most so many training examples make up the Fisher, drawn at random by the
+        seed; fewer where the time or the budget would not hold.
     batch_size, lr
         Minibatch size and learning rate of the training (SGD, momentum 0.9).
     layers
@@ -60,8 +62,12 @@ class ReportConfig:
     device
         `cpu`, `cuda` or `cuda:<number>`.
     budget
-        Memory that dense inverses may take, e.g. "4 GiB"; what would exceed it is named
-        in the report instead.
+        Memory of the analysis, e.g. "4 GiB": half for statistics, half for what is
+        formed of them. What would exceed it is left out and named.
+    time
+        Time of the analysis, e.g. "4 min", counted in multiply-adds at the rate of two
+        plain cores, so that a report is the same on every machine. The dearest cells
+        that exceed it are left out and named.
     data_dir
         Where data files are, see `fisherlab.problems.load`.
     out
@@ -92,7 +98,7 @@ class ReportConfig:
     steps: int | None = None
     checkpoints: tuple[int, ...] = ()
     approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
-    fisher: Literal["exact", "monte-carlo", "empirical"] = "exact"
+    fisher: Literal["auto", "exact", "monte-carlo", "empirical"] = "auto"
     samples: int = 1
     damping: tuple[float, ...] = (2.0,)
     examples: int = 2000
@@ -101,7 +107,8 @@ class ReportConfig:
     layers: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
-    budget: str = "1 GiB"
+    budget: str = "4 GiB"
+    time: str = "4 min"
     data_dir: Path | None = None
     out: Path | None = None
     overwrite: bool = False

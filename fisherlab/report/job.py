@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.analysis.allowances import parse_time
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
 from fisherlab.report import own
@@ -21,6 +23,7 @@ from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import write_page
 from fisherlab.report.phases import Phases
 from fisherlab.report.provenance import describe_run
+from fisherlab.report.sizes import fitted
 from fisherlab.report.table import aligned
 
 
@@ -60,10 +63,15 @@ def run(config: ReportConfig, command: str = "") -> Path:
     # Before the bar appears, so that a complaint about the input stands alone.
     with phase("load"):
         problem = load(config)
+        size = fitted(problem, config)
+    if size.told and not config.quiet:
+        told = "\n  ".join(size.told)
+        limits = f"--time {config.time} and --budget {config.budget}"
+        print(f"left out for size, to stay within {limits}:\n  {told}", file=sys.stderr)
     fallback = Path("reports") / f"{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with folder as (scratch, target), phase:
-        analysis = analyse(problem, config, phase)
+        analysis = analyse(problem, config, size, phase)
         record = describe_run(config, command, started)
         _write(analysis, record, scratch, phase)
     page = target / "report.html"
@@ -81,6 +89,7 @@ def check(config: ReportConfig) -> None:
     _check_known("approximator", config.approximators, tuple(fl.approximators()))
     _check_known("device", (config.device,), available_devices())
     parse_budget(config.budget)
+    parse_time(config.time)
 
 
 def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:

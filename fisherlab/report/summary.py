@@ -1,5 +1,6 @@
 """The verdict of a result: sentences with their numbers; a Dataset in, words out."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -330,5 +331,14 @@ def unavailable(m: Moment) -> tuple[tuple[str, tuple[str, ...], str], ...]:
                 why = "no value and no reason was recorded"
                 if errors is None or np.isfinite(errors[i, j]):
                     continue
-            found.setdefault((name, why), []).append(layer)
+            found.setdefault((name, _coarse(why)), []).append(layer)
     return tuple((name, tuple(at), why) for (name, why), at in found.items())
+
+
+def _coarse(why: str) -> str:
+    """Leave the counts out of what is left out for size, so that layers share a line."""
+    parts = why.split("; ")
+    return "; ".join(
+        re.sub(r" \(.*\)", "", part) if part.startswith("left out for size") else part
+        for part in parts
+    )

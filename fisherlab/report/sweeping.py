@@ -18,6 +18,7 @@ from fisherlab.report.folder import whole_folder
 from fisherlab.report.noise import with_noise
 from fisherlab.report.phases import Phases
 from fisherlab.report.provenance import describe_run
+from fisherlab.report.sizes import fitted
 
 
 def run(config: ReportConfig, command: str = "") -> Path:
@@ -43,11 +44,12 @@ def run(config: ReportConfig, command: str = "") -> Path:
     phase = Phases(5, quiet=config.quiet)
     with phase("load"):
         problem = job.load(config)
+        size = fitted(problem, config)
     fallback = Path("reports") / f"sweep-{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with folder as (scratch, place), phase:
         for step, model in checkpoints(problem, config, phase):
-            stats, gradient = collected(problem, model, step, config, phase)
+            stats, gradient = collected(problem, model, step, config, size, phase)
         ds = _swept(stats, gradient, config, phase)
         ds = ds.assign_coords(step=config.training_steps)
         ds = ds.assign_attrs(attributes_of(problem, config))

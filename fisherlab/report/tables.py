@@ -200,6 +200,8 @@ _LABELS: Final = {
     "seed": "Seed",
     "torch_version": "PyTorch",
     "conventions": "Conventions",
+    "subset": "Examples",
+    "left_out": "Left out for size",
     "created_at": "Created",
 }
 

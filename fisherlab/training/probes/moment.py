@@ -10,6 +10,7 @@ import xarray as xr
 from torch import nn
 
 from fisherlab.problems.problem import Pair, Problem
+from fisherlab.problems.splits import drawn
 
 Source = Literal["train", "test", "batch"]
 
@@ -44,7 +45,9 @@ class Moment:
         return self.problem.model
 
     def data(self, source: Source, examples: int | None = None) -> Pair:
-        """Return the first examples of the training set, the test set or the batch.
+        """Return random examples of the training set, the test set or the batch.
+
+        The same at every moment of a training, and for every method.
 
         Examples
         --------
@@ -60,8 +63,7 @@ class Moment:
             "test": self.problem.test,
             "batch": self.batch,
         }
-        x, y = found[source]
-        return x[:examples], y[:examples]
+        return drawn(found[source], examples, self.seed)
 
 
 @runtime_checkable

@@ -1,0 +1,199 @@
+"""How much of a problem a report takes, so that it ends in its time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+from torch import nn
+
+import fisherlab as fl
+from fisherlab.analysis.allowances import (
+    RATE,
+    Allowance,
+    cut,
+    least,
+    parse_time,
+    told,
+)
+from fisherlab.analysis.plans import Collection, Plan, plans
+from fisherlab.numerics.memory import parse_budget, readable
+from fisherlab.problems import Problem
+from fisherlab.problems.splits import drawn
+from fisherlab.report.config import ReportConfig
+
+FEW: Final = 32
+"""Below so many examples that fit, labels are sampled instead (`--fisher auto`)."""
+DRAWN: Final = 12
+"""Layers whose inverse is drawn, at most, unless they are named."""
+_LARGEST: Final = 2000
+# Passes move more memory than they multiply.
+_PASSES: Final = 2.5
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a report takes of a problem.
+
+    Attributes
+    ----------
+    examples
+        Training examples that make up the Fisher.
+    fisher
+        Which Fisher.
+    seconds
+        Counted time of one comparison.
+    budget
+        Bytes of one comparison's largest request.
+    drawn
+        Layers whose inverse is drawn.
+    told
+        What is left out, and how to ask for it, in sentences.
+    """
+
+    examples: int
+    fisher: Any
+    seconds: float
+    budget: int
+    drawn: tuple[str, ...]
+    told: tuple[str, ...]
+
+
+def fitted(problem: Problem, config: ReportConfig) -> Size:
+    """Choose examples, labels and drawn layers within `config.time` and `config.budget`.
+
+    Counts flops and bytes from two examples and computes nothing else. Half of the budget
+    is for statistics and half for what one cell forms; at most half of the time is for
+    passes through the network and closed forms, the rest for the other cells.
+
+    Examples
+    --------
+    >>> problem = fl.problems.load("digits", examples=50)
+    >>> fitted(problem, ReportConfig(steps=3)).examples
+    50
+    """
+    with fl.frozen(problem.model) as model:
+        tried = list(_tried(problem, model, config))
+    found = next((one for one in tried if one.fits), tried[-1])
+    if config.fisher == "auto" and found.fisher == fl.Exact():
+        sampled = [one for one in tried if one.fisher != fl.Exact() and one.fits]
+        if sampled and found.examples < min(FEW, tried[0].examples):
+            found = sampled[0]
+        elif not found.fits:
+            found = tried[-1]
+    moments = len(config.analysed_steps)
+    left = max(parse_time(config.time) / moments - found.passes / RATE, 1.0)
+    memory = parse_budget(config.budget)
+    samples = {name: plan.samples for name, plan in found.plans.items()}
+    chosen = {name: fl.approximators()[name] for name in config.approximators}
+    kept = cut(
+        samples,
+        chosen,
+        ("matrix", "gradient", "damping"),
+        Allowance.of(left, memory // 2),
+        len(config.damping),
+    )
+    layers = config.layers or _drawn(found.plans, kept.reasons, memory // 8)
+    sentences = (*_sizes_told(found, tried[0], config), *told(kept.reasons))
+    return Size(found.examples, found.fisher, left, memory // 2, layers, sentences)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One number of examples under one Fisher, with what it costs."""
+
+    examples: int
+    fisher: Any
+    methods: Sequence[Any]
+    plans: Mapping[str, Plan]
+    collection: Collection
+    flops: float
+    room: float
+
+    @property
+    def passes(self) -> float:
+        """Multiply-adds of one collection."""
+        return _PASSES * self.collection.flops
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the statistics."""
+        return sum(plan.statistics_bytes for plan in self.plans.values())
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds that no cell can be had without."""
+        samples = (plan.samples for plan in self.plans.values())
+        return self.passes + least(samples, self.methods)
+
+    @property
+    def fits(self) -> bool:
+        """Whether statistics and passes fit their halves."""
+        return self.bytes <= self.room and self.work <= self.flops
+
+
+def _tried(problem: Problem, model: nn.Module, config: ReportConfig) -> Iterator[_Trial]:
+    """Yield sizes from the most examples to few, and then those with sampled labels."""
+    memory = parse_budget(config.budget)
+    flops = parse_time(config.time) * RATE / len(config.analysed_steps) / 2
+    methods = tuple(fl.approximators()[name] for name in config.approximators)
+    most = min(config.examples, len(problem.train[0]))
+    for fisher in fishers(config):
+        count = most
+        while True:
+            data = drawn(problem.train, count, config.seed)
+            planned, collection = plans(
+                model, data, problem.likelihood, fisher, None, None, memory // 4, False
+            )
+            one = _Trial(count, fisher, methods, planned, collection, flops, memory / 2)
+            yield one
+            if one.fits or count <= 8:
+                break
+            count = max(8, count // 2)
+
+
+def fishers(config: ReportConfig) -> tuple[Any, ...]:
+    """Return the Fisher that is asked for; for "auto" a sampled one if need be."""
+    match config.fisher:
+        case "auto":
+            return fl.Exact(), fl.MonteCarlo(config.samples, seed=config.seed)
+        case "exact":
+            return (fl.Exact(),)
+        case "monte-carlo":
+            return (fl.MonteCarlo(config.samples, seed=config.seed),)
+        case "empirical":
+            return (fl.Empirical(),)
+
+
+def _drawn(
+    planned: Mapping[str, Plan], left_out: Mapping[Any, str], memory: float
+) -> tuple[str, ...]:
+    """Return small layers whose cells are all computed, spaced evenly, as many as fit."""
+    missing = {layer for layer, _, _ in left_out}
+    sizes = {name: prod(plan.weight_shape) for name, plan in planned.items()}
+    small = [n for n, p in sizes.items() if p <= _LARGEST and n not in missing]
+    if not small:
+        return ()
+    largest = max(sizes[name] for name in small)
+    count = min(len(small), DRAWN, max(1, int(memory / (64 * largest**2))))
+    places = np.linspace(0, len(small) - 1, count).round().astype(int)
+    return tuple(small[place] for place in places)
+
+
+def _sizes_told(found: _Trial, asked: _Trial, config: ReportConfig) -> Iterator[str]:
+    if found.fisher != asked.fisher:
+        yield (
+            f"labels are sampled, {found.fisher!r}: the exact Fisher of {FEW} examples is "
+            "out of reach; ask with --fisher exact and --budget, --time"
+        )
+    if found.examples < asked.examples:
+        needs = f"{readable(asked.bytes)} of statistics"
+        yield (
+            f"{found.examples} examples make up the Fisher, drawn at random, not "
+            f"{asked.examples}, which take {needs} and about {asked.work / RATE:.0f} s a "
+            f"moment with {asked.fisher!r}; ask with --budget and --time "
+            f"(now {config.budget}, {config.time})"
+        )
