@@ -354,8 +354,8 @@ def told(reasons: Mapping[tuple[str, str, Part], str]) -> Iterator[str]:
             if one == part:
                 found.setdefault(method, []).append(layer)
         groups: dict[tuple[str, ...], list[str]] = {}
-        for method, layers in found.items():
-            groups.setdefault(tuple(layers), []).append(method)
+        for method, listed in found.items():
+            groups.setdefault(tuple(listed), []).append(method)
         for layers, methods in groups.items():
             some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
             count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
