@@ -332,6 +332,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.draws("dropout of the model, in training mode")
+@pytest.mark.filterwarnings("ignore:.*running averages")
 def test_the_model_is_left_as_an_ordinary_training_step_leaves_it():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -357,6 +358,7 @@ def test_the_model_is_left_as_an_ordinary_training_step_leaves_it():
 
 
 @pytest.mark.draws("dropout of the model, in training mode")
+@pytest.mark.filterwarnings("ignore:.*running averages")
 def test_statistics_are_taken_in_evaluation_mode():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """What an approximator is: a small value, called on statistics, returning an operator."""
 
+import inspect
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fisherlab.operators import Operator
@@ -14,13 +15,27 @@ class Approximator(Protocol):
 
     An approximator may say which statistics an optimiser gives it by an attribute
     ``takes``: "per_example" for `LayerStatistics` (also where there is none),
-    "mean_gradient" for `MeanGradient`.
+    "mean_gradient" for `MeanGradient`, "network" for those of all blocks at once (see
+    `NetworkApproximator`).
     """
 
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
         """Approximate one block; `previous` warm-starts what iterates."""
+
+
+def called(approximator: Any, statistics: Any, previous: Any) -> Any:
+    """Call a method, or a function of one's own that takes statistics alone.
+
+    Examples
+    --------
+    >>> called(lambda statistics: statistics, "statistics", previous="an operator")
+    'statistics'
+    """
+    if "previous" in inspect.signature(approximator).parameters:
+        return approximator(statistics, previous=previous)
+    return approximator(statistics)
 
 
 @runtime_checkable

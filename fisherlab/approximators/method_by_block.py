@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from fisherlab.approximators.base import Approximator
+from fisherlab.approximators.base import Approximator, called
 from fisherlab.operators import Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
@@ -69,7 +69,7 @@ class MethodByBlock:
     ) -> Operator:
         """Return what the block's own method makes of the statistics."""
         method: Any = self.method(statistics.block.name)
-        made: Operator = method(statistics, previous)
+        made: Operator = called(method, statistics, previous)
         return made
 
     def method(self, block: str) -> Approximator:

@@ -10,26 +10,29 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen, uncompiled
 from fisherlab.likelihoods import Likelihood
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.dampings import Factored, Tikhonov
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.training import portable
 from fisherlab.training.averaging import Averaging, Ramped, averaging
-from fisherlab.training.curvature import (
-    Coupled,
-    Fallback,
+from fisherlab.training.curvature import Coupled, Fallback, handler
+from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
+from fisherlab.training.moves import Parameters, check_group, match_
+from fisherlab.training.passes import Passes
+from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
+from fisherlab.training.units import (
+    Owners,
     Unit,
     averaged,
-    handler,
+    current,
     inverted,
+    packed,
+    unpacked,
 )
-from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
-from fisherlab.training.moves import Parameters, check_group
-from fisherlab.training.passes import Passes, chosen
-from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
 
+_STATE = ("steps", "lam", "gamma", "ratio", "exceptions")
 EARLY = 3  # steps that renew the inverses whatever their age
 
 
@@ -55,7 +58,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         "kfac" for the block-diagonal form, `KFACTridiagonal()` for the block-tridiagonal
         one; any other works.
     damping
-        How λ begins and changes.
+        How λ begins and changes; a number is λ at the beginning.
     search
         How γ changes; it begins at √(λ + η).
     l2
@@ -72,9 +75,14 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         Rule of the average θ̄ of the iterates, see `averaged_parameters`.
     fallback
         As for `NaturalGradient`.
+    lr
+        Factor on δ, 1 as published; a setting of the group, so that schedulers of torch
+        apply.
 
     Raises
     ------
+    TypeError
+        For a damping of another kind.
     ValueError
         For numbers out of range.
 
@@ -106,7 +114,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         model: nn.Module,
         likelihood: Likelihood,
         approximator: Any = "kfac",
-        damping: LevenbergMarquardt | None = None,
+        damping: Any = None,
         search: GreedySearch | None = None,
         l2: float = 1e-5,
         inverse_every: int = 20,
@@ -117,9 +125,10 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         average: float | Averaging | None = None,
         parameter_average: float | Averaging | None = None,
         fallback: Fallback = None,
+        lr: float = 1.0,
     ) -> None:
         self.curvature = handler(approximator, fallback)
-        self.damping = damping or LevenbergMarquardt()
+        self.damping = _rule(damping)
         self.search = search or GreedySearch()
         self.fisher: Fisher = fisher or MonteCarlo(1)
         self.model, self.likelihood, self.l2 = uncompiled(model), likelihood, l2
@@ -130,14 +139,23 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         kept = Ramped(0.99) if parameter_average is None else parameter_average
         self.parameter_average = averaging(kept)
         compress = not isinstance(self.curvature, Coupled)
-        self._passes = Passes(model, likelihood, self.fisher, "per_example", compress)
+        self._passes = Passes(
+            model,
+            likelihood,
+            self.fisher,
+            "per_example",
+            compress,
+            self.curvature.passed_by,
+        )
         self.steps = 0
         self.lam = self.damping.initial
         self.gamma = (self.lam + l2) ** 0.5
         self.ratio = float("nan")
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
-        super().__init__([p for p in model.parameters() if p.requires_grad], {})
+        self._owners: Owners = {}
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        super().__init__(trainable, {"lr": lr})
         check_group(self.param_groups[0], model, "AdaptiveKFAC")
 
     def _check(self) -> None:
@@ -173,6 +191,11 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         if closure is not None or batch is None:
             msg = "AdaptiveKFAC.step: a batch (x, y) is expected, and no closure."
             raise ValueError(msg)
+        device = next(p.device for g in self.param_groups for p in g["params"])
+        if torch.is_autocast_enabled(device.type):
+            msg = "AdaptiveKFAC: factorisations need full precision; leave autocast."
+            raise ValueError(msg)
+        match_(self.state)
         with frozen(self.model):
             return self._step(self._passes.batch(batch))
 
@@ -182,8 +205,10 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         few, some = (_first(batch, fraction) for fraction in self.fractions)
         passed = self._passes.run(batch, parameters.blocks, k, observe=few)
         assert passed.statistics is not None
-        fresh, exceptions = self.curvature.fresh(passed.statistics, self.units)
-        units = averaged(self.units, fresh, lambda unit: self.average.share(unit.updates))
+        before, holding, _ = current(self.units, self._owners, parameters)
+        fresh, exceptions = self.curvature.fresh(passed.statistics, before)
+        exceptions |= self._passes.left(few, parameters.blocks)
+        units = averaged(before, fresh, lambda unit: self.average.share(unit.updates))
         gradient = {
             name: g + self.l2 * parameters.named[name].detach()
             for name, g in passed.gradients.items()
@@ -192,10 +217,15 @@ class AdaptiveKFAC(torch.optim.Optimizer):
             view(self.model, None), some, self.likelihood, gradient, self.lam + self.l2
         )
         gamma, units, (scales, step) = self._best(parameters, model, units, k)
+        rate = float(self.param_groups[0].get("lr", 1))
+        if rate != 1:  # M(ηδ) at the minimiser δ, where it is linear as M(δ) is twice
+            step = {name: rate * part for name, part in step.items()}
+            scales = scales._replace(change=rate * (2 - rate) * scales.change)
         self._move(parameters, step)
         if k % self.damping.every == 0:
             self._adapt(batch, parameters, passed.loss, step, scales)
         self.gamma, self.units, self.exceptions = gamma, units, exceptions
+        self._owners = holding
         self.steps = k
         self._average(parameters)
         return passed.loss
@@ -294,35 +324,57 @@ class AdaptiveKFAC(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return self.__dict__.copy()
+        return portable.lasting(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""
         found = super().state_dict()
-        names = ("steps", "lam", "gamma", "ratio", "units", "exceptions")
-        found["adaptive_kfac"] = portable.pack({n: getattr(self, n) for n in names})
+        own = portable.pack({name: getattr(self, name) for name in _STATE})
+        named = dict(self.model.named_parameters())
+        found["adaptive_kfac"] = own | packed(self.units, self._owners, named)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state, bit for bit.
+        """Continue from a state: bit for bit, or in the precision of the parameters.
 
         Raises
         ------
         ValueError
-            If the state is not of an `AdaptiveKFAC`.
+            If the state is not of an `AdaptiveKFAC`, or of other parameters.
         """
         if "adaptive_kfac" not in state_dict:
             msg = "load_state_dict: the state of another kind of optimiser was given."
             raise ValueError(msg)
+        own = state_dict["adaptive_kfac"]
+        units, known = unpacked(own, self._parameters())
         super().load_state_dict(dict(state_dict))
-        for name, value in portable.unpack(state_dict["adaptive_kfac"]).items():
-            setattr(self, name, value)
+        self.units, self._owners = units, known
+        for name in _STATE:
+            setattr(self, name, portable.unpack(own[name]))
 
     def _parameters(self) -> Parameters:
-        named = dict(self.model.named_parameters())
-        held = {id(p) for group in self.param_groups for p in group["params"]}
-        names = {name for name, p in named.items() if id(p) in held}
-        return Parameters(named, chosen(self._passes.blocks(), names), self.param_groups)
+        return Parameters.of(self, self.model, "AdaptiveKFAC")
+
+
+def _rule(damping: Any) -> LevenbergMarquardt:
+    """Read how λ begins and changes.
+
+    Raises
+    ------
+    TypeError
+        For what is neither a number nor a rule.
+    """
+    if damping is None or isinstance(damping, LevenbergMarquardt):
+        return damping or LevenbergMarquardt()
+    try:
+        number = damping.value if isinstance(damping, Tikhonov) else damping
+        return LevenbergMarquardt(float(number))
+    except TypeError:
+        msg = (
+            f"AdaptiveKFAC: damping={damping!r}; a number, Tikhonov(λ) or "
+            "LevenbergMarquardt(λ) is expected: λ changes while it trains."
+        )
+        raise TypeError(msg) from None
 
 
 def _first(batch: Batch, fraction: float) -> Batch:

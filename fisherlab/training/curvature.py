@@ -1,6 +1,5 @@
-"""The state of a preconditioner: averaged operators, their ages, their damped inverses."""
+"""What turns statistics into matrices, and gradients into directions."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,51 +7,18 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from fisherlab.analysis.damping import RelativeDamping
-from fisherlab.approximators import average
+from fisherlab.approximators.base import called
 from fisherlab.approximators.k_bfgs import Observation
 from fisherlab.approximators.network import network_approximators
 from fisherlab.approximators.register import by_name
-from fisherlab.errors import NeedsSharedForm
-from fisherlab.layers import Block
+from fisherlab.errors import FisherlabError, NeedsSharedForm
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.operators.network import NetworkOperator
 from fisherlab.training.moves import Parameters
+from fisherlab.training.units import NETWORK, Unit, Units, averaged
+from fisherlab.training.units import factorising as _named
 
-AnyDamping = Damping | RelativeDamping
-NETWORK = "network"  # the name of the one unit of a method that couples layers
 Fallback = Any  # "gradient", or the name or the value of an approximator
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """What is known of one block, or of all blocks where they are coupled.
-
-    Parameters
-    ----------
-    operator
-        The averaged matrix.
-    updates
-        Batches in the average.
-    warm
-        Whether the average began with a pass over the data.
-    inverse
-        The damped inverse in use, which may be older than the operator.
-    last
-        The last direction of an inverse that is iterated for: where it starts next.
-    """
-
-    operator: Any
-    updates: int = 0
-    warm: bool = False
-    inverse: Any = None
-    last: Tensor | None = None
-
-
-Units = Mapping[str, Unit]
 
 
 @final
@@ -67,7 +33,8 @@ class Coupled:
         self, statistics: Mapping[str, Any], units: Units
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the new operator under the name "network", and no exceptions."""
-        return {NETWORK: self.approximator(statistics)}, {}
+        with _named(repr(self.approximator), "the network"):
+            return {NETWORK: self.approximator(statistics)}, {}
 
     def directions(
         self, units: Units, gradients: Mapping[str, Tensor]
@@ -79,6 +46,10 @@ class Coupled:
         filled = {n: like.new_zeros(inverse.weight_shapes[n]) for n in unused}
         found = inverse @ {**gradients, **filled}
         return {name: found[name] for name in gradients}
+
+    def passed_by(self, statistics: Any) -> dict[str, str]:
+        """Return nothing: the method takes every block."""
+        return {}
 
     def seen(self, statistics: Any, parameters: Any, exceptions: Any) -> dict[str, Any]:
         """Return nothing."""
@@ -151,7 +122,7 @@ class Blockwise:
         for name, layer in statistics.items():
             previous = units[name].operator if name in units else None
             try:
-                made[name] = self.approximator(layer, previous=previous)
+                made[name] = self._made(self.approximator, layer, previous)
             except NeedsSharedForm as error:
                 if self.fallback is None:
                     error.add_note(
@@ -160,10 +131,35 @@ class Blockwise:
                         "matrix."
                     )
                     raise
-                exceptions[name] = f"{error.method} needs the shared form"
+                exceptions[name] = _reason(error)
                 if self.fallback != "gradient":
-                    made[name] = self.fallback(layer, previous=previous)
+                    made[name] = self._made(self.fallback, layer, previous)
         return made, exceptions
+
+    def _made(self, method: Any, layer: Any, previous: Any) -> Any:
+        with _named(repr(method), f"block {layer.block.name!r}"):
+            return called(method, layer, previous)
+
+    def passed_by(self, statistics: Mapping[str, Any]) -> dict[str, str]:
+        """Return the blocks whose statistics would not be used, with the reason.
+
+        Parameters
+        ----------
+        statistics
+            Of a few examples: enough to see the form of every block.
+        """
+        found: dict[str, str] = {}
+        if self.fallback != "gradient":
+            return found
+        for name, layer in statistics.items():
+            try:
+                if not layer.is_shared:
+                    called(self.approximator, layer, None)
+            except NeedsSharedForm as error:
+                found[name] = _reason(error)
+            except (FisherlabError, RuntimeError):  # too few examples: it takes the block
+                continue
+        return found
 
     def directions(
         self, units: Units, gradients: Mapping[str, Tensor]
@@ -175,6 +171,10 @@ class Blockwise:
         }
 
 
+def _reason(error: NeedsSharedForm) -> str:
+    return f"{error.method} needs the shared form"
+
+
 def _direction(unit: Unit, gradient: Tensor) -> Tensor:
     """Return the inverse times a gradient, from the last direction if it is iterated."""
     inverse = unit.inverse
@@ -183,16 +183,6 @@ def _direction(unit: Unit, gradient: Tensor) -> Tensor:
         return found
     start = None if unit.last is None else unit.last[None]
     return inverse.checked(inverse.solution(gradient[None], start)).value[0]
-
-
-def remembering(units: Units, directions: Mapping[str, Tensor]) -> dict[str, Unit]:
-    """Keep the directions that the next iterations start from."""
-    return {
-        name: replace(unit, last=directions[name])
-        if isinstance(unit.inverse, IterativeInverse) and name in directions
-        else unit
-        for name, unit in units.items()
-    }
 
 
 def handler(chosen: Any, fallback: Fallback) -> Blockwise | Coupled:
@@ -228,44 +218,10 @@ def named(chosen: Any) -> Any:
 def couples(approximator: Any) -> bool:
     """Tell whether an approximator takes the statistics of all blocks at once.
 
-    Those of single blocks are called with ``previous``, see `Approximator`.
+    It says so by an attribute ``takes = "network"``; any other callable is given the
+    statistics of one block.
     """
-    return "previous" not in inspect.signature(approximator).parameters
-
-
-def averaged(
-    units: Units,
-    fresh: Mapping[str, Any],
-    share: Callable[[Unit], float],
-    *,
-    warm: bool = False,
-) -> dict[str, Unit]:
-    """Average new operators into the units; inverses stay as they are.
-
-    Parameters
-    ----------
-    share
-        From a unit to the weight of its old operator.
-    warm
-        Whether this is part of a pass over the data before training.
-
-    Raises
-    ------
-    ValueError
-        If the operators of the method have no average.
-    """
-    found = dict(units)
-    for name, new in fresh.items():
-        old = units.get(name)
-        if old is None:
-            found[name] = Unit(new, 1, warm)
-            continue
-        weight = share(old)
-        operator = _mixed(old.operator, new, weight) if weight else new
-        found[name] = replace(
-            old, operator=operator, updates=old.updates + 1, warm=old.warm or warm
-        )
-    return found
+    return getattr(approximator, "takes", None) == "network"
 
 
 def warmed(
@@ -299,94 +255,3 @@ def warmed(
 
 def _constant(value: float, unit: Unit) -> float:
     return value
-
-
-def _mixed(old: Any, new: Any, weight: float) -> Any:
-    try:
-        return average(old, new, weight)
-    except ValueError as error:
-        error.add_note(
-            "For training: methods that hold samples (CGFAC) or their own averages "
-            "(SINGD) need average=0."
-        )
-        raise
-
-
-def dampings(units: Units, parameters: Parameters) -> dict[str, AnyDamping]:
-    """Return the damping of every unit: that of its weight's group, or the first."""
-    known, blocks = parameters.setting("damping"), parameters.blocks
-    first = parameters.groups[0]["damping"]
-    return {n: known[blocks[n].weight] if n in blocks else first for n in units}
-
-
-def inverted(
-    units: Units, dampings: Mapping[str, AnyDamping], exceptions: Mapping[str, str]
-) -> dict[str, Unit]:
-    """Renew the damped inverse of every unit.
-
-    Parameters
-    ----------
-    dampings
-        By unit.
-    exceptions
-        Units of the fallback, which take λ of a factored damping as Tikhonov's.
-
-    Raises
-    ------
-    NumericalError
-        If a damped matrix is not positive definite; block and damping are named.
-    ValueError
-        For a factored damping of a matrix without Kronecker terms.
-    """
-    return {
-        name: replace(
-            unit, inverse=_inverse(unit.operator, dampings[name], name in exceptions)
-        )
-        for name, unit in units.items()
-    }
-
-
-def _inverse(operator: Any, damping: AnyDamping, fallen: bool) -> Any:
-    if isinstance(damping, RelativeDamping):
-        alpha = _single(damping)
-        return operator.inverse(alpha * operator.trace() / max(operator.shape[0], 1))
-    if isinstance(damping, Factored):
-        if fallen:
-            return operator.inverse(damping.value)
-        if hasattr(operator, "damped") or isinstance(operator, NetworkOperator):
-            return operator.inverse(damping)
-    return operator.inverse(tikhonov(damping, repr(operator)))
-
-
-def _single(damping: RelativeDamping) -> float:
-    assert isinstance(damping.alphas, tuple)
-    if len(damping.alphas) != 1:
-        msg = f"{damping!r}: an optimiser takes one fraction."
-        raise ValueError(msg)
-    return damping.alphas[0]
-
-
-def require_fit(units: Mapping[str, Unit], blocks: Mapping[str, Block]) -> None:
-    """Refuse units that were made of other blocks.
-
-    Raises
-    ------
-    ValueError
-        Naming the blocks that are unknown or have another shape.
-    """
-    wrong = [
-        name
-        for name, unit in units.items()
-        if name != NETWORK
-        and (name not in blocks or not _fits(unit.operator, blocks[name]))
-    ]
-    if wrong:
-        msg = (
-            f"load_state_dict: the state is of other parameters: {', '.join(wrong)} do not "
-            f"fit the blocks {', '.join(blocks)}. Nothing was changed."
-        )
-        raise ValueError(msg)
-
-
-def _fits(operator: Any, block: Block) -> bool:
-    return getattr(operator, "weight_shape", block.weight_shape) == block.weight_shape

@@ -103,6 +103,8 @@ def follow(
 
     Raises
     ------
+    TypeError
+        For a scheduler that must be given a loss.
     ValueError
         If the store holds a run of other settings (they are named), or of more steps.
     StoreError
@@ -129,6 +131,12 @@ def follow(
     wanted = moments(every, steps)
     made = _optimizer(optimizer, problem)
     schedule = None if scheduler is None else scheduler(made)
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        msg = (
+            "follow: ReduceLROnPlateau waits for a loss of its own, and follow gives none; "
+            "a scheduler that depends on the step alone is expected, such as StepLR."
+        )
+        raise TypeError(msg)
     place = None if store is None else Store(Path(store).expanduser())
     run = Run(problem, made, schedule, probes, wanted, batch_size, seed, place)
     chosen = settings(problem, made, schedule, probes, batch_size, seed)

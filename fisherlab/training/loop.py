@@ -138,6 +138,8 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
 
     Raises
     ------
+    ValueError
+        If the labels do not fit the output.
     NumericalError
         If the loss is not finite, or the step fails; step and optimiser are named.
 
@@ -164,7 +166,9 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
         x, y = batch
         optimizer.zero_grad()
         with torch.enable_grad():
-            found = problem.likelihood.loss(problem.model(x), y).mean()
+            output = problem.model(x)
+            problem.likelihood.check(output, y)
+            found = problem.likelihood.loss(output, y).mean()
         _require_finite(found.item(), optimizer, step)
         found.backward()
         return found.detach()
@@ -213,6 +217,11 @@ def _minibatches(problem: Problem, batch_size: BatchSize, seed: int) -> Iterator
 def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     """Return the mean over the examples of the loss, summed over outputs, in nats.
 
+    Raises
+    ------
+    ValueError
+        If the labels do not fit the output.
+
     Examples
     --------
     >>> import math
@@ -225,10 +234,11 @@ def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     True
     """
     x, y = data
-    sums = [
-        likelihood.loss(model(x_part), y_part).sum().item()
-        for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-    ]
+    sums = []
+    for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+        output = model(x_part)
+        likelihood.check(output, y_part)
+        sums.append(likelihood.loss(output, y_part).sum().item())
     return math.fsum(sums) / len(x)
 
 

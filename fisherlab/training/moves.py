@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
-from fisherlab.layers import Block
+from fisherlab.layers import Block, select
+from fisherlab.layers import blocks as blocks_of
 from fisherlab.training.clipping import KLClip
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -32,6 +33,31 @@ class Parameters:
     named: Mapping[str, nn.Parameter]
     blocks: Mapping[str, Block]
     groups: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(
+        cls, optimizer: torch.optim.Optimizer, model: nn.Module, who: str
+    ) -> "Parameters":
+        """Return what an optimiser of a model moves now.
+
+        Raises
+        ------
+        ValueError
+            If it holds parameters that the model has no more, or parts of blocks.
+        """
+        named, groups = dict(model.named_parameters()), optimizer.param_groups
+        ours = {id(p): name for name, p in named.items()}
+        held = [id(p) for group in groups for p in group["params"]]
+        gone = sum(key not in ours for key in held)
+        if gone:
+            msg = (
+                f"{who}: {gone} of its parameters are the model's no more; a layer was "
+                "replaced since. Set the params of its param_groups to the new ones, or "
+                "make a new optimiser."
+            )
+            raise ValueError(msg)
+        names = {ours[key] for key in held}
+        return cls(named, chosen(blocks_of(model), names), groups)
 
     def setting(self, key: str) -> dict[str, Any]:
         """Return a setting of the groups by parameter name."""
@@ -58,7 +84,36 @@ class Parameters:
         }
 
 
+def chosen(found: Mapping[str, Block], parameters: set[str]) -> dict[str, Block]:
+    """Return the blocks of some parameters.
+
+    Raises
+    ------
+    ValueError
+        If a block has one parameter among them and another one not.
+    """
+    names = [name for name, b in found.items() if parameters.intersection(b.parameters)]
+    split = [n for n in names if not parameters.issuperset(found[n].parameters)]
+    if split:
+        parts = ", ".join(
+            f"{name!r} ({', '.join(found[name].parameters)})" for name in split
+        )
+        msg = (
+            f"The parameters of the blocks {parts} share one curvature, but only some of "
+            "them are optimised. Give all of them, or freeze the others."
+        )
+        raise ValueError(msg)
+    return select(found, names) if names else {}
+
+
 State = Mapping[Any, dict[str, Tensor]]
+
+
+def match_(state: State) -> None:
+    """Put what is remembered on the device and in the precision of its parameter."""
+    for parameter, kept in state.items():
+        for name, tensor in kept.items():
+            kept[name] = tensor.to(parameter.device, parameter.dtype)
 
 
 def momenta(
@@ -86,6 +141,8 @@ def clipping(
 ) -> Tensor:
     """Return the factor ν that all directions are shortened by."""
     rates = parameters.setting("lr")
+    if not directions:  # no parameter has a gradient
+        return torch.ones(())
     products = {name: d * against[name] for name, d in directions.items()}
     parts = parameters.unpack(products)
     return clip.scale([(float(rates[name]), part.sum()) for name, part in parts.items()])
@@ -171,7 +228,7 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
     Raises
     ------
     ValueError
-        For settings out of range, foreign parameters or half precision.
+        For settings out of range, foreign parameters, sparse gradients or half precision.
     """
     numbers = ("lr", "momentum", "weight_decay", "damping")
     found = {n: group[n] for n in numbers if isinstance(group.get(n), (int, float))}
@@ -186,6 +243,14 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
     foreign = sum(id(p) not in own for p in group["params"])
     if foreign:
         msg = f"{who}: {foreign} of the parameters are not the model's."
+        raise ValueError(msg)
+    modules = model.named_modules()
+    sparse = [name for name, m in modules if getattr(m, "sparse", False) is True]
+    if sparse:
+        msg = (
+            f"{who}: {', '.join(sparse)} have sparse gradients, which no curvature is "
+            "computed of; make them with sparse=False."
+        )
         raise ValueError(msg)
     low = {str(p.dtype) for p in group["params"] if p.dtype in LOW_PRECISION}
     if low:

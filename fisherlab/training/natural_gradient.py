@@ -14,30 +14,33 @@ from fisherlab.statistics.batches import Batch
 from fisherlab.training import portable
 from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.clipping import KLClip
-from fisherlab.training.curvature import (
-    AnyDamping,
-    Coupled,
-    Fallback,
-    Unit,
-    averaged,
-    dampings,
-    handler,
-    inverted,
-    remembering,
-    require_fit,
-    warmed,
-)
+from fisherlab.training.curvature import Coupled, Fallback, handler, warmed
 from fisherlab.training.moves import (
     Parameters,
     check_group,
     check_schedule,
     clipping,
+    match_,
     momenta,
     move_,
     require_finite,
 )
-from fisherlab.training.one_graph import Passed
-from fisherlab.training.passes import Observed, Passes, chosen
+from fisherlab.training.one_graph import Passed, returned_loss
+from fisherlab.training.passes import Observed, Passes
+from fisherlab.training.randomness import buffers_kept
+from fisherlab.training.units import (
+    AnyDamping,
+    Owners,
+    Unit,
+    averaged,
+    current,
+    dampings,
+    inverted,
+    owners,
+    packed,
+    remembering,
+    unpacked,
+)
 
 Place = Literal["direction", "gradient"]
 
@@ -169,10 +172,12 @@ class NaturalGradient(torch.optim.Optimizer):
             self.fisher,
             "mean_gradient" if of_mean else "per_example",
             compress=not isinstance(self.curvature, Coupled),
+            left=self.curvature.passed_by,
         )
         self.steps = 0
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
+        self._owners: Owners = {}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         super().__init__(
             trainable if params is None else params,
@@ -226,9 +231,18 @@ class NaturalGradient(torch.optim.Optimizer):
         if torch.is_autocast_enabled(self._device().type):
             msg = "NaturalGradient: factorisations need full precision; leave autocast."
             raise ValueError(msg)
+        match_(self.state)
+        with buffers_kept(self.model):
+            return self._step(closure, batch, statistics_batch)
+
+    def _step(self, closure: Any, batch: Any, statistics_batch: Any) -> Tensor:
         parameters = self._parameters()
-        passed, observed = self._passed(closure, batch, statistics_batch, parameters)
-        units, exceptions = self._renewed(passed.statistics, parameters)
+        before, holding, known = current(self.units, self._owners, parameters)
+        due = self._due(self.statistics_every) or not (before and known)
+        passed, observed = self._passed(closure, batch, statistics_batch, parameters, due)
+        units, exceptions = self._renewed(passed.statistics, parameters, before)
+        if passed.statistics is not None and observed is not None:
+            exceptions |= self._passes.left(observed, parameters.blocks)
         gradients = parameters.pack(passed.gradients)
         of_gradient = self.momentum_of == "gradient"
         if of_gradient:
@@ -242,7 +256,7 @@ class NaturalGradient(torch.optim.Optimizer):
         kept = parameters.unpack(gradients) if of_gradient else None
         seen = self.curvature.seen(passed.statistics, parameters, exceptions)
         move_(parameters, self.state, parameters.unpack(directions), kept)
-        self.units, self.exceptions = units, exceptions
+        self.units, self.exceptions, self._owners = units, exceptions, holding
         if seen and observed is not None:
             after = self._passes.observe(observed, parameters.blocks, self.steps)
             now = self.curvature.seen(after, parameters, exceptions)
@@ -267,7 +281,8 @@ class NaturalGradient(torch.optim.Optimizer):
         if self.steps or self.units:
             msg = f"warm_start: {self.steps} steps were taken already."
             raise ValueError(msg)
-        blocks = self._parameters().blocks
+        parameters = self._parameters()
+        blocks, self._owners = parameters.blocks, owners(parameters)
         read = enumerate(map(self._passes.batch, data))
         seen = ((len(b), self._passes.observe(b, blocks, -1 - k)) for k, b in read)
         self.units, self.exceptions = warmed(self.curvature, seen)
@@ -278,9 +293,11 @@ class NaturalGradient(torch.optim.Optimizer):
         batch: Any,
         statistics_batch: Any,
         parameters: Parameters,
+        due: bool,
     ) -> tuple[Passed, Batch | None]:
         """Return loss, gradients and, where they are due, statistics and their batch."""
-        due = self._due(self.statistics_every) or not self.units
+        if due and self.steps == 0:
+            self._passes.warn_of_fresh_norms()
         main = None if batch is None else self._passes.batch(batch)
         own = None if statistics_batch is None else self._passes.batch(statistics_batch)
         part = None if main is None else self._part(main)
@@ -297,7 +314,7 @@ class NaturalGradient(torch.optim.Optimizer):
             blocks = parameters.blocks
             return self._passes.run(main, blocks, self.steps, observe=wanted), observed
         with torch.enable_grad():
-            loss = torch.as_tensor(closure()).detach()
+            loss = returned_loss(closure())
         named = parameters.named
         known = {n: p.grad for n, p in named.items() if p.grad is not None}
         statistics = None
@@ -315,10 +332,13 @@ class NaturalGradient(torch.optim.Optimizer):
         return self.steps % every == 0 or self.steps < self.burn_in
 
     def _renewed(
-        self, statistics: Observed | None, parameters: Parameters
+        self,
+        statistics: Observed | None,
+        parameters: Parameters,
+        units: dict[str, Unit],
     ) -> tuple[dict[str, Unit], dict[str, str]]:
         """Return the units and exceptions after this step's statistics and inverses."""
-        units, exceptions = self.units, self.exceptions
+        exceptions = self.exceptions
         if statistics is not None:
             fresh, exceptions = self.curvature.fresh(statistics, units)
             units = averaged(units, fresh, self._share)
@@ -334,19 +354,19 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return self.__dict__.copy()
+        return portable.lasting(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""
         found = super().state_dict()
         found["param_groups"] = portable.pack(found["param_groups"])
-        found["natural_gradient"] = portable.pack(
-            {"steps": self.steps, "units": self.units, "exceptions": self.exceptions}
-        )
+        own = portable.pack({"steps": self.steps, "exceptions": self.exceptions})
+        named = dict(self.model.named_parameters())
+        found["natural_gradient"] = own | packed(self.units, self._owners, named)
         return found
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state, bit for bit.
+        """Continue from a state: bit for bit, or in the precision of the parameters.
 
         Raises
         ------
@@ -357,21 +377,18 @@ class NaturalGradient(torch.optim.Optimizer):
             msg = "load_state_dict: the state of another kind of optimiser was given."
             raise ValueError(msg)
         groups = portable.unpack(state_dict["param_groups"])
-        own = portable.unpack(state_dict["natural_gradient"])
-        require_fit(own["units"], self._parameters().blocks)
+        own = state_dict["natural_gradient"]
+        units, known = unpacked(own, self._parameters())
         super().load_state_dict({**state_dict, "param_groups": groups})
-        self.steps = own["steps"]
-        self.units, self.exceptions = dict(own["units"]), dict(own["exceptions"])
+        self.units, self._owners = units, known
+        self.steps, self.exceptions = own["steps"], portable.unpack(own["exceptions"])
 
     def _device(self) -> torch.device:
         return next(p.device for g in self.param_groups for p in g["params"])
 
     def _parameters(self) -> Parameters:
         """Return what is optimised now."""
-        named = dict(self.model.named_parameters())
-        held = {id(p) for group in self.param_groups for p in group["params"]}
-        names = {name for name, p in named.items() if id(p) in held}
-        return Parameters(named, chosen(self._passes.blocks(), names), self.param_groups)
+        return Parameters.of(self, self.model, "NaturalGradient")
 
     def __repr__(self) -> str:
         """Return the method, the fallback with what it took, and the groups."""

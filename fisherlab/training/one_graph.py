@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fisherlab.errors import UnsupportedModelError
+from fisherlab.errors import NumericalError, UnsupportedModelError
 from fisherlab.layers import Block
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators import Provenance
@@ -52,6 +52,14 @@ class _Watched:
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
     edges: dict[str, list[GradientEdge]] = field(default_factory=dict)
 
+    shapes: dict[str, list[torch.Size]] = field(default_factory=dict)
+
+    def fits(self, tapped: Tapped) -> bool:
+        """Tell whether every layer was called as often, and on the shapes, expected."""
+        return all(
+            tuple(self.shapes[name]) == tuple(tap.outputs) for name, tap in tapped.items()
+        )
+
     @property
     def outputs(self) -> list[GradientEdge]:
         """All places, layer after layer."""
@@ -67,6 +75,10 @@ def forward(
     ------
     UnsupportedModelError
         If the output is not one tensor.
+    ValueError
+        If the labels do not fit it.
+    NumericalError
+        If the loss is not finite.
     """
     args, kwargs = batch.arguments()
     assert batch.y is not None
@@ -76,7 +88,44 @@ def forward(
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected."
             )
-        return output, likelihood.loss(output, batch.y)
+        likelihood.check(output, batch.y)
+        losses = likelihood.loss(output, batch.y)
+        require_finite_loss(losses.detach().mean())
+        return output, losses
+
+
+def require_finite_loss(loss: Tensor) -> None:
+    """Stop before a loss that is no number becomes a step.
+
+    Raises
+    ------
+    NumericalError
+        With the loss and what to look for.
+    """
+    if not bool(loss.isfinite()):
+        raise NumericalError(
+            f"The loss of the batch is {float(loss)}. Look for NaN or infinity in the "
+            "batch, or for weights that grew: a smaller learning rate or more damping may "
+            "help. No parameter was changed."
+        )
+
+
+def returned_loss(returned: Any) -> Tensor:
+    """Return what a closure returned as a loss.
+
+    Raises
+    ------
+    ValueError
+        If it returned nothing.
+    NumericalError
+        If it is not finite.
+    """
+    if returned is None:
+        msg = "step: the closure returned None; it must return the loss it computed."
+        raise ValueError(msg)
+    loss = torch.as_tensor(returned).detach()
+    require_finite_loss(loss)
+    return loss
 
 
 def pulled(
@@ -98,11 +147,18 @@ def together(
     blocks: Mapping[str, Block],
     tapped: Tapped,
 ) -> Passed:
-    """Return loss, gradient and the statistics of blocks that are all tapped."""
+    """Return loss, gradients of all blocks, and statistics of those that are tapped.
+
+    There are no statistics where the layers were called in another way than the taps
+    have it, as stochastic depth does.
+    """
     watched = _Watched()
     with _watching(tapped, watched):
         output, losses = forward(model, likelihood, batch)
     names = tuple(name for block in blocks.values() for name in block.parameters)
+    if not watched.fits(tapped):
+        gradients = pulled(losses.mean(), model, names)
+        return Passed(losses.detach().mean(), gradients, None)
     if isinstance(fisher, Empirical):
         named = dict(model.named_parameters())
         inputs: Any = [*(named[name] for name in names), *watched.outputs]
@@ -163,7 +219,7 @@ def _statistics(
         )
         layers[name] = replace(found, provenance=replace(made, layer=name))
         start = stop
-    return Statistics({name: layers[name] for name in blocks}, made)
+    return Statistics({n: layers[n] for n in blocks if n in layers}, made)
 
 
 @contextmanager
@@ -175,12 +231,14 @@ def _watching(tapped: Tapped, watched: _Watched) -> Iterator[None]:
         def hook(module: Any, args: Any, kwargs: Any, output: Tensor) -> None:
             watched.inputs[name].append(taps.module_input(args, kwargs).detach())
             watched.edges[name].append(get_gradient_edge(output))
+            watched.shapes[name].append(output.shape[1:])
 
         return hook
 
     try:
         for name, tap in tapped.items():
             watched.inputs[name], watched.edges[name] = [], []
+            watched.shapes[name] = []
             for module in tap.modules:
                 hook = watch(name)
                 handles.append(module.register_forward_hook(hook, with_kwargs=True))

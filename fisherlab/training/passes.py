@@ -4,8 +4,10 @@ Where a model behaves alike in training and evaluation mode, one forward pass se
 gradient and the statistics; where not, the statistics take one of their own.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import is_not
 from typing import Any, Literal, final
 
 import torch
@@ -16,10 +18,8 @@ from fisherlab.layers import (
     Block,
     frozen,
     require_independent_examples,
-    select,
     uncompiled,
 )
-from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators import Provenance
 from fisherlab.statistics import (
@@ -28,33 +28,56 @@ from fisherlab.statistics import (
     LayerStatistics,
     MeanGradient,
     MonteCarlo,
-    Statistics,
     collect,
     mean_gradient,
 )
 from fisherlab.statistics.batches import Batch, batches, map_inputs
 from fisherlab.statistics.probe import Probe
 from fisherlab.training.one_graph import Passed, alike, forward, pulled, together
+from fisherlab.training.randomness import buffers_kept, drawing
 
 Takes = Literal["per_example", "mean_gradient"]
 Observed = Mapping[str, LayerStatistics] | Mapping[str, MeanGradient]
 Gradients = Mapping[str, Tensor]
+PLANS = 8  # kinds of batches that are remembered; sequences may have any length
 FEW_COLUMNS = 4  # pulled back through the graph of the loss; more go through `collect`
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What stays the same while the model and the shape of an example do."""
+    """What stays the same while the model and the shape of an example do.
+
+    Parameters
+    ----------
+    blocks
+        Those that are optimised.
+    probes
+        What `collect` has found out about the blocks that are observed.
+    left
+        Blocks whose statistics nobody wants, and why.
+    shared
+        Whether one pass in the model's own mode gives loss and statistics.
+    """
 
     blocks: Mapping[str, Block]
     probes: dict[Any, Probe]
+    left: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the blocks whose statistics are taken."""
+        return [name for name in self.blocks if name not in self.left]
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters."""
         return tuple(n for block in self.blocks.values() for n in block.parameters)
+
+
+def _nothing(statistics: Mapping[str, Any]) -> Mapping[str, str]:
+    return {}
 
 
 class Passes:
@@ -75,6 +98,9 @@ class Passes:
         loss at the labels that `fisher` names.
     compress
         As in `collect`.
+    left
+        From statistics of two examples to the blocks, with a reason, whose statistics
+        are not wanted: none are collected for them.
     """
 
     def __init__(
@@ -84,12 +110,19 @@ class Passes:
         fisher: Fisher,
         takes: Takes,
         compress: bool = True,
+        left: Callable[[Mapping[str, Any]], Mapping[str, str]] = _nothing,
     ) -> None:
         self.model, self.likelihood = uncompiled(model), likelihood
         self.called = model  # gives the loss of steps without statistics
         self.fisher, self.takes = fisher, takes
         self._compress = compress
+        self._left = left
         self._plans: dict[Any, _Plan] = {}
+        self._parts: tuple[Any, ...] = ()  # modules and parameters that the plans are of
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is found out again."""
+        return {**self.__dict__, "_plans": {}, "_parts": ()}
 
     def batch(self, data: Any) -> Batch:
         """Move one batch to the model; its first of a kind is checked as in `collect`.
@@ -116,9 +149,23 @@ class Passes:
         x, y = data
         return Batch(map_inputs(x, move), y.to(parameter.device))
 
-    def blocks(self) -> dict[str, Block]:
-        """Return the blocks of the parameters that are trained now."""
-        return blocks_of(self.model)
+    def warn_of_fresh_norms(self) -> None:
+        """Say that running averages have seen no batch, while the statistics use them."""
+        if self.takes == "mean_gradient" and isinstance(self.fisher, Empirical):
+            return
+        fresh = _fresh_norms(self.model)
+        if fresh:
+            warnings.warn(
+                f"NaturalGradient: the running averages of {', '.join(fresh[:5])} have "
+                "seen no batch, but the statistics of a step use them, so the first steps "
+                "may go uphill. Before the first step, call the model on some fifty "
+                "batches in training mode under torch.no_grad().",
+                stacklevel=6,
+            )
+
+    def left(self, batch: Batch, blocks: Mapping[str, Block]) -> Mapping[str, str]:
+        """Return the blocks that statistics of a batch leave out, with the reason."""
+        return self._plan(batch, blocks).left
 
     @torch.enable_grad()
     def run(
@@ -141,14 +188,17 @@ class Passes:
             raise ValueError(msg)
         plan = self._plan(batch, blocks)
         if observe is batch and plan.shared and self._few:
-            return self._together(plan, batch, self._drawn(step))
-        _, losses = forward(self.called, self.likelihood, batch)
-        gradients = pulled(losses.mean(), self.model, plan.trainable)
-        statistics = None
-        if observe is not None:
-            known = gradients if observe is batch else None
-            statistics = self.observe(observe, blocks, step, known)
-        return Passed(losses.detach().mean(), gradients, statistics)
+            passed = self._together(plan, batch, self._drawn(step))
+            if passed.statistics is None:  # a training pass that differs from the last
+                self._plans[self._key(batch)] = replace(plan, shared=False)
+        else:
+            _, losses = forward(self.called, self.likelihood, batch)
+            gradients = pulled(losses.mean(), self.model, plan.trainable)
+            passed = Passed(losses.detach().mean(), gradients, None)
+        if observe is None or passed.statistics is not None:
+            return passed
+        known = passed.gradients if observe is batch else None
+        return replace(passed, statistics=self.observe(observe, blocks, step, known))
 
     @torch.enable_grad()
     def observe(
@@ -169,20 +219,26 @@ class Passes:
         fisher, data = self._drawn(step), (batch.x, batch.y)
         if self.takes == "mean_gradient" and known and isinstance(fisher, Empirical):
             return self._means(blocks, known, len(batch))
-        names = list(blocks)
+        plan = self._plan(batch, blocks)
+        if not plan.observed:
+            return {}
         with frozen(self.model):
             if self.takes == "mean_gradient":
                 return mean_gradient(
-                    self.model, data, self.likelihood, fisher=fisher, layers=names
+                    self.model,
+                    data,
+                    self.likelihood,
+                    fisher=fisher,
+                    layers=plan.observed,
                 )
             return collect(
                 self.model,
                 data,
                 self.likelihood,
                 fisher,
-                layers=names,
+                layers=plan.observed,
                 compress=self._compress,
-                probes=self._plan(batch, blocks).probes,
+                probes=plan.probes,
             )
 
     @torch.no_grad()
@@ -216,10 +272,19 @@ class Passes:
         return batch.signature, modes, wanted
 
     def _plan(self, batch: Batch, blocks: Mapping[str, Block]) -> _Plan:
+        """Return the plan for batches like this one; the last few kinds are kept."""
+        parts = (*self.model.modules(), *self.model.parameters())
+        if len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
+            self._plans.clear()  # of layers that have moved, or are here no more
+            self._parts = parts
         key = self._key(batch)
-        if key not in self._plans or tuple(self._plans[key].blocks) != tuple(blocks):
-            self._plans[key] = self._planned(batch, blocks)
-        return self._plans[key]
+        plan = self._plans.pop(key, None)
+        if plan is None or tuple(plan.blocks) != tuple(blocks):
+            plan = self._planned(batch, blocks)
+        self._plans[key] = plan  # the newest is the last
+        while len(self._plans) > PLANS:
+            del self._plans[next(iter(self._plans))]
+        return plan
 
     def _planned(self, batch: Batch, blocks: Mapping[str, Block]) -> _Plan:
         plan = _Plan(dict(blocks), {})
@@ -227,31 +292,45 @@ class Passes:
             return plan
         pair = batch.part([0, min(1, len(batch) - 1)])
         fisher = self.fisher if self._few and batch.y is not None else MonteCarlo(1)
-        with frozen(self.model):  # fills `probes`, and is what the shared way must equal
-            expected = collect(
+        expected = self._pair(plan, pair, fisher)
+        left = self._left(expected)
+        if left:
+            plan = replace(plan, probes={}, left=left)
+            expected = self._pair(plan, pair, fisher)
+        return replace(plan, shared=self._shareable(plan, pair, fisher, expected))
+
+    def _pair(self, plan: _Plan, pair: Batch, fisher: Fisher) -> Mapping[str, Any]:
+        """Return statistics of two examples, and fill the plan's probes."""
+        if not plan.observed:
+            return {}
+        with frozen(self.model):
+            return collect(
                 self.model,
                 (pair.x, pair.y),
                 self.likelihood,
                 fisher,
-                layers=list(blocks),
+                layers=plan.observed,
                 compress=False,
                 probes=plan.probes,
             )
-        return replace(plan, shared=self._shareable(plan, pair, fisher, expected))
 
     def _shareable(
-        self, plan: _Plan, pair: Batch, fisher: Fisher, expected: Statistics
+        self, plan: _Plan, pair: Batch, fisher: Fisher, expected: Mapping[str, Any]
     ) -> bool:
         """Tell whether one forward pass in this mode gives the statistics of `collect`."""
+        if not expected or pair.y is None:
+            return False
         (found,) = plan.probes.values()
-        if found.general or found.overwrites_data or pair.y is None:
+        if found.general or found.overwrites_data:
             return False
         try:
             require_independent_examples(self.model)
-            passed = self._together(plan, pair, fisher)
-        except (UnsupportedModelError, RuntimeError):
+            with buffers_kept(self.model, always=True), drawing(self.model) as drawn:
+                passed = self._together(plan, pair, fisher)
+        except (UnsupportedModelError, RuntimeError, ValueError):
             return False
-        assert passed.statistics is not None
+        if drawn() or passed.statistics is None:
+            return False
         return all(alike(passed.statistics[name], expected[name]) for name in expected)
 
     def _means(
@@ -276,6 +355,20 @@ class Passes:
         return found
 
 
+def _fresh_norms(model: nn.Module) -> list[str]:
+    """Name the norm layers in training mode whose running averages are as made."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if module.training
+        and isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.running_mean is not None
+        and module.running_var is not None
+        and not bool(module.running_mean.any())
+        and bool((module.running_var == 1).all())
+    ]
+
+
 def _plain_pair(data: Any) -> bool:
     """Tell whether data is a pair of tensors, which needs no further reading."""
     return (
@@ -283,25 +376,3 @@ def _plain_pair(data: Any) -> bool:
         and len(data) == 2
         and all(isinstance(part, Tensor) for part in data)
     )
-
-
-def chosen(found: Mapping[str, Block], parameters: set[str]) -> dict[str, Block]:
-    """Return the blocks of some parameters.
-
-    Raises
-    ------
-    ValueError
-        If a block has one parameter among them and another one not.
-    """
-    names = [name for name, b in found.items() if parameters.intersection(b.parameters)]
-    split = [n for n in names if not parameters.issuperset(found[n].parameters)]
-    if split:
-        parts = ", ".join(
-            f"{name!r} ({', '.join(found[name].parameters)})" for name in split
-        )
-        msg = (
-            f"The parameters of the blocks {parts} share one curvature, but only some of "
-            "them are optimised. Give all of them, or freeze the others."
-        )
-        raise ValueError(msg)
-    return select(found, names) if names else {}

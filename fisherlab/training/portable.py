@@ -100,6 +100,46 @@ def unpack(value: Any) -> Any:
     return value
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """Return a value whose tensors are on a device; what it kept is computed again.
+
+    Examples
+    --------
+    >>> from fisherlab.operators import Diagonal
+    >>> moved(Diagonal(torch.ones(2, 2)), torch.device("meta")).device
+    device(type='meta')
+    """
+    return unpack(_placed(pack(value), device))
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_meta and device.type != "meta":
+            msg = (
+                "load_state_dict: the tensors of the state are on the device 'meta' and "
+                "hold no data; load the file with map_location='cpu'."
+            )
+            raise ValueError(msg)
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _placed(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_placed(item, device) for item in value)
+    return value
+
+
+def lasting(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what a copy of an optimiser of ours takes along, as torch's own do.
+
+    Hooks and the ``step`` that a scheduler wraps around the original are left behind:
+    they would move the original.
+    """
+    of_torch = torch.optim.Optimizer([torch.empty(1)], {}).__dict__.keys()
+    kept = {"defaults", "state", "param_groups"}
+    left = {"step", "_opt_called", *of_torch} - kept
+    return {name: part for name, part in optimizer.__dict__.items() if name not in left}
+
+
 _BUILTIN: Final[dict[str, Callable[[Any], Any]]] = {
     "slice": lambda parts: slice(*parts),
     "set": set,

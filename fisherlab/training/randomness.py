@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 
 def _number(seed: int, step: int) -> int:
@@ -50,6 +53,64 @@ def own_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(number)
         yield
+
+
+@contextmanager
+def drawing(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Tell afterwards whether something drew random numbers; none are used up.
+
+    Torch's generators of the model's devices and Python's own are looked at.
+
+    Examples
+    --------
+    >>> with drawing(nn.Linear(1, 1)) as drawn:
+    ...     _ = torch.rand(1)
+    >>> drawn()
+    True
+    """
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+
+    def state() -> list[Any]:
+        on_devices = [torch.cuda.get_rng_state(device).tolist() for device in devices]
+        return [torch.get_rng_state().tolist(), on_devices, random.getstate()]
+
+    before, changed = state(), False
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield lambda: changed
+            changed = state() != before
+    finally:
+        random.setstate(before[-1])
+
+
+@contextmanager
+def buffers_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
+    """Put buffers back as they were (running averages) if an error, or always.
+
+    Examples
+    --------
+    >>> model = nn.BatchNorm1d(2)
+    >>> with buffers_kept(model, always=True):
+    ...     _ = model(torch.ones(3, 2))
+    >>> model.running_mean
+    tensor([0., 0.])
+    """
+    held = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        if module.training
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if always or not done:
+            for module, name, buffer, before in held:
+                with torch.no_grad():
+                    module._buffers[name] = buffer.copy_(before)
 
 
 @contextmanager

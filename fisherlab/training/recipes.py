@@ -30,6 +30,7 @@ _KOROKO: Final = {
     "statistics_fraction": 0.25,
     "clip": KLClip(1e-2, "direction"),
     "weight_decay": 0.0,
+    "fallback": "gradient",
     "seed": 0,
 }
 _GOLDFARB: Final = {  # momentum of the gradient, a plain average after a warm start
@@ -43,6 +44,7 @@ _GOLDFARB: Final = {  # momentum of the gradient, a plain average after a warm s
     "average": 0.9,
     "weight_decay": 0.0,
     "clip": None,
+    "fallback": "gradient",
     "seed": 0,
     "warm_start": 1000,
 }
@@ -57,9 +59,17 @@ _PLAIN: Final = {
     "statistics_fraction": 1.0,
     "clip": None,
     "weight_decay": 0.0,
+    "fallback": "gradient",
     "seed": 0,
 }
-_FULL: Final = {"damping": 150.0, "l2": 1e-5, "inverse_every": 20, "seed": 0}
+_FULL: Final = {
+    "lr": 1.0,
+    "damping": 150.0,
+    "l2": 1e-5,
+    "inverse_every": 20,
+    "fallback": "gradient",
+    "seed": 0,
+}
 OWN_STATE: Final = {"average": 0.0, "burn_in": 0, "warm_start": None}
 
 _KOROKO_SOURCE: Final = "Koroko et al. 2022, arXiv 2201.10285, and its public code"
@@ -135,7 +145,6 @@ def _natural(
         make_method(damping),
         damping=make_damping(damping),
         fisher=fisher(seed),
-        fallback="gradient",
         **settings,
     )
     if warm_start is not None:
@@ -170,7 +179,6 @@ def _koroko(
         lr=s * lr,
         damping=Factored(value, pi=1 / s, mode="abs" if terms == 2 else "clip"),
         fisher=MonteCarlo(1, settings.pop("seed")),
-        fallback="gradient",
         **settings,
     )
 

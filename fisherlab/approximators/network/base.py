@@ -14,7 +14,10 @@ NetworkStatistics = Mapping[str, LayerStatistics]
 
 @runtime_checkable
 class NetworkApproximator(Protocol):
-    """Statistics of all blocks in, one operator over all of them out."""
+    """Statistics of all blocks in, one operator over all of them out.
+
+    An attribute ``takes = "network"`` tells optimisers so.
+    """
 
     def __call__(self, statistics: NetworkStatistics) -> NetworkOperator:
         """Approximate the Fisher of the network."""

@@ -67,6 +67,8 @@ class PerBlock:
     PerBlock(approximator='diagonal')
     """
 
+    takes = "network"
+
     approximator: Choice = "kfac"
 
     def __call__(self, statistics: NetworkStatistics) -> BlockDiagonal:

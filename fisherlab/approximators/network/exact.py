@@ -44,6 +44,8 @@ class ExactNetwork:
     (20, 20)
     """
 
+    takes = "network"
+
     form: Form = "auto"
 
     def __call__(self, statistics: NetworkStatistics) -> WholeNetwork:

@@ -79,6 +79,8 @@ class KFACTridiagonal:
     torch.Size([4, 3])
     """
 
+    takes = "network"
+
     chain: Sequence[str] | None = None
 
     def __call__(self, statistics: NetworkStatistics) -> NetworkOperator:

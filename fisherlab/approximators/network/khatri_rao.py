@@ -44,6 +44,8 @@ class KhatriRao:
     49
     """
 
+    takes = "network"
+
     def __call__(self, statistics: NetworkStatistics) -> KroneckerBlocks:
         """Return the Kronecker approximation of all pairs.
 

@@ -67,6 +67,8 @@ class TwoLevelKFAC:
     torch.Size([4, 3])
     """
 
+    takes = "network"
+
     coarse: Coarse = "nicolaides"
     combination: Combination = "multiplicative"
     vectors: int = 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fisherlab.approximators import Approximator, average
+from fisherlab.approximators.base import called
 from fisherlab.approximators.network import NetworkApproximator
 from fisherlab.operators import InverseFactors, KroneckerLowRank, Operator
 from fisherlab.operators.network import NetworkOperator
@@ -75,7 +76,7 @@ def _one(
     old: Operator | None,
     weight: float,
 ) -> Operator:
-    new: Operator = method(statistics, previous=old)
+    new: Operator = called(method, statistics, old)
     if old is None or isinstance(new, _RECURSIVE):
         return new
     return average(old, new, weight)
