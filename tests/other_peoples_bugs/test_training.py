@@ -219,6 +219,7 @@ class Deep(nn.Module):
         return self.c(h)
 
 
+@pytest.mark.draws("the model, which leaves out a layer now and then")
 @pytest.mark.parametrize("of_torch", [True, False])
 def test_layers_left_out_at_random_do_not_end_a_training(of_torch):
     model, batch = Deep(of_torch).train(), points()
