@@ -15,6 +15,7 @@ from fisherlab.problems.splits import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.sizes import fitted
 from fisherlab.samples import OuterSamples
+from tests.benchmarks.reports import measure
 
 METHODS = ["exact", "kfac", "kpsvd-2", "mini-block", "diagonal"]
 
@@ -157,3 +158,22 @@ def test_a_report_is_fitted_to_its_time_and_budget():
     assert any("--time" in sentence for sentence in tight.told)
     small = fitted(problem, replace(config, budget="600 KiB"))
     assert small.examples < 200
+
+
+SIX = (
+    "digits",
+    "digits-vit",
+    "prose-gpt",
+    "faces-autoencoder",
+    "curves-autoencoder",
+    "cifar10-resnet32",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIX)
+def test_the_report_of_a_problem_ends_with_a_page(name):
+    found = measure(name, examples=16, checkpoints="5")
+    assert found["code"] == 0, found
+    assert found["page_bytes"] > 10_000
+    assert found["peak_bytes"] < 6 * 2**30

@@ -1,0 +1,131 @@
+"""The report of every problem, each in a process of its own with its time and memory.
+
+Where the files of a problem are missing, random data of the same shape take their place.
+`python -m tests.benchmarks.reports digits mnist`, or `python -m tests.benchmarks reports`.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import fisherlab as fl
+from fisherlab.errors import DataError
+from fisherlab.problems import registry
+
+SECONDS, BYTES = 300, 6 * 2**30
+COUNT = 600  # random examples of a data set whose files are missing
+IMAGES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
+PIXELS = {"faces": 625, "curves": 784}
+
+
+def random_data(name: str, dtype: torch.dtype) -> tuple[object, object]:
+    """Return a training and a test pair of the shapes of a problem."""
+    generator = torch.Generator().manual_seed(0)
+    kind = name.partition("-")[0]
+    if kind in IMAGES:
+        x = torch.rand(COUNT, 3, 32, 32, generator=generator, dtype=dtype)
+        y = torch.randint(0, IMAGES[kind], (COUNT,), generator=generator)
+    elif kind in PIXELS:
+        x = torch.rand(COUNT, PIXELS[kind], generator=generator, dtype=dtype)
+        y = x
+    else:
+        model = registry.describe(name).build(seed=0, dtype=dtype)
+        length = dict(model.named_parameters())["position"].shape[0]
+        letters = torch.randint(0, 60, (COUNT, length + 1), generator=generator)
+        x, y = letters[:, :-1], letters[:, 1:]
+    return (x, y), (x[:100], y[:100])
+
+
+def stand_in(name: str) -> bool:
+    """Put random data in the place of missing files; say whether it was needed."""
+    description = registry.describe(name)
+    try:
+        description.data(None, torch.float64)
+    except DataError:
+        made = replace(description, data=lambda _, dtype: random_data(name, dtype))
+        registry._PROBLEMS[name] = made
+        return True
+    return False
+
+
+def child(name: str, examples: int, checkpoints: str) -> None:
+    """Write one report and print what it took as JSON."""
+    from fisherlab.cli import main
+
+    random = stand_in(name)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        words = f"report --problem {name} --steps 5 --examples {examples} --quiet"
+        words += f" --checkpoints {checkpoints} --out {folder}/out"
+        code = main(words.split())
+        page = Path(folder, "out", "report.html")
+        size = page.stat().st_size if page.exists() else 0
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(
+        json.dumps(
+            {
+                "problem": name,
+                "random_data": random,
+                "code": code,
+                "seconds": round(time.perf_counter() - started, 1),
+                "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+                "peak_bytes": used.ru_maxrss * 1024,
+                "page_bytes": size,
+            }
+        )
+    )
+
+
+def measure(name: str, examples: int = 256, checkpoints: str = "0,1,2,5") -> dict:
+    """Return what one report took, or its last line on stderr."""
+    words = [sys.executable, "-m", "tests.benchmarks.reports", "--child", name]
+    done = subprocess.run(
+        [*words, str(examples), checkpoints],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        return {"problem": name, "code": done.returncode, "error": last}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def table(rounds: int, names: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return the row of results of `python -m tests.benchmarks reports`."""
+    del rounds  # a report is measured once
+    found = [measure(name) for name in names or fl.problems.names()]
+    targets = {}
+    for one in found:
+        name = str(one["problem"])
+        for key, aim in (("seconds", SECONDS), ("peak_bytes", BYTES)):
+            value = one.get(key, float("inf"))
+            met = value <= aim and not one["code"]
+            targets[f"{name} {key}"] = {"measured": value, "aim": aim, "met": met}
+    return {
+        "case": "reports",
+        "note": "256 examples, 4 moments, default methods, 2 threads",
+        "seconds": {str(one["problem"]): one.get("seconds", 0.0) for one in found},
+        "times_ours": {},
+        "reports": found,
+        "targets": targets,
+    }
+
+
+TABLES = {"reports": table}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        for chosen in sys.argv[1:] or fl.problems.names():
+            print(json.dumps(measure(chosen)), flush=True)
