@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.allowances import PARTS, Allowance, Cut, cut
-from fisherlab.analysis.building import build, shared_pair
+from fisherlab.analysis.building import build
 from fisherlab.analysis.cells import Cells, layer_coordinates
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.filling import begin, fill
@@ -15,7 +15,7 @@ from fisherlab.analysis.provenance import attributes
 from fisherlab.analysis.questions import Question, question
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
-from fisherlab.metrics.pairs import Pair
+from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import FactoredFisher
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -134,7 +134,7 @@ def _fill_layer(
     for method, approximator in chosen.items():
         approx = build(cells, statistics, method, approximator)
         if approx is not None:
-            pairs[method] = shared_pair(exact, double, approx, asked.mixed)
+            pairs[method] = paired("compare", double, approx, asked.mixed)
     fill(cells, asked, (name, double), pairs, limit)
 
 

@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.building import build, shared_pair
+from fisherlab.analysis.building import build
 from fisherlab.analysis.cells import Cells, described, layer_coordinates
 from fisherlab.analysis.damping import dampings
 from fisherlab.analysis.provenance import attributes
@@ -227,16 +227,13 @@ class _Tables:
     ) -> None:
         """Set every method made from one source against the exact block."""
         row, at = self.cells.layers.index(layer.name), SOURCES.index(source)
-        exact = ExactBlock()(layer)
         for column, (method, approximator) in enumerate(chosen.items()):
             approx = build(self.cells, layer, method, approximator)
             if approx is None:
                 continue
+            pair = paired("decompose", whole, approx, mixed=source != "exact")
             if source == "exact":
-                pair = shared_pair(exact, whole, approx, mixed=False)
                 self.parts[row, column] = _parts(pair)
-            else:
-                pair = paired("decompose", whole, approx, mixed=True)
             self.errors[row, column, at] = frobenius.distance(pair)
 
 

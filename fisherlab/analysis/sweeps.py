@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 import xarray as xr
 
-from fisherlab.analysis.building import build, shared_pair
+from fisherlab.analysis.building import build
 from fisherlab.analysis.cells import Cells, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, RelativeDamping, dampings
 from fisherlab.analysis.provenance import attributes
@@ -15,6 +15,7 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.eigen import Eigen, decomposed
+from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -122,7 +123,7 @@ def _fill(
         if approx is None:
             continue
         try:
-            pair = shared_pair(exact, double, approx, mixed=False)
+            pair = paired("sweep", double, approx, mixed=False)
             other = mine if pair.same else decomposed(pair.approx, "sweep")
         except FisherlabError as error:
             cells.blame(name, method, reason(error))

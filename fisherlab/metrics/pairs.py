@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisherlab.metrics.floors import FLOOR, ROUNDING, SINGLE_FLOOR, rooted
 from fisherlab.operators import (
+    FactoredFisher,
     IterativeInverse,
     KroneckerEigen,
     KroneckerLowRank,
@@ -197,9 +198,16 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
             f"{kinds[1]}. Pass mixed=True if that is meant."
         )
         raise ValueError(msg)
-    if exact is approx:
-        one = exact.to(torch.float64)
+    one, other = exact.to(torch.float64), approx.to(torch.float64)
+    if exact is approx or _one_block(one, other):
         return Pair(one, one)
     single = approx.dtype != torch.float64 and isinstance(approx, ORTHONORMAL)
     floor = SINGLE_FLOOR if single else FLOOR
-    return Pair(exact.to(torch.float64), approx.to(torch.float64), floor)
+    return Pair(one, other, floor)
+
+
+def _one_block(one: Operator, other: Operator) -> bool:
+    """Whether two exact blocks stand on the same samples."""
+    if not (isinstance(one, FactoredFisher) and isinstance(other, FactoredFisher)):
+        return False
+    return one.samples is other.samples and one.count == other.count

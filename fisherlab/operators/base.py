@@ -287,26 +287,34 @@ A = TypeVar("A", bound=Operator)
 B = TypeVar("B", bound=Operator)
 Pair = tuple[type[Operator], type[Operator]]
 _PAIRS: dict[Pair, Callable[[Any, Any], float]] = {}
+_BY_SAMPLES: set[type[Operator]] = set()  # operators that multiply sample by sample
 
 
 def inner_product(
-    first: type[A], second: type[B]
+    first: type[A], second: type[B], *, by_samples: bool = False
 ) -> Callable[[Callable[[A, B], float]], Callable[[A, B], float]]:
-    """Register the closed form of ⟨first, second⟩."""
+    """Register the closed form of ⟨first, second⟩.
+
+    With `by_samples` it multiplies every sample of the first with the second, which is
+    dear: a form of the second with any operator goes before it.
+    """
 
     def register(function: Callable[[A, B], float]) -> Callable[[A, B], float]:
         _PAIRS[first, second] = function
+        if by_samples:
+            _BY_SAMPLES.add(first)
         return function
 
     return register
 
 
 def _inner(a: Operator, b: Operator) -> float:
+    one, other = (b, a) if type(a) in _BY_SAMPLES else (a, b)
     pairs: list[tuple[Pair, Operator, Operator]] = [
         ((type(a), type(b)), a, b),
         ((type(b), type(a)), b, a),
-        ((type(a), Operator), a, b),
-        ((type(b), Operator), b, a),
+        ((type(one), Operator), one, other),
+        ((type(other), Operator), other, one),
     ]
     for pair, left, right in pairs:
         if pair in _PAIRS:

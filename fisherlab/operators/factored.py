@@ -383,15 +383,14 @@ def _factored_dense(a: FactoredFisher, b: Dense) -> float:
     return _factored_any(a, b)
 
 
-@inner_product(FactoredFisher, Operator)
+@inner_product(FactoredFisher, Operator, by_samples=True)
 def _factored_any(a: FactoredFisher, b: Operator) -> float:
     total = 0.0
-    for part in rows.parts(a.samples):
-        stack = a.samples.matrices(part).flatten(0, 1)
+    for stack in rows.stacks(a.samples):
         total += float((stack * (b @ stack)).sum(dtype=torch.float64))
     return total / a.count
 
 
-@inner_product(WoodburyInverse, Operator)
+@inner_product(WoodburyInverse, Operator, by_samples=True)
 def _woodbury_any(a: WoodburyInverse, b: Operator) -> float:
     return a.inner_with(b)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.numerics.linalg import stacked_cholesky
@@ -92,15 +92,10 @@ class FactoredMiniBlocks(Operator):
             for block, weights in zip(out, energy.T, strict=True):
                 block.add_(weighted_moment(self.samples.inputs, weights))
             return out
-        for examples in rows.parts(self.samples):
-            chosen = self._cut(group, examples)[:, part].permute(1, 2, 0)
+        for stack in rows.stacks(self.samples):
+            chosen = self.partition.take(stack)[group][:, part].permute(1, 2, 0)
             out.baddbmm_(chosen, chosen.transpose(1, 2), alpha=scale)
         return out
-
-    def _cut(self, group: int, examples: slice) -> Float[Tensor, "m b k"]:
-        """Return the gradients of some examples, cut into the blocks of one group."""
-        formed = self.samples.matrices(examples).flatten(0, 1)
-        return self.partition.take(formed)[group]
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -124,8 +119,9 @@ class FactoredMiniBlocks(Operator):
             energy = self.samples.output_energy.sum(1)
             return weighted_moment(self.samples.inputs, energy)[None] * scale
         total = self._zeros(size, size)
-        for examples in rows.parts(self.samples):
-            symmetric_product_(total, self._cut(group, examples).flatten(0, 1), scale)
+        for stack in rows.stacks(self.samples):
+            cut = self.partition.take(stack)[group]
+            symmetric_product_(total, cut.flatten(0, 1), scale)
         return mirror_(total)[None]
 
     def averaged_into(self, old: MiniBlocks, weight: float) -> MiniBlocks:
@@ -252,16 +248,93 @@ class FactoredMiniBlocks(Operator):
 
 @inner_product(FactoredFisher, FactoredMiniBlocks)
 def _factored_blocks(a: FactoredFisher, b: FactoredMiniBlocks) -> float:
-    if a.samples is b.samples:
-        return b.frobenius_norm() ** 2 * b.count / a.count
-    return FactoredMiniBlocks(b.partition, a.samples, a.count).formed.inner(b.formed)
+    return _factored_blocks_pair(FactoredMiniBlocks(b.partition, a.samples, a.count), b)
 
 
 @inner_product(FactoredMiniBlocks, FactoredMiniBlocks)
 def _factored_blocks_pair(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> float:
-    if a.samples is b.samples and same_partition(a.partition, b.partition):
-        return a.frobenius_norm() ** 2 * a.count / b.count
-    return a.formed.inner(b.formed)
+    aligned = same_partition(a.partition, b.partition)
+    if a.samples is b.samples and aligned:
+        return b.frobenius_norm() ** 2 * b.count / a.count
+    outer = isinstance(a.samples, OuterSamples) and isinstance(b.samples, OuterSamples)
+    if aligned and outer and a._by_grams and b._by_grams:
+        return _by_tables(a.samples, b.samples) / (a.count * b.count)
+    if aligned and _cuts_are_cheaper(a, b):
+        return _by_cuts(a.partition, a.samples, b.samples) / (a.count * b.count)
+    if a.product_flops > b.product_flops:  # the smaller blocks are cut out of the larger
+        a, b = b, a
+    within = FactoredMiniBlocks(a.partition, b.samples, b.count)
+    total = 0.0
+    for group in range(len(a.partition.sizes)):
+        pairs = zip(a._panels(group), within._panels(group), strict=True)
+        for (part, panel), (_, other) in pairs:
+            product = panel.mul_(other)
+            if not aligned:
+                product *= _together(b.partition, a.partition.groups[group][part])
+            total += float(product.sum(dtype=torch.float64))
+    return total
+
+
+def _by_tables(left: Samples, right: Samples) -> float:
+    """Return Σ (a_n·b_m)² ⟨e_n, f_m⟩ with the output energies e and f."""
+    assert isinstance(left, OuterSamples)
+    assert isinstance(right, OuterSamples)
+    energy, other, total = left.output_energy, right.output_energy.T, 0.0
+    for part in chunks(left.examples, PANEL_BYTES // (8 * max(1, right.examples))):
+        table = (left.inputs[part] @ right.inputs.T).square_() * (energy[part] @ other)
+        total += float(table.sum(dtype=torch.float64))
+    return total
+
+
+def _cuts_are_cheaper(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> bool:
+    """Whether all pairs of samples cost less than the blocks of both."""
+    m, k = (x.samples.columns * x.samples.examples for x in (a, b))
+    return m * k * a.shape[0] < (m + k) * a.product_flops
+
+
+def _by_cuts(partition: Partition, left: Samples, right: Samples) -> float:
+    """Return Σ_b Σ_mk ⟨D_mb, E_kb⟩²: no block is formed."""
+    total = 0.0
+    for stack in rows.stacks(left):
+        for others in rows.stacks(right):
+            for one in others:
+                for cut in partition.take(stack * one):
+                    total += float(cut.sum(-1).square().sum(dtype=torch.float64))
+    return total
+
+
+def _together(partition: Partition, entries: Int[Tensor, "b k"]) -> Tensor:
+    """Tell which pairs of entries stand in one block of a partition."""
+    number = torch.empty(partition.weight_shape, dtype=torch.int64).flatten()
+    first = 0
+    for group in partition.groups:
+        number[group.cpu()] = torch.arange(first, first + len(group))[:, None]
+        first += len(group)
+    own = number[entries.cpu()]
+    return (own[:, :, None] == own[:, None, :]).to(entries.device)
+
+
+@inner_product(FactoredFisher, MiniBlocks)
+def _factored_formed(a: FactoredFisher, b: MiniBlocks) -> float:
+    """Return Σ_b ⟨F_b, M_b⟩; where all blocks of a group are one, of the mean F_b."""
+    within, total = FactoredMiniBlocks(b.partition, a.samples, a.count), 0.0
+    for group, (held, (count, _)) in enumerate(
+        zip(b.blocks, b.partition.sizes, strict=True)
+    ):
+        if len(held) == 1:
+            mean = within._mean(group)
+            total += count * float((mean * held).sum(dtype=torch.float64))
+            continue
+        for part, panel in within._panels(group):
+            total += float((panel * held[part]).sum(dtype=torch.float64))
+    return total
+
+
+@inner_product(FactoredMiniBlocks, MiniBlocks)
+def _blocks_formed(a: FactoredMiniBlocks, b: MiniBlocks) -> float:
+    if same_partition(a.partition, b.partition):
+        return _factored_formed(FactoredFisher(a.samples, a.count), b)
+    return a.formed.inner(b)
 
 
 @inner_product(FactoredMiniBlocks, Operator)

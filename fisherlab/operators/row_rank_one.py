@@ -9,8 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition
+from fisherlab.samples import OuterSamples, rows
 
 
 @final
@@ -140,6 +142,18 @@ class RowRankOne(Operator):
             directions=self.directions.to(dtype),
             scales=self.scales.to(dtype),
         )
+
+
+@inner_product(RowRankOne, FactoredFisher)
+def _row_rank_one_factored(a: RowRankOne, b: FactoredFisher) -> float:
+    """Return Σ d∘diag(F) + Σ_r s_r u_rᵀ F_rr u_r, no block formed."""
+    samples, u = b.samples, a.directions
+    if isinstance(samples, OuterSamples):
+        forms = (samples.output_energy * (samples.inputs @ u.T).square()).sum(0)
+    else:
+        forms = rows.summed(samples, lambda d: (d * u).sum(-1).square().sum(0))
+    diagonal = (a.entries * samples.squares()).sum(dtype=torch.float64)
+    return float(diagonal + (a.scales * forms).sum(dtype=torch.float64)) / b.count
 
 
 @inner_product(RowRankOne, Operator)

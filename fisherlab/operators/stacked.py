@@ -13,7 +13,7 @@ from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.samples import GroupedSamples
-from fisherlab.samples.rows import parts
+from fisherlab.samples.rows import stacks
 
 
 @final
@@ -174,8 +174,7 @@ def _factored_stacked(a: FactoredFisher, b: Stacked) -> float:
         groups = [FactoredFisher(group, a.count) for group in samples.groups]
         return sum(f.inner(part) for f, part in zip(groups, b.parts, strict=True))
     total = 0.0
-    for part in parts(samples):
-        stack = samples.matrices(part).flatten(0, 1)
+    for stack in stacks(samples):
         total += float((stack * (b @ stack)).sum(dtype=torch.float64))
     return total / a.count
 

@@ -1,10 +1,36 @@
 """What every form of per-example gradients answers."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+S = TypeVar("S", bound="Samples")
+_CASTS: WeakKeyDictionary[Any, WeakValueDictionary[torch.dtype, Any]] = WeakKeyDictionary()
+
+
+def cast_once(to: Callable[[S, torch.dtype], S]) -> Callable[[S, torch.dtype], S]:
+    """Let `to` return one object a precision, for as long as somebody holds it.
+
+    Two operators of the same samples then still have the same samples in float64, and
+    what those keep (tables of inner products, norms) serves both.
+    """
+
+    @wraps(to)
+    def again(samples: S, dtype: torch.dtype) -> S:
+        if dtype == samples.dtype:
+            return samples
+        known = _CASTS.setdefault(samples, WeakValueDictionary())
+        cast: S | None = known.get(dtype)
+        if cast is None:
+            cast = known[dtype] = to(samples, dtype)
+        return cast
+
+    return again
 
 
 @runtime_checkable
@@ -37,6 +63,9 @@ class Samples(Protocol):
 
     def to(self, dtype: torch.dtype) -> "Samples":
         """Return the same samples in another precision."""
+
+    def some_columns(self, columns: slice) -> "Samples":
+        """Return the samples of some columns."""
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""

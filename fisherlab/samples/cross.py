@@ -10,6 +10,7 @@ from fisherlab.numerics.memory import chunks
 from fisherlab.samples.base import Samples
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.rows import flat, parts
+from fisherlab.samples.shared import SharedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
 TABLE_ROWS = 2048  # rows and columns of a tile of inner products
@@ -41,6 +42,8 @@ def index_length(samples: Samples, index: Index) -> int:
 
 def gram_block(samples: Samples, left: slice, right: slice) -> Float[Tensor, "m k"]:
     """Return ⟨D_a, D_b⟩ for a among some examples and b among others, both v-major."""
+    if isinstance(samples, SharedSamples):
+        return samples.inner_table(samples, left, right)
     if not isinstance(samples, OuterSamples):
         return flat(samples, left) @ flat(samples, right).T
     return _outer_table(samples, samples, left, right)
@@ -73,6 +76,11 @@ def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
         for some in chunks(left.examples, TABLE_ROWS // max(1, left.columns)):
             for others in chunks(right.examples, TABLE_ROWS // max(1, right.columns)):
                 yield _outer_table(left, right, some, others)
+        return
+    if isinstance(left, SharedSamples) and isinstance(right, SharedSamples):
+        for some in chunks(left.examples, left.tile):
+            for others in chunks(right.examples, right.tile):
+                yield left.inner_table(right, some, others)
         return
     for some in parts(left):
         formed = flat(left, some)

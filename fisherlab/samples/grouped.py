@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.samples import rows
+from fisherlab.samples.base import cast_once
 from fisherlab.samples.matrices import column_product, row_product
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
@@ -57,15 +58,18 @@ class GroupedSamples:
         """Bytes held."""
         return sum(group.nbytes for group in self.groups)
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "GroupedSamples":
         """Return the samples in another precision."""
-        if dtype == self.dtype:
-            return self
         return GroupedSamples(tuple(group.to(dtype) for group in self.groups))
 
     def _split(self, w: Tensor) -> tuple[Tensor, ...]:
         """Cut the rows of weights (..., o, i) into groups."""
         return w.split(self.groups[0].weight_shape[0], -2)
+
+    def some_columns(self, columns: slice) -> "GroupedSamples":
+        """Return the samples of some columns."""
+        return GroupedSamples(tuple(g.some_columns(columns) for g in self.groups))
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""

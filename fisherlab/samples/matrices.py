@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.numerics.packed import symmetric_flops
 from fisherlab.samples import rows
+from fisherlab.samples.base import cast_once
 
 
 @final
@@ -48,9 +49,14 @@ class MatrixSamples:
         """Bytes held."""
         return self.stored.nbytes
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "MatrixSamples":
         """Return the samples in another precision."""
-        return self if dtype == self.dtype else MatrixSamples(self.stored.to(dtype))
+        return MatrixSamples(self.stored.to(dtype))
+
+    def some_columns(self, columns: slice) -> "MatrixSamples":
+        """Return the samples of some columns."""
+        return MatrixSamples(self.stored[columns])
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""

@@ -24,6 +24,7 @@ from fisherlab.numerics.packed import (
     triangle_chunks,
     weighted_moment,
 )
+from fisherlab.samples.base import cast_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
@@ -70,11 +71,14 @@ class OuterSamples:
         """Bytes held."""
         return self.inputs.nbytes + self.gradients.nbytes
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "OuterSamples":
         """Return the samples in another precision."""
-        if dtype == self.dtype:
-            return self
         return OuterSamples(self.inputs.to(dtype), self.gradients.to(dtype))
+
+    def some_columns(self, columns: slice) -> "OuterSamples":
+        """Return the samples of some columns."""
+        return OuterSamples(self.inputs, self.gradients[columns])
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""

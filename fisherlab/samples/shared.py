@@ -1,5 +1,6 @@
 """Inputs and gradients at several positions that share one weight."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -7,11 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import empty
+from fisherlab.numerics.memory import chunks, empty
 from fisherlab.numerics.packed import mirror_, symmetric_flops, symmetric_product_
 from fisherlab.samples import rows
+from fisherlab.samples.base import cast_once
 from fisherlab.samples.matrices import column_product, row_product
-from fisherlab.samples.pairs import add_pairs_, pair_flops
+from fisherlab.samples.pairs import (
+    add_pairs_,
+    form_flops,
+    input_tables,
+    output_tables,
+    pair_flops,
+    position_table,
+    table_flops,
+)
+
+TILE = 2048  # samples on one side of a tile of inner products
+WHOLE = slice(None)
 
 
 @final
@@ -52,11 +65,14 @@ class SharedSamples:
         """Bytes held."""
         return self.inputs.nbytes + self.gradients.nbytes
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "SharedSamples":
         """Return the samples in another precision."""
-        if dtype == self.dtype:
-            return self
         return SharedSamples(self.inputs.to(dtype), self.gradients.to(dtype))
+
+    def some_columns(self, columns: slice) -> "SharedSamples":
+        """Return the samples of some columns."""
+        return SharedSamples(self.inputs, self.gradients[columns])
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples: one product per example, all columns."""
@@ -95,8 +111,14 @@ class SharedSamples:
         return out
 
     def squared_norms(self) -> Float[Tensor, "v n"]:
-        """Return ‖D_vn‖²."""
+        """Return ‖D_vn‖², the diagonal of the inner products."""
+        (o, i), t = self.weight_shape, self.inputs.shape[1]
         out = self.gradients.new_empty(self.columns, self.examples)
+        if t * (self.columns * o + i) < self.columns * o * i:
+            for part in self._pair_parts(1 + self.columns):
+                a, g = self.inputs[part], self.gradients[:, part]
+                out[:, part] = ((g @ g.mT) * (a @ a.mT)).sum((2, 3))
+            return out
         for part in rows.parts(self):
             out[:, part] = self.matrices(part).square().sum((2, 3))
         return out
@@ -108,23 +130,61 @@ class SharedSamples:
     def rotated_squares(
         self, rows_basis: Float[Tensor, "o r"], cols_basis: Float[Tensor, "i c"]
     ) -> Float[Tensor, "r c"]:
-        """Return Σ (rowsᵀ D cols)∘²: rotate both sides, then sum over positions."""
+        """Return Σ (rowsᵀ D cols)∘²: rotate positions or matrices, whichever is less."""
+        (o, i), t = self.weight_shape, self.inputs.shape[1]
+        if t * (self.columns * o * o + i * i) > self.columns * o * i * (o + i):
+            turn = lambda d: (rows_basis.T @ d @ cols_basis).square().sum(0)
+            return rows.summed(self, turn)
         turned = SharedSamples(self.inputs @ cols_basis, self.gradients @ rows_basis)
         return turned.squares()
 
     def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
-        """Return Σ D M Dᵀ."""
-        return rows.summed(self, lambda d: row_product(d, middle))
+        """Return Σ D M Dᵀ, through pairs of positions where they are cheaper."""
+        if not self._forms_by_pairs:
+            return rows.summed(self, lambda d: row_product(d, middle))
+        o = self.weight_shape[0]
+        out = self.gradients.new_zeros(o, o)
+        for part in self._pair_parts():
+            g, inside = self.gradients[:, part], input_tables(self.inputs[part], middle)
+            out.addmm_(g.flatten(0, 2).T, (inside @ g).flatten(0, 2))
+        return out
 
     def column_side(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
-        """Return Σ Dᵀ M D."""
-        return rows.summed(self, lambda d: column_product(d, middle))
+        """Return Σ Dᵀ M D, through pairs of positions where they are cheaper."""
+        if not self._forms_by_pairs:
+            return rows.summed(self, lambda d: column_product(d, middle))
+        i = self.weight_shape[1]
+        out = self.inputs.new_zeros(i, i)
+        for part in self._pair_parts():
+            a, inside = self.inputs[part], output_tables(self.gradients[:, part], middle)
+            out.addmm_(a.flatten(0, 1).T, (inside @ a).flatten(0, 1))
+        return out
 
     def kronecker_inner(
         self, rows_factor: Float[Tensor, "o o"], cols_factor: Float[Tensor, "i i"]
     ) -> float:
-        """Return Σ ⟨D, rows D cols⟩."""
-        return float((self.row_side(cols_factor) * rows_factor).sum())
+        """Return Σ ⟨D, rows D cols⟩, through pairs of positions where they are cheaper."""
+        if not self._forms_by_pairs:
+            return float((self.row_side(cols_factor) * rows_factor).sum())
+        total = 0.0
+        for part in self._pair_parts():
+            inside = input_tables(self.inputs[part], cols_factor)
+            outside = output_tables(self.gradients[:, part], rows_factor)
+            total += float((inside * outside).sum(dtype=torch.float64))
+        return total
+
+    @property
+    def _forms_by_pairs(self) -> bool:
+        by_pairs, by_matrices = form_flops(
+            self.examples, self.columns, self.inputs.shape[1], *self.weight_shape
+        )
+        return by_pairs < by_matrices
+
+    def _pair_parts(self, tables: int = 2) -> Iterator[slice]:
+        """Cut the examples so that tables over pairs of positions stay small."""
+        (o, i), t = self.weight_shape, self.inputs.shape[1]
+        each = t * (tables * t + self.columns * o + i) * self.dtype.itemsize
+        return chunks(self.examples, rows.CHUNK_BYTES // max(each, 1))
 
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0
@@ -166,18 +226,66 @@ class SharedSamples:
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products."""
-        return rows.gram(self)
+        return rows.gram(self, self._tiles())
 
     def squared_norm(self) -> float:
-        """Return Σ ⟨D_a, D_b⟩²."""
-        return rows.squared_norm(self)
+        """Return Σ ⟨D_a, D_b⟩², tile by tile of the inner products."""
+        return rows.squared_norm(self, self._tiles())
+
+    def _tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield tiles of inner products, rows before columns."""
+        pieces = list(chunks(self.examples, self.tile))
+        for at, left in enumerate(pieces):
+            for right in pieces[at:]:
+                yield left, right, self.inner_table(self, left, right)
+
+    @property
+    def tile(self) -> int:
+        """Examples whose inner products are one tile; wide weights take fewer."""
+        row = self.weight_shape[1] * self.dtype.itemsize
+        return max(1, min(TILE, rows.CHUNK_BYTES // (2 * row)) // max(1, self.columns))
+
+    def inner_table(
+        self, other: "SharedSamples", left: slice, right: slice
+    ) -> Float[Tensor, "m k"]:
+        """Return ⟨D_a, E_b⟩ for some examples of both, v-major, by the cheaper form.
+
+        Matrices are formed a few rows at a time and once a tile, not once a pair of
+        chunks.
+        """
+        same = self is other and left == right
+        a, g = self.inputs[left], self.gradients[:, left]
+        b, h = other.inputs[right], other.gradients[:, right]
+        m, k = g.shape[0] * g.shape[1], h.shape[0] * h.shape[1]
+        if self._tables_by_pairs:
+            return position_table((a, g), (b, h))
+        table = g.new_zeros(m, k)
+        row = (m + k) * self.weight_shape[1] * self.dtype.itemsize
+        for cut in chunks(self.weight_shape[0], rows.CHUNK_BYTES // max(row, 1)):
+            formed = rows.flat(SharedSamples(a, g[..., cut]), WHOLE)
+            others = formed
+            if not same:
+                others = rows.flat(SharedSamples(b, h[..., cut]), WHOLE)
+            table.addmm_(formed, others.T)
+        return table
+
+    @property
+    def _tables_by_pairs(self) -> bool:
+        by_pairs, by_matrices = self._table_flops()
+        return by_pairs < by_matrices
+
+    def _table_flops(self) -> tuple[int, int]:
+        n, v, t = self.examples, self.columns, self.inputs.shape[1]
+        return table_flops(v * n, n, v, t, *self.weight_shape)
 
     def dense_flops(self) -> int:
         """Count the multiply-adds of the dense sum, in the cheaper of its two forms."""
         return min(self._pair_flops(), self._matrix_flops())
 
     def gram_flops(self) -> int:
-        """Count the multiply-adds of the Gram matrix: forming D, then half a product."""
-        p = self.weight_shape[0] * self.weight_shape[1]
-        samples = self.columns * self.examples
-        return samples * p * self.inputs.shape[1] + samples * samples * p // 2
+        """Count the multiply-adds of the Gram matrix, half of it by symmetry."""
+        by_pairs, by_matrices = self._table_flops()
+        o, i = self.weight_shape
+        samples, t = self.columns * self.examples, self.inputs.shape[1]
+        halved = by_matrices - samples * samples * o * i // 2
+        return min(by_pairs, max(halved, samples * o * i * t))

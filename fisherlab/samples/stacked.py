@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
 from fisherlab.samples import rows
-from fisherlab.samples.base import Samples
+from fisherlab.samples.base import Samples, cast_once
 from fisherlab.samples.cross import cross_product, gram_block
 from fisherlab.samples.outer import OuterSamples
 
@@ -71,11 +71,14 @@ class StackedSamples:
         """Bytes held."""
         return sum(piece.nbytes for piece in self.pieces)
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "StackedSamples":
         """Return the samples in another precision."""
-        if dtype == self.dtype:
-            return self
         return StackedSamples(tuple(piece.to(dtype) for piece in self.pieces))
+
+    def some_columns(self, columns: slice) -> "StackedSamples":
+        """Return the samples of some columns."""
+        return StackedSamples(tuple(s.some_columns(columns) for s in self.pieces))
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n p 1"]:
         """Form the long vectors of some examples."""

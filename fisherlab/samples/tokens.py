@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
 from fisherlab.samples import rows
+from fisherlab.samples.base import cast_once
 from fisherlab.samples.rows import CHUNK_BYTES
 
 
@@ -65,10 +66,9 @@ class TokenSamples:
         """Bytes held."""
         return self.tokens.nbytes + self.gradients.nbytes
 
+    @cast_once
     def to(self, dtype: torch.dtype) -> "TokenSamples":
         """Return the samples in another precision."""
-        if dtype == self.dtype:
-            return self
         return TokenSamples(self.tokens, self.gradients.to(dtype), self.size)
 
     @cached_property
@@ -96,6 +96,10 @@ class TokenSamples:
         """Add values (n, t, c) up at the rows of their tokens."""
         out = values.new_zeros(self.size, values.shape[2])
         return out.index_add_(0, self.tokens.clamp_min(0).flatten(), values.flatten(0, 1))
+
+    def some_columns(self, columns: slice) -> "TokenSamples":
+        """Return the samples of some columns."""
+        return TokenSamples(self.tokens, self.gradients[columns], self.size)
 
     def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n k i"]:
         """Form the matrices of some examples: V·rows·width numbers each."""
