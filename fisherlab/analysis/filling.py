@@ -1,14 +1,19 @@
 """Metrics of operator pairs, put into cells: one layer, or one network, at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 
 from torch import Tensor
 
 from fisherlab.analysis.cells import REFUSALS, Cells, reason
 from fisherlab.analysis.questions import Question
 from fisherlab.errors import BudgetError, IndefiniteError
+from fisherlab.metrics.eigen import Eigen, decomposed
+from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair
+from fisherlab.metrics.register import Entry
+from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.numerics.memory import readable
 from fisherlab.operators import (
     FactoredFisher,
@@ -17,6 +22,8 @@ from fisherlab.operators import (
     Operator,
     Stacked,
 )
+
+SEVERAL = 3  # dampings from which on eigenbases are cheaper than inverses
 
 
 def begin(cells: Cells, asked: Question) -> None:
@@ -57,18 +64,51 @@ def fill(
     _describe(cells, asked, name, exact)
     for method, pair in pairs.items():
         _fill_plain(cells, asked, (name, method), pair)
-    for level, damping in enumerate(asked.dampings.values(exact)):
+    levels = asked.dampings.values(exact)
+    eager = {m: p for m, p in pairs.items() if not cells.leaves_out(name, m, "damping")}
+    curves = _curves(asked, name, eager, levels, limit)
+    for level, damping in enumerate(levels):
         best: Tensor | None = None
         for method, pair in pairs.items():
-            cell = _DampedCell(name, method, level)
+            known = {key: values[level] for key, values in curves.get(method, {}).items()}
+            cell = _DampedCell(name, method, level, known)
             along = asked.of("gradient") and not cells.leaves_out(name, method, "gradient")
             try:
-                if best is None and along:
+                if best is None and along and cell.lacks(asked.of("gradient")):
                     best = exact.solve(asked.gradient[name].double(), damping)
                 taken = best if along else None
                 _fill_damped(cells, asked, cell, pair.damped(damping), taken, limit)
             except REFUSALS as error:
                 cells.blame_damping(name, method, level, error)
+
+
+def _curves(
+    asked: Question,
+    name: str,
+    pairs: Mapping[str, Pair],
+    levels: Sequence[float],
+    limit: int,
+) -> dict[str, dict[str, list[float]]]:
+    """Return what eigenbases tell about several dampings at once, method by method.
+
+    One decomposition of each matrix serves all dampings, where there is one; what it
+    does not tell (NaN, or a bound) is asked of the damped inverses themselves.
+    """
+    wanted = [e.name for e in asked.metrics if e.name in OF_MATRICES + OF_DIRECTIONS]
+    if len(levels) < SEVERAL or not wanted or not pairs:
+        return {}
+    found: dict[str, dict[str, list[float]]] = {}
+    gradient = asked.gradient[name] if asked.of("gradient") else None
+    mine: Eigen | None = None
+    for method, pair in pairs.items():
+        try:
+            _require_room("compare", pair, limit)
+            mine = decomposed(pair.exact, "compare") if mine is None else mine
+            other = mine if pair.same else decomposed(pair.approx, "compare")
+            found[method] = curve(mine, other, levels, gradient)
+        except REFUSALS:
+            continue  # the metric itself says why
+    return found
 
 
 def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair) -> None:
@@ -92,6 +132,16 @@ class _DampedCell:
     layer: str
     method: str
     level: int
+    known: Mapping[str, float]
+
+    def told(self, metric: str) -> bool:
+        """Whether the number is known from eigenbases."""
+        value = self.known.get(metric, nan)
+        return not isnan(value) and not isinstance(value, BelowFloor)
+
+    def lacks(self, metrics: Sequence[Entry]) -> bool:
+        """Whether one of the metrics is not."""
+        return any(not self.told(entry.name) for entry in metrics)
 
 
 def _fill_damped(
@@ -107,11 +157,16 @@ def _fill_damped(
     inverts = not cells.leaves_out(*place, "damping")
     if cell.level == 0 and (inverts or best is not None):
         cells.put("solve_flops", _solve_flops(damped, inverts), *place)
-    if best is not None:
+    for entry in asked.metrics:
+        if cell.told(entry.name):
+            cells.put(entry.name, cell.known[entry.name], *place, cell.level)
+    if best is not None and cell.lacks(asked.of("gradient")):
         step = damped.along(asked.gradient[cell.layer], best)
         for entry in asked.of("gradient"):
             cells.put(entry.name, entry.of(step), *place, cell.level)
     for entry in asked.of("damping") if inverts else ():
+        if cell.told(entry.name):
+            continue
         try:
             _require_room(entry.name, damped.pair, limit)
             cells.put(entry.name, entry.of(damped), *place, cell.level)
