@@ -65,8 +65,10 @@ def fill(
     for method, pair in pairs.items():
         _fill_plain(cells, asked, (name, method), pair)
     levels = asked.dampings.values(exact)
-    eager = {m: p for m, p in pairs.items() if not cells.leaves_out(name, m, "damping")}
-    curves = _curves(asked, name, eager, levels, limit)
+    curves: dict[str, dict[str, list[float]]] = {}
+    if len(levels) >= SEVERAL:
+        kept = {m: p for m, p in pairs.items() if not cells.leaves_out(name, m, "damping")}
+        curves = _curves(asked, name, kept, levels, limit)
     for level, damping in enumerate(levels):
         best: Tensor | None = None
         for method, pair in pairs.items():
@@ -95,7 +97,7 @@ def _curves(
     does not tell (NaN, or a bound) is asked of the damped inverses themselves.
     """
     wanted = [e.name for e in asked.metrics if e.name in OF_MATRICES + OF_DIRECTIONS]
-    if len(levels) < SEVERAL or not wanted or not pairs:
+    if not wanted:
         return {}
     found: dict[str, dict[str, list[float]]] = {}
     gradient = asked.gradient[name] if asked.of("gradient") else None

@@ -1,7 +1,10 @@
 """What methods of batch-mean gradients take, whichever statistics they are given."""
 
+from dataclasses import replace
+
 from fisherlab.errors import NeedsMeanGradient
 from fisherlab.statistics import LayerStatistics, MeanGradient
+from fisherlab.statistics.values import summable
 
 
 def mean_of(statistics: LayerStatistics | MeanGradient, method: str) -> MeanGradient:
@@ -24,7 +27,7 @@ def mean_of(statistics: LayerStatistics | MeanGradient, method: str) -> MeanGrad
     torch.Size([2, 4])
     """
     if isinstance(statistics, MeanGradient):
-        return statistics
+        return replace(statistics, gradient=summable(statistics.gradient))
     s = statistics
     columns = s.samples.columns
     kind = s.provenance.fisher

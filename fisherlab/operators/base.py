@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
 
 RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _of_half(solve: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a solve take half-precision weights: it runs in the operator's precision."""
+
+    @wraps(solve)
+    def solved(operator: Operator, w: Tensor, *args: Any, **named: Any) -> Any:
+        if w.dtype not in HALF or w.dtype == operator.dtype:
+            return solve(operator, w, *args, **named)
+        return solve(operator, w.to(operator.dtype), *args, **named).to(w.dtype)
+
+    return solved
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,12 @@ class Operator(ABC):
     """A symmetric (p, p) matrix that acts on weights of shape (d_out, d_in)."""
 
     provenance: Provenance
+
+    def __init_subclass__(cls) -> None:
+        """Let solves take weights in half precision, as products do."""
+        super().__init_subclass__()
+        if "solve" in vars(cls):
+            cls.solve = _of_half(cls.solve)  # type: ignore[method-assign]
 
     @property
     @abstractmethod
@@ -126,6 +147,8 @@ class Operator(ABC):
     def __matmul__(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k o i"]:
         """Return M w for weights of shape (..., d_out, d_in)."""
         self._check(w, "@")
+        if w.dtype in HALF and w.dtype != self.dtype:
+            return (self @ w.to(self.dtype)).to(w.dtype)
         return self._apply(w.reshape(-1, *self.weight_shape)).view(w.shape)
 
     def to_dense(self, budget: Budget = None) -> Float[Tensor, "p p"]:

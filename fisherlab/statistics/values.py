@@ -25,6 +25,8 @@ from fisherlab.samples import (
 )
 from fisherlab.showing import html_table
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,15 +91,19 @@ class LayerStatistics:
 
     @cached_property
     def samples(self) -> Samples:
-        """The gradients with every sum over them; tables it keeps are shared by all."""
+        """The gradients with every sum over them; tables it keeps are shared by all.
+
+        Statistics may be held in half precision; sums over them are taken in float32.
+        """
         if self.gradients is None:
             assert self.matrices is not None
-            return MatrixSamples(self.matrices)
+            return MatrixSamples(summable(self.matrices))
+        gradients = summable(self.gradients)
         if self.tokens is not None:
-            return TokenSamples(self.tokens, self.gradients, self.weight_shape[0])
+            return TokenSamples(self.tokens, gradients, self.weight_shape[0])
         assert self.inputs is not None
         if self.groups == 1:
-            return pair_samples(self.inputs, self.gradients)
+            return pair_samples(summable(self.inputs), gradients)
         parts = self.by_group()
         return GroupedSamples(tuple(pair_samples(*p.shared("a group")) for p in parts))
 
@@ -127,13 +133,16 @@ class LayerStatistics:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.samples.dtype
+        """The precision of what is held; `samples` are float32 where it is half."""
+        held = self.matrices if self.gradients is None else self.gradients
+        assert held is not None
+        return held.dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.samples.nbytes
+        held = (self.inputs, self.gradients, self.matrices, self.tokens)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def example_gradients(self) -> Float[Tensor, "v n o i"]:
         """Form D_vn for all columns and examples.
@@ -157,7 +166,7 @@ class LayerStatistics:
         """
         if self.inputs is None or self.gradients is None or self.groups > 1:
             raise NeedsSharedForm(method, self.name, self._form)
-        return self.inputs, self.gradients
+        return summable(self.inputs), summable(self.gradients)
 
     @property
     def _form(self) -> str:
@@ -191,10 +200,10 @@ class LayerStatistics:
         """Return one line."""
         s = self.samples
         form = type(s).__name__.removesuffix("Samples").lower()
-        kind = str(s.dtype).removeprefix("torch.")
+        kind = str(self.dtype).removeprefix("torch.")
         return (
             f"LayerStatistics({self.provenance}, V={s.columns}, weight "
-            f"{s.weight_shape}, {form}, {kind}, {readable(s.nbytes)})"
+            f"{s.weight_shape}, {form}, {kind}, {readable(self.nbytes)})"
         )
 
     def _repr_html_(self) -> str:
@@ -208,7 +217,7 @@ class LayerStatistics:
             "columns V": s.columns,
             "weight (d_out, d_in)": s.weight_shape,
             "form": type(s).__name__,
-            "numbers": f"{s.dtype}, {s.device}, {readable(s.nbytes)}",
+            "numbers": f"{self.dtype}, {s.device}, {readable(self.nbytes)}",
         }
         return html_table("LayerStatistics", rows)
 
@@ -217,6 +226,11 @@ def _recurrent_remedy(weight: str) -> str:
     fused = re.search(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?$", weight)
     how = "fisherlab.unrolled(model) gives it the shared form"
     return f" (a fused recurrent layer: {how})" if fused else ""
+
+
+def summable(tensor: Tensor) -> Tensor:
+    """Return numbers in a precision that can be summed and factorised: half as float32."""
+    return tensor.float() if tensor.dtype in HALF else tensor
 
 
 def pair_samples(
@@ -337,8 +351,9 @@ def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
     v, _, t, o = gradients.shape
     if t != 1 or v <= o:
         return gradients
-    stacked = gradients[:, :, 0].transpose(0, 1)
-    return torch.linalg.qr(stacked, mode="r").R.transpose(0, 1)[:, :, None]
+    stacked = summable(gradients[:, :, 0]).transpose(0, 1)
+    fewer = torch.linalg.qr(stacked, mode="r").R.transpose(0, 1)[:, :, None]
+    return fewer.to(gradients.dtype)
 
 
 def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
