@@ -230,3 +230,17 @@ def test_small_numbers_in_float32_have_their_leading_product():
     (rows, cols), (exact_rows, exact_cols) = found.terms[0], expected.terms[0]
     assert_close((rows / rows.norm()).double(), exact_rows / exact_rows.norm(), 1e-4)
     assert_close((cols / cols.norm()).double(), exact_cols / exact_cols.norm(), 1e-4)
+
+
+def test_a_small_correction_above_rounding_is_kept():
+    """Inputs and gradients of nearly one datum: KFAC is right to 1e-6 of its norm."""
+    inputs = 1 + 1e-3 * cases.normal(6, 4, seed=1)
+    gradients = 1 + 1e-3 * cases.normal(1, 6, 3, seed=2)
+    stats = cases.layer_statistics(cases.OuterSamples(inputs, gradients))
+    exact = fl.ExactBlock()(stats)
+    kfac, corrected = fl.KFAC()(stats), fl.KFACCorrected()(stats)
+    assert len(corrected.terms) == 2
+    dense = exact.to_dense()
+    before, after = (float((op.to_dense() - dense).norm()) for op in (kfac, corrected))
+    assert 1e-9 * kfac.frobenius_norm() < before < 1e-4 * kfac.frobenius_norm()
+    assert after < before / 2

@@ -140,3 +140,11 @@ def test_parameters_that_mean_nothing_are_refused():
             fl.Gaussian(variance=variance)
     with pytest.raises(ValueError, match="at least one draw"):
         fl.MonteCarlo(samples=0)
+
+
+def test_every_step_draws_labels_of_its_own():
+    output, fisher = torch.zeros(40, 5).double(), fl.MonteCarlo()
+    draws = [fisher.at(k).labels(fl.Categorical(), output, 0, 0) for k in (0, 0, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])
+    assert not torch.equal(draws[2], draws[3])

@@ -413,3 +413,10 @@ def test_a_chunk_is_never_larger_than_asked_for(layer, size):
     assert max(seen) <= max(size, 2)  # two examples are tried first
     with pytest.raises(ValueError, match="chunk_size=0: a positive number"):
         fl.collect(Counting(), data, fl.Gaussian(), chunk_size=0)
+
+
+def test_a_bias_of_another_length_is_a_block_of_its_own():
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(3, 4))
+    model.bias = nn.Parameter(torch.ones(4))
+    assert list(fl.blocks(model)) == ["weight", "bias"]

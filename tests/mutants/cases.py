@@ -198,8 +198,8 @@ APPROXIMATORS = [
         "a correction is thrown away that is above rounding",
         "approximators/kfac_corrected.py",
         "return float(found.values[0]) > 1e2 * eps * kfac.frobenius_norm()",
-        "return float(found.values[0]) > 1e14 * eps * kfac.frobenius_norm()",
-        "kpsvd::the_correction_is_the_best_of_what_kfac_leaves",
+        "return float(found.values[0]) > 1e12 * eps * kfac.frobenius_norm()",
+        "kpsvd::a_small_correction_above_rounding_is_kept",
     ),
     mutant(
         "averages of later pairs do not align their signs",
@@ -355,8 +355,7 @@ STATISTICS = [
         "statistics/fishers.py",
         "stream=(self.step << 20) + draw,",
         "stream=draw,",
-        "likelihoods",
-        "natural_gradient",
+        "likelihoods::every_step_draws_labels_of_its_own",
     ),
     mutant(
         "several draws weigh too much",
@@ -405,8 +404,7 @@ STATISTICS = [
         "layers/blocks.py",
         "if other is not None and other.numel() == rows:",
         "if other is not None and other.numel() >= 1:",
-        "statistics::the_blocks_partition_the_trainable_parameters",
-        "breadth",
+        "statistics::a_bias_of_another_length_is_a_block_of_its_own",
     ),
 ]
 
