@@ -9,6 +9,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.approximators.network import PerBlock
+from fisherlab.problems.splits import drawn
 from fisherlab.training.portable import pack, unpack
 from fisherlab.training.probes.moment import Moment
 from tests.training_runs import adam, small
@@ -33,7 +34,7 @@ def test_errors_are_those_of_compare_at_that_iterate():
     problem = small()
     probe = fl.probes.Errors(["kfac", "diagonal"], damping=0.1, examples=15)
     ds = fl.follow(problem, adam, steps=3, every=[3], probes=[probe])
-    data = tuple(t[:15] for t in problem.train)
+    data = drawn(problem.train, 15, seed=0)
     stats = fl.collect(problem.model, data, problem.likelihood)
     gradient = fl.mean_gradient(problem.model, data, problem.likelihood)
     expected = fl.compare(stats, ["kfac", "diagonal"], damping=0.1, gradient=gradient)
