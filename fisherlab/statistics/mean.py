@@ -15,6 +15,7 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import EXAMPLES
+from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.fishers import (
     Empirical,
     Exact,
@@ -68,6 +69,8 @@ def mean_gradient(
     totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     count = 0
     for whole in batches(data, seen.device, seen.dtype):
+        if not count:
+            require_repeatable(seen, whole)
         for part in chunks(len(whole), EXAMPLES):
             output, column = _column(seen, whole.part(part), likelihood, fisher)
             for grads in per_example.pull(seen, output, leaves, column[None]):

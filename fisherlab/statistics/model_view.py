@@ -60,8 +60,12 @@ class ModelView:
         if self.copies_data:
             batch = Batch(map_inputs(batch.x, torch.clone), None)
         args, kwargs = batch.arguments()
-        with self.settings(), _plain_attributes_kept(self.model):
-            output: Any = torch.func.functional_call(self.model, dict(state), args, kwargs)
+        with (
+            self.settings(),
+            _plain_attributes_kept(self.model),
+            _swapped(self.model, state),
+        ):
+            output: Any = self.model(*args, **kwargs)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected. "
@@ -138,6 +142,31 @@ def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         return model
     with _derived_tensors_aside(model):
         return copy.deepcopy(model).to(dtype)
+
+
+@contextmanager
+def _swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put tensors in the place of parameters and buffers, each slot once.
+
+    `torch.func.functional_call` goes by names: it swaps the slot of a module with two
+    names twice, and gives back the first replacement instead of the parameter.
+    """
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    given = {id(own[name]): tensor for name, tensor in state.items()}
+    slots = [
+        (held, name, tensor)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for name, tensor in held.items()
+        if id(tensor) in given
+    ]
+    try:
+        for held, name, tensor in slots:
+            held[name] = given[id(tensor)]
+        yield
+    finally:
+        for held, name, tensor in slots:
+            held[name] = tensor
 
 
 def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block, shared_form
 from fisherlab.statistics import per_example, taps
 from fisherlab.statistics.batches import Batch, map_inputs
+from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.graph import uses
 from fisherlab.statistics.model_view import ModelView
 from fisherlab.statistics.taps import Tapped
@@ -77,9 +78,10 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
     Raises
     ------
     UnsupportedModelError
-        If axis 0 of the model's output is not the example.
+        If axis 0 of the model's output is not the example, or it is random.
     """
     view = replace(view, copies_data=True)
+    require_repeatable(view, batch)
     pair = per_example.differentiable(batch.part([0, min(1, len(batch) - 1)]))
     direct, example_bytes = _measured(view, pair)
     if direct.dim() == 0 or direct.shape[0] != 2:

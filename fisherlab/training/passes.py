@@ -246,7 +246,9 @@ class Passes:
         """Return the mean loss without a graph, in the model's own mode."""
         args, kwargs = batch.arguments()
         assert batch.y is not None
-        return self.likelihood.loss(self.called(*args, **kwargs), batch.y).mean()
+        output = self.called(*args, **kwargs)
+        self.likelihood.check(output, batch.y)
+        return self.likelihood.loss(output, batch.y).mean()
 
     def _drawn(self, step: int) -> Fisher:
         """Return the Fisher with the draws of this step."""
