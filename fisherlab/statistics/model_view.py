@@ -153,7 +153,7 @@ def _swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     given = {id(own[name]): tensor for name, tensor in state.items()}
-    slots = [
+    slots: list[tuple[dict[str, Any], str, Any]] = [
         (held, name, tensor)
         for module in model.modules()
         for held in (module._parameters, module._buffers)

@@ -68,9 +68,7 @@ CALLS = {
     "mean gradient": lambda m, d: fl.mean_gradient(m, d, fl.Categorical()),
     "coverage": lambda m, d: fl.coverage(m, d[0]),
     "estimate": lambda m, d: fl.estimate(m, d, fl.Categorical(), ["kfac"]),
-    "approximate": lambda m, d: fl.approximate(
-        m, d, fl.Categorical(), ["kfac", "diagonal"]
-    ),
+    "approximate": lambda m, d: fl.approximate(m, d, fl.Categorical(), ["diagonal"]),
     "an exception": lambda m, d: fl.collect(m, (d[0], d[1] + 9), fl.Categorical()),
 }
 
