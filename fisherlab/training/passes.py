@@ -11,7 +11,7 @@ from operator import is_not
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import (
@@ -80,6 +80,17 @@ def _nothing(statistics: Mapping[str, Any]) -> Mapping[str, str]:
     return {}
 
 
+def _require_one_process() -> None:
+    """Refuse several processes: each would step by its own examples and drift apart."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (ranks := distributed.get_world_size()) > 1:
+        raise UnsupportedModelError(
+            f"An optimiser of fisherlab takes one process, and this is one of {ranks}: the "
+            "replicas would drift apart. Train in one process, or end the process group."
+        )
+
+
 class Passes:
     """Run a model forward and backward for an optimiser.
 
@@ -112,6 +123,7 @@ class Passes:
         compress: bool = True,
         left: Callable[[Mapping[str, Any]], Mapping[str, str]] = _nothing,
     ) -> None:
+        _require_one_process()
         self.model, self.likelihood = uncompiled(model), likelihood
         self.called = model  # gives the loss of steps without statistics
         self.fisher, self.takes = fisher, takes
@@ -131,7 +143,10 @@ class Passes:
         ------
         ValueError
             If it is not one batch (x, y), or as `collect`.
+        UnsupportedModelError
+            If a process group of several processes is live.
         """
+        _require_one_process()
         parameter = next(p for p in self.model.parameters() if p.is_floating_point())
         if isinstance(data, list):  # as a DataLoader gives it
             data = tuple(data)
