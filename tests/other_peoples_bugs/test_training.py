@@ -213,10 +213,12 @@ class Deep(nn.Module):
 
     def forward(self, x):
         h = torch.tanh(self.a(x))
-        drawn = float(torch.rand(())) if self.of_torch else self.source.random()
-        if not (self.training and drawn < 0.3):
+        if not (self.training and self.drawn() < 0.3):
             h = h + torch.tanh(self.b(h))
         return self.c(h)
+
+    def drawn(self):
+        return float(torch.rand(())) if self.of_torch else self.source.random()
 
 
 @pytest.mark.draws("the model, which leaves out a layer now and then")
