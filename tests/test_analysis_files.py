@@ -148,6 +148,9 @@ def test_conflicts_are_refused_by_name(stats, result):
     empirical = fl.collect(model, (x, y), fl.Categorical(), fl.Empirical())
     with pytest.raises(ValueError, match=r"'fisher': 'Empirical\(\)', 'Exact\(\)'"):
         fl.merge([result, fl.compare(empirical, ["kfac"], damping=0.1)])
+    for name in ("likelihood", "conventions", "reference_fisher", "analysis"):
+        with pytest.raises(ValueError, match=f"differ in '{name}'"):
+            fl.merge([result, result.assign_attrs({name: "another"})])
     with pytest.raises(ValueError, match="damping_kind"):
         fl.merge([result, fl.compare(stats, ["kfac"], damping=fl.RelativeDamping(0.1))])
     with pytest.raises(ValueError, match="no results"):
