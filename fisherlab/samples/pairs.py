@@ -67,12 +67,14 @@ def position_table(
     (v, n, t, _), (w, k, s, _) = g.shape, h.shape
     out = g.new_empty(v, n, w, k)
     right = (b.flatten(0, 1).mT, h.flatten(0, 2).mT)
-    each = (v * w + 1) * t * k * s * g.element_size()
+    each = w * t * k * s * g.element_size()
     for part in chunks(n, CHUNK_BYTES // max(each, 1)):
         inputs = (a[part].flatten(0, 1) @ right[0]).view(-1, t, k, s)
-        outputs = g[:, part].flatten(0, 2) @ right[1]
-        outputs = outputs.view(v, -1, t, w, k, s).mul_(inputs[:, :, None])
-        out[:, part] = outputs.sum((2, 5))
+        width = CHUNK_BYTES // max(each * len(inputs), 1)
+        for columns in chunks(v, width):  # of 1,000 classes one example fills gigabytes
+            outputs = g[columns, part].flatten(0, 2) @ right[1]
+            outputs = outputs.view(-1, len(inputs), t, w, k, s).mul_(inputs[:, :, None])
+            out[columns, part] = outputs.sum((2, 5))
     return out.view(v * n, w * k)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fisherlab as fl
@@ -267,3 +268,27 @@ def test_several_dampings_of_compare_cost_one_decomposition():
     nine = multiply_adds(lambda: fl.compare(stats, damping=dampings, **asked))
     three = multiply_adds(lambda: fl.compare(stats, damping=dampings[::4], **asked))
     assert nine <= 2 * three
+
+
+def test_many_classes_at_several_positions_are_cut_by_columns(monkeypatch):
+    """1,000 classes on one convolution took gigabytes for one pair of examples."""
+    monkeypatch.setattr("fisherlab.samples.pairs.CHUNK_BYTES", 50_000)
+    samples = layer(30, 20, 3, 2, columns=40).samples
+    largest = Largest()
+    with largest:
+        found = samples.squared_norm()
+    gram = samples.matrices().flatten(2).flatten(0, 1)
+    assert found == pytest.approx(float((gram @ gram.T).square().sum()))
+    assert largest.nbytes <= 8 * 120**2  # the table of inner products itself
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made meanwhile."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.nbytes = max(self.nbytes, made.untyped_storage().nbytes())
+        return made
