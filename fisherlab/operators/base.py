@@ -35,7 +35,9 @@ def _of_half(solve: Callable[..., Any]) -> Callable[..., Any]:
     """Let a solve take half-precision weights: it runs in the operator's precision."""
 
     @wraps(solve)
-    def solved(operator: Operator, w: Tensor, *args: Any, **named: Any) -> Any:
+    def solved(operator: Operator, w: Any, *args: Any, **named: Any) -> Any:
+        if not isinstance(w, Tensor):  # the weights of a network, by block
+            return solve(operator, w, *args, **named)
         if w.dtype not in HALF or w.dtype == operator.dtype:
             return solve(operator, w, *args, **named)
         return solve(operator, w.to(operator.dtype), *args, **named).to(w.dtype)
