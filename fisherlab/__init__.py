@@ -170,7 +170,6 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
-    from fisherlab.analysis import RelativeDamping as RelativeDamping
     from fisherlab.analysis import compare as compare
     from fisherlab.analysis import compare_networks as compare_networks
     from fisherlab.analysis import coverage as coverage
@@ -261,6 +260,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.operators import MiniBlocks as MiniBlocks
     from fisherlab.operators import NetworkOperator as NetworkOperator
     from fisherlab.operators import Partition as Partition
+    from fisherlab.operators import RelativeDamping as RelativeDamping
     from fisherlab.operators import Tikhonov as Tikhonov
     from fisherlab.statistics import Empirical as Empirical
     from fisherlab.statistics import Exact as Exact

@@ -275,9 +275,9 @@ def test_not_symmetric_is_said():
 
 
 def test_indefinite_matrices_are_refused():
-    op = made("khatri-rao")
+    negative = fl.operators.Diagonal(torch.full((2, 3), -1.0).double())
     with pytest.raises(fl.IndefiniteError):
-        tikhonov_inverse(op, -10.0, None)
+        tikhonov_inverse(fl.operators.BlockDiagonal({"a": negative}), 0.5, None)
 
 
 def test_benchmark_cases_run():

@@ -2,7 +2,6 @@
 
 from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.coverages import Coverage, coverage
-from fisherlab.analysis.damping import RelativeDamping
 from fisherlab.analysis.decomposition import decompose
 from fisherlab.analysis.estimates import Estimate, estimate
 from fisherlab.analysis.files import open, save
@@ -15,6 +14,7 @@ from fisherlab.analysis.ranks import rank_curve
 from fisherlab.analysis.spectrum_trees import spectra
 from fisherlab.analysis.structures import structure
 from fisherlab.analysis.sweeps import sweep
+from fisherlab.operators.dampings import RelativeDamping
 
 __all__ = [
     "Coverage",

@@ -57,7 +57,7 @@ class Cells:
         self.arrays[name][tuple(place)] = value
         if isinstance(value, BelowFloor):
             method, *level = rest
-            at = f"[damping={self.dampings.labels[int(level[0])]:g}]" if level else ""
+            at = f"[damping={self.dampings.told(int(level[0]))}]" if level else ""
             self.bounds.setdefault((layer, str(method)), []).append(f"{name}{at}")
 
     def blame(self, layer: str, method: str, reason: str) -> None:
@@ -75,8 +75,8 @@ class Cells:
 
     def blame_damping(self, layer: str, method: str, level: int, error: Exception) -> None:
         """Say why something is missing at one damping."""
-        label = self.dampings.labels[level]
-        self.blame(layer, method, f"damping {label:g}: {reason(error)}")
+        label = self.dampings.told(level)
+        self.blame(layer, method, f"damping {label}: {reason(error)}")
 
     def told(self, texts: Mapping[tuple[str, str], Sequence[str]], empty: str) -> Any:
         """Return what is said of every cell as an array of text."""

@@ -1,58 +1,99 @@
-"""Damping as absolute λ, or relative to the mean eigenvalue of each block."""
+"""The damping dimension of an analysis: several dampings, their labels and their λ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from fisherlab.operators import Operator
-from fisherlab.showing import shown
+from fisherlab.operators.dampings import (
+    Damping as One,
+)
+from fisherlab.operators.dampings import (
+    Factored,
+    RelativeDamping,
+    Tikhonov,
+    parsed,
+    tikhonov,
+)
 
-
-@shown
-@final
-@dataclass(frozen=True)
-class RelativeDamping:
-    """λ = α · tr F / p: a fraction of each block's mean eigenvalue.
-
-    Parameters
-    ----------
-    alphas
-        One fraction or several; they label the `damping` dimension.
-
-    Examples
-    --------
-    >>> RelativeDamping(0.01).alphas
-    (0.01,)
-    """
-
-    alphas: float | Sequence[float] = 1e-2
-
-    def __post_init__(self) -> None:
-        """Turn the fractions into a tuple and check them."""
-        object.__setattr__(self, "alphas", _positive(self.alphas, "RelativeDamping"))
-
-
-Damping = float | Sequence[float] | RelativeDamping | None
+Damping = One | Iterable[One] | None
+Label = float | str
 
 
 @final
 @dataclass(frozen=True)
 class Dampings:
-    """The labels of the `damping` dimension and how they become λ."""
+    """The dampings of an analysis, one after the other.
 
-    labels: tuple[float, ...]
-    kind: str
+    Examples
+    --------
+    >>> dampings([0.1, Factored(0.1)]).labels
+    ('0.1', 'factored 0.1')
+    >>> dampings([0.1, 1.0]).labels
+    (0.1, 1.0)
+    """
+
+    each: tuple[One, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which kind each is: absolute (λ beside the matrix), relative or factored."""
+        return tuple(_kind(one) for one in self.each)
+
+    @property
+    def kind(self) -> str:
+        """The kind of all, or "mixed"."""
+        kinds = set(self.kinds)
+        return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "absolute"
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The numbers where all are of one kind, else kind and number in words."""
+        numbers = tuple(_size(one) for one in self.each)
+        if self.kind != "mixed" and len(set(self.each)) == len(set(numbers)):
+            return numbers
+        pairs = zip(self.kinds, self.each, strict=True)
+        return tuple(_words(kind, one) for kind, one in pairs)
+
+    def told(self, level: int) -> str:
+        """Return one label as text."""
+        label = self.labels[level]
+        return label if isinstance(label, str) else f"{label:g}"
+
+    def read(self, exact: Operator) -> tuple[Tikhonov | Factored, ...]:
+        """Return every damping for one exact block."""
+        return tuple(parsed(one, exact) for one in self.each)
 
     def values(self, exact: Operator) -> tuple[float, ...]:
         """Return λ for one exact block."""
-        if self.kind == "absolute":
-            return self.labels
-        mean = exact.trace() / max(exact.shape[0], 1)
-        return tuple(alpha * mean for alpha in self.labels)
+        return tuple(tikhonov(one, exact) for one in self.each)
+
+    def single(self, call: str, exact: Operator) -> Tikhonov | Factored:
+        """Return the one damping of a call that takes one.
+
+        Raises
+        ------
+        ValueError
+            If there are several.
+        """
+        self.require_one(call)
+        return self.read(exact)[0]
+
+    def require_one(self, call: str) -> None:
+        """Refuse several dampings.
+
+        Raises
+        ------
+        ValueError
+            Unless there is exactly one.
+        """
+        if len(self.each) != 1:
+            msg = f"{call}: one damping is expected, {self.labels} was given."
+            raise ValueError(msg)
 
 
 def dampings(damping: Damping) -> Dampings:
-    """Read a damping argument.
+    """Read a damping argument: None, one damping of any kind, or several.
 
     Raises
     ------
@@ -60,16 +101,44 @@ def dampings(damping: Damping) -> Dampings:
         If a number is not positive.
     """
     if damping is None:
-        return Dampings((), "absolute")
+        return Dampings(())
+    found: list[One] = []
+    for one in _listed(damping):
+        if isinstance(one, RelativeDamping):
+            assert isinstance(one.alphas, tuple)
+            found += [RelativeDamping(alpha) for alpha in one.alphas]
+            continue
+        read = parsed(one, None)
+        if not read.value > 0:
+            msg = f"damping={damping!r}: positive numbers are expected."
+            raise ValueError(msg)
+        found.append(read)
+    if not found:
+        raise ValueError(f"damping={damping!r}: positive numbers are expected.")
+    return Dampings(tuple(found))
+
+
+def _listed(damping: Any) -> Iterable[One]:
+    single = isinstance(damping, (str, Tikhonov, Factored, RelativeDamping))
+    if single or getattr(damping, "ndim", None) == 0 or not hasattr(damping, "__iter__"):
+        return (damping,)
+    return tuple(damping)
+
+
+def _kind(damping: One) -> str:
     if isinstance(damping, RelativeDamping):
-        assert isinstance(damping.alphas, tuple)
-        return Dampings(damping.alphas, "relative")
-    return Dampings(_positive(damping, "damping"), "absolute")
+        return "relative"
+    return "factored" if isinstance(damping, Factored) else "absolute"
 
 
-def _positive(numbers: float | Sequence[float], what: str) -> tuple[float, ...]:
-    listed = (numbers,) if isinstance(numbers, (int, float)) else tuple(numbers)
-    if not listed or any(not number > 0 for number in listed):
-        msg = f"{what}={numbers!r}: positive numbers are expected."
-        raise ValueError(msg)
-    return tuple(float(number) for number in listed)
+def _size(damping: One) -> float:
+    if isinstance(damping, RelativeDamping):
+        return damping.single()
+    assert isinstance(damping, (Tikhonov, Factored))
+    return damping.value
+
+
+def _words(kind: str, damping: One) -> str:
+    if isinstance(damping, Factored) and damping != Factored(damping.value):
+        return repr(damping)
+    return f"{'' if kind == 'absolute' else kind + ' '}{_size(damping):g}"

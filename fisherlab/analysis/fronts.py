@@ -10,7 +10,7 @@ import xarray as xr
 
 from fisherlab.analysis.cells import described, layer_coordinates, reason
 from fisherlab.analysis.costs import building_flops
-from fisherlab.analysis.damping import Damping, RelativeDamping, dampings
+from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
@@ -18,6 +18,7 @@ from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.statistics import LayerStatistics, Statistics
 
 COSTS: Final = {

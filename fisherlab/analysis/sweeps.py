@@ -8,7 +8,7 @@ import xarray as xr
 
 from fisherlab.analysis.building import build
 from fisherlab.analysis.cells import Cells, layer_coordinates, reason
-from fisherlab.analysis.damping import Damping, RelativeDamping, dampings
+from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.provenance import attributes
 from fisherlab.analysis.questions import mean_gradients
 from fisherlab.approximators import Approximator, ExactBlock
@@ -17,6 +17,7 @@ from fisherlab.errors import FisherlabError
 from fisherlab.metrics.eigen import Eigen, decomposed
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
+from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.statistics import LayerStatistics, Statistics
 
 DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])

@@ -1,7 +1,7 @@
 """Symmetric matrices over one weight, as immutable values."""
 
 from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, Factored, Tikhonov
+from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.diagonal import Diagonal
 from fisherlab.operators.factored import FactoredFisher
@@ -63,6 +63,7 @@ __all__ = [
     "Provenance",
     "QuasiDiagonal",
     "QuasiNewtonFactors",
+    "RelativeDamping",
     "RootDiagonal",
     "RowRankOne",
     "RowwiseEigen",

@@ -20,6 +20,7 @@ from torch import Tensor
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
+from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.showing import html_table
 
 if TYPE_CHECKING:
@@ -129,11 +130,13 @@ class Operator(ABC):
         """Return all p eigenvalues, descending."""
 
     @abstractmethod
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w, in the shape of w."""
 
     @abstractmethod
-    def inverse(self, damping: float) -> Operator:
+    def inverse(self, damping: Damping) -> Operator:
         """Return (M + damping·I)⁻¹ as an operator."""
 
     @abstractmethod
@@ -211,7 +214,7 @@ class Operator(ABC):
         unit[range(len(index)), list(index)] = 1.0
         return self._apply(unit.unflatten(1, self.weight_shape))
 
-    def logdet(self, damping: float = 0.0) -> float:
+    def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(M + damping·I).
 
         Raises
@@ -219,6 +222,9 @@ class Operator(ABC):
         NumericalError
             If the damped matrix is not positive definite.
         """
+        if isinstance(damping, Factored):
+            return -self.inverse(damping).logdet()
+        damping = tikhonov(damping, self)
         shifted = self.eigenvalues().double() + damping
         if not bool((shifted > 0).all()):
             raise NumericalError(

@@ -1,7 +1,12 @@
-"""How a curvature matrix is made invertible: λI beside it, or shifts of its factors."""
+"""How a curvature matrix is made invertible: λI beside it, or shifts of its factors.
 
+Every call that takes a damping takes the same values, `Damping`, and reads them here:
+`parsed` where both kinds are served, `tikhonov` where λ alone is.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, SupportsFloat, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +42,7 @@ class Tikhonov:
 
     def __post_init__(self) -> None:
         """Check λ."""
-        _check_value("Tikhonov", self.value)
+        object.__setattr__(self, "value", _number("Tikhonov", self.value))
 
 
 @shown
@@ -92,7 +97,7 @@ class Factored:
 
     def __post_init__(self) -> None:
         """Check the numbers and the mode."""
-        _check_value("Factored", self.value)
+        object.__setattr__(self, "value", _number("Factored", self.value))
         if self.mode not in ("clip", "raw", "abs"):
             msg = f"Factored(mode={self.mode!r}): 'clip', 'raw' or 'abs' is expected."
             raise ValueError(msg)
@@ -121,29 +126,116 @@ class Factored:
         return shifted(rows, root / ratio), shifted(cols, root * ratio)
 
 
-Damping = float | Tikhonov | Factored
+@shown
+@final
+@dataclass(frozen=True)
+class RelativeDamping:
+    """λ = α · tr F / p: a fraction of each block's mean eigenvalue.
+
+    Parameters
+    ----------
+    alphas
+        One fraction; or several, which label the `damping` dimension of an analysis.
+
+    Raises
+    ------
+    ValueError
+        If a fraction is not positive and finite.
+
+    Examples
+    --------
+    >>> RelativeDamping(0.01).alphas
+    (0.01,)
+    """
+
+    alphas: float | Sequence[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        """Turn the fractions into a tuple and check them."""
+        given: Any = self.alphas
+        many = hasattr(given, "__len__") and getattr(given, "ndim", 1) > 0
+        listed = tuple(
+            _number("RelativeDamping", one) for one in (given if many else (given,))
+        )
+        if not listed or 0 in listed:
+            msg = f"RelativeDamping({given!r}): positive fractions are expected."
+            raise ValueError(msg)
+        object.__setattr__(self, "alphas", listed)
+
+    def single(self) -> float:
+        """Return the one fraction.
+
+        Raises
+        ------
+        ValueError
+            If there are several.
+        """
+        first, *rest = tuple(self.alphas)  # type: ignore[arg-type]
+        if rest:
+            msg = (
+                f"{self!r}: one fraction is expected here; several belong to analyses "
+                "with a `damping` dimension."
+            )
+            raise ValueError(msg)
+        return float(first)
+
+    def of(self, operator: Any) -> Tikhonov:
+        """Return α · tr F / p of an operator, as Tikhonov's."""
+        alpha = self.single()
+        mean = operator.trace() / max(operator.shape[0], 1)
+        return Tikhonov(alpha * max(mean, 0.0))
 
 
-def tikhonov(damping: Damping, what: str) -> float:
+Damping = SupportsFloat | Tikhonov | Factored | RelativeDamping
+
+
+def parsed(damping: Damping, operator: Any) -> Tikhonov | Factored:
+    """Read a damping for one operator: the door that every call goes through.
+
+    A number (also of numpy, or a tensor without dimensions) means Tikhonov; a relative
+    damping becomes λ = α·tr/p of this operator.
+
+    Raises
+    ------
+    ValueError
+        For what is no damping, is negative or not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> parsed(torch.tensor(0.5), None)
+    Tikhonov(value=0.5)
+    """
+    if isinstance(damping, (Tikhonov, Factored)):
+        return damping
+    if isinstance(damping, RelativeDamping):
+        return damping.of(operator)
+    return Tikhonov(_number("damping", damping))
+
+
+def tikhonov(damping: Damping, operator: Any) -> float:
     """Return λ of a Tikhonov damping.
 
     Raises
     ------
     ValueError
-        For a factored damping, which needs Kronecker terms.
+        For what is no damping, or a factored one, which needs Kronecker terms.
 
     Examples
     --------
     >>> tikhonov(Tikhonov(0.5), "a block")
     0.5
     """
-    if isinstance(damping, Factored):
+    if isinstance(damping, float) and 0 <= damping < _INFINITY:
+        return float(damping)
+    found = parsed(damping, operator)
+    if isinstance(found, Factored):
         msg = (
-            f"{what} with {damping!r}: a factored damping needs an operator with "
+            f"{operator!r} with {damping!r}: a factored damping needs an operator with "
             "Kronecker terms (KFAC, KPSVD, TKFAC). Use Tikhonov(λ) or a number."
         )
         raise ValueError(msg)
-    return damping.value if isinstance(damping, Tikhonov) else damping
+    return found.value
 
 
 def shifted(matrix: Float[Tensor, "n n"], shift: float) -> Float[Tensor, "n n"]:
@@ -153,7 +245,18 @@ def shifted(matrix: Float[Tensor, "n n"], shift: float) -> Float[Tensor, "n n"]:
     return out
 
 
-def _check_value(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        msg = f"{name}({value!r}): a finite damping of at least 0 is expected."
+_INFINITY = float("inf")
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        value = float("nan") if isinstance(given, str) else float(given)
+    except (TypeError, ValueError, RuntimeError):  # torch raises the last
+        value = float("nan")
+    if not 0 <= value < _INFINITY:
+        msg = (
+            f"{name}({given!r}): one finite number of at least 0, Tikhonov(λ), "
+            "Factored(λ) or RelativeDamping(α) is expected."
+        )
         raise ValueError(msg)
+    return value

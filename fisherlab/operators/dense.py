@@ -12,6 +12,7 @@ from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import damped_cholesky, require_finite
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 
 RESIDUAL = 1e-6  # relative residual above which a solve is reported as failed
 
@@ -88,7 +89,9 @@ class Dense(Operator):
         values = torch.linalg.eigvalsh(self.matrix.double()).flip(0)
         return values.to(self.dtype)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w by Cholesky in float64, refined once.
 
         Raises
@@ -98,11 +101,13 @@ class Dense(Operator):
         NumericalError
             If the relative residual stays above 1e-6.
         """
+        damping = tikhonov(damping, self)
         self._check(w, "solve")
         return refined_solve(self, self.inverse(damping), w, damping)
 
-    def inverse(self, damping: float) -> "CholeskyInverse":
+    def inverse(self, damping: Damping) -> "CholeskyInverse":
         """Return (M + damping·I)⁻¹, held as a Cholesky factor."""
+        damping = tikhonov(damping, self)
         factor = damped_cholesky(self.matrix, damping, repr(self))
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Dense'}")
         return CholeskyInverse(factor, self.block_shape, self.dtype, made)
@@ -178,18 +183,23 @@ class CholeskyInverse(Operator):
         """Return all eigenvalues, descending."""
         return self.whole.eigenvalues()
 
-    def logdet(self, damping: float = 0.0) -> float:
+    def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(M + damping·I), from the factor where damping is 0."""
+        damping = tikhonov(damping, self)
         if damping:
             return self.whole.logdet(damping)
         return -2 * float(self.factor.diagonal().log().sum())
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w."""
+        damping = tikhonov(damping, self)
         return self.whole.solve(w, damping)
 
-    def inverse(self, damping: float) -> "CholeskyInverse":
+    def inverse(self, damping: Damping) -> "CholeskyInverse":
         """Return (M + damping·I)⁻¹."""
+        damping = tikhonov(damping, self)
         return self.whole.inverse(damping)
 
     def to(self, dtype: torch.dtype) -> "CholeskyInverse":

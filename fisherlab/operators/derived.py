@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator
+from fisherlab.operators.dampings import Damping
 
 
 class Derived(Operator):
@@ -45,7 +46,9 @@ class Derived(Operator):
         """Return all eigenvalues, descending."""
         return self.formed.eigenvalues()
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w.
 
         Raises
@@ -56,7 +59,7 @@ class Derived(Operator):
         self._check(w, "solve")
         return self.formed.solve(w, damping)
 
-    def inverse(self, damping: float) -> Operator:
+    def inverse(self, damping: Damping) -> Operator:
         """Return (M + damping·I)⁻¹.
 
         Raises

@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import require_finite
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 
 
 @final
@@ -74,7 +75,9 @@ class Diagonal(Operator):
         """Return the entries, descending."""
         return self.entries.flatten().sort(descending=True).values
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return w / (entries + damping).
 
         Raises
@@ -84,8 +87,9 @@ class Diagonal(Operator):
         """
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "Diagonal":
+    def inverse(self, damping: Damping) -> "Diagonal":
         """Return the reciprocal of entries + damping."""
+        damping = tikhonov(damping, self)
         shifted = self.entries + damping
         if not bool((shifted > 0).all()):
             require_finite(shifted, f"{self!r} with damping {damping:g}")

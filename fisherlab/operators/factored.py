@@ -19,6 +19,7 @@ from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
 from fisherlab.operators.diagonal import Diagonal
 from fisherlab.operators.iterative import IterativeInverse
@@ -152,7 +153,7 @@ class FactoredFisher(Operator):
         padded[: len(values)] = values
         return padded[:p]
 
-    def logdet(self, damping: float = 0.0) -> float:
+    def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(F + damping·I) = p log λ + log det(I + K/λ).
 
         Raises
@@ -160,6 +161,7 @@ class FactoredFisher(Operator):
         IndefiniteError
             If the damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         p = self.shape[0]
         if not self.uses_gram or damping <= 0:
             return -self.inverse(damping).logdet()
@@ -168,7 +170,9 @@ class FactoredFisher(Operator):
         logs = 2 * float(factor.diagonal().log().sum())
         return logs + (p - size) * math.log(damping)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (F + damping·I)⁻¹ w, refined once, residual checked.
 
         Where both spaces are large, by conjugate gradients on products with F, to a
@@ -181,6 +185,7 @@ class FactoredFisher(Operator):
         NumericalError
             If the relative residual stays above 1e-6 (1e-3 in float32).
         """
+        damping = tikhonov(damping, self)
         self._check(w, "solve")
         if damping > 0 and damping not in self._kept and self.iterates:
             return IterativeInverse(self, damping, provenance=self.provenance) @ w
@@ -206,7 +211,7 @@ class FactoredFisher(Operator):
         each = min(p * positions, positions * sum(self.weight_shape) + p)
         return 2 * s.columns * s.examples * each
 
-    def inverse(self, damping: float) -> Operator:
+    def inverse(self, damping: Damping) -> Operator:
         """Return (F + damping·I)⁻¹ through the smaller space; the last one is kept.
 
         Raises
@@ -214,6 +219,7 @@ class FactoredFisher(Operator):
         IndefiniteError
             If the damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         if damping not in self._kept:
             self._kept.clear()
             self._kept[damping] = self._invert(damping)
@@ -345,12 +351,16 @@ class WoodburyInverse(Operator):
             inside += float((part * (other @ part)).sum(dtype=torch.float64))
         return (other.trace() - inside) / self.damping
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (self + damping·I)⁻¹ w through the dense block."""
+        damping = tikhonov(damping, self)
         return Dense(self.to_dense(), self.weight_shape, self.provenance).solve(w, damping)
 
-    def inverse(self, damping: float) -> CholeskyInverse:
+    def inverse(self, damping: Damping) -> CholeskyInverse:
         """Return (self + damping·I)⁻¹ through the dense block."""
+        damping = tikhonov(damping, self)
         return Dense(self.to_dense(), self.weight_shape, self.provenance).inverse(damping)
 
     def to(self, dtype: torch.dtype) -> "WoodburyInverse":

@@ -13,6 +13,7 @@ from fisherlab.numerics.linalg import stacked_cholesky
 from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition, same_partition
@@ -192,7 +193,9 @@ class FactoredMiniBlocks(Operator):
         """Return the eigenvalues of all blocks, descending."""
         return self.formed.eigenvalues()
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w, block by block, in the smaller space of each.
 
         Raises
@@ -200,6 +203,7 @@ class FactoredMiniBlocks(Operator):
         IndefiniteError
             If a damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         by_row = self.partition.is_by_row and isinstance(self.samples, OuterSamples)
         narrow = self.samples.examples < self.weight_shape[1]
         if damping > 0 and by_row and narrow:
@@ -229,7 +233,7 @@ class FactoredMiniBlocks(Operator):
             out[:, part] = (flat[:, part] - turned @ inputs) / damping
         return out.to(w.dtype).view(w.shape)
 
-    def inverse(self, damping: float) -> MiniBlocks:
+    def inverse(self, damping: Damping) -> MiniBlocks:
         """Return the blockwise inverse.
 
         Raises

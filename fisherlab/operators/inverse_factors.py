@@ -129,7 +129,7 @@ class InverseFactors(Operator):
         ValueError
             For a factored damping: the factors are damped already.
         """
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return self.formed.inverse(shift) if shift else self.solver
 
     def to(self, dtype: torch.dtype) -> "InverseFactors":

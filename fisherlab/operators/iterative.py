@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.conjugate_gradients import Solution, conjugate_gradients
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping
 from fisherlab.operators.dense import CholeskyInverse, Dense
 
 
@@ -182,11 +183,13 @@ class IterativeInverse(Operator):
             raise IndefiniteError(repr(self.forward), self.damping, smallest)
         return damped.reciprocal().flip(0)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (self + damping·I)⁻¹ w, through the dense block."""
         return self.whole.solve(w, damping)
 
-    def inverse(self, damping: float) -> CholeskyInverse:
+    def inverse(self, damping: Damping) -> CholeskyInverse:
         """Return (self + damping·I)⁻¹, through the dense block."""
         return self.whole.inverse(damping)
 

@@ -213,7 +213,7 @@ class KroneckerSum(Operator):
             law = self.damped(damping)
             halves = _inverse_pair(law) if isinstance(law, KroneckerSum) else None
             return law.inverse(0.0) if halves is None else replace(halves, provenance=made)
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         self.require_positive(shift)
         if not self.terms:
             entries = torch.full(
@@ -245,7 +245,7 @@ class KroneckerSum(Operator):
         24.0
         """
         if not isinstance(damping, Factored):
-            return self._plus(tikhonov(damping, repr(self)))
+            return self._plus(tikhonov(damping, self))
         if not self.terms:
             return self._plus(damping.value)
         if len(self.terms) == 2:
@@ -265,7 +265,7 @@ class KroneckerSum(Operator):
         cols = torch.eye(i, dtype=self.dtype, device=self.device) * shift**0.5
         return replace(self, terms=(*self.terms, (rows, cols)))
 
-    def sqrt(self, damping: float = 0.0) -> Operator:
+    def sqrt(self, damping: Damping = 0.0) -> Operator:
         """Return (Σ + damping·I)^½.
 
         Raises
@@ -273,9 +273,9 @@ class KroneckerSum(Operator):
         IndefiniteError
             If the damped sum has a negative eigenvalue.
         """
-        return self._power(0.5, damping)
+        return self._power(0.5, tikhonov(damping, self))
 
-    def inverse_sqrt(self, damping: float) -> Operator:
+    def inverse_sqrt(self, damping: Damping) -> Operator:
         """Return (Σ + damping·I)^-½.
 
         Raises
@@ -283,7 +283,7 @@ class KroneckerSum(Operator):
         IndefiniteError
             If the damped sum is not positive definite.
         """
-        return self._power(-0.5, damping)
+        return self._power(-0.5, tikhonov(damping, self))
 
     def _power(self, exponent: float, damping: float) -> Operator:
         """Return a root: in the eigenbasis of one term, else through the dense block."""

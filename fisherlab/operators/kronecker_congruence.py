@@ -12,7 +12,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import damped_cholesky, narrowed
 from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
 
 Term = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
@@ -108,7 +108,7 @@ class KroneckerCongruence(Operator):
         """Return all eigenvalues, descending, through the dense block."""
         return self._block.eigenvalues()
 
-    def logdet(self, damping: float = 0.0) -> float:
+    def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(M + damping·I), from the bases where damping is 0.
 
         Raises
@@ -116,6 +116,7 @@ class KroneckerCongruence(Operator):
         NumericalError
             If the matrix is not positive definite.
         """
+        damping = tikhonov(damping, self)
         if damping or not bool((self.entries > 0).all()):
             return super().logdet(damping)
         o, i = self.weight_shape
@@ -123,7 +124,9 @@ class KroneckerCongruence(Operator):
         cols = float(torch.linalg.slogdet(self.column_basis).logabsdet)
         return float(self.entries.double().log().sum()) + 2 * (i * rows + o * cols)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w.
 
         Raises
@@ -134,7 +137,7 @@ class KroneckerCongruence(Operator):
         self._check(w, "solve")
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "KroneckerCongruence | CholeskyInverse":
+    def inverse(self, damping: Damping) -> "KroneckerCongruence | CholeskyInverse":
         """Return (M + damping·I)⁻¹: the same form if damping is 0, else dense.
 
         Raises
@@ -142,6 +145,7 @@ class KroneckerCongruence(Operator):
         IndefiniteError
             If the damped matrix is not positive definite.
         """
+        damping = tikhonov(damping, self)
         if damping:
             return self._block.inverse(damping)
         if not bool((self.entries > 0).all()):

@@ -116,10 +116,10 @@ class RowwiseEigen(Operator):
             For a factored damping: the eigenvalues are those of no two factors.
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return replace(self.power(-1.0, shift), provenance=made)
 
-    def power(self, exponent: float, damping: float) -> "RowwiseEigen":
+    def power(self, exponent: float, damping: Damping) -> "RowwiseEigen":
         """Return (M + damping·I)^exponent.
 
         Raises
@@ -127,6 +127,7 @@ class RowwiseEigen(Operator):
         IndefiniteError
             If the power does not exist.
         """
+        damping = tikhonov(damping, self)
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
         entries = powers(self.entries, exponent, damping, repr(self))
         return replace(self, entries=entries, provenance=made)
@@ -258,7 +259,7 @@ class KroneckerDiagonal(Operator):
             column_factor=shifted(self.column_factor, root * ratio),
         )
 
-    def sqrt(self, damping: float = 0.0) -> RowwiseEigen:
+    def sqrt(self, damping: Damping = 0.0) -> RowwiseEigen:
         """Return (M + damping·I)^½.
 
         Raises
@@ -268,7 +269,7 @@ class KroneckerDiagonal(Operator):
         """
         return self._eigen.power(0.5, damping)
 
-    def inverse_sqrt(self, damping: float) -> RowwiseEigen:
+    def inverse_sqrt(self, damping: Damping) -> RowwiseEigen:
         """Return (M + damping·I)^-½.
 
         Raises

@@ -124,11 +124,11 @@ class KroneckerEigen(Operator):
         ValueError
             For a factored damping.
         """
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return replace(self.power(-1.0, shift), provenance=made)
 
-    def sqrt(self, damping: float = 0.0) -> "KroneckerEigen":
+    def sqrt(self, damping: Damping = 0.0) -> "KroneckerEigen":
         """Return (M + damping·I)^½.
 
         Raises
@@ -138,7 +138,7 @@ class KroneckerEigen(Operator):
         """
         return self.power(0.5, damping)
 
-    def inverse_sqrt(self, damping: float) -> "KroneckerEigen":
+    def inverse_sqrt(self, damping: Damping) -> "KroneckerEigen":
         """Return (M + damping·I)^-½.
 
         Raises
@@ -148,7 +148,7 @@ class KroneckerEigen(Operator):
         """
         return self.power(-0.5, damping)
 
-    def power(self, exponent: float, damping: float) -> "KroneckerEigen":
+    def power(self, exponent: float, damping: Damping) -> "KroneckerEigen":
         """Return (M + damping·I)^exponent.
 
         Raises
@@ -156,6 +156,7 @@ class KroneckerEigen(Operator):
         IndefiniteError
             If the power does not exist.
         """
+        damping = tikhonov(damping, self)
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
         entries = powers(self.entries, exponent, damping, repr(self))
         return replace(self, entries=entries, provenance=made)

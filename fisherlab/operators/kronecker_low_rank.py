@@ -133,7 +133,7 @@ class KroneckerLowRank(Operator):
         ValueError
             For a factored damping.
         """
-        shift = self.shift + tikhonov(damping, repr(self))
+        shift = self.shift + tikhonov(damping, self)
         damped = self.entries + shift
         if shift <= 0 or not bool((damped > 0).all()):
             smallest = float(self.eigenvalues()[-1])

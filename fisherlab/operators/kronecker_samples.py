@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping
 from fisherlab.operators.kronecker import KroneckerSum
 
 
@@ -97,11 +98,13 @@ class KroneckerSamples(Operator):
         """Return all eigenvalues, descending."""
         return self.formed.eigenvalues()
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w through the formed factors."""
         return self.formed.solve(w, damping)
 
-    def inverse(self, damping: float) -> Operator:
+    def inverse(self, damping: Damping) -> Operator:
         """Return (M + damping·I)⁻¹ through the formed factors."""
         return self.formed.inverse(damping)
 

@@ -150,7 +150,7 @@ class KroneckerSeries(Operator):
             return chosen._stationary_inverse()
         if isinstance(self.whole, KroneckerSum):
             return self.whole.inverse(damping)
-        return self.whole.inverse(tikhonov(damping, repr(self)))
+        return self.whole.inverse(tikhonov(damping, self))
 
     def _stationary_inverse(self) -> StationaryInverse:
         made = self.provenance.by(f"inverse of {self.provenance.method}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.dampings import Damping
 from fisherlab.operators.dense import CholeskyInverse, Dense
 
 Transition = tuple[Tensor, Tensor]  # X₀^½ and Ψ̂, square and of one size
@@ -132,11 +133,13 @@ class StationaryInverse(Operator):
         """Return all eigenvalues, descending, through the dense block."""
         return self.whole.eigenvalues()
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (self + damping·I)⁻¹ w, through the dense block."""
         return self.whole.solve(w, damping)
 
-    def inverse(self, damping: float) -> CholeskyInverse:
+    def inverse(self, damping: Damping) -> CholeskyInverse:
         """Return (self + damping·I)⁻¹, through the dense block."""
         return self.whole.inverse(damping)
 

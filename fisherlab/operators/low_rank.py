@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import eigh, require_finite
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 
 
 @final
@@ -125,7 +126,9 @@ class LowRank(Operator):
         rest = self.values.new_zeros(self.shape[0] - len(self.values))
         return (torch.cat([self.values, rest]) + self.shift).sort(descending=True).values
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w (Woodbury).
 
         Raises
@@ -136,7 +139,7 @@ class LowRank(Operator):
         self._check(w, "solve")
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "LowRank":
+    def inverse(self, damping: Damping) -> "LowRank":
         """Return (M + damping·I)⁻¹, of the same form.
 
         Raises
@@ -144,6 +147,7 @@ class LowRank(Operator):
         IndefiniteError
             If an eigenvalue plus the damping is not positive.
         """
+        damping = tikhonov(damping, self)
         shift, whole = self.shift + damping, len(self.values) == self.shape[0]
         damped = self.values + shift
         require_finite(damped, f"{self!r} (damping {damping:g})")

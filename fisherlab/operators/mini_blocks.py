@@ -12,6 +12,7 @@ from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import require_finite
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.partition import Partition, same_partition
@@ -115,7 +116,9 @@ class MiniBlocks(Operator):
         ]
         return torch.cat(values).sort(descending=True).values.to(self.dtype)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w, block by block, by Cholesky in float64.
 
         Raises
@@ -123,6 +126,7 @@ class MiniBlocks(Operator):
         IndefiniteError
             If a damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         self._check(w, "solve")
         taken = self.partition.take(w.reshape(-1, *self.weight_shape))
         parts = [torch.empty_like(x) for x in taken]
@@ -145,7 +149,7 @@ class MiniBlocks(Operator):
             raise IndefiniteError(repr(self), damping, float(self.eigenvalues()[-1]))
         return factor
 
-    def inverse(self, damping: float) -> "MiniBlocks":
+    def inverse(self, damping: Damping) -> "MiniBlocks":
         """Return the blockwise inverse, by Cholesky in float64.
 
         Raises
@@ -153,6 +157,7 @@ class MiniBlocks(Operator):
         IndefiniteError
             If a damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         inverted = tuple(torch.empty_like(blocks) for blocks in self.blocks)
         for blocks, out in zip(self.blocks, inverted, strict=True):
             for part in _panels(blocks):

@@ -197,7 +197,7 @@ class QuasiNewtonFactors(Derived):
             For a factored damping: the factors are damped already.
         """
         self._check(w, "solve")
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         if shift:
             return self.formed.solve(w, shift)
         flat = (w @ self.columns).movedim(-2, 0)
@@ -212,7 +212,7 @@ class QuasiNewtonFactors(Derived):
         ValueError
             For a factored damping: the factors are damped already.
         """
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return self.formed.inverse(shift) if shift else self.solver
 
     def to(self, dtype: torch.dtype) -> "QuasiNewtonFactors":

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition
@@ -103,7 +104,9 @@ class RowRankOne(Operator):
         """Return the eigenvalues of all blocks, descending, from formed blocks."""
         return self.formed.eigenvalues()
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w.
 
         Raises
@@ -114,7 +117,7 @@ class RowRankOne(Operator):
         self._check(w, "solve")
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "RowRankOne | MiniBlocks":
+    def inverse(self, damping: Damping) -> "RowRankOne | MiniBlocks":
         """Return (M + damping·I)⁻¹, of the same form where d + damping is positive.
 
         Raises
@@ -122,6 +125,7 @@ class RowRankOne(Operator):
         IndefiniteError
             If a damped block is not positive definite.
         """
+        damping = tikhonov(damping, self)
         shifted = self.entries + damping
         if not bool((shifted > 0).all()):
             return self.formed.inverse(damping)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.samples import GroupedSamples
@@ -110,7 +111,7 @@ class Stacked(Operator):
         found = torch.cat([part.eigenvalues() for part in self.parts])
         return found.sort(descending=True).values
 
-    def logdet(self, damping: float = 0.0) -> float:
+    def logdet(self, damping: Damping = 0.0) -> float:
         """Return the sum of the parts' log det(M_g + damping·I).
 
         Raises
@@ -118,9 +119,12 @@ class Stacked(Operator):
         NumericalError
             If a damped part is not positive definite.
         """
-        return sum(part.logdet(damping) for part in self.parts)
+        own = parsed(damping, self)
+        return sum(part.logdet(own) for part in self.parts)
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: Any) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping)⁻¹ w, group by group; any damping that the parts know.
 
         Raises
@@ -131,10 +135,11 @@ class Stacked(Operator):
             For a damping that the parts do not know.
         """
         self._check(w, "solve")
-        pieces = [part.solve(w[..., rows, :], damping) for part, rows in self.spans()]
+        own = parsed(damping, self)
+        pieces = [part.solve(w[..., rows, :], own) for part, rows in self.spans()]
         return torch.cat(pieces, -2)
 
-    def inverse(self, damping: Any) -> "Stacked":
+    def inverse(self, damping: Damping) -> "Stacked":
         """Return (M + damping)⁻¹, group by group.
 
         A factored damping takes π from each group's own factors.
@@ -147,7 +152,8 @@ class Stacked(Operator):
             For a damping that the parts do not know.
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        return Stacked(tuple(part.inverse(damping) for part in self.parts), made)
+        own = parsed(damping, self)
+        return Stacked(tuple(part.inverse(own) for part in self.parts), made)
 
     def to(self, dtype: torch.dtype) -> "Stacked":
         """Return the matrix in another precision."""

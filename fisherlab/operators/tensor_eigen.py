@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import require_finite
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.partition import positions
 
 
@@ -142,7 +143,9 @@ class TensorEigen(Operator):
         values = torch.cat([piece.values.flatten() for piece in self.pieces])
         return values.sort(descending=True).values
 
-    def solve(self, w: Float[Tensor, "*k o i"], damping: float) -> Float[Tensor, "*k o i"]:
+    def solve(
+        self, w: Float[Tensor, "*k o i"], damping: Damping
+    ) -> Float[Tensor, "*k o i"]:
         """Return (M + damping·I)⁻¹ w.
 
         Raises
@@ -153,7 +156,7 @@ class TensorEigen(Operator):
         self._check(w, "solve")
         return self.inverse(damping) @ w
 
-    def inverse(self, damping: float) -> "TensorEigen":
+    def inverse(self, damping: Damping) -> "TensorEigen":
         """Return (M + damping·I)⁻¹, in the same bases.
 
         Raises
@@ -161,6 +164,7 @@ class TensorEigen(Operator):
         IndefiniteError
             If an eigenvalue plus the damping is not positive.
         """
+        damping = tikhonov(damping, self)
         pieces = []
         for piece in self.pieces:
             damped = piece.values + damping

@@ -8,16 +8,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.analysis.damping import RelativeDamping
 from fisherlab.approximators import average
 from fisherlab.errors import NumericalError
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.operators.network import NetworkOperator
 from fisherlab.training import portable
 from fisherlab.training.moves import Parameters
 
-AnyDamping = Damping | RelativeDamping
 NETWORK = "network"  # the name of the one unit of a method that couples layers
 Owners = Mapping[str, tuple[nn.Parameter, ...]]  # parameters by block
 
@@ -127,7 +124,7 @@ def factorising(what: str, where: str) -> Iterator[None]:
         ) from error
 
 
-def dampings(units: Units, parameters: Parameters) -> dict[str, AnyDamping]:
+def dampings(units: Units, parameters: Parameters) -> dict[str, Damping]:
     """Return the damping of every unit: that of its weight's group, or the first."""
     known, blocks = parameters.setting("damping"), parameters.blocks
     first = parameters.groups[0]["damping"]
@@ -135,7 +132,7 @@ def dampings(units: Units, parameters: Parameters) -> dict[str, AnyDamping]:
 
 
 def inverted(
-    units: Units, dampings: Mapping[str, AnyDamping], exceptions: Mapping[str, str]
+    units: Units, dampings: Mapping[str, Damping], exceptions: Mapping[str, str]
 ) -> dict[str, Unit]:
     """Renew the damped inverse of every unit.
 
@@ -161,24 +158,9 @@ def inverted(
     return found
 
 
-def _inverse(operator: Any, damping: AnyDamping, fallen: bool) -> Any:
-    if isinstance(damping, RelativeDamping):
-        alpha = _single(damping)
-        return operator.inverse(alpha * operator.trace() / max(operator.shape[0], 1))
-    if isinstance(damping, Factored):
-        if fallen:
-            return operator.inverse(damping.value)
-        if hasattr(operator, "damped") or isinstance(operator, NetworkOperator):
-            return operator.inverse(damping)
-    return operator.inverse(tikhonov(damping, repr(operator)))
-
-
-def _single(damping: RelativeDamping) -> float:
-    assert isinstance(damping.alphas, tuple)
-    if len(damping.alphas) != 1:
-        msg = f"{damping!r}: an optimiser takes one fraction."
-        raise ValueError(msg)
-    return damping.alphas[0]
+def _inverse(operator: Any, damping: Damping, fallen: bool) -> Any:
+    own = parsed(damping, operator)
+    return operator.inverse(own.value if fallen else own)
 
 
 def owners(parameters: Parameters) -> dict[str, tuple[nn.Parameter, ...]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import readable
 from fisherlab.operators.base import Operator, unit_weights
-from fisherlab.operators.dampings import Damping
+from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.showing import html_table
 
@@ -193,9 +193,9 @@ class NetworkOperator(Operator):
         IndefiniteError
             If the damped matrix is not positive definite.
         """
-        if not isinstance(damping, (int, float)):
+        if isinstance(damping, Factored):
             return -self.inverse(damping).logdet()
-        return -self._whole().inverse(damping).logdet()
+        return -self._whole().inverse(tikhonov(damping, self)).logdet()
 
     def _whole(self) -> Dense:
         return Dense(self.to_dense(), self.weight_shape, self.provenance)

@@ -114,7 +114,7 @@ class BlockDiagonal(NetworkOperator):
         """
         if isinstance(damping, Factored):
             return -self.inverse(damping).logdet()
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return sum(op.logdet(shift) for op in self.blocks.values())
 
     def inverse(self, damping: Damping) -> "BlockDiagonal":
@@ -147,7 +147,7 @@ class BlockDiagonal(NetworkOperator):
 def _own_damping(op: Operator, damping: Damping) -> Any:
     """Return the damping for one block: λ where it has no factors to shift."""
     if not isinstance(damping, Factored):
-        return tikhonov(damping, repr(op))
+        return tikhonov(damping, op)
     return damping if _has_factors(op) else damping.value
 
 

@@ -231,9 +231,9 @@ class BlockTridiagonal(NetworkOperator):
         """
         if isinstance(damping, Factored):
             return self.damped(damping).logdet(0.0)
-        if tikhonov(damping, repr(self)) == 0:
+        if tikhonov(damping, self) == 0:
             return -self._exact_inverse().logdet()
-        return super().logdet(tikhonov(damping, repr(self)))
+        return super().logdet(tikhonov(damping, self))
 
     def inverse(self, damping: Damping) -> NetworkOperator:
         """Return the damped inverse.
@@ -250,7 +250,7 @@ class BlockTridiagonal(NetworkOperator):
         """
         if isinstance(damping, Factored):
             return self.damped(damping)._exact_inverse()
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         if shift == 0:
             return self._exact_inverse()
         near = self.damped(Factored(shift))._exact_inverse()

@@ -166,14 +166,14 @@ class BlockTridiagonalInverse(NetworkOperator):
         NumericalError
             If the damped matrix is not positive definite.
         """
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         if shift:
             return super().logdet(shift)
         return sum(op.logdet() for op in self.middles.values())
 
     def inverse(self, damping: Damping) -> WholeNetwork:
         """Return (M + damping·I)⁻¹: dense up to 2000 rows, else iterative."""
-        return tikhonov_inverse(self, tikhonov(damping, repr(self)), None)
+        return tikhonov_inverse(self, tikhonov(damping, self), None)
 
     def to(self, dtype: torch.dtype) -> "BlockTridiagonalInverse":
         """Return the matrix in another precision."""

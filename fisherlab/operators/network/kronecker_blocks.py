@@ -153,7 +153,7 @@ class KroneckerBlocks(NetworkOperator):
         16.0
         """
         if not isinstance(damping, Factored):
-            shift = tikhonov(damping, repr(self))
+            shift = tikhonov(damping, self)
             matrix = self.to_dense()
             matrix.diagonal().add_(shift)
             whole = replace(self._whole(), matrix=matrix)
@@ -173,7 +173,7 @@ class KroneckerBlocks(NetworkOperator):
         """
         if isinstance(damping, Factored):
             return tikhonov_inverse(self.damped(damping), 0.0, self._local(damping))
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return tikhonov_inverse(self, shift, self._local(damping))
 
     def _local(self, damping: Damping) -> BlockDiagonal | None:

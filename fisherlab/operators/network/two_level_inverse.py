@@ -183,7 +183,7 @@ class TwoLevelInverse(NetworkOperator):
             If the matrix is not symmetric (multiplicative).
         """
         self._require_symmetric("inverse")
-        return tikhonov_inverse(self, tikhonov(damping, repr(self)), None)
+        return tikhonov_inverse(self, tikhonov(damping, self), None)
 
     def to(self, dtype: torch.dtype) -> "TwoLevelInverse":
         """Return both levels in another precision."""

@@ -102,7 +102,7 @@ class WholeNetwork(NetworkOperator):
         }
 
     def _solve_blocks(self, ws: Weights, damping: Damping) -> dict[str, Tensor]:
-        shift = tikhonov(damping, repr(self))
+        shift = tikhonov(damping, self)
         return self.split(self.whole.solve(self.join(ws), shift))
 
     def congruence(self, space: Weights) -> Float[Tensor, "m m"]:
@@ -141,7 +141,7 @@ class WholeNetwork(NetworkOperator):
         IndefiniteError
             If the damped matrix is not positive definite.
         """
-        return self.whole.logdet(tikhonov(damping, repr(self)))
+        return self.whole.logdet(tikhonov(damping, self))
 
     def inverse(self, damping: Damping) -> "WholeNetwork":
         """Return (M + damping·I)⁻¹, by the matrix's own means.
@@ -151,7 +151,7 @@ class WholeNetwork(NetworkOperator):
         IndefiniteError
             If the damped matrix is not positive definite.
         """
-        inverse = self.whole.inverse(tikhonov(damping, repr(self)))
+        inverse = self.whole.inverse(tikhonov(damping, self))
         return replace(self, whole=inverse, provenance=inverse.provenance)
 
     def to(self, dtype: torch.dtype) -> "WholeNetwork":

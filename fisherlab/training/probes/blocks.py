@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis import inverse_blocks
-from fisherlab.analysis.damping import RelativeDamping
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.statistics import Exact, Fisher, Statistics, collect
 from fisherlab.training.probes.errors import Approximators, at_step
 from fisherlab.training.probes.moment import Moment, Source

@@ -11,12 +11,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.damping import RelativeDamping, dampings
+from fisherlab.analysis.damping import dampings
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network import NetworkApproximator, network_by_name
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Factored, Operator, Tikhonov
+from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.operators.network import BlockDiagonal, NetworkOperator
 from fisherlab.statistics import Empirical, Fisher, collect, mean_gradient
 from fisherlab.training.averaging import BiasCorrected
