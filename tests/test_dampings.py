@@ -125,3 +125,98 @@ def test_the_door_reads_one_type():
     assert type(tikhonov(np.float64(0.5), None)) is float
     with pytest.raises(ValueError, match="one fraction"):
         tikhonov(fl.RelativeDamping([0.1, 0.2]), None)
+
+
+DAMPED = {
+    "inverse_error": fl.metrics.inverse_error,
+    "inverse_cosine": fl.metrics.inverse_cosine,
+    "whitened_error": fl.metrics.whitened_error,
+    "gaussian_kl": fl.metrics.gaussian_kl,
+    "stein_divergence": fl.metrics.stein_divergence,
+    "log_spectrum_distance": fl.metrics.log_spectrum_distance,
+}
+ALONG = {
+    "direction_cosine": fl.metrics.direction_cosine,
+    "f_cosine_squared": fl.metrics.f_cosine_squared,
+    "gamma_ratio": fl.metrics.gamma_ratio,
+    "model_decrease_ratio": fl.metrics.model_decrease_ratio,
+}
+
+
+@pytest.mark.parametrize("metric", [*DAMPED, *ALONG])
+def test_metrics_are_python_floats_whatever_the_scalar(metric, layer, weight):
+    exact, approx = built("exact", layer), built("kfac", layer)
+    given = (exact, approx) if metric in DAMPED else (exact, approx, weight)
+    function = (DAMPED | ALONG)[metric]
+    expected = function(*given, LAMBDA)
+    for name, scalar in SCALARS.items():
+        found = function(*given, scalar)
+        assert (type(found), found) == (float, expected), name
+
+
+def dense_pair(layer, method):
+    exact, approx = built("exact", layer), built(method, layer)
+    law = approx.damped(fl.Factored(LAMBDA)).to_dense()
+    damped = exact.to_dense() + LAMBDA * torch.eye(len(law)).double()
+    return (exact, approx), (damped, law)
+
+
+@pytest.mark.parametrize("method", ["kfac", "tkfac", "kpsvd", "kpsvd-2"])
+def test_factored_damps_the_approximation_and_lambda_the_exact_block(method, layer, weight):
+    (exact, approx), (p, q) = dense_pair(layer, method)
+    inverse, other = torch.linalg.inv(p), torch.linalg.inv(q)
+    product, v = other @ p, weight.flatten()
+    best, taken = inverse @ v, other @ v
+    logs = torch.linalg.eigvalsh(p).log() - torch.linalg.eigvalsh(q).log()
+    kl = (product.trace() - len(p) + torch.logdet(q) - torch.logdet(p)) / 2
+    oracles = {
+        "inverse_error": (inverse - other).norm() / inverse.norm(),
+        "inverse_cosine": (inverse * other).sum() / (inverse.norm() * other.norm()),
+        "whitened_error": (torch.linalg.eigvals(product).real - 1).norm() / len(p) ** 0.5,
+        "gaussian_kl": kl,
+        "stein_divergence": 2 * kl,
+        "log_spectrum_distance": logs.square().mean().sqrt(),
+        "direction_cosine": best @ taken / (best.norm() * taken.norm()),
+        "f_cosine_squared": (v @ taken) ** 2 / ((taken @ p @ taken) * (v @ best)),
+    }
+    for name, oracle in oracles.items():
+        given = (exact, approx) if name in DAMPED else (exact, approx, weight)
+        found = (DAMPED | ALONG)[name](*given, fl.Factored(LAMBDA))
+        assert found == pytest.approx(float(oracle), rel=1e-8), name
+
+
+def test_three_kinds_are_three_labelled_columns(layer, weight):
+    stats = fl.collect(
+        nn.Linear(4, 3).double(),
+        (weight.T[:4].repeat(3, 2)[:, :4].contiguous(), None),
+        fl.Categorical(),
+    )
+    kinds = [1e-2, fl.Factored(1e-2), fl.RelativeDamping(0.1)]
+    gradient = {"weight": weight}
+    methods = ["exact", "kfac", "diagonal"]
+    found = fl.compare(stats, methods, damping=kinds, gradient=gradient)
+    swept = fl.sweep(stats, methods, damping=kinds, gradient=gradient)
+    assert found.damping.values.tolist() == ["0.01", "factored 0.01", "relative 0.1"]
+    assert found.damping_kind.values.tolist() == ["absolute", "factored", "relative"]
+    for one in (found, swept):
+        errors = one.inverse_error.sel(layer="weight")
+        assert np.isfinite(errors.sel(approximator="kfac")).all()
+        assert np.isnan(errors.sel(approximator="diagonal").values[1])
+        assert "Kronecker" in str(one.status.sel(approximator="diagonal").item())
+        for level, kind in enumerate(kinds):
+            alone = fl.compare(stats, methods, damping=kind, gradient=gradient)
+            np.testing.assert_allclose(
+                one.direction_cosine[..., level], alone.direction_cosine[..., 0], rtol=1e-9
+            )
+    with pytest.raises(ValueError, match="several kinds"):
+        fl.plots.damping_sweep(found)
+
+
+def test_one_kind_keeps_numbers_as_labels(layer):
+    assert fl.SINGD(damping=np.float64(0.5)).damping == 0.5
+    stats = fl.collect(
+        nn.Linear(4, 3).double(), (torch.ones(2, 4).double(), None), fl.Categorical()
+    )
+    for kind in (fl.Tikhonov, fl.Factored, fl.RelativeDamping):
+        found = fl.compare(stats, ["kfac"], damping=[kind(0.1), kind(1.0)])
+        assert found.damping.values.tolist() == [0.1, 1.0]

@@ -60,6 +60,11 @@ class Cells:
             at = f"[damping={self.dampings.told(int(level[0]))}]" if level else ""
             self.bounds.setdefault((layer, str(method)), []).append(f"{name}{at}")
 
+    def lacks(self, name: str, layer: str, method: str) -> bool:
+        """Tell whether one number of (layer, approximator) is not stored yet."""
+        place = self.layers.index(layer), self.methods.index(method)
+        return bool(np.isnan(self.arrays[name][place]))
+
     def blame(self, layer: str, method: str, reason: str) -> None:
         """Say why something of a cell is missing, once."""
         known = self.reasons.setdefault((layer, method), [])
@@ -104,6 +109,8 @@ class Cells:
         coords = {**layers, "approximator": self.methods}
         if self.dampings.labels:
             coords["damping"] = list(self.dampings.labels)
+        if self.dampings.kind == "mixed":
+            coords["damping_kind"] = "damping", list(self.dampings.kinds)
         ds = xr.Dataset(variables, coords, dict(made))
         if "converged" in ds:
             ds["converged"] = ds["converged"].fillna(-1).astype("int8")

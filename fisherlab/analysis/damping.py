@@ -13,7 +13,6 @@ from fisherlab.operators.dampings import (
     RelativeDamping,
     Tikhonov,
     parsed,
-    tikhonov,
 )
 
 Damping = One | Iterable[One] | None
@@ -66,7 +65,7 @@ class Dampings:
 
     def values(self, exact: Operator) -> tuple[float, ...]:
         """Return λ for one exact block."""
-        return tuple(tikhonov(one, exact) for one in self.each)
+        return tuple(one.value for one in self.read(exact))
 
     def single(self, call: str, exact: Operator) -> Tikhonov | Factored:
         """Return the one damping of a call that takes one.

@@ -16,6 +16,7 @@ from fisherlab.metrics.register import Entry
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.numerics.memory import readable
 from fisherlab.operators import (
+    Factored,
     FactoredFisher,
     FactoredMiniBlocks,
     KroneckerSum,
@@ -64,20 +65,23 @@ def fill(
     _describe(cells, asked, name, exact)
     for method, pair in pairs.items():
         _fill_plain(cells, asked, (name, method), pair)
-    levels = asked.dampings.values(exact)
+    levels = asked.dampings.read(exact)
     curves: dict[str, dict[str, list[float]]] = {}
     if len(levels) >= SEVERAL:
         kept = {m: p for m, p in pairs.items() if not cells.leaves_out(name, m, "damping")}
-        curves = _curves(asked, name, kept, levels, limit)
+        shifts = [one.value for one in levels]
+        curves = _curves(asked, name, kept, shifts, limit)
     for level, damping in enumerate(levels):
         best: Tensor | None = None
         for method, pair in pairs.items():
-            known = {key: values[level] for key, values in curves.get(method, {}).items()}
+            shifted = isinstance(damping, Factored)  # a matrix of its own
+            told = {} if shifted else curves.get(method, {})
+            known = {key: values[level] for key, values in told.items()}
             cell = _DampedCell(name, method, level, known)
             along = asked.of("gradient") and not cells.leaves_out(name, method, "gradient")
             try:
                 if best is None and along and cell.lacks(asked.of("gradient")):
-                    best = exact.solve(asked.gradient[name].double(), damping)
+                    best = exact.solve(asked.gradient[name].double(), damping.value)
                 taken = best if along else None
                 _fill_damped(cells, asked, cell, pair.damped(damping), taken, limit)
             except REFUSALS as error:
@@ -157,7 +161,7 @@ def _fill_damped(
     """Fill what needs a damping; an indefinite matrix ends it, other refusals do not."""
     place = cell.layer, cell.method
     inverts = not cells.leaves_out(*place, "damping")
-    if cell.level == 0 and (inverts or best is not None):
+    if cells.lacks("solve_flops", *place) and (inverts or best is not None):
         cells.put("solve_flops", _solve_flops(damped, inverts), *place)
     for entry in asked.metrics:
         if cell.told(entry.name):

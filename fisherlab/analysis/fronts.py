@@ -18,7 +18,7 @@ from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import RelativeDamping
+from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
 from fisherlab.statistics import LayerStatistics, Statistics
 
 COSTS: Final = {
@@ -102,7 +102,7 @@ def pareto(
     costs = np.full((*shape, len(COSTS)), np.nan)
     for row, layer in enumerate(stats.values()):
         exact = ExactBlock()(layer).to(torch.float64)
-        (value,) = levels.values(exact)
+        (value,) = levels.read(exact)
         for column, method in enumerate(chosen.values()):
             try:
                 approx = _building(costs[row, column], layer, method, repeats)
@@ -110,7 +110,7 @@ def pareto(
                 asked: Any = pair if entry.needs == "pair" else pair.damped(value)
                 errors[row, column] = entry.of(asked)
                 _solving(costs[row, column], layer, method, value, repeats)
-            except FisherlabError as problem:
+            except (FisherlabError, ValueError) as problem:
                 status[row, column] = reason(problem)
     made: dict[str, Any] = {"metric": error, "damping": levels.labels[0]}
     made |= attributes(stats, chosen, analysis="pareto", damping_kind=levels.kind)
@@ -132,7 +132,7 @@ def _solving(
     out: np.ndarray,
     layer: LayerStatistics,
     method: Approximator,
-    damping: float,
+    damping: Tikhonov | Factored,
     repeats: int,
 ) -> None:
     """Write what its damped inverse costs, where there is one."""

@@ -13,6 +13,7 @@ from fisherlab.approximators.block_partition import partition
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Factored, Tikhonov
 from fisherlab.statistics import LayerStatistics, Statistics
 
 LARGEST = 2000  # rows of the blocks taken when none are named
@@ -60,15 +61,13 @@ def inverse_blocks(
     {'approximator': 2, 'row': 8, 'col': 8}
     """
     levels = dampings(damping)
-    if len(levels.labels) != 1:
-        msg = f"inverse_blocks: one damping is expected, {levels.labels} was given."
-        raise ValueError(msg)
+    levels.require_one("inverse_blocks")
     chosen = {"exact": ExactBlock(), **by_name(approximators)}
     names = _chosen_layers(stats, layers)
     nodes = {}
     for name in names:
         exact = ExactBlock()(stats[name])
-        (value,) = levels.values(exact)
+        (value,) = levels.read(exact)
         nodes[name] = _node(stats[name], chosen, value)
     made = attributes(stats, chosen, damping_kind=levels.kind)
     root = xr.Dataset(attrs=made | {"damping": levels.labels[0]})
@@ -86,7 +85,9 @@ def _chosen_layers(stats: Statistics, layers: Sequence[str] | None) -> list[str]
 
 
 def _node(
-    statistics: LayerStatistics, chosen: Mapping[str, Approximator], damping: float
+    statistics: LayerStatistics,
+    chosen: Mapping[str, Approximator],
+    damping: Tikhonov | Factored,
 ) -> xr.Dataset:
     inverses, status = [], []
     for approximator in chosen.values():
@@ -104,19 +105,20 @@ def _node(
         {
             "weight_shape": list(statistics.weight_shape),
             "mini_block_size": int(groups[0].shape[1]),
-            "lambda": damping,
+            "lambda": damping.value,
             "long_name": "damped inverse of the block",
         },
     )
 
 
 def _inverse(
-    approximator: Approximator, statistics: LayerStatistics, damping: float
+    approximator: Approximator, statistics: LayerStatistics, damping: Tikhonov | Factored
 ) -> tuple[np.ndarray, str]:
     p = int(np.prod(statistics.weight_shape))
     try:
         operator: Operator = approximator(statistics).to(torch.float64)
-        dense = operator.inverse(damping).to_dense()
-    except FisherlabError as error:
+        alone = isinstance(approximator, ExactBlock)
+        dense = operator.inverse(damping.value if alone else damping).to_dense()
+    except (FisherlabError, ValueError) as error:
         return np.full((p, p), np.nan), str(error)
     return dense.detach().cpu().numpy(), "ok"

@@ -15,9 +15,9 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.eigen import Eigen, decomposed
-from fisherlab.metrics.pairs import paired
+from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
-from fisherlab.operators.dampings import RelativeDamping
+from fisherlab.operators.dampings import Factored, RelativeDamping
 from fisherlab.statistics import LayerStatistics, Statistics
 
 DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])
@@ -130,6 +130,7 @@ def _fill(
             cells.blame(name, method, reason(error))
             continue
         _put(cells, (name, method), mine, other, gradient, wanted)
+        _put_factored(cells, (name, method), mine, pair, gradient, wanted)
         lowest = min(mine.smallest, other.smallest)
         if lowest + min(values) <= 0:
             cells.blame(
@@ -149,4 +150,28 @@ def _put(
     found = curve(mine, other, [float(value) for value in row], gradient)
     for metric in wanted:
         for level, value in enumerate(found[metric]):
-            cells.put(metric, value, *place, level)
+            if cells.dampings.kinds[level] != "factored":
+                cells.put(metric, value, *place, level)
+
+
+def _put_factored(
+    cells: Cells,
+    place: tuple[str, str],
+    mine: Eigen,
+    pair: Pair,
+    gradient: torch.Tensor | None,
+    wanted: Sequence[str],
+) -> None:
+    """Fill the levels that shift factors: each is a matrix of its own."""
+    for level, damping in enumerate(cells.dampings.each):
+        if not isinstance(damping, Factored):
+            continue
+        try:
+            damped = pair.damped(damping)
+            other = decomposed(damped.pair.approx, "sweep")
+        except (FisherlabError, ValueError) as error:
+            cells.blame_damping(*place, level, error)
+            continue
+        found = curve(mine, other, [damped.damping], gradient)
+        for metric in wanted:
+            cells.put(metric, found[metric][0], *place, level)

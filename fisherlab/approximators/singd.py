@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.approximators.kfac import factor_sums
 from fisherlab.operators import InverseFactors, Operator
+from fisherlab.operators.dampings import tikhonov
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -73,6 +74,7 @@ class SINGD:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        object.__setattr__(self, "damping", tikhonov(self.damping, "SINGD"))
         if not (self.damping >= 0 and self.rate > 0 and 0 <= self.momentum < 1):
             msg = f"{self!r}: damping ≥ 0, rate > 0 and momentum in [0, 1) are expected."
             raise ValueError(msg)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fisherlab.metrics.pairs import Pair, Step, paired
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping
 
 
 def direction_cosine(
     exact: Operator,
     approx: Operator,
     gradient: Float[Tensor, "o i"],
-    damping: float,
+    damping: Damping,
     *,
     best: Float[Tensor, "o i"] | None = None,
     mixed: bool = False,
@@ -33,7 +34,7 @@ def direction_cosine(
     gradient
         v, shape (d_out, d_in), e.g. the mean gradient.
     damping
-        λ of both (Tikhonov).
+        Of both; a factored one is that of F̂, with Tikhonov's of the same λ for F.
     best
         P⁻¹v where it is known already, to be shared by many approximations.
     mixed
@@ -65,7 +66,7 @@ def f_cosine_squared(
     exact: Operator,
     approx: Operator,
     gradient: Float[Tensor, "o i"],
-    damping: float,
+    damping: Damping,
     *,
     best: Float[Tensor, "o i"] | None = None,
     mixed: bool = False,
@@ -99,7 +100,7 @@ def gamma(
     exact: Operator,
     direction: Float[Tensor, "o i"],
     gradient: Float[Tensor, "o i"],
-    damping: float,
+    damping: Damping,
 ) -> float:
     r"""Return γ(Δ) = √(Δᵀ P Δ) / |Δᵀ v|, small for a good direction, blind to its length.
 
@@ -143,7 +144,7 @@ def gamma_ratio(
     exact: Operator,
     approx: Operator,
     gradient: Float[Tensor, "o i"],
-    damping: float,
+    damping: Damping,
     *,
     mixed: bool = False,
 ) -> float:
@@ -165,15 +166,16 @@ def gamma_ratio(
     """
     pair = paired("gamma_ratio", exact, approx, mixed)
     v = gradient.double()
-    taken = pair.approx.solve(v, damping)
-    return gammas(Step(pair.damped(damping), v, taken, taken))
+    damped = pair.damped(damping)
+    taken = damped.pair.approx.solve(v, damped.damping)
+    return gammas(Step(damped, v, taken, taken))
 
 
 def model_decrease_ratio(
     exact: Operator,
     approx: Operator,
     gradient: Float[Tensor, "o i"],
-    damping: float,
+    damping: Damping,
     *,
     best: Float[Tensor, "o i"] | None = None,
     mixed: bool = False,

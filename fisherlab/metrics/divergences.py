@@ -13,12 +13,13 @@ from fisherlab.metrics.floors import ROUNDING, BelowFloor, measured
 from fisherlab.metrics.inverses import relative_difference
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping
 
 
 def gaussian_kl(
     exact: Operator,
     approx: Operator,
-    damping: float,
+    damping: Damping,
     *,
     reverse: bool = False,
     mixed: bool = False,
@@ -34,7 +35,7 @@ def gaussian_kl(
     exact, approx
         Operators over the same weight.
     damping
-        λ of both (Tikhonov).
+        Of both; a factored one is that of F̂, with Tikhonov's of the same λ for F.
     reverse
         Return KL(N(0, Q) ‖ N(0, P)) instead.
     mixed
@@ -72,7 +73,7 @@ def gaussian_kl(
 
 
 def stein_divergence(
-    exact: Operator, approx: Operator, damping: float, *, mixed: bool = False
+    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
 ) -> float:
     """Return the Stein (log-det) divergence tr PQ⁻¹ − log det PQ⁻¹ − p = 2 KL(P ‖ Q).
 

@@ -6,11 +6,12 @@ from fisherlab.metrics.floors import rooted
 from fisherlab.metrics.pairs import Damped, paired
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.operators import FactoredFisher, Operator
+from fisherlab.operators.dampings import Damping
 from fisherlab.samples import rows
 
 
 def inverse_error(
-    exact: Operator, approx: Operator, damping: float, *, mixed: bool = False
+    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
 ) -> float:
     """Return the relative error of the damped inverse, ‖P⁻¹ − Q⁻¹‖ / ‖P⁻¹‖.
 
@@ -21,7 +22,7 @@ def inverse_error(
     exact, approx
         Operators over the same weight.
     damping
-        λ of both (Tikhonov).
+        Of both; a factored one is that of F̂, with Tikhonov's of the same λ for F.
     mixed
         Allow operators made from different kinds of Fisher.
 
@@ -48,7 +49,7 @@ def inverse_error(
 
 
 def inverse_cosine(
-    exact: Operator, approx: Operator, damping: float, *, mixed: bool = False
+    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
 ) -> float:
     """Return the matrix cosine of the damped inverses, ⟨P⁻¹, Q⁻¹⟩ / (‖P⁻¹‖ ‖Q⁻¹‖).
 
@@ -65,7 +66,7 @@ def inverse_cosine(
 
 
 def whitened_error(
-    exact: Operator, approx: Operator, damping: float, *, mixed: bool = False
+    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
 ) -> float:
     r"""Return ‖P^½ Q⁻¹ P^½ − I‖ / √p: how far Q⁻¹ is from whitening P.
 

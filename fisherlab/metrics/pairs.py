@@ -23,6 +23,8 @@ from fisherlab.operators import (
     TensorEigen,
 )
 from fisherlab.operators.base import unit_weights
+from fisherlab.operators.dampings import Damping, Factored, parsed
+from fisherlab.operators.factored_damping import factored_form
 
 SOLVED = 1e-9  # relative error of traces whose solves stop at a residual of 1e-10
 ORTHONORMAL = (KroneckerEigen, KroneckerLowRank, LowRank, TensorEigen)
@@ -94,9 +96,21 @@ class Pair:
             total += float(columns.square().sum())
         return total**0.5 / self.exact_norm
 
-    def damped(self, damping: float) -> "Damped":
-        """Return the pair P = F + λI, Q = F̂ + λI."""
-        return Damped(self, damping)
+    def damped(self, damping: Damping) -> "Damped":
+        """Return the pair P = F + λI, Q = F̂ + λI; a factored damping is F̂'s alone.
+
+        A relative damping is a share of the mean eigenvalue of F.
+
+        Raises
+        ------
+        ValueError
+            For a factored damping of an F̂ without Kronecker terms.
+        """
+        own = parsed(damping, self.exact)
+        if isinstance(own, Factored):
+            approx = factored_form(self.approx, own)
+            return Damped(Pair(self.exact, approx, self.floor), own.value)
+        return Damped(self, own.value)
 
 
 @final

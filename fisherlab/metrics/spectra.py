@@ -13,6 +13,7 @@ from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.arpack import extreme_eigenpairs, fixed_noise
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -85,7 +86,7 @@ def spectrum_error(exact: Operator, approx: Operator, *, mixed: bool = False) ->
 
 
 def log_spectrum_distance(
-    exact: Operator, approx: Operator, damping: float, *, mixed: bool = False
+    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
 ) -> float:
     """Return the root mean square of log((λ_i + λ) / (λ̂_i + λ)) over all p eigenvalues.
 
@@ -107,7 +108,8 @@ def log_spectrum_distance(
     0.69314718056
     """
     pair = paired("log_spectrum_distance", exact, approx, mixed)
-    return log_distance(pair, damping)
+    damped = pair.damped(damping)
+    return log_distance(damped.pair, damped.damping)
 
 
 def effective_rank(operator: Operator) -> float:

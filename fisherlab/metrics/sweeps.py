@@ -23,6 +23,7 @@ from fisherlab.metrics.eigen import Eigen, decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import paired
 from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping, tikhonov
 
 FLOOR = 1e-5  # relative error that overlaps of computed eigenvectors resolve
 ROUNDING = 1e-11  # relative error of sums over such overlaps
@@ -45,7 +46,7 @@ OF_DIRECTIONS = (
 def damping_curve(
     exact: Operator,
     approx: Operator,
-    dampings: Sequence[float],
+    dampings: Sequence[Damping],
     *,
     gradient: Float[Tensor, "o i"] | None = None,
     mixed: bool = False,
@@ -95,7 +96,8 @@ def damping_curve(
     pair = paired("damping_curve", exact, approx, mixed)
     mine = decomposed(pair.exact, "damping_curve")
     other = mine if pair.same else decomposed(pair.approx, "damping_curve")
-    return curve(mine, other, dampings, gradient)
+    shifts = [tikhonov(one, pair.exact) for one in dampings]
+    return curve(mine, other, shifts, gradient)
 
 
 def curve(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
+from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
@@ -29,7 +30,6 @@ from fisherlab.training.one_graph import Passed, returned_loss
 from fisherlab.training.passes import Observed, Passes
 from fisherlab.training.randomness import buffers_kept
 from fisherlab.training.units import (
-    AnyDamping,
     Owners,
     Unit,
     averaged,
@@ -139,7 +139,7 @@ class NaturalGradient(torch.optim.Optimizer):
         likelihood: Likelihood,
         approximator: Any,
         lr: float,
-        damping: AnyDamping,
+        damping: Damping,
         momentum: float = 0.9,
         fisher: Fisher | None = None,
         statistics_every: int = 1,

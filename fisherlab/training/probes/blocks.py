@@ -15,7 +15,7 @@ from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import RelativeDamping
+from fisherlab.operators.dampings import Damping, RelativeDamping
 from fisherlab.statistics import Exact, Fisher, Statistics, collect
 from fisherlab.training.probes.errors import Approximators, at_step
 from fisherlab.training.probes.moment import Moment, Source
@@ -117,7 +117,7 @@ class InverseBlocks:
     """
 
     approximators: Approximators = ()
-    damping: float | RelativeDamping = field(default_factory=lambda: RelativeDamping(1.0))
+    damping: Damping = field(default_factory=lambda: RelativeDamping(1.0))
     layers: Sequence[str] | None = None
     fisher: Fisher = field(default_factory=Exact)
     on: Source = "train"

@@ -11,21 +11,18 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.damping import dampings
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network import NetworkApproximator, network_by_name
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
-from fisherlab.operators import Factored, Operator, Tikhonov
-from fisherlab.operators.dampings import RelativeDamping
+from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.network import BlockDiagonal, NetworkOperator
 from fisherlab.statistics import Empirical, Fisher, collect, mean_gradient
 from fisherlab.training.averaging import BiasCorrected
 from fisherlab.training.probes.errors import Approximators, at_step
 from fisherlab.training.probes.moment import Moment
 from fisherlab.training.probes.tracked import updated, updated_networks
-
-Damping = float | Tikhonov | Factored | RelativeDamping
 
 Told = tuple[Tensor | None, str]  # a direction, or why there is none
 _GRADIENT: Final = "gradient"
@@ -167,7 +164,7 @@ class Directions:
             try:
                 damping = self._damping(name, exact[layer])
                 found[layer] = blocks[layer].solve(m, damping), "ok"
-            except FisherlabError as error:
+            except (FisherlabError, ValueError) as error:
                 found[layer] = None, str(error)
         return found
 
@@ -181,7 +178,7 @@ class Directions:
         """Return the parts of the one direction of a method that couples layers."""
         try:
             parts = whole.solve(momentum, self._damping(name, BlockDiagonal(exact)))
-        except FisherlabError as error:
+        except (FisherlabError, ValueError) as error:
             return {layer: (None, str(error)) for layer in momentum}
         return {layer: (parts[layer], "ok") for layer in momentum}
 
@@ -195,9 +192,8 @@ class Directions:
         chosen: Any = self.damping
         if isinstance(chosen, Mapping):
             chosen = chosen.get(name, chosen[_EXACT])
-        if isinstance(chosen, RelativeDamping):
-            return dampings(chosen).values(exact)[0]
-        return chosen
+        own = parsed(chosen, exact)
+        return own.value if name == _EXACT else own
 
 
 def _cosine(first: Tensor, second: Tensor) -> float:
