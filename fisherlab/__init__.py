@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fisherlab.analysis": [
-        "RelativeDamping",
         "compare",
         "compare_networks",
         "coverage",
@@ -100,6 +99,7 @@ _HOMES = {
         "KroneckerSum",
         "MiniBlocks",
         "Partition",
+        "RelativeDamping",
         "Tikhonov",
         "BlockDiagonal",
         "BlockTridiagonal",
