@@ -97,7 +97,7 @@ def dampings(damping: Damping) -> Dampings:
     Raises
     ------
     ValueError
-        If a number is not positive.
+        For what is no damping, or not positive.
     """
     if damping is None:
         return Dampings(())
@@ -106,14 +106,10 @@ def dampings(damping: Damping) -> Dampings:
         if isinstance(one, RelativeDamping):
             assert isinstance(one.alphas, tuple)
             found += [RelativeDamping(alpha) for alpha in one.alphas]
-            continue
-        read = parsed(one, None)
-        if not read.value > 0:
-            msg = f"damping={damping!r}: positive numbers are expected."
-            raise ValueError(msg)
-        found.append(read)
-    if not found:
-        raise ValueError(f"damping={damping!r}: positive numbers are expected.")
+        else:
+            found.append(parsed(one, None))
+    if not found or any(not _size(one) > 0 for one in found):
+        raise ValueError(f"damping={damping!r}: positive dampings are expected.")
     return Dampings(tuple(found))
 
 
