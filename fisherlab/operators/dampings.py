@@ -255,8 +255,8 @@ def _number(name: str, given: Any) -> float:
         value = float("nan")
     if not 0 <= value < _INFINITY:
         msg = (
-            f"{name}({given!r}): one finite number, positive or 0, Tikhonov(λ), "
-            "Factored(λ) or RelativeDamping(α) is expected."
+            f"{name}({given!r}): one finite number of at least 0 (positive in "
+            "analyses), Tikhonov(λ), Factored(λ) or RelativeDamping(α) is expected."
         )
         raise ValueError(msg)
     return value
