@@ -214,6 +214,8 @@ def test_three_kinds_are_three_labelled_columns(layer, weight):
 
 def test_one_kind_keeps_numbers_as_labels(layer):
     assert fl.SINGD(damping=np.float64(0.5)).damping == 0.5
+    with pytest.raises(ValueError, match="relative to"):
+        tikhonov(fl.RelativeDamping(0.1), "SINGD")
     stats = fl.collect(
         nn.Linear(4, 3).double(), (torch.ones(2, 4).double(), None), fl.Categorical()
     )

@@ -180,8 +180,17 @@ class RelativeDamping:
         return float(first)
 
     def of(self, operator: Any) -> Tikhonov:
-        """Return α · tr F / p of an operator, as Tikhonov's."""
+        """Return α · tr F / p of an operator, as Tikhonov's.
+
+        Raises
+        ------
+        ValueError
+            If there are several fractions, or nothing that has a mean eigenvalue.
+        """
         alpha = self.single()
+        if not hasattr(operator, "trace"):
+            msg = f"{operator} with {self!r}: there is no block to be relative to; give λ."
+            raise ValueError(msg)
         mean = operator.trace() / max(operator.shape[0], 1)
         return Tikhonov(alpha * max(mean, 0.0))
 
