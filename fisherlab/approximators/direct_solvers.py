@@ -197,9 +197,11 @@ def _from_examples(samples: OuterSamples, triplets: Triplets, *, whole: bool) ->
         rows = samples.weighted_outputs(left.to(samples.dtype))
         cols = samples.weighted_inputs(right.to(samples.dtype))
         lengths = rows.norm(), cols.norm()
+        if not min(lengths) > 0:  # weights of a value that is rounding alone
+            break
         pairs.append((rows / lengths[0], cols / lengths[1]))
         weights.append((left / lengths[0], right / lengths[1]))
-    values = triplets.values.to(samples.dtype)
+    values = triplets.values[: len(pairs)].to(samples.dtype)
     return Pairs(tuple(pairs), values, *triplets[3:], positive, tuple(weights))
 
 

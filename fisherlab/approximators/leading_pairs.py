@@ -8,6 +8,7 @@ from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.operators import KroneckerSum, Provenance
 
 NEAR = 1e-4  # relative distance below which a factor or a singular value is another
+MIXED = 1e-7  # skew part of a symmetric matrix, and the reverse, that is rounding
 
 
 def positive(pair: Pair, block: Rearranged) -> Pair:
@@ -77,8 +78,44 @@ def signed(pair: Pair) -> Pair:
     return sign * rows, sign * cols
 
 
+def separated(found: Pairs) -> Pairs:
+    """Return pairs that are symmetric or skew, so that their products are symmetric.
+
+    Z commutes with transposition. Where a symmetric and a skew pair tie, any mixture is
+    a pair as well; of a tie that the rank cuts, the parts that the mixtures hold most of
+    are kept.
+    """
+    if found.weights is not None or not found.pairs:
+        return found
+    skew = [float((cols - cols.T).norm()) / 2 for _, cols in found.pairs]
+    mixed = [k for k, part in enumerate(skew) if part > MIXED and part**2 < 1 - MIXED**2]
+    pairs, values = list(found.pairs), found.values.tolist()
+    while mixed:
+        tied = [k for k in mixed if values[k] >= (1 - NEAR) * values[mixed[0]]]
+        mixed = mixed[len(tied) :]
+        for k, pair in zip(tied, _purest([pairs[k] for k in tied]), strict=True):
+            pairs[k] = pair
+    return found._replace(pairs=tuple(pairs))
+
+
+def _purest(pairs: list[Pair]) -> list[Pair]:
+    """Return as many symmetric or skew combinations, those of the largest part first."""
+    rows, cols = (torch.stack(side) for side in zip(*pairs, strict=True))
+    candidates: list[tuple[float, Pair]] = []
+    for sign in (1, -1):
+        parts = [(side + sign * side.mT) / 2 for side in (rows, cols)]
+        _, sizes, turn = torch.linalg.svd(parts[1].flatten(1).T, full_matrices=False)
+        for size, weights in zip(sizes.tolist(), turn, strict=True):
+            u, v = (torch.einsum("k,kab->ab", weights, part) for part in parts)
+            if size > MIXED:
+                candidates.append((size, (u / u.norm(), v / v.norm())))
+    candidates.sort(key=lambda one: -one[0])
+    return [pair for _, pair in candidates[: len(pairs)]]
+
+
 def terms_of(found: Pairs, block: Rearranged) -> tuple[Pair, ...]:
     """Return √σ U, √σ V, the leading pair positive where nothing was subtracted."""
+    found = separated(found)
     if found.pairs and not block.removed:
         return scaled(leading_positive(found, block), found)
     return scaled([signed(pair) for pair in found.pairs], found)
@@ -108,6 +145,7 @@ def terms_of_passes(found: Pairs, whole: bool) -> tuple[Pair, ...]:
         Whether nothing was subtracted; then the leading pair is positive up to the
         residual, so that clamping it changes no more.
     """
+    found = separated(found)
     if not whole or not found.pairs:
         return scaled([signed(pair) for pair in found.pairs], found)
     pairs = turned(found)

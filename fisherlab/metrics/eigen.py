@@ -21,6 +21,7 @@ from fisherlab.operators import (
     FactoredFisher,
     FactoredMiniBlocks,
     InverseFactors,
+    KroneckerDiagonal,
     KroneckerEigen,
     KroneckerLowRank,
     KroneckerSamples,
@@ -28,7 +29,9 @@ from fisherlab.operators import (
     LowRank,
     MiniBlocks,
     Operator,
+    RowwiseEigen,
     SolvedByProducts,
+    Stacked,
 )
 from fisherlab.operators.network import WholeNetwork
 
@@ -270,6 +273,53 @@ def _(operator: MiniBlocks) -> Eigen:
         return partition.assemble(parts)
 
     return Eigen(torch.cat(values), rotate, combine, operator.weight_shape)
+
+
+@_structured.register
+def _(operator: RowwiseEigen) -> Eigen:
+    basis, shape = operator.column_basis, operator.weight_shape
+    return Eigen(
+        operator.entries.flatten(),
+        lambda w: (w @ basis).flatten(1),
+        lambda c: c.unflatten(1, shape) @ basis.T,
+        shape,
+    )
+
+
+@_structured.register
+def _(operator: KroneckerDiagonal) -> Eigen:
+    values, basis = eigh(operator.column_factor, f"the column factor of {operator!r}")
+    entries = torch.outer(operator.row_diagonal, values)
+    found = _structured(RowwiseEigen(basis, entries))
+    assert found is not None
+    return found
+
+
+@_structured.register
+def _(operator: Stacked) -> Eigen:
+    """Decompose group by group; every eigenvector is zero outside of its group."""
+    parts = [_whole(part) for part in operator.parts]
+    heights = [part.weight_shape[0] for part in parts]
+    counts = [len(part.values) for part in parts]
+
+    def rotate(w: Tensor) -> Tensor:
+        groups = zip(parts, w.split(heights, 1), strict=True)
+        return torch.cat([part.rotate(rows) for part, rows in groups], 1)
+
+    def combine(c: Tensor) -> Tensor:
+        groups = zip(parts, c.split(counts, 1), strict=True)
+        return torch.cat([part.combine(own) for part, own in groups], 1)
+
+    values = torch.cat([part.values for part in parts])
+    return Eigen(values, rotate, combine, operator.weight_shape)
+
+
+def _whole(part: Operator) -> Eigen:
+    """Return a decomposition with all p vectors, or with none left but of eigenvalue 0."""
+    found = decomposed(part)
+    if not found.free or found.rest == 0:
+        return found
+    return _of_matrix(part.to_dense(), part.weight_shape, repr(part))
 
 
 @_structured.register

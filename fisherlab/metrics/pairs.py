@@ -4,6 +4,7 @@ Each number is computed at the first question and kept: a comparison that asks f
 metrics pays for one inner product, one pair of inverses and one pair of directions.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -18,16 +19,20 @@ from fisherlab.operators import (
     IterativeInverse,
     KroneckerEigen,
     KroneckerLowRank,
+    KroneckerSum,
     LowRank,
     Operator,
+    RowwiseEigen,
+    Stacked,
     TensorEigen,
 )
 from fisherlab.operators.base import unit_weights
 from fisherlab.operators.dampings import Damping, Factored, parsed
 from fisherlab.operators.factored_damping import factored_form
+from fisherlab.operators.network import BlockDiagonal
 
 SOLVED = 1e-9  # relative error of traces whose solves stop at a residual of 1e-10
-ORTHONORMAL = (KroneckerEigen, KroneckerLowRank, LowRank, TensorEigen)
+ORTHONORMAL = (KroneckerEigen, KroneckerLowRank, LowRank, RowwiseEigen, TensorEigen)
 
 
 @final
@@ -45,7 +50,17 @@ class Pair:
 
     exact: Operator
     approx: Operator
-    floor: float = FLOOR
+    least: float = FLOOR
+
+    @property
+    def floor(self) -> float:
+        """The relative error below which differences of squares mean nothing.
+
+        Where large terms of opposite sign make up F̂, rounding is that of the terms.
+        """
+        size = min(self.exact_norm, self.approx_norm)
+        behind = max(_terms_norm(self.exact), _terms_norm(self.approx))
+        return self.least * max(1.0, behind / size if size > 0 else 1.0) ** 0.5
 
     @property
     def rows(self) -> int:
@@ -127,7 +142,7 @@ class Damped:
         exact = self.pair.exact.inverse(self.damping)
         if self.pair.same:
             return Pair(exact, exact)
-        return Pair(exact, self.pair.approx.inverse(self.damping), self.pair.floor)
+        return Pair(exact, self.pair.approx.inverse(self.damping), self.pair.least)
 
     @property
     def rounding(self) -> float:
@@ -215,7 +230,7 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
     one, other = exact.to(torch.float64), approx.to(torch.float64)
     if exact is approx or _one_block(one, other):
         return Pair(one, one)
-    single = approx.dtype != torch.float64 and isinstance(approx, ORTHONORMAL)
+    single = approx.dtype != torch.float64 and _rests_on_bases(approx)
     floor = SINGLE_FLOOR if single else FLOOR
     return Pair(one, other, floor)
 
@@ -225,3 +240,21 @@ def _one_block(one: Operator, other: Operator) -> bool:
     if not (isinstance(one, FactoredFisher) and isinstance(other, FactoredFisher)):
         return False
     return one.samples is other.samples and one.count == other.count
+
+
+def _rests_on_bases(operator: Operator) -> bool:
+    """Whether an operator, or a part of it, is known in an orthonormal basis."""
+    return isinstance(operator, ORTHONORMAL) or any(map(_rests_on_bases, _parts(operator)))
+
+
+def _terms_norm(operator: Operator) -> float:
+    """Return the size of the terms behind sums; 0 for what adds up nothing."""
+    if isinstance(operator, KroneckerSum):
+        return operator.terms_norm
+    return math.hypot(*map(_terms_norm, _parts(operator)))
+
+
+def _parts(operator: Operator) -> tuple[Operator, ...]:
+    if isinstance(operator, BlockDiagonal):
+        return tuple(operator.blocks.values())
+    return operator.parts if isinstance(operator, Stacked) else ()

@@ -30,6 +30,7 @@ from fisherlab.operators.kronecker_congruence import (
 from fisherlab.operators.kronecker_eigen import KroneckerEigen, powers
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
+CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
 
 
 @final
@@ -118,8 +119,26 @@ class KroneckerSum(Operator):
         return sum(float(rows.trace()) * float(cols.trace()) for rows, cols in self.terms)
 
     def frobenius_norm(self) -> float:
-        """Return (Σ_kl ⟨G_k, G_l⟩⟨A_k, A_l⟩)^½."""
-        return max(self.inner(self), 0.0) ** 0.5
+        """Return (Σ_kl ⟨G_k, G_l⟩⟨A_k, A_l⟩)^½, or ‖R_G R_Aᵀ‖ where terms cancel.
+
+        R_G and R_A are the triangles of the stacked factors: that form loses eps of the
+        terms, the sum of inner products √eps.
+        """
+        squared = self.inner(self)
+        if squared > CANCELLED * self.terms_norm**2 or len(self.terms) < 2:
+            return max(squared, 0.0) ** 0.5
+        triangles = (
+            torch.linalg.qr(torch.stack([f.flatten() for f in side], 1).double()).R
+            for side in zip(*self.terms, strict=True)
+        )
+        rows, cols = triangles
+        return float(torch.linalg.matrix_norm(rows @ cols.T))
+
+    @property
+    def terms_norm(self) -> float:
+        """Σ_k ‖G_k‖‖A_k‖, the size of what is added up."""
+        sizes = (float(g.double().norm()) * float(a.double().norm()) for g, a in self.terms)
+        return sum(sizes)
 
     @cached_property
     def _eigen(self) -> KroneckerEigen:

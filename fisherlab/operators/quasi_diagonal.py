@@ -25,7 +25,7 @@ class QuasiDiagonal(FromState):
               M_{ij} = F_{0i} F_{0j} / F_{00}
 
     so that :math:`(M^{-1})_{ij} = 0` for different weights i and j. Different outputs
-    are uncoupled; an output whose bias has no energy is diagonal.
+    are uncoupled; an output whose bias has no energy, but for rounding, is diagonal.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ class QuasiDiagonal(FromState):
     def formed(self) -> RowRankOne:
         """The matrix as a diagonal plus F_00 v vᵀ, v = F_0i / F_00."""
         energy = self.with_bias[:, -1]
-        alive = energy > 0
+        # A bias without effect (of attention's keys) has gradients of rounding size.
+        eps = torch.finfo(energy.dtype).eps
+        alive = energy > (1e2 * eps) ** 2 * self.squares.amax(1)
         ratio = self.with_bias / torch.where(alive, energy, 1.0)[:, None]
         directions = torch.where(alive[:, None], ratio, 0.0)
         # Not negative by Cauchy-Schwarz, but for rounding.

@@ -1,0 +1,120 @@
+"""Wrong numbers, false bounds and NaN, one test a kind, against dense matrices."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisherlab as fl
+from fisherlab import metrics, operators
+from tests.oracles import assert_close
+
+
+def layer(model, x, likelihood, name):
+    return fl.collect(model.double(), (x.double(), None), likelihood)[name]
+
+
+@pytest.mark.parametrize(("shape", "examples", "seed"), [((8, 3), 7, 4), ((8, 3), 5, 17)])
+def test_a_correction_of_an_exact_kfac_holds_nan(shape, examples, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(examples, shape[0], dtype=torch.double)
+    stats = layer(nn.Linear(*shape), x, fl.Gaussian(), "weight")
+    assert_close(fl.KFACCorrected()(stats).to_dense(), fl.ExactBlock()(stats).to_dense())
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 11])
+@pytest.mark.parametrize("name", ["kpsvd-3", "kpsvd-4", "deflation"])
+def test_a_tie_cut_by_the_rank_leaves_an_asymmetric_sum(name, seed):
+    torch.manual_seed(seed)
+    head = nn.Linear(27, 1)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), head)
+    stats = layer(model, torch.randn(1, 2, 4, 4), fl.Gaussian(), "0")
+    found = fl.approximators()[name](stats)
+    dense, exact = found.to_dense(), fl.ExactBlock()(stats).to_dense()
+    assert_close(dense, dense.T)
+    if name != "deflation":  # Eckart and Young: what is left are the other values
+        assert_close((exact - dense).norm() ** 2, left_over(exact, stats, found))
+
+
+def left_over(exact, stats, found):
+    o, i = stats.weight_shape
+    folded = exact.view(o, i, o, i).permute(0, 2, 1, 3).reshape(o * o, i * i)
+    return torch.linalg.svdvals(folded)[len(found.terms) :].square().sum()
+
+
+@pytest.mark.parametrize("outlier", [1e2, 1e3, 1e4, 1e5, 1e6, 1e8])
+@pytest.mark.parametrize("method", [fl.KFAC(), fl.KFACCorrected(), fl.KPSVD(2)], ids=repr)
+def test_large_terms_of_opposite_sign_hide_a_norm(method, outlier):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    x = torch.randn(50, 4, dtype=torch.double)
+    x[0] *= outlier
+    stats = layer(model, x, fl.Gaussian(), "0")
+    exact, approx = fl.ExactBlock()(stats), method(stats)
+    wide = sum(
+        g.numpy().astype("longdouble")[:, None, :, None]
+        * a.numpy().astype("longdouble")[None, :, None, :]
+        for g, a in approx.terms
+    ).reshape(approx.shape)
+    gap = exact.to_dense().numpy() - wide
+    size, error = float((wide**2).sum() ** 0.5), float((gap**2).sum() ** 0.5)
+    lost = 1e-14 * approx.terms_norm
+    assert abs(approx.frobenius_norm() - size) <= 1e-9 * size + lost
+    found = metrics.frobenius_error(exact, approx)
+    error /= exact.frobenius_norm()
+    if isinstance(found, metrics.BelowFloor):
+        assert error <= found
+    else:
+        lost /= exact.frobenius_norm()
+        assert abs(found - error) <= 1e-3 * error + lost
+
+
+def test_cancelled_terms_of_a_large_sum_are_marked():
+    one = torch.ones(1, 70, dtype=torch.double).T @ torch.ones(1, 70, dtype=torch.double)
+    eye = torch.eye(70, dtype=torch.double)
+    exact = operators.Diagonal(torch.ones(70, 70, dtype=torch.double))
+    large = 1e7 * one
+    kept = (large, one), (-large, one), (eye, eye)
+    sums = operators.KroneckerSum(kept, (70, 70))
+    found = metrics.frobenius_error(exact, sums)
+    assert isinstance(found, metrics.BelowFloor)
+    assert found > 1e-4
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_groups_in_float32_lose_the_rule_of_their_parts(groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(8, 12, 3, groups=groups), nn.Flatten())
+    stats = fl.collect(model, (torch.randn(1, 8, 3), None), fl.Gaussian())["0"]
+    for method in (fl.EKFAC(), fl.TEKFAC()):
+        found = metrics.frobenius_error(fl.ExactBlock()(stats), method(stats))
+        assert found < 1e-6
+
+
+def sums_by_row():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(3, 3, dtype=torch.double)).Q
+    rowwise = operators.RowwiseEigen(basis, torch.rand(4, 3, dtype=torch.double))
+    diagonal = operators.KroneckerDiagonal(torch.rand(4).double(), basis @ basis.T + 1)
+    low = operators.LowRank(torch.rand(1).double() + 2, basis[:1, None], 1.0)
+    return {
+        "rowwise": rowwise,
+        "diagonal": diagonal,
+        "stacked": operators.Stacked((rowwise, low)),
+    }
+
+
+@pytest.mark.parametrize("kind", sums_by_row())
+def test_a_structured_form_has_no_decomposition(kind):
+    operator = sums_by_row()[kind]
+    basis = metrics.eigen.decomposed(operator)
+    vectors = basis.vectors(torch.arange(len(basis.values))).flatten(1)
+    assert basis.free == 0
+    assert_close((vectors.T * basis.values) @ vectors, operator.to_dense())
+    assert metrics.eigen._structured(operator) is not None
+
+
+def test_a_bias_without_effect_adds_rounding_noise():
+    squares = torch.tensor([[2.0, 1.0, 4e-31]], dtype=torch.double)
+    with_bias = torch.tensor([[6e-16, 5e-16, 4e-31]], dtype=torch.double)
+    dense = operators.QuasiDiagonal(squares, with_bias).to_dense()
+    assert_close(dense, torch.diag(squares[0]))
