@@ -95,7 +95,7 @@ def sums_by_row():
     basis = torch.linalg.qr(torch.randn(3, 3, dtype=torch.double)).Q
     rowwise = operators.RowwiseEigen(basis, torch.rand(4, 3, dtype=torch.double))
     diagonal = operators.KroneckerDiagonal(torch.rand(4).double(), basis @ basis.T + 1)
-    low = operators.LowRank(torch.rand(1).double() + 2, basis[:1, None], 1.0)
+    low = operators.LowRank(basis[:1, None], torch.rand(1).double() + 2, 1.0)
     return {
         "rowwise": rowwise,
         "diagonal": diagonal,
