@@ -1,7 +1,7 @@
 """Results on disk: netCDF through h5netcdf, or zarr, written whole or not at all."""
 
 import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from fisherlab.analysis.zarrs import is_zarr, read_zarr, write_zarr
 from fisherlab.errors import DataError
 
 ENGINE: Final = "h5netcdf"
+PARTIAL: Final = ".partial-"
 
 
 def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
@@ -38,6 +39,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
 
     Examples
     --------
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> save(xr.Dataset({"a": ("x", [1.0])}), folder / "a.nc").name
     'a.nc'
@@ -45,19 +47,55 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     target = Path(path)
     if is_zarr(target):
         return write_zarr(result, target)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".nc")
-    os.close(handle)
+    # In memory first: HDF5 does not survive a disk that is full.
+    if isinstance(result, xr.DataTree):
+        content = bytes(result.to_netcdf(engine=ENGINE, encoding=_compressed(result)))
+    else:
+        content = bytes(result.to_netcdf(engine=ENGINE))
+    return write_durably(target, lambda scratch: scratch.write_bytes(content))
+
+
+def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file so that it is there in full, or as it was before, whatever happens.
+
+    Parameters
+    ----------
+    path
+        The file.
+    write
+        Writes to the path it is given, a temporary one in the same folder.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written; an existing file is left as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> write_durably(file, lambda path: path.write_text("done")).read_text()
+    'done'
+    """
+    scratch = path.with_name(PARTIAL + path.name)
     try:
-        if isinstance(result, xr.DataTree):
-            result.to_netcdf(name, engine=ENGINE, encoding=_compressed(result))
-        else:
-            result.to_netcdf(name, engine=ENGINE)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        write(scratch)
+        _flush(scratch)
+        os.replace(scratch, path)
+        _flush(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
-    return target
+    return path
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _compressed(tree: xr.DataTree) -> Any:
@@ -89,6 +127,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
 
     Examples
     --------
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> file = save(xr.Dataset({"a": ("x", [1.0])}), folder / "a.nc")
     >>> float(open(file)["a"][0])

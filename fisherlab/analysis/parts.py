@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.files import ENGINE
+from fisherlab.analysis.files import ENGINE, PARTIAL, write_durably
 from fisherlab.errors import DataError
 
-_TEMPORARY: Final = ".partial-"
 _PARTS: Final = "results-*.nc"
-
-
-def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that it is there in full, or as it was before, whatever happens.
-
-    Parameters
-    ----------
-    path
-        The file.
-    write
-        Writes to the path it is given, a temporary one in the same folder.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written; an existing file is left as it was.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-    >>> write_durably(file, lambda path: path.write_text("done")).read_text()
-    'done'
-    """
-    scratch = path.with_name(_TEMPORARY + path.name)
-    try:
-        write(scratch)
-        _flush(scratch)
-        os.replace(scratch, path)
-        _flush(path.parent)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_part(rows: xr.Dataset, folder: Path) -> Path:
@@ -93,7 +48,7 @@ def drop_parts(folder: Path, after: int) -> None:
     >>> list(folder.iterdir())
     []
     """
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         path.unlink()
     for path in folder.glob(_PARTS):
         if int(path.stem.split("-")[1]) > after:

@@ -41,14 +41,13 @@ def write_zarr(result: xr.Dataset | xr.DataTree, target: Path) -> Path:
         result.to_zarr(fresh, zarr_format=FORMAT, consolidated=True)
         if target.exists():
             target.rename(old)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
+        fresh.rename(target)
+    except BaseException:  # Ctrl-C too may come between the two moves
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
     return target
 
 

@@ -124,11 +124,28 @@ def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
     if not any(target.iterdir()):
         scratch.replace(target)
         return
-    for name in {*owned, *(new.name for new in scratch.iterdir())}:
-        _remove(target / name)
-    for new in scratch.iterdir():
-        new.replace(target / new.name)
+    fresh = [new.name for new in scratch.iterdir()]
+    aside = scratch.with_name(f"{scratch.name}.old")
+    aside.mkdir()
+    try:
+        for name in {*owned, *fresh}:
+            if os.path.lexists(target / name):
+                (target / name).replace(aside / name)
+        for name in fresh:
+            (scratch / name).replace(target / name)
+    except BaseException:  # Ctrl-C too: what was there comes back
+        _restore(aside, target, [name for name in fresh if not (scratch / name).exists()])
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
     scratch.rmdir()
+
+
+def _restore(aside: Path, target: Path, moved: Sequence[str]) -> None:
+    for name in moved:
+        _remove(target / name)
+    for old in list(aside.iterdir()):
+        old.replace(target / old.name)
+    aside.rmdir()
 
 
 def _remove(path: Path) -> None:

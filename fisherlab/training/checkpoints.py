@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from fisherlab.analysis.parts import write_durably
+from fisherlab.analysis.files import write_durably
 from fisherlab.errors import DataError
 from fisherlab.training.portable import pack, unpack
 

@@ -12,7 +12,8 @@ from typing import Any, Final, final
 
 import xarray as xr
 
-from fisherlab.analysis.parts import drop_parts, read_parts, write_durably, write_part
+from fisherlab.analysis.files import write_durably
+from fisherlab.analysis.parts import drop_parts, read_parts, write_part
 from fisherlab.errors import DataError, StoreError
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 

@@ -1,0 +1,89 @@
+"""Files that are whole or as they were, whatever interrupts the writing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+import fisherlab as fl
+from fisherlab.report.folder import whole_folder
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np, xarray as xr, fisherlab as fl
+file = Path(sys.argv[1])
+big = xr.Dataset({"a": ("x", np.arange(100_000.0))})
+if sys.argv[2] == "tree":
+    big = xr.DataTree.from_dict({"/node": big})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+fl.save(xr.Dataset({"old": 1.0}), file)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    fl.save(big, file)
+except OSError:
+    print(*fl.open(file), [one.name for one in file.parent.iterdir()])
+"""
+
+
+@pytest.mark.slow  # a process of its own: the symptom was its death
+@pytest.mark.parametrize("kind", ["dataset", "tree"])
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(kind, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.nc"), kind],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "old ['a.nc']"
+
+
+def interrupted(move, at):
+    """Make the `at`-th of the moves end in Ctrl-C, just after it was done."""
+    count = 0
+
+    def moved(path, to):
+        nonlocal count
+        count += 1
+        done = move(path, to)
+        if count == at:
+            raise KeyboardInterrupt
+        return done
+
+    return moved
+
+
+def test_an_interrupted_save_of_a_zarr_folder_leaves_the_old_one(tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    target = fl.save(xr.Dataset({"a": ("x", [1.0])}), tmp_path / "a.zarr")
+    new = xr.Dataset({"a": ("x", [2.0])})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted(Path.rename, at=1))
+        with pytest.raises(KeyboardInterrupt):
+            fl.save(new, target)
+    assert float(fl.open(target)["a"][0]) == 1.0
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_an_interrupted_overwrite_leaves_the_old_report(at, tmp_path, monkeypatch):
+    names = ("report.html", "run.json")
+    target = tmp_path / "report"
+    target.mkdir()
+    for name in (*names, "mine.txt"):
+        (target / name).write_text("old")
+
+    def overwrite():
+        with whole_folder(target, target, overwrite=True, owned=names) as (scratch, _):
+            for name in names:
+                (scratch / name).write_text("new")
+            monkeypatch.setattr(Path, "replace", interrupted(Path.replace, at))
+
+    with pytest.raises(KeyboardInterrupt):
+        overwrite()
+    left = {file.name: file.read_text() for file in target.iterdir()}
+    assert left == dict.fromkeys((*names, "mine.txt"), "old")
+    assert list(tmp_path.iterdir()) == [target]
