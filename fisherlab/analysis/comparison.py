@@ -132,7 +132,7 @@ def _fill_layer(
     double = exact.to(torch.float64)
     pairs: dict[str, Pair] = {}
     for method, approximator in chosen.items():
-        approx = build(cells, statistics, method, approximator)
+        approx = build(cells, statistics, method, approximator, limit)
         if approx is not None:
             pairs[method] = paired("compare", double, approx, asked.mixed)
     fill(cells, asked, (name, double), pairs, limit)

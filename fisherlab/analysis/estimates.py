@@ -18,7 +18,6 @@ from fisherlab.analysis.plans import Collection, Plan, plans, route
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.approximators.streaming import streams_by_column
-from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
 from fisherlab.operators.factored import Form
@@ -152,9 +151,20 @@ class Estimate:
         counted = sum(row.flops for row in self.rows if not isnan(row.flops))
         return self.collection.flops + counted
 
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget."""
+        return self.peak_bytes <= self.budget
+
+    @property
+    def advice(self) -> str:
+        """What would fit, in one sentence or two; empty where the request fits."""
+        return "" if self.fits else _advice(self)
+
     def __repr__(self) -> str:
         """Return a plain-text table with the totals on top."""
-        return f"{self._summary}\n{text_table(HEAD, map(self._cells, self.rows))}"
+        table = f"{self._summary}\n{text_table(HEAD, map(self._cells, self.rows))}"
+        return f"{table}\n{self.advice}".rstrip()
 
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""
@@ -201,7 +211,7 @@ def estimate(
     dtype: torch.dtype | None = None,
     dense: bool = False,
 ) -> Estimate:
-    """Count bytes and flops of a request from two examples, and refuse what cannot fit.
+    """Count bytes and flops of a request from two examples; nothing large is allocated.
 
     Parameters
     ----------
@@ -219,12 +229,11 @@ def estimate(
     Returns
     -------
     Estimate
-        With `rows`, `plans`, totals, and a table as its repr.
+        With `rows`, `plans`, totals, and a table as its repr. Where the budget is too
+        small, `fits` is False and `advice` names what would fit.
 
     Raises
     ------
-    BudgetError
-        With the bytes, the budget, and the forms that would fit.
     ValueError, UnsupportedModelError
         As `collect`.
 
@@ -251,9 +260,7 @@ def estimate(
     others = [m for m in chosen.values() if not isinstance(m, ExactBlock)]
     held = any(getattr(method, "holds_samples", False) for method in others)
     forms = frozenset(method.form for method in blocks)
-    found = Estimate(collection, planned, rows, forms, held, dense, limit)
-    _require_fit(found)
-    return found
+    return Estimate(collection, planned, rows, forms, held, dense, limit)
 
 
 def _cost(plan: Plan, name: str, method: Approximator) -> Cost:
@@ -272,12 +279,11 @@ def _cost(plan: Plan, name: str, method: Approximator) -> Cost:
     return Cost(plan.layer, name, size, float(work), "")
 
 
-def _require_fit(found: Estimate) -> None:
-    if found.peak_bytes <= found.budget:
-        return
+def _advice(found: Estimate) -> str:
+    """Say what does not fit and what would."""
     fits = [f"{what} ({readable(size)})" for what, size in _smaller(found)]
     remedy = f"These would fit: {'; '.join(fits)}." if fits else "Use fewer examples."
-    raise BudgetError(
+    return (
         f"The request needs {readable(found.peak_bytes)} ({found.peak_bytes} bytes), more "
         f"than the budget of {readable(found.budget)} ({found.budget} bytes): statistics "
         f"{readable(found.statistics_bytes)}, results {readable(found.result_bytes)}. "

@@ -108,7 +108,7 @@ def _curves(
     mine: Eigen | None = None
     for method, pair in pairs.items():
         try:
-            _require_room("compare", pair, limit)
+            require_inverses("compare", pair, limit)
             mine = decomposed(pair.exact, "compare") if mine is None else mine
             other = mine if pair.same else decomposed(pair.approx, "compare")
             found[method] = curve(mine, other, levels, gradient)
@@ -174,7 +174,7 @@ def _fill_damped(
         if cell.told(entry.name):
             continue
         try:
-            _require_room(entry.name, damped.pair, limit)
+            require_inverses(entry.name, damped.pair, limit)
             cells.put(entry.name, entry.of(damped), *place, cell.level)
         except IndefiniteError:
             raise
@@ -193,7 +193,7 @@ def _solve_flops(damped: Damped, inverts: bool) -> float:
     return approx.inverse(damped.damping).product_flops
 
 
-def _require_room(metric: str, pair: Pair, limit: int) -> None:
+def require_inverses(metric: str, pair: Pair, limit: int) -> None:
     """Refuse inverses that exceed the budget, before they are formed."""
     approx, p = pair.approx, pair.rows
     several = isinstance(approx, KroneckerSum) and len(approx.terms) > 1

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fisherlab.analysis.building import require_room
 from fisherlab.analysis.cells import described, layer_coordinates, reason
 from fisherlab.analysis.costs import building_flops
 from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.filling import require_inverses
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
+from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -46,6 +49,7 @@ def pareto(
     error: str = "frobenius_error",
     damping: Damping = DAMPING,
     repeats: int = 3,
+    budget: Budget = None,
 ) -> xr.Dataset:
     """Measure the error and the costs of every approximation, and mark the fronts.
 
@@ -61,6 +65,9 @@ def pareto(
         One λ, or `RelativeDamping(α)`, of the inverse that is timed.
     repeats
         The best of so many timings counts.
+    budget
+        Bytes that one approximation, or the inverses of one error, may take; what takes
+        more is left out, with the reason in `status`.
 
     Returns
     -------
@@ -96,17 +103,20 @@ def pareto(
     if len(levels.labels) != 1 or repeats < 1:
         msg = f"pareto: one damping and repeats ≥ 1, not {levels.labels} and {repeats}."
         raise ValueError(msg)
-    chosen = by_name(approximators)
+    chosen, limit = by_name(approximators), parse_budget(budget)
     shape = len(stats), len(chosen)
     errors, status = np.full(shape, np.nan), np.full(shape, "ok", dtype=object)
     costs = np.full((*shape, len(COSTS)), np.nan)
     for row, layer in enumerate(stats.values()):
         exact = ExactBlock()(layer).to(torch.float64)
         (value,) = levels.read(exact)
-        for column, method in enumerate(chosen.values()):
+        for column, (name, method) in enumerate(chosen.items()):
             try:
+                require_room(layer, name, method, limit)
                 approx = _building(costs[row, column], layer, method, repeats)
                 pair = paired("pareto", exact, approx, mixed=False)
+                if entry.needs != "pair":
+                    require_inverses("pareto", pair, limit)
                 asked: Any = pair if entry.needs == "pair" else pair.damped(value)
                 errors[row, column] = entry.of(asked)
                 _solving(costs[row, column], layer, method, value, repeats)

@@ -12,6 +12,7 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.block_partition import partition
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
+from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, Tikhonov
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -24,6 +25,7 @@ def inverse_blocks(
     approximators: Sequence[str] | Mapping[str, Approximator],
     damping: Damping,
     layers: Sequence[str] | None = None,
+    budget: Budget = None,
 ) -> xr.DataTree:
     """Return (F̂ + λI)⁻¹ of the exact block and of approximations, layer by layer.
 
@@ -37,6 +39,8 @@ def inverse_blocks(
         One λ, or `RelativeDamping(α)`.
     layers
         Block names; by default those with at most 2,000 parameters.
+    budget
+        Bytes that all inverses together may take.
 
     Returns
     -------
@@ -49,7 +53,7 @@ def inverse_blocks(
     ValueError
         If several dampings are given or a layer is unknown.
     BudgetError
-        If a block named is larger than half of the free memory.
+        If the inverses exceed the budget.
 
     Examples
     --------
@@ -64,6 +68,14 @@ def inverse_blocks(
     levels.require_one("inverse_blocks")
     chosen = {"exact": ExactBlock(), **by_name(approximators)}
     names = _chosen_layers(stats, layers)
+    sizes = [int(np.prod(stats[name].weight_shape)) for name in names]
+    work = 3 * max(sizes, default=0) ** 2  # a block, its factor, its inverse
+    require(
+        8 * (sum(len(chosen) * p**2 for p in sizes) + work),
+        parse_budget(budget),
+        f"inverse_blocks of {len(names)} layers and {len(chosen)} methods",
+        "Name fewer layers or methods.",
+    )
     nodes = {}
     for name in names:
         exact = ExactBlock()(stats[name])

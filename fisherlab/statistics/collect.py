@@ -151,7 +151,7 @@ def collect(
     torch.Size([1, 5, 1, 2])
     """
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
-    gathered = Gathered(compress)
+    gathered, seen = Gathered(compress), 0
     for pieces in stream(
         model,
         data,
@@ -168,11 +168,21 @@ def collect(
         for name, piece in pieces.items():
             gathered.add(name, piece)
         remedy = "Use fewer layers or MonteCarlo, or approximate()."
-        require(gathered.nbytes, limit, "collect", remedy)
+        seen += max(piece.count for piece in pieces.values())
+        expected = gathered.nbytes * max(1.0, _length(data) / max(seen, 1))
+        require(int(expected), limit, "collect", remedy)
     joined = gathered.joined()
     examples = max(layer.count for layer in joined.values())
     made = replace(next(iter(joined.values())).provenance, layer="", examples=examples)
     return Statistics(joined, made)
+
+
+def _length(data: Any) -> int:
+    """Return the examples of one batch, 0 where they are not known beforehand."""
+    held = data[0] if isinstance(data, tuple) and data else None
+    while isinstance(held, (tuple, list, dict)) and held:
+        held = next(iter(held.values() if isinstance(held, dict) else held))
+    return len(held) if isinstance(held, Tensor) and held.dim() else 0
 
 
 def stream(
