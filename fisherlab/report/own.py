@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import os
@@ -55,11 +56,22 @@ Linear.__init__() missing 2 required positional arguments: 'in_features' and \
         )
     if not config.data:
         raise ValueError("--model needs --data: a file with x and y, or module:function.")
-    train, test = _data(config.data)
+    train, test = (_fit(pair, config) for pair in _data(config.data))
+    _try(made, train[0][:2], config)
     likelihood = LIKELIHOODS[config.likelihood]()
-    return Problem(
-        config.subject, made, likelihood, _fit(train, config), _fit(test, config)
-    )
+    return Problem(config.subject, made, likelihood, train, test)
+
+
+def _try(model: nn.Module, x: Tensor, config: ReportConfig) -> None:
+    """Refuse a model that fails on the first two examples; a copy of it is called."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model).eval()(x.clone())
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"--model {config.model} failed on the first examples of --data "
+            f"{config.data}, of shape {tuple(x.shape)} and {x.dtype}: {_told(error)}."
+        ) from error
 
 
 def _call(option: str, spec: str) -> Any:
@@ -69,18 +81,28 @@ def _call(option: str, spec: str) -> Any:
         raise ValueError(
             f"--{option} must be module:function or file.py:function, but is {spec!r}."
         )
+    # Code of one's own may also call sys.exit(), which must not end the command with 0.
     try:
         with _here():
-            function = getattr(_module(home), name)
-    except (ImportError, AttributeError, OSError) as error:
+            module = _module(home)
+    except (ImportError, OSError) as error:
         raise ValueError(f"--{option} {spec} is not found: {error}.") from error
-    try:
-        return function()
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"--{option} {spec} failed when called without arguments: {told}."
+            f"--{option} {spec} failed when {home} was imported: {_told(error)}."
         ) from error
+    if not hasattr(module, name):
+        raise ValueError(f"--{option} {spec} is not found: {home} has no {name}.")
+    try:
+        return getattr(module, name)()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"--{option} {spec} failed when called without arguments: {_told(error)}."
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _module(home: str) -> Any:
@@ -120,18 +142,29 @@ def _data(spec: str) -> tuple[Any, Any]:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"--data: there is no file {path}.")
-    if path.suffix == ".pt":
-        return torch.load(path, weights_only=True)
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    # What readers raise for a damaged file is not documented: struct.error, EOFError,
+    # BadZipFile, UnpicklingError and more.
+    try:
+        if path.suffix == ".pt":
+            return torch.load(path, weights_only=True)
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        raise ValueError(
+            f"--data {path} cannot be read; it must hold nothing but arrays or tensors, "
+            f"as numpy.savez and torch.save write them: {_told(error)}."
+        ) from error
 
 
 def _pairs(spec: str, found: Any) -> tuple[Any, Any]:
     if isinstance(found, Mapping):
         if not {"x", "y"} <= set(found):
             raise ValueError(f"--data {spec} must hold x and y, but holds {list(found)}.")
-        test = (found.get("x_test"), found.get("y_test"))
-        return (found["x"], found["y"]), None if test[0] is None else test
+        tests = [found.get(name) for name in ("x_test", "y_test")]
+        tests = [each for each in tests if each is not None]
+        if len(tests) == 1:
+            raise ValueError(f"--data {spec} must hold both x_test and y_test, or none.")
+        return (found["x"], found["y"]), tuple(tests) or None
     if not (isinstance(found, tuple | list) and len(found) == 2):
         raise ValueError(
             f"--data {spec} must give (x, y) or ((x, y), (x_test, y_test)), but gives a "
@@ -146,8 +179,8 @@ def _fit(pair: Any, config: ReportConfig) -> Pair:
     """Return a pair of tensors whose y has the type that the likelihood reads."""
     if pair is None:
         return torch.empty(0), torch.empty(0)
-    x, y = (torch.as_tensor(each) for each in pair)
-    if len(x) != len(y) or not len(x):
+    x, y = (_tensor(each, config.data) for each in pair)
+    if not (x.ndim and y.ndim and len(x) == len(y) and len(x)):
         raise ValueError(
             f"--data {config.data} must hold as many x as y, at least one, but has "
             f"shapes {tuple(x.shape)} and {tuple(y.shape)}."
@@ -155,6 +188,21 @@ def _fit(pair: Any, config: ReportConfig) -> Pair:
     if config.likelihood == "categorical":
         return x, _classes(y, config.data)
     return x, y.to(x.dtype if x.dtype.is_floating_point else torch.get_default_dtype())
+
+
+def _tensor(values: Any, spec: str) -> Tensor:
+    """Return numbers as a tensor of the machine's byte order."""
+    try:
+        array = np.asarray(values) if not isinstance(values, Tensor) else values
+        if isinstance(array, np.ndarray):
+            array = torch.as_tensor(array.astype(array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--data {spec} must hold arrays of numbers: {_told(error)}."
+        ) from error
+    if array.is_complex():
+        raise ValueError(f"--data {spec} holds complex numbers; give real ones.")
+    return array
 
 
 def _classes(y: Tensor, spec: str) -> Tensor:
