@@ -55,7 +55,8 @@ def watched(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if Watch.depth:
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if Watch.depth or transformed:  # under torch.func the state has no bytes
             return function(*args, **kwargs)
         before = states()
         Watch.depth = 1

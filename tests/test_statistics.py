@@ -213,6 +213,7 @@ def test_every_example_twice_changes_no_block(fisher):
     assert_same(dense(model, doubled, likelihood, chosen), expected)
 
 
+@pytest.mark.draws("the loader, a seed for its workers")
 def test_sampled_labels_depend_on_the_index_of_the_example_alone():
     model, x, _ = cases.data(cases.LAYERS["linear"], fl.Categorical())
     fisher = fl.MonteCarlo(samples=3, seed=7)

@@ -23,7 +23,7 @@ from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import write_page
 from fisherlab.report.phases import Phases
 from fisherlab.report.provenance import describe_run
-from fisherlab.report.sizes import fitted
+from fisherlab.report.sizes import Size, fitted
 from fisherlab.report.table import aligned
 
 
@@ -64,22 +64,29 @@ def run(config: ReportConfig, command: str = "") -> Path:
     with phase("load"):
         problem = load(config)
         size = fitted(problem, config)
-    if size.told and not config.quiet:
-        told = "\n  ".join(size.told)
-        limits = f"--time {config.time} and --budget {config.budget}"
-        print(f"left out for size, to stay within {limits}:\n  {told}", file=sys.stderr)
     fallback = Path("reports") / f"{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
-    with folder as (scratch, target), phase:
-        analysis = analyse(problem, config, size, phase)
-        record = describe_run(config, command, started)
-        _write(analysis, record, scratch, phase)
+    with folder as (scratch, target):
+        if not config.quiet:
+            _tell(size, config)
+        with phase:
+            analysis = analyse(problem, config, size, phase)
+            record = describe_run(config, command, started)
+            _write(analysis, record, scratch, phase)
     page = target / "report.html"
     if not config.quiet:
         print(summary_table(analysis.results), end="\n\n")
     if analysis.interrupted:
         raise KeyboardInterrupt(f"what was finished is in {page}")
     return page
+
+
+def _tell(size: Size, config: ReportConfig) -> None:
+    """Say on stderr what is left out, and by which limits."""
+    if size.told:
+        told = "\n  ".join(size.told)
+        limits = f"--time {config.time} and --budget {config.budget}"
+        print(f"left out for size, to stay within {limits}:\n  {told}", file=sys.stderr)
 
 
 def check(config: ReportConfig) -> None:

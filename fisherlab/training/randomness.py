@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +58,7 @@ def own_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]
 def drawing(model: nn.Module) -> Iterator[Callable[[], bool]]:
     """Tell afterwards whether something drew random numbers; none are used up.
 
-    Torch's generators of the model's devices and Python's own are looked at.
+    Torch's generators of the model's devices are looked at.
 
     Examples
     --------
@@ -72,15 +71,12 @@ def drawing(model: nn.Module) -> Iterator[Callable[[], bool]]:
 
     def state() -> list[Any]:
         on_devices = [torch.cuda.get_rng_state(device).tolist() for device in devices]
-        return [torch.get_rng_state().tolist(), on_devices, random.getstate()]
+        return [torch.get_rng_state().tolist(), on_devices]
 
     before, changed = state(), False
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield lambda: changed
-            changed = state() != before
-    finally:
-        random.setstate(before[-1])
+    with torch.random.fork_rng(devices=devices):
+        yield lambda: changed
+        changed = state() != before
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fisherlab.approximators import average
 from fisherlab.errors import NumericalError
-from fisherlab.operators.dampings import Damping, parsed
+from fisherlab.operators.dampings import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training import portable
 from fisherlab.training.moves import Parameters
@@ -160,7 +160,8 @@ def inverted(
 
 def _inverse(operator: Any, damping: Damping, fallen: bool) -> Any:
     own = parsed(damping, operator)
-    return operator.inverse(own.value if fallen else own)
+    plain = fallen or isinstance(own, Tikhonov)  # a user's operator may know numbers alone
+    return operator.inverse(own.value if plain else own)
 
 
 def owners(parameters: Parameters) -> dict[str, tuple[nn.Parameter, ...]]:
