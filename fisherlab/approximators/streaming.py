@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fisherlab.approximators.base import Approximator, Streaming
 from fisherlab.approximators.register import by_name
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
 from fisherlab.operators import Operator
-from fisherlab.statistics import Fisher, LayerStatistics, stream
+from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
+from fisherlab.statistics.batches import Repeated
 from fisherlab.statistics.collect import Progress
 
 
@@ -27,6 +28,7 @@ def approximate(
     chunk_size: int | None = None,
     budget: Budget = None,
     progress: Progress = False,
+    first: int = 0,
 ) -> dict[str, dict[str, Operator]]:
     """Stream chunks of examples and columns through approximators.
 
@@ -37,7 +39,7 @@ def approximate(
 
     Parameters
     ----------
-    model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress
+    model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress, first
         As in `collect`.
     approximators
         Names, or a mapping of names to values.
@@ -50,7 +52,8 @@ def approximate(
     Raises
     ------
     ValueError
-        For unknown names or methods that cannot stream; else as `collect`.
+        For unknown names, methods that cannot stream, or data that change from pass to
+        pass; else as `collect`.
 
     Examples
     --------
@@ -69,10 +72,13 @@ def approximate(
     states: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     done: dict[str, set[str]] = {name: set() for name in chosen}
     by_column = streams_by_column(methods.values())
+    repeated = data
+    if not isinstance(data, (tuple, Tensor)) and isinstance(data, Iterable):
+        repeated = Repeated(data, ordered=isinstance(fisher, MonteCarlo))
     while any(_unfinished(states, done)):
         for pieces in stream(
             model,
-            data,
+            repeated,
             likelihood,
             fisher,
             layers=layers,
@@ -80,6 +86,7 @@ def approximate(
             chunk_size=chunk_size,
             budget=budget,
             progress=progress,
+            first=first,
             by_column=by_column,
         ):
             _feed(methods, states, done, pieces)

@@ -61,8 +61,78 @@ def _tensors(x: Inputs) -> list[Tensor]:
     return list(x) if isinstance(x, tuple) else [x]
 
 
-def batches(data: Any, device: torch.device, dtype: torch.dtype | None) -> Iterator[Batch]:
+@dataclass(eq=False)
+class Repeated:
+    """Data of several passes, each of which must give what the first one gave.
+
+    Count and sums of all numbers are compared, so that another order is let through,
+    unless sampled labels, which follow the place of an example, make it matter.
+    """
+
+    data: Any
+    ordered: bool
+    first: tuple[float, ...] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the pairs of one pass.
+
+        Raises
+        ------
+        ValueError
+            At the end of a pass that differs from the first.
+        """
+        found = _Sums()
+        for item in _pairs(self.data):
+            found.add(item, self.ordered)
+            yield item
+        if self.first is None:
+            self.first = found.numbers
+        elif not found.agree(self.first):
+            raise ValueError(
+                f"data: a pass over {type(self.data).__name__} gave other examples than "
+                "the pass before, and the methods asked for need several. Give data that "
+                "repeat: no augmentation, no drop_last with shuffle, no generator that is "
+                "used up; sampled labels need shuffle=False. Or collect() once."
+            )
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What one pass gave: examples, Σ x, Σ x², and Σ x of the first batch."""
+
+    numbers: tuple[float, ...] = ()
+
+    def add(self, item: Any, ordered: bool) -> None:
+        """Add a pair; what is no pair is complained of elsewhere."""
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            return
+        x = tuple(item[0]) if isinstance(item[0], list) else item[0]
+        tensors = [t.detach().double() for t in _tensors(x) if isinstance(t, Tensor)]
+        total = sum(float(t.sum()) for t in tensors)
+        squares = sum(float(t.square().sum()) for t in tensors)
+        count = float(tensors[0].shape[0]) if tensors and tensors[0].dim() else 0.0
+        start = total if ordered and not self.numbers else 0.0
+        before = self.numbers or (0.0, 0.0, 0.0, 0.0)
+        new = (count, total, squares, start)
+        self.numbers = tuple(a + b for a, b in zip(before, new, strict=True))
+
+    def agree(self, first: tuple[float, ...]) -> bool:
+        """Tell whether another pass gave the same, up to the order of sums."""
+        if len(self.numbers) != len(first):
+            return False
+        allowed = 1e-9 * (1 + first[2]) if first else 0.0
+        pairs = zip(self.numbers, first, strict=True)
+        return (
+            all(abs(a - b) <= allowed for a, b in pairs) and self.numbers[:1] == first[:1]
+        )
+
+
+def batches(
+    data: Any, device: torch.device, dtype: torch.dtype | None, first: int = 0
+) -> Iterator[Batch]:
     """Yield checked batches on a device, floats in the model's dtype.
+
+    `first` is the index of the first example: sampled labels depend on it.
 
     Raises
     ------
@@ -72,7 +142,9 @@ def batches(data: Any, device: torch.device, dtype: torch.dtype | None) -> Itera
     TypeError
         If the data cannot be iterated.
     """
-    first = 0
+    if not isinstance(first, int) or first < 0:
+        raise ValueError(f"first={first!r}: the index of the first example is expected.")
+    before = first
     for item in _pairs(data):
         batch = _checked(item, first)
 
@@ -83,7 +155,7 @@ def batches(data: Any, device: torch.device, dtype: torch.dtype | None) -> Itera
         y = None if batch.y is None else batch.y.to(device)
         yield Batch(map_inputs(batch.x, move), y, first)
         first += len(batch)
-    if first == 0:
+    if first == before:
         msg = "data: no example was given; (x, y) or an iterable of pairs is expected."
         raise ValueError(msg)
 

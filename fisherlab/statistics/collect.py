@@ -78,6 +78,7 @@ def collect(
     progress: Progress = False,
     compress: bool = True,
     check_deterministic: bool = False,
+    first: int = 0,
     probes: dict[Any, Probe] | None = None,
 ) -> Statistics:
     r"""Collect the per-example gradients that make up the Fisher of every block.
@@ -113,6 +114,9 @@ def collect(
         Σ_v g gᵀ in place of V > d_out; cross-layer blocks need the columns themselves.
     check_deterministic
         Whether to run the first two batches twice and to name the layer that differs.
+    first
+        Index of the first example: labels that are sampled depend on it alone, so parts
+        of the data that are collected apart have those of the whole.
     probes
         A dict that keeps what was found out about the model, for the next call with the
         same model, layers and shapes of data; an optimiser collects at every step.
@@ -163,6 +167,7 @@ def collect(
         budget=limit,
         progress=progress,
         check_deterministic=check_deterministic,
+        first=first,
         probes=probes,
     ):
         for name, piece in pieces.items():
@@ -197,6 +202,7 @@ def stream(
     budget: Budget = None,
     progress: Progress = False,
     check_deterministic: bool = False,
+    first: int = 0,
     probes: dict[Any, Probe] | None = None,
     by_column: bool = False,
 ) -> Iterator[dict[str, LayerStatistics]]:
@@ -232,7 +238,7 @@ def stream(
     report, finish = _reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
     try:
-        for number, batch in enumerate(batches(data, seen.device, seen.dtype)):
+        for number, batch in enumerate(batches(data, seen.device, seen.dtype, first)):
             checked = check_deterministic and number < 2
             if batch.signature not in known:
                 known[batch.signature] = _probed(job, batch, checked, probes)

@@ -35,12 +35,13 @@ def mean_gradient(
     fisher: Fisher | None = None,
     layers: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
+    first: int = 0,
 ) -> dict[str, MeanGradient]:
     """Return the gradient of the mean loss, (1/N) Σ_n ∇ℓ_n, block by block.
 
     Parameters
     ----------
-    model, data, likelihood, layers, dtype
+    model, data, likelihood, layers, dtype, first
         As in `collect`.
     fisher
         Whose labels: `Empirical()`, the data's (by default), or `MonteCarlo(k)`, drawn
@@ -68,7 +69,7 @@ def mean_gradient(
     leaves = {name: named[name] for block in blocks.values() for name in block.parameters}
     totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     count = 0
-    for whole in batches(data, seen.device, seen.dtype):
+    for whole in batches(data, seen.device, seen.dtype, first):
         if not count:
             require_repeatable(seen, whole)
         for part in chunks(len(whole), EXAMPLES):

@@ -147,3 +147,77 @@ def test_labels_that_would_broadcast_are_refused_in_every_step(method, steps_bef
         optimiser.step(batch=(x, y))
     with pytest.raises(ValueError, match="labels of shape"):
         optimiser.step(batch=(x, y[:, 0]))
+
+
+class Changing:
+    """A loader whose passes differ in one way."""
+
+    def __init__(self, data, change):
+        self.data, self.change, self.passes = data, change, 0
+
+    def __iter__(self):
+        x, y = self.data
+        x = self.change(x, self.passes)
+        self.passes += 1
+        return iter([(x[k : k + 3], y[k : k + 3]) for k in range(0, len(x), 3)])
+
+
+CHANGES = {
+    "augmented": lambda x, k: x + 0.01 * k,
+    "another example": lambda x, k: torch.cat([x[:-1], x[:1] * (1 + k)]),
+    "fewer": lambda x, k: x[: len(x) - 3 * k],
+    "used up": lambda x, k: x[: 0 if k else len(x)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("method", [fl.EKFAC(), fl.KPSVD(1, fl.Passes())], ids=repr)
+def test_data_that_change_between_passes_are_refused(change, method):
+    torch.manual_seed(0)
+    data = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    changing = Changing(data, CHANGES[change])
+    with pytest.raises(ValueError, match="gave other examples than the pass before"):
+        fl.approximate(nn.Linear(4, 3).double(), changing, fl.Categorical(), {"m": method})
+
+
+def test_another_order_of_the_same_examples_is_let_through_unless_labels_are_drawn():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    data = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    turned = lambda: Changing(data, lambda x, k: x.roll(k, 0))
+    found = fl.approximate(model, turned(), fl.Categorical(), ["ekfac"])["ekfac"]
+    held = fl.EKFAC()(fl.collect(model, data, fl.Categorical())["weight"])
+    assert_close(found["weight"].to_dense(), held.to_dense(), 1e-12)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        fl.approximate(model, turned(), fl.Categorical(), ["ekfac"], fl.MonteCarlo(1))
+
+
+def test_parts_that_know_their_first_example_have_the_labels_of_the_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, fisher = torch.randn(9, 4).double(), fl.MonteCarlo(2, seed=3)
+    likelihood, parts = fl.Categorical(), [(0, 4), (4, 9)]
+    whole = fl.collect(model, (x, None), likelihood, fisher)
+    for start, stop in parts:
+        data = x[start:stop], None
+        part = fl.collect(model, data, likelihood, fisher, first=start)
+        for name, layer in part.items():
+            assert torch.equal(layer.gradients, whole[name].gradients[:, start:stop])
+        streamed = fl.approximate(
+            model, data, likelihood, ["diagonal"], fisher, first=start
+        )
+        for name, layer in part.items():
+            expected = fl.Diagonal()(layer).to_dense()
+            assert_close(streamed["diagonal"][name].to_dense(), expected, 1e-12)
+    means = [
+        fl.mean_gradient(model, (x[a:b], None), likelihood, fisher=fisher, first=a)
+        for a, b in parts
+    ]
+    joined = fl.mean_gradient(model, (x, None), likelihood, fisher=fisher)
+    for name, one in joined.items():
+        sums = sum(
+            m[name].gradient * (b - a) for m, (a, b) in zip(means, parts, strict=True)
+        )
+        assert_close(sums / 9, one.gradient, 1e-12)
+    with pytest.raises(ValueError, match="first=-1"):
+        fl.collect(model, (x, None), likelihood, first=-1)

@@ -27,12 +27,13 @@ def approximate_network(
     chunk_size: int | None = None,
     budget: Budget = None,
     progress: Progress = False,
+    first: int = 0,
 ) -> dict[str, NetworkOperator]:
     """Stream chunks of examples and columns through network approximators, in one pass.
 
     Parameters
     ----------
-    model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress
+    model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress, first
         As in `collect`.
     approximators
         Names, or a mapping of names to values, that are sums over examples: KhatriRao and
@@ -74,6 +75,7 @@ def approximate_network(
         chunk_size=chunk_size,
         budget=budget,
         progress=progress,
+        first=first,
     ):
         for name, method in methods.items():
             states[name] = method.accumulate(states[name], pieces)
