@@ -25,8 +25,8 @@ from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.samples import OuterSamples, Samples
 
-RATE = 1e10  # multiply-adds a second that two plain cores do in float64
-EFFORT = 6  # products of block Krylov steps over those of the power steps that are counted
+RATE = 2e10  # multiply-adds a second that two plain cores do in float64
+EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
 SOLVES = 4  # what solves of one sample each lose to small products
 NUMBER = 8  # bytes
 
@@ -268,10 +268,10 @@ def _shared(s: Samples, part: Part) -> Work:
     if part == "gradient":
         block = _block(s)
         return Work(ROUNDS * block.product_work) if block.iterates else work
-    # The inverse itself: its eigenvalues, and the samples in its coordinates.
-    size = min(m, p)
-    rows = Work(m * m * p, 2 * NUMBER * m * p) if by_gram else Work(p**3, 3 * NUMBER * p**2)
-    return work + Work(EIGEN * size**3) + rows
+    # The inverse itself, and by the Gram the samples in its coordinates.
+    if by_gram:
+        return work + Work(EIGEN * m**3 + m * m * p, 2 * NUMBER * m * p)
+    return work + Work(p**3, 3 * NUMBER * p**2)
 
 
 def _terms(method: Approximator) -> int:

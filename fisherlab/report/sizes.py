@@ -31,7 +31,7 @@ DRAWN: Final = 12
 """Layers whose inverse is drawn, at most, unless they are named."""
 _LARGEST: Final = 2000
 # Passes move more memory than they multiply.
-_PASSES: Final = 2.5
+_PASSES: Final = 5.0
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,21 @@ def cast_once(to: Callable[[S, torch.dtype], S]) -> Callable[[S, torch.dtype], S
     return again
 
 
+def kept_once(sums: Callable[[S], Tensor]) -> Callable[[S], Tensor]:
+    """Keep what a pass over the samples found; every caller gets a copy of his own."""
+    name = f"_kept_{sums.__name__}"
+
+    @wraps(sums)
+    def again(samples: S) -> Tensor:
+        held = vars(samples)
+        if name not in held:
+            held[name] = sums(samples)
+        copy: Tensor = held[name].clone()
+        return copy
+
+    return again
+
+
 @runtime_checkable
 class Samples(Protocol):
     """Matrices D_vn (V columns, N examples) of shape (o, i), and sums over them."""

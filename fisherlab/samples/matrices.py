@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.numerics.packed import symmetric_flops
 from fisherlab.samples import rows
-from fisherlab.samples.base import cast_once
+from fisherlab.samples.base import cast_once, kept_once
 
 
 @final
@@ -72,10 +72,12 @@ class MatrixSamples:
         flat = c.flatten(1) @ self.stored.flatten(0, 1).flatten(1)
         return flat.unflatten(1, self.weight_shape)
 
+    @kept_once
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖D_vn‖²."""
         return self.stored.square().sum((2, 3))
 
+    @kept_once
     def squares(self) -> Float[Tensor, "o i"]:
         """Return Σ D∘D."""
         return rows.summed(self, lambda d: d.square().sum(0))

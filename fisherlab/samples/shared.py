@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherlab.numerics.memory import chunks, empty
 from fisherlab.numerics.packed import mirror_, symmetric_flops, symmetric_product_
 from fisherlab.samples import rows
-from fisherlab.samples.base import cast_once
+from fisherlab.samples.base import cast_once, kept_once
 from fisherlab.samples.matrices import column_product, row_product
 from fisherlab.samples.pairs import (
     add_pairs_,
@@ -110,6 +110,7 @@ class SharedSamples:
             out[k] = mixed.flatten(0, 1).T @ flat
         return out
 
+    @kept_once
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖D_vn‖², the diagonal of the inner products."""
         (o, i), t = self.weight_shape, self.inputs.shape[1]
@@ -123,6 +124,7 @@ class SharedSamples:
             out[:, part] = self.matrices(part).square().sum((2, 3))
         return out
 
+    @kept_once
     def squares(self) -> Float[Tensor, "o i"]:
         """Return Σ D∘D."""
         return rows.summed(self, lambda d: d.square().sum(0))
