@@ -70,7 +70,7 @@ class Allowance:
     Examples
     --------
     >>> Allowance.of("2 min", 2**30).flops
-    1200000000000.0
+    2400000000000.0
     """
 
     flops: float
@@ -285,8 +285,8 @@ def _own(s: Samples, method: Approximator, part: Part) -> Work:
         return Work(0)
     if part == "matrix":
         return Work(_building(s, method) + _inner(s, method))
-    if part == "gradient":
-        return _solve(s, method)
+    if part == "gradient":  # two quadratic forms of the exact block beside the solve
+        return _solve(s, method) + Work(2 * _block(s).product_work)
     return _solve(s, method) + _against_inverse(s, method)
 
 
@@ -326,7 +326,14 @@ def _solve(s: Samples, method: Approximator) -> Work:
 
 
 def _against_inverse(s: Samples, method: Approximator) -> Work:
-    """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖."""
+    """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with the samples in its coordinates."""
+    work = _inverse_inner(s, method)
+    _, _, m, p = _sizes(s)
+    _, by_gram = _inversion(s)
+    return work + Work(m * m * p if by_gram else 0)
+
+
+def _inverse_inner(s: Samples, method: Approximator) -> Work:
     o, i, m, p = _sizes(s)
     _, by_gram = _inversion(s)
     columns = m if by_gram else 0
@@ -335,7 +342,7 @@ def _against_inverse(s: Samples, method: Approximator) -> Work:
         return formed + Work(columns * p * i)
     if _terms(method) > 1 and isinstance(method, ITERATED):
         solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
-        return Work(3 * p**3 + solves, 6 * NUMBER * p * p)
+        return Work(p**3 + solves, 6 * NUMBER * p * p)
     dense = 0 if by_gram else 3 * NUMBER * p * p
     return Work(2 * columns * p * (o + i), dense)
 

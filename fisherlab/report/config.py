@@ -65,7 +65,7 @@ class ReportConfig:
         Memory of the analysis, e.g. "4 GiB": half for statistics, half for what is
         formed of them. What would exceed it is left out and named.
     time
-        Time of the analysis, e.g. "4 min", counted in multiply-adds at the rate of two
+        Time of the analysis, e.g. "3 min", counted in multiply-adds at the rate of two
         plain cores, so that a report is the same on every machine. The dearest cells
         that exceed it are left out and named.
     data_dir
@@ -108,7 +108,7 @@ class ReportConfig:
     seed: int = 0
     device: str = "cpu"
     budget: str = "4 GiB"
-    time: str = "4 min"
+    time: str = "3 min"
     data_dir: Path | None = None
     out: Path | None = None
     overwrite: bool = False

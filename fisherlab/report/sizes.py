@@ -32,6 +32,8 @@ DRAWN: Final = 12
 _LARGEST: Final = 2000
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
+# The rest is for losses, inverses that are drawn, and the page.
+_COMPARISON: Final = 0.75
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         elif not found.fits:
             found = tried[-1]
     moments = len(config.analysed_steps)
-    left = max(parse_time(config.time) / moments - found.passes / RATE, 1.0)
+    share = _COMPARISON * parse_time(config.time) / moments
+    left = max(share - found.passes / RATE, 1.0)
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
     chosen = {name: fl.approximators()[name] for name in config.approximators}
