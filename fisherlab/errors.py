@@ -51,14 +51,19 @@ class IndefiniteError(NumericalError):
         λ that was given.
     smallest
         The smallest eigenvalue without damping.
+    floor
+        What it must exceed: 0, or the size of rounding where nothing is damped.
     """
 
-    def __init__(self, what: str, damping: float, smallest: float) -> None:
+    def __init__(
+        self, what: str, damping: float, smallest: float, floor: float = 0.0
+    ) -> None:
         self.damping, self.smallest = damping, smallest
-        self.sufficient = max(-smallest, 0.0) * (1 + 1e-6) + 1e-300
+        self.sufficient = max(floor - smallest, 0.0) * (1 + 1e-6) + 1e-300
+        rounding = f", where rounding is up to {floor:.3g}" if floor else ""
         super().__init__(
             f"{what} with damping {damping:g} is not positive definite: its smallest "
-            f"undamped eigenvalue is {smallest:.6g}. A damping above "
+            f"undamped eigenvalue is {smallest:.6g}{rounding}. A damping above "
             f"{self.sufficient:.6g} is needed."
         )
 

@@ -23,6 +23,46 @@ def require_finite(values: Tensor, what: str) -> None:
         )
 
 
+def require_positive(
+    values: Float[Tensor, "*b n"], damping: float, what: str, size: int | None = None
+) -> None:
+    """Raise unless damped symmetric matrices are positive definite: the one rule of it.
+
+    With λ > 0 every eigenvalue plus λ is positive. Without damping the smallest exceeds
+    ε·p·largest, ε of the precision of the values: below that it is rounding, and what a
+    factorisation makes of it is luck. Blocks of a block-diagonal matrix count alone.
+
+    Parameters
+    ----------
+    values
+        Eigenvalues of one or more matrices, along the last axis.
+    damping
+        λ.
+    what
+        What is named.
+    size
+        p, the length of the last axis if None.
+
+    Raises
+    ------
+    NumericalError
+        If a value is NaN or infinite.
+    IndefiniteError
+        Naming the smallest eigenvalue and the smallest damping that suffices.
+    """
+    if not values.numel():
+        return
+    require_finite(values, f"{what} (damping {damping:g})")
+    smallest, floor = values.amin(-1), torch.zeros_like(values[..., 0])
+    if damping == 0:
+        scale = torch.finfo(values.dtype).eps * (size or values.shape[-1])
+        floor = scale * values.amax(-1).clamp_min(0)
+    if not bool((smallest + damping > floor).all()):
+        worst = (smallest - floor).argmin()
+        least, level = (float(x.flatten()[worst]) for x in (smallest, floor))
+        raise IndefiniteError(what, damping, least, level)
+
+
 def damped_cholesky(
     matrix: Float[Tensor, "n n"], damping: float, what: str, *, overwrite: bool = False
 ) -> Float[Tensor, "n n"]:

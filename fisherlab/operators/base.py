@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import NumericalError
 from fisherlab.numerics.arpack import extreme_eigenpairs
+from fisherlab.numerics.linalg import require_positive
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.showing import html_table
@@ -133,7 +133,19 @@ class Operator(ABC):
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w, in the shape of w."""
+        """Return (M + damping·I)⁻¹ w, in the shape of w.
+
+        Rounding leaves a residual ‖(M + λI)x − w‖ of at most 4ε(1 + ‖M‖₂/λ)‖w‖, ε of the
+        precision; conjugate gradients one of 1e-10‖w‖ (1e-5 in float32) where that is
+        more, unless they are meant to be cut.
+
+        Raises
+        ------
+        NumericalError
+            If M + λI is not positive definite. At λ = 0 that is: if the smallest
+            eigenvalue does not exceed ε·p·largest (of each block that stands alone), so
+            that it may be rounding.
+        """
 
     @abstractmethod
     def inverse(self, damping: Damping) -> Operator:
@@ -223,15 +235,20 @@ class Operator(ABC):
             If the damped matrix is not positive definite.
         """
         if isinstance(damping, Factored):
-            return -self.inverse(damping).logdet()
-        damping = tikhonov(damping, self)
-        shifted = self.eigenvalues().double() + damping
-        if not bool((shifted > 0).all()):
-            raise NumericalError(
-                f"logdet of {self!r} with damping {damping:g}: smallest eigenvalue "
-                f"{float(shifted.min()):.3g} is not positive. Increase the damping."
-            )
-        return float(shifted.log().sum())
+            return -self.inverse(damping)._log_volume()
+        shift, total = tikhonov(damping, self), 0.0
+        for values in self._spectra():
+            require_positive(values, shift, f"logdet of {self!r}")
+            total += float((values.double() + shift).log().sum())
+        return total
+
+    def _spectra(self) -> Iterator[Float[Tensor, "*b k"]]:
+        """Yield the eigenvalues of what stands alone on the diagonal, a row a block."""
+        yield self.eigenvalues()
+
+    def _log_volume(self) -> float:
+        """Return log det M of what is positive as it was made: an inverse."""
+        return float(self.eigenvalues().double().log().sum())
 
     def top_eigenvalues(self, k: int) -> Float[Tensor, " k"]:
         """Return the k largest eigenvalues, descending, by Lanczos on products."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics.linalg import damped_cholesky, require_finite
+from fisherlab.numerics.linalg import damped_cholesky, require_finite, require_positive
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -108,6 +108,8 @@ class Dense(Operator):
     def inverse(self, damping: Damping) -> "CholeskyInverse":
         """Return (M + damping·I)⁻¹, held as a Cholesky factor."""
         damping = tikhonov(damping, self)
+        if not damping:
+            require_positive(self.eigenvalues(), damping, repr(self))
         factor = damped_cholesky(self.matrix, damping, repr(self))
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Dense'}")
         return CholeskyInverse(factor, self.block_shape, self.dtype, made)
@@ -188,6 +190,9 @@ class CholeskyInverse(Operator):
         damping = tikhonov(damping, self)
         if damping:
             return self.whole.logdet(damping)
+        return self._log_volume()
+
+    def _log_volume(self) -> float:
         return -2 * float(self.factor.diagonal().log().sum())
 
     def solve(

@@ -1,7 +1,7 @@
 """Matrices that are functions of something else, which is held in their place."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,9 @@ class Derived(Operator):
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending."""
         return self.formed.eigenvalues()
+
+    def _spectra(self) -> Iterator[Tensor]:
+        return self.formed._spectra()
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping

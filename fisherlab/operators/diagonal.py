@@ -1,5 +1,6 @@
 """A diagonal matrix."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -7,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import require_finite
+from fisherlab.numerics.linalg import require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 
@@ -75,6 +75,9 @@ class Diagonal(Operator):
         """Return the entries, descending."""
         return self.entries.flatten().sort(descending=True).values
 
+    def _spectra(self) -> Iterator[Float[Tensor, "p 1"]]:
+        yield self.entries.flatten()[:, None]
+
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:
@@ -88,12 +91,16 @@ class Diagonal(Operator):
         return self.inverse(damping) @ w
 
     def inverse(self, damping: Damping) -> "Diagonal":
-        """Return the reciprocal of entries + damping."""
+        """Return the reciprocal of entries + damping.
+
+        Raises
+        ------
+        IndefiniteError
+            If an entry plus the damping is not positive.
+        """
         damping = tikhonov(damping, self)
         shifted = self.entries + damping
-        if not bool((shifted > 0).all()):
-            require_finite(shifted, f"{self!r} with damping {damping:g}")
-            raise IndefiniteError(repr(self), damping, float(self.entries.min()))
+        require_positive(self.entries.flatten()[:, None], damping, repr(self))
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Diagonal'}")
         return Diagonal(shifted.reciprocal(), made)
 

@@ -7,6 +7,7 @@ the p × p block ("dense"), or the M × M Gram matrix of the M = V·N samples ("
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, final
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
@@ -226,6 +228,8 @@ class FactoredFisher(Operator):
         return self._kept[damping]
 
     def _invert(self, damping: float) -> Operator:
+        if not damping and self.samples.columns * self.samples.examples < self.shape[0]:
+            raise IndefiniteError(repr(self), damping, 0.0)  # fewer samples than p
         if self.uses_gram and damping > 0:
             made = self.provenance.by("inverse of exact")
             factor = damped_cholesky(self._gram(), damping, repr(self), overwrite=True)
@@ -342,6 +346,9 @@ class WoodburyInverse(Operator):
             return values[m - p :].to(self.dtype)
         outside = values.new_full((p - m,), 1 / self.damping)
         return torch.cat([outside, values]).to(self.dtype)
+
+    def _spectra(self) -> Iterator[Float[Tensor, "p 1"]]:
+        yield self.eigenvalues()[:, None]  # reciprocals: small, but no rounding
 
     def inner_with(self, other: Operator) -> float:
         """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ."""

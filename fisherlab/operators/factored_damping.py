@@ -107,7 +107,7 @@ class FactoredDamped(Operator):
         """
         shift = tikhonov(damping, self)
         if shift == self.damping.value:
-            return self.law.logdet(0.0)
+            return self.law._log_volume()
         return super().logdet(shift)
 
     def solve(

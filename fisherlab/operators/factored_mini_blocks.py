@@ -193,6 +193,9 @@ class FactoredMiniBlocks(Operator):
         """Return the eigenvalues of all blocks, descending."""
         return self.formed.eigenvalues()
 
+    def _spectra(self) -> Iterator[Tensor]:
+        return self.formed._spectra()
+
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:

@@ -1,5 +1,6 @@
 """Damped inverses that are solved for, never formed unasked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -182,6 +183,9 @@ class IterativeInverse(Operator):
             smallest = float(damped.min()) - self.damping
             raise IndefiniteError(repr(self.forward), self.damping, smallest)
         return damped.reciprocal().flip(0)
+
+    def _spectra(self) -> Iterator[Float[Tensor, "p 1"]]:
+        yield self.eigenvalues()[:, None]  # reciprocals: small, but no rounding
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping

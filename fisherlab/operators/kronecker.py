@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import eigh, require_finite
+from fisherlab.numerics.linalg import eigh, require_finite, require_positive
 from fisherlab.operators.base import (
     Operator,
     Provenance,
@@ -195,8 +194,9 @@ class KroneckerSum(Operator):
         for rows, cols in self.terms:
             require_finite(rows, f"a row factor of {self!r}")
             require_finite(cols, f"a column factor of {self!r}")
-        if self.smallest_eigenvalue + damping <= 0:
-            raise IndefiniteError(repr(self), damping, self.smallest_eigenvalue)
+        top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
+        values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
+        require_positive(values, damping, repr(self), self.shape[0])
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
@@ -229,8 +229,12 @@ class KroneckerSum(Operator):
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         if isinstance(damping, Factored):
+            if not damping.value:
+                replace(self, terms=self.terms[:1]).require_positive(0.0)
             law = self.damped(damping)
-            halves = _inverse_pair(law) if isinstance(law, KroneckerSum) else None
+            if isinstance(law, KroneckerCongruence):
+                return law.inverted()
+            halves = _inverse_pair(law)
             return law.inverse(0.0) if halves is None else replace(halves, provenance=made)
         shift = tikhonov(damping, self)
         self.require_positive(shift)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
-from fisherlab.numerics.linalg import damped_cholesky, narrowed
+from fisherlab.numerics.linalg import damped_cholesky, narrowed, require_positive
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
@@ -119,6 +119,10 @@ class KroneckerCongruence(Operator):
         damping = tikhonov(damping, self)
         if damping or not bool((self.entries > 0).all()):
             return super().logdet(damping)
+        self._require_definite()
+        return self._log_volume()
+
+    def _log_volume(self) -> float:
         o, i = self.weight_shape
         rows = float(torch.linalg.slogdet(self.row_basis).logabsdet)
         cols = float(torch.linalg.slogdet(self.column_basis).logabsdet)
@@ -148,6 +152,26 @@ class KroneckerCongruence(Operator):
         damping = tikhonov(damping, self)
         if damping:
             return self._block.inverse(damping)
+        self._require_definite()
+        return self.inverted()
+
+    def _require_definite(self) -> None:
+        """Raise unless the matrix is positive definite, by bounds of its eigenvalues."""
+        ends = self.entries.flatten().aminmax()
+        values = torch.stack([ends.min, ends.max]).double()
+        for basis in (self.row_basis, self.column_basis):
+            sizes = torch.linalg.svdvals(basis).double().square()
+            values = values * torch.stack([sizes[-1], sizes[0]])
+        require_positive(values.to(self.dtype), 0.0, repr(self), self.shape[0])
+
+    def inverted(self) -> "KroneckerCongruence":
+        """Return M⁻¹ of what is positive definite as it was made.
+
+        Raises
+        ------
+        IndefiniteError
+            If an entry of the diagonal is not positive.
+        """
         if not bool((self.entries > 0).all()):
             raise IndefiniteError(repr(self), 0.0, float(self.entries.min()))
         return replace(

@@ -1,5 +1,6 @@
 """Kronecker structures whose row factor is diagonal: the rows of a table are apart."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -89,6 +90,9 @@ class RowwiseEigen(Operator):
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return s, descending."""
         return self.entries.flatten().sort(descending=True).values
+
+    def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
+        yield self.entries
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
@@ -223,6 +227,9 @@ class KroneckerDiagonal(Operator):
         """Return the products of d with the eigenvalues of A, descending."""
         return self._eigen.eigenvalues()
 
+    def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
+        yield self._eigen.entries
+
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:
@@ -245,9 +252,11 @@ class KroneckerDiagonal(Operator):
             If the damped matrix is not positive definite.
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        if isinstance(damping, Factored):
-            return replace(self.damped(damping)._eigen.inverse(0.0), provenance=made)
-        return replace(self._eigen.inverse(damping), provenance=made)
+        if isinstance(damping, Factored) and damping.value:  # positive as it is made
+            eigen = self.damped(damping)._eigen
+            return replace(eigen, entries=eigen.entries.reciprocal(), provenance=made)
+        shift = 0.0 if isinstance(damping, Factored) else damping
+        return replace(self._eigen.inverse(shift), provenance=made)
 
     def damped(self, damping: Factored) -> "KroneckerDiagonal":
         """Return diag(d + √λ/π) ⊗ (A + π√λ I), π as for any two factors."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import require_finite
+from fisherlab.numerics.linalg import require_finite, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
@@ -158,7 +158,8 @@ class KroneckerEigen(Operator):
         """
         damping = tikhonov(damping, self)
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
-        entries = powers(self.entries, exponent, damping, repr(self))
+        entries = powers(self.entries.flatten(), exponent, damping, repr(self))
+        entries = entries.view(self.entries.shape)
         return replace(self, entries=entries, provenance=made)
 
     def to(self, dtype: torch.dtype) -> "KroneckerEigen":
@@ -176,22 +177,22 @@ class KroneckerEigen(Operator):
 def powers(values: Tensor, exponent: float, damping: float, what: str) -> Tensor:
     """Return (values + damping)^exponent; rounding below zero counts as zero for roots.
 
+    The last axis of the values belongs to one matrix.
+
     Raises
     ------
     IndefiniteError
-        If a negative value, or zero under a negative exponent, is met.
+        If a negative value is met, or under a negative exponent what may be zero.
     """
     shifted = values + damping
     if exponent < 0:
-        valid = bool((shifted > 0).all())
-    else:
-        rounding = 1e2 * torch.finfo(values.dtype).eps * float(values.abs().max())
-        valid = bool((shifted >= -rounding).all())
-        shifted = shifted.clamp_min(0)
-    if not valid:
+        require_positive(values, damping, what)
+        return shifted.pow(exponent)
+    rounding = 1e2 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    if not bool((shifted >= -rounding).all()):
         require_finite(shifted, f"{what} with damping {damping:g}")
         raise IndefiniteError(what, damping, float(values.min()))
-    return shifted.pow(exponent)
+    return shifted.clamp_min(0).pow(exponent)
 
 
 @inner_product(KroneckerEigen, KroneckerEigen)

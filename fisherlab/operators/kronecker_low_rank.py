@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.linalg import require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
@@ -133,11 +133,10 @@ class KroneckerLowRank(Operator):
         ValueError
             For a factored damping.
         """
-        shift = self.shift + tikhonov(damping, self)
+        damping = tikhonov(damping, self)
+        require_positive(self.eigenvalues(), damping, repr(self))
+        shift = self.shift + damping
         damped = self.entries + shift
-        if shift <= 0 or not bool((damped > 0).all()):
-            smallest = float(self.eigenvalues()[-1])
-            raise IndefiniteError(repr(self), shift - self.shift, smallest)
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return replace(
             self,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
@@ -144,9 +144,14 @@ class KroneckerSeries(Operator):
             If the damped matrix is not positive definite.
         """
         if isinstance(damping, Factored):
+            if not damping.value:
+                moments = (self.rows[0], self.cols[0])
+                values = (torch.linalg.eigvalsh(m.double()).to(self.dtype) for m in moments)
+                require_positive(torch.outer(*values).flatten(), 0.0, repr(self))
             chosen = self.damped(damping)
             if self.chain == "symmetric":
-                return chosen.whole.inverse(0.0)
+                assert isinstance(chosen.whole, KroneckerCongruence)
+                return chosen.whole.inverted()
             return chosen._stationary_inverse()
         if isinstance(self.whole, KroneckerSum):
             return self.whole.inverse(damping)

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import eigh, require_finite
+from fisherlab.numerics.linalg import eigh, require_finite, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 
@@ -150,9 +149,7 @@ class LowRank(Operator):
         damping = tikhonov(damping, self)
         shift, whole = self.shift + damping, len(self.values) == self.shape[0]
         damped = self.values + shift
-        require_finite(damped, f"{self!r} (damping {damping:g})")
-        if not (whole or shift > 0) or not bool((damped > 0).all()):
-            raise IndefiniteError(repr(self), damping, float(self.eigenvalues()[-1]))
+        require_positive(self.eigenvalues(), damping, repr(self))
         outside = 0.0 if whole else 1 / shift
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return LowRank(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import require_finite
+from fisherlab.numerics.linalg import require_finite, require_positive
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -110,11 +110,13 @@ class MiniBlocks(Operator):
 
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return the eigenvalues of all blocks, descending."""
-        values = [
-            torch.linalg.eigvalsh(blocks.double()).flatten().repeat(times)
-            for blocks, times in self._counted()
-        ]
-        return torch.cat(values).sort(descending=True).values.to(self.dtype)
+        values = torch.cat([table.flatten() for table in self._spectra()])
+        return values.sort(descending=True).values
+
+    def _spectra(self) -> Iterator[Float[Tensor, "_ _"]]:
+        for blocks, times in self._counted():
+            values = torch.linalg.eigvalsh(blocks.double()).to(self.dtype)
+            yield values.repeat(times, 1)
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
@@ -143,6 +145,9 @@ class MiniBlocks(Operator):
         """Return the float64 Cholesky factors of some damped blocks."""
         shifted = blocks.to(torch.float64, copy=True)
         shifted.diagonal(dim1=1, dim2=2).add_(damping)
+        if not damping:
+            values = torch.linalg.eigvalsh(shifted).to(self.dtype)
+            require_positive(values, damping, repr(self))
         factor, info = torch.linalg.cholesky_ex(shifted)
         if bool((info > 0).any()) or not bool(torch.isfinite(factor).all()):
             require_finite(blocks, f"{self!r} (damping {damping:g})")

@@ -1,5 +1,6 @@
 """For every output a diagonal plus one outer product."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -22,7 +23,8 @@ class RowRankOne(Operator):
     r"""Block-diagonal by output, each block :math:`\mathrm{diag}(d_r) + s_r u_r u_r^T`.
 
     Closed under damped inversion (Sherman-Morrison), with O(p) numbers and flops. Where
-    d_r + λ has no positive entries the blocks are formed and factorised instead.
+    λ = 0, or d_r + λ has an entry that is not positive, the blocks are formed and
+    factorised instead.
 
     Parameters
     ----------
@@ -104,6 +106,9 @@ class RowRankOne(Operator):
         """Return the eigenvalues of all blocks, descending, from formed blocks."""
         return self.formed.eigenvalues()
 
+    def _spectra(self) -> Iterator[Tensor]:
+        return self.formed._spectra()
+
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:
@@ -127,7 +132,7 @@ class RowRankOne(Operator):
         """
         damping = tikhonov(damping, self)
         shifted = self.entries + damping
-        if not bool((shifted > 0).all()):
+        if not damping or not bool((shifted > 0).all()):
             return self.formed.inverse(damping)
         turned = self.directions / shifted
         pivots = 1 + self.scales * (self.directions * turned).sum(1)

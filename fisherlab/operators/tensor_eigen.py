@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import require_finite
+from fisherlab.numerics.linalg import require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.partition import positions
@@ -168,9 +167,9 @@ class TensorEigen(Operator):
         pieces = []
         for piece in self.pieces:
             damped = piece.values + damping
-            require_finite(damped, f"{self!r} (damping {damping:g})")
-            if not bool((damped > 0).all()):
-                raise IndefiniteError(repr(self), damping, float(self.eigenvalues()[-1]))
+            # Products of damped modes: rounding is that of the longest mode.
+            values, size = piece.values.flatten(), max(piece.values.shape)
+            require_positive(values, damping, repr(self), size)
             pieces.append(replace(piece, values=damped.reciprocal()))
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return replace(self, pieces=tuple(pieces), provenance=made)

@@ -1,5 +1,7 @@
 """Wrong numbers, false bounds and NaN, one test a kind, against dense matrices."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -118,3 +120,62 @@ def test_a_bias_without_effect_adds_rounding_noise():
     with_bias = torch.tensor([[6e-16, 5e-16, 4e-31]], dtype=torch.double)
     dense = operators.QuasiDiagonal(squares, with_bias).to_dense()
     assert_close(dense, torch.diag(squares[0]))
+
+
+@functools.cache
+def deficient(seed, dtype):
+    """Return statistics of softmax outputs, and of fewer examples than inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype)
+    x = torch.randn(5, 6, generator=generator, dtype=dtype)
+    y = torch.randint(0, 3, (5,), generator=generator)
+    mean = fl.mean_gradient(model, (x, y), fl.Categorical())
+    return fl.collect(model, (x, y), fl.Categorical()), mean
+
+
+def made(name, seed, layer, dtype=torch.double):
+    method, (stats, mean) = fl.approximators()[name], deficient(seed, dtype)
+    chosen = mean if getattr(method, "takes", "") == "mean_gradient" else stats
+    return method(chosen[layer])
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+@pytest.mark.parametrize("name", fl.approximators())
+def test_a_singular_block_is_solved_without_damping(name, layer):
+    generator = torch.Generator().manual_seed(5)
+    for seed in range(2):
+        op = made(name, seed, layer)
+        values = torch.linalg.eigvalsh(op.to_dense())
+        w = torch.randn(op.weight_shape, generator=generator, dtype=torch.double)
+        calls = [
+            lambda op=op, w=w: op.solve(w, 0.0),
+            lambda op=op, w=w: op.inverse(0.0) @ w,
+            lambda op=op: op.logdet(0.0),
+        ]
+        if values[0] <= 1e-15 * values[-1]:
+            for call in calls:
+                with pytest.raises(fl.NumericalError, match="damping 0"):
+                    call()
+        elif values[0] >= 1e-10 * values[-1]:
+            expected = torch.linalg.solve(op.to_dense(), w.flatten()).view_as(w)
+            assert_close(calls[0](), expected, 1e-4)
+            assert_close(calls[1](), expected, 1e-4)
+            assert calls[2]() == pytest.approx(float(values.log().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", fl.approximators())
+def test_a_solve_leaves_the_residual_it_states(name):
+    op = made(name, 0, "0", torch.float32)
+    wide = op.to(torch.double)
+    values = torch.linalg.eigvalsh(wide.to_dense())
+    w = torch.randn(op.weight_shape, generator=torch.Generator().manual_seed(5))
+    for share in (1e-2, 1e-4, 1e-6, 1e-7, 1e-8):
+        shift = share * float(values[-1])
+        try:
+            x = op.solve(w, shift).double()
+        except fl.NumericalError:  # named, as it should be
+            continue
+        left = float((wide @ x + shift * x - w.double()).norm() / w.norm())
+        stated = 4 * torch.finfo(torch.float32).eps * (1 + share) / share
+        assert left <= max(stated, 1e-5)

@@ -113,7 +113,8 @@ class BlockDiagonal(NetworkOperator):
             If a damped block is not positive definite.
         """
         if isinstance(damping, Factored):
-            return -self.inverse(damping).logdet()
+            made = self.inverse(damping).blocks.values()
+            return -sum(op._log_volume() for op in made)
         shift = tikhonov(damping, self)
         return sum(op.logdet(shift) for op in self.blocks.values())
 

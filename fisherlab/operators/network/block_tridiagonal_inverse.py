@@ -169,7 +169,7 @@ class BlockTridiagonalInverse(NetworkOperator):
         shift = tikhonov(damping, self)
         if shift:
             return super().logdet(shift)
-        return sum(op.logdet() for op in self.middles.values())
+        return sum(op._log_volume() for op in self.middles.values())
 
     def inverse(self, damping: Damping) -> WholeNetwork:
         """Return (M + damping·I)⁻¹: dense up to 2000 rows, else iterative."""
