@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from fisherlab.plots.style import publication, text
+from fisherlab.plots.style import as_vectors, publication, text
 
 Array = NDArray[Any]
 LIMIT: Final = 2000
@@ -77,7 +77,7 @@ def heatmap(
         outline(ax, squares, bold=bool(named))
         _label_blocks(ax, named)
         if colorbar:
-            ax.figure.colorbar(image, ax=ax, label="|entry|", shrink=0.8)
+            as_vectors(ax.figure.colorbar(image, ax=ax, label="|entry|", shrink=0.8))
     return ax
 
 
@@ -190,6 +190,7 @@ def _row_colorbar(
     bar.set_ticks(list(ends), labels=[f"{end:.3g}" for end in ends])
     bar.minorticks_off()
     bar.outline.set_linewidth(0.5)
+    as_vectors(bar)
     damping = attrs.get("lambda")
     if damping is not None:
         bar.set_label(f"λ = {float(damping):.3g}", labelpad=-8)

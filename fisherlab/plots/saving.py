@@ -22,6 +22,7 @@ from fisherlab.plots.style import publication
 
 # Without a date in it the same figure is the same file.
 _UNDATED: Final = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_PIXELS: Final = 2**15  # along a side at most: renderers end at 2¹⁶
 _MARGIN: Final = 0.1  # inches around what is drawn; widths of text depend on the dpi
 
 Drawn: TypeAlias = Figure | Axes | sns.FacetGrid
@@ -39,7 +40,8 @@ def save(
     """Write a figure as `path`.png, `path`.pdf, … and its numbers as `path`.csv.
 
     Every file is written under another name first and then moved, so a reader
-    never meets half a file.
+    never meets half a file. A figure of more than 32,768 pixels along a side is
+    written with fewer dots per inch.
 
     Examples
     --------
@@ -86,6 +88,7 @@ def write(
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
     with _settled(figure.figure) as kept:
+        dpi = max(1, min(dpi, int(_PIXELS / max(kept.width, kept.height))))
         for file, suffix in zip(files, formats, strict=True):
             _atomic(file, partial(_render, figure.figure, suffix, dpi, kept))
             if colours is not None and suffix == "png":

@@ -193,3 +193,22 @@ def _drawable(character: str) -> str:
 @cache
 def _charmap() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def as_vectors(bar: Any) -> None:
+    """Draw the colours of a colour bar as vectors.
+
+    As pixels they make a PDF hold a picture of the size of the whole figure for every
+    bar until it is written.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> figure, ax = plt.subplots()
+    >>> bar = figure.colorbar(ax.imshow([[0.0, 1.0]]))
+    >>> as_vectors(bar)
+    >>> bool(bar.solids.get_rasterized())
+    False
+    >>> plt.close("all")
+    """
+    bar.solids.set(rasterized=False, edgecolor="face")

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
-from fisherlab.plots.style import new_axes, publication, text
+from fisherlab.plots.style import as_vectors, new_axes, publication, text
 
 NUMBERED: Final = 16
 """Layers up to which a table writes its numbers; above, they would not be legible."""
@@ -64,7 +64,7 @@ def layer_table(
         if len(rows) <= NUMBERED:
             _write_numbers(ax, values, top)
         label = str(da.attrs.get("long_name", da.name or "")).replace("_", " ")
-        ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8)
+        as_vectors(ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8))
     return ax
 
 

@@ -58,11 +58,14 @@ def _rows(data: xr.DataArray) -> pd.DataFrame:
 
 
 def _panels(ds: xr.Dataset) -> tuple[list[str], str]:
-    layers = frames.names(ds, "layer")
+    return _few(frames.names(ds, "layer"), "the tables hold all")
+
+
+def _few(layers: list[str], rest: str) -> tuple[list[str], str]:
     if len(layers) <= PANELS:
         return layers, ""
     chosen = np.linspace(0, len(layers) - 1, PANELS).round().astype(int)
-    note = f" {PANELS} of {len(layers)} layers are drawn; the tables hold all."
+    note = f" {PANELS} of {len(layers)} layers are drawn; {rest}."
     return [layers[i] for i in chosen], note
 
 
@@ -112,9 +115,11 @@ def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | 
 
 
 def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | None:
-    rows = [] if tree is None else _inverse_rows(tree)
-    if tree is None or not rows:
+    known = [] if tree is None else _inverse_rows(tree)
+    if tree is None or not known:
         return None
+    layers, note = _few([row["layer"] for row in known], "`inverse_blocks.nc` holds all")
+    rows = [row for row in known if row["layer"] in layers]
     scales = "; ".join(
         f"layer {row['layer']}: λ = {number(row['lambda'])}, darkest at "
         f"{number(row['darkest'])}"
@@ -124,12 +129,12 @@ def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | No
         f"Absolute entries of the damped inverse |(F̂ + λI)⁻¹|{_when(m)}, white 0, one "
         "linear scale per row that ends at the 99.5th percentile of the exact inverse "
         f"({scales}). Squares are mini-blocks: the weights into one output neuron, or "
-        f"of one kernel.{_masses(rows)}"
+        f"of one kernel.{_masses(rows)}{note}"
     )
     caption += " Click on the picture to enlarge it."
-    figure = plots.inverse_heatmap(tree)
+    figure = plots.inverse_heatmap(tree, layers)
     name, title = "inverse_heatmap", "The inverse, exact and approximate"
-    return Drawing(name, title, caption, figure, pd.DataFrame(rows), vector=False)
+    return Drawing(name, title, caption, figure, pd.DataFrame(known), vector=False)
 
 
 def _inverse_rows(tree: xr.DataTree) -> list[dict[str, Any]]:

@@ -1,14 +1,21 @@
 """What other people waited for: work that grew with the precision, the form or the size."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
+import xarray as xr
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fisherlab as fl
+from fisherlab.plots.style import new_axes
 from fisherlab.samples import OuterSamples, SharedSamples
 from fisherlab.statistics import Statistics
 
@@ -292,3 +299,43 @@ class Largest(TorchDispatchMode):
         if isinstance(made, torch.Tensor):
             self.nbytes = max(self.nbytes, made.untyped_storage().nbytes())
         return made
+
+
+def test_a_pdf_holds_one_picture_of_the_whole_figure_per_colour_bar():
+    blocks = (("approximator", "row", "col"), np.eye(4)[None])
+    axes = {"approximator": ["exact"], "row": range(4), "col": range(4)}
+    tree = {str(k): xr.Dataset({"inverse": blocks}, axes) for k in range(3)}
+    figure = fl.plots.inverse_heatmap(xr.DataTree.from_dict(tree))
+    ax = fl.plots.heatmap(tree["0"]["inverse"][0])
+    for drawn in (figure, ax.figure):
+        assert not drawn.findobj(lambda artist: artist.get_rasterized())
+    plt.close("all")
+
+
+def test_a_figure_is_larger_than_renderers_can_draw(tmp_path):
+    (file,) = fl.plots.save(new_axes(2.0, 400.0), tmp_path / "tall", formats=["png"])
+    with Image.open(file) as picture:
+        assert 2**14 < max(picture.size) <= 2**15
+    plt.close("all")
+
+
+MANY_LAYERS = """
+import resource, sys, torch, fisherlab as fl
+from torch import nn
+torch.manual_seed(0)
+middle = [m for _ in range(58) for m in (nn.Linear(8, 8), nn.Tanh())]
+net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), *middle, nn.Linear(8, 3)).double()
+data = torch.randn(40, 8).double(), torch.randint(0, 3, (40,))
+names = ["kfac", "diagonal"]
+fl.report.of_model(net, data, fl.Categorical(), sys.argv[1], approximators=names)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_report_of_many_layers_takes_little_memory(tmp_path):
+    command = [sys.executable, "-c", MANY_LAYERS, str(tmp_path / "page")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(told.stdout.split()[-1]) < 1536
+    html = (tmp_path / "page" / "report.html").read_text()
+    assert "12 of 60 layers are drawn" in html
