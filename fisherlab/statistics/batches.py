@@ -210,3 +210,11 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _sized(item: Any) -> bool:
     return hasattr(item, "__len__")
+
+
+def length(data: Any) -> int:
+    """Return the examples of one batch, 0 where they are not known beforehand."""
+    held = data[0] if isinstance(data, tuple) and data else None
+    while isinstance(held, (tuple, list, dict)) and held:
+        held = next(iter(held.values() if isinstance(held, dict) else held))
+    return len(held) if isinstance(held, Tensor) and held.dim() else 0

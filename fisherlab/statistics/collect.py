@@ -14,7 +14,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import taps
-from fisherlab.statistics.batches import Batch, batches
+from fisherlab.statistics.batches import Batch, batches, length
 from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Gathered
@@ -23,6 +23,7 @@ from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.values import LayerStatistics, Statistics
 
 Progress = bool | Callable[[int], Any]
+Planned = Callable[[dict[str, LayerStatistics], int], None]
 EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power of two)
 COLUMN_BYTES = 64 * 2**20  # output columns held at once
 MATRIX_BYTES = 256 * 2**20  # per-example matrices formed at once
@@ -43,6 +44,7 @@ class _Job:
     chunk_size: int | None
     budget: int
     by_column: bool
+    planned: Planned | None
 
     def at_once(self, likelihood_columns: int) -> int:
         """Return how many columns are pulled back together on this device."""
@@ -155,7 +157,12 @@ def collect(
     torch.Size([1, 5, 1, 2])
     """
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
-    gathered, seen = Gathered(compress), 0
+    gathered, examples = Gathered(compress), length(data)
+    remedy = "Use fewer layers or MonteCarlo, or approximate()."
+
+    def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
+        require(gathered.foretold(pieces, columns, examples), limit, "collect", remedy)
+
     for pieces in stream(
         model,
         data,
@@ -169,25 +176,15 @@ def collect(
         check_deterministic=check_deterministic,
         first=first,
         probes=probes,
+        planned=planned,
     ):
         for name, piece in pieces.items():
             gathered.add(name, piece)
-        remedy = "Use fewer layers or MonteCarlo, or approximate()."
-        seen += max(piece.count for piece in pieces.values())
-        expected = gathered.nbytes * max(1.0, _length(data) / max(seen, 1))
-        require(int(expected), limit, "collect", remedy)
+        require(gathered.nbytes, limit, "collect", remedy)
     joined = gathered.joined()
-    examples = max(layer.count for layer in joined.values())
-    made = replace(next(iter(joined.values())).provenance, layer="", examples=examples)
+    seen = max(layer.count for layer in joined.values())
+    made = replace(next(iter(joined.values())).provenance, layer="", examples=seen)
     return Statistics(joined, made)
-
-
-def _length(data: Any) -> int:
-    """Return the examples of one batch, 0 where they are not known beforehand."""
-    held = data[0] if isinstance(data, tuple) and data else None
-    while isinstance(held, (tuple, list, dict)) and held:
-        held = next(iter(held.values() if isinstance(held, dict) else held))
-    return len(held) if isinstance(held, Tensor) and held.dim() else 0
 
 
 def stream(
@@ -205,13 +202,15 @@ def stream(
     first: int = 0,
     probes: dict[Any, Probe] | None = None,
     by_column: bool = False,
+    planned: Planned | None = None,
 ) -> Iterator[dict[str, LayerStatistics]]:
     """Yield statistics of chunks of examples and columns, as `collect` joins them.
 
     Further columns of the same examples carry ``count=0``, so that sums over pieces
     count every example once. Parameters, errors and costs are those of `collect`; with
     `by_column` a piece holds one column where columns are pulled back one by one (a CPU,
-    shared forms alone), which is fastest for sums over columns: nothing is copied.
+    shared forms alone), which is fastest for sums over columns: nothing is copied. The
+    first piece of every run is shown to `planned`, with how many columns follow in all.
 
     Examples
     --------
@@ -234,6 +233,7 @@ def stream(
         chunk_size,
         parse_budget(budget, seen.device),
         by_column,
+        planned,
     )
     report, finish = _reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
@@ -290,10 +290,12 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
         name: batch.own(taps.joined_features(name, tap, passes))
         for name, tap in found.tapped.items()
     }
-    count = len(batch)
+    count, total = len(batch), job.fisher.column_count(job.likelihood, output)
     for columns in _columns(job, found, batch, output):
         pieces = _shared_pieces(job, found, passes, inputs, columns, count)
         pieces |= _general_pieces(job, found, batch, columns, count)
+        if count and job.planned:
+            job.planned(pieces, total)
         yield {name: pieces[name] for name in job.blocks}
         count = 0  # of further columns
 

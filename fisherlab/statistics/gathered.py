@@ -1,6 +1,6 @@
 """Statistics on their way into memory: chunks of columns and runs of examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fisherlab.statistics.values import LayerStatistics, join_columns, join_examples
 
@@ -25,6 +25,14 @@ class Gathered:
             self.nbytes += own_bytes(joined) - sum(map(own_bytes, runs[-1]))
             runs[-1] = [joined]
 
+    def foretold(
+        self, pieces: Mapping[str, LayerStatistics], columns: int, examples: int
+    ) -> int:
+        """Return the bytes that there will be, from the first chunks of a run."""
+        size = sum(_run_bytes(p, columns, self._compress) for p in pieces.values())
+        count = max(1, *(piece.count for piece in pieces.values()))
+        return max(self.nbytes + size, size * examples // count)
+
     def joined(self) -> dict[str, LayerStatistics]:
         """Return every block as one, letting go of the chunks block by block."""
         return {name: self._join(self._runs.pop(name)) for name in list(self._runs)}
@@ -38,6 +46,16 @@ def own_bytes(piece: LayerStatistics) -> int:
     held = [piece.gradients, piece.matrices]
     held += [piece.inputs, piece.tokens] if piece.count else []
     return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _run_bytes(piece: LayerStatistics, columns: int, compress: bool) -> int:
+    """Count the bytes of a run, from its first chunk, once it has all its columns."""
+    held = piece.matrices if piece.gradients is None else piece.gradients
+    if held is None or not len(held):
+        return own_bytes(piece)
+    single = piece.gradients is not None and held.shape[2] == 1
+    kept = min(columns, held.shape[3]) if compress and single else columns
+    return own_bytes(piece) + held.nbytes * (kept - len(held)) // len(held)
 
 
 def too_many_columns(run: Sequence[LayerStatistics]) -> bool:

@@ -1,5 +1,6 @@
 """What other people waited for: work that grew with the precision, the form or the size."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fisherlab.plots.style import new_axes
 from fisherlab.samples import OuterSamples, SharedSamples
 from fisherlab.statistics import Statistics
 
+collecting = importlib.import_module("fisherlab.statistics.collect")
 KRYLOV = ["kpsvd", "deflation", "kfac-corrected"]
 FAST = ("exact", "kfac", "ekfac", "mini-block", "cg-fac", "quasi-diagonal", "lanczos-2")
 
@@ -339,3 +341,21 @@ def test_the_report_of_many_layers_takes_little_memory(tmp_path):
     assert int(told.stdout.split()[-1]) < 1536
     html = (tmp_path / "page" / "report.html").read_text()
     assert "12 of 60 layers are drawn" in html
+
+
+def test_columns_that_cannot_fit_are_refused_before_they_are_pulled_back(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 300))
+    data = torch.randn(20, 4), torch.randint(0, 300, (20,))
+    needed = 20 * 300 * 300 * 4
+    monkeypatch.setattr(collecting, "PIECE_BYTES", needed // 20)
+    pulled, pull = [], collecting.taps.pull
+    monkeypatch.setattr(
+        collecting.taps, "pull", lambda *a: pulled.append(len(a[3])) or pull(*a)
+    )
+    with pytest.raises(fl.BudgetError):
+        fl.collect(model, data, fl.Categorical(), layers=["2"], budget=needed // 2)
+    assert sum(pulled) <= 300 // 10
+    # A narrow layer keeps as many columns as outputs, which fit.
+    narrow = fl.collect(model, data, fl.Categorical(), layers=["0"], budget=needed // 2)
+    assert len(narrow["0"].gradients) == 6
