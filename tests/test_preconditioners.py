@@ -12,9 +12,9 @@ from scipy.linalg import fractional_matrix_power
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.analysis.costs import building_flops, result_numbers
 from fisherlab.approximators import joined as joined_blocks
 from fisherlab.approximators import low_rank as low_rank_file
+from fisherlab.approximators.costs import building_flops, result_numbers
 from fisherlab.approximators.k_bfgs import damped_pair
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredFisher

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, final
 
-from fisherlab.analysis.costs import EIGEN, building_flops
 from fisherlab.approximators import (
     KPSVD,
     Approximator,
@@ -19,6 +18,7 @@ from fisherlab.approximators import (
     KFACCorrected,
     MiniBlock,
 )
+from fisherlab.approximators.costs import EIGEN, building_flops
 from fisherlab.numerics.memory import readable
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher

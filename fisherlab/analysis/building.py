@@ -1,8 +1,8 @@
 """Approximations made from statistics, with the reason where one cannot be had."""
 
 from fisherlab.analysis.cells import REFUSALS, Cells, reason
-from fisherlab.analysis.costs import result_numbers
 from fisherlab.approximators import Approximator
+from fisherlab.approximators.costs import result_numbers
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.numerics.memory import require
 from fisherlab.operators import Operator

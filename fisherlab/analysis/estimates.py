@@ -12,10 +12,10 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from fisherlab.analysis.costs import NEEDS_INPUTS, building_flops, result_numbers
 from fisherlab.analysis.coverages import text_table
 from fisherlab.analysis.plans import Collection, Plan, plans, route
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.costs import NEEDS_INPUTS, building_flops, result_numbers
 from fisherlab.approximators.register import by_name
 from fisherlab.approximators.streaming import streams_by_column
 from fisherlab.likelihoods import Likelihood

@@ -10,11 +10,11 @@ import xarray as xr
 
 from fisherlab.analysis.building import require_room
 from fisherlab.analysis.cells import described, layer_coordinates, reason
-from fisherlab.analysis.costs import building_flops
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.filling import require_inverses
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.costs import building_flops
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fisherlab.approximators.base import Approximator, Streaming
 from fisherlab.approximators.register import by_name
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.memory import Budget
+from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Repeated
@@ -54,6 +54,8 @@ def approximate(
     ValueError
         For unknown names, methods that cannot stream, or data that change from pass to
         pass; else as `collect`.
+    BudgetError
+        If the numbers of the results alone exceed the budget.
 
     Examples
     --------
@@ -89,6 +91,8 @@ def approximate(
             first=first,
             by_column=by_column,
         ):
+            if not all(states.values()):
+                _require_room(methods, pieces, parse_budget(budget))
             _feed(methods, states, done, pieces)
         for name, method in methods.items():
             _begin_again(method, states[name], done[name])
@@ -96,6 +100,21 @@ def approximate(
         name: {block: methods[name].finish(state) for block, state in blocks.items()}
         for name, blocks in states.items()
     }
+
+
+def _require_room(
+    methods: Mapping[str, Approximator], pieces: Mapping[str, LayerStatistics], limit: int
+) -> None:
+    """Refuse, at the first pieces, sums that alone exceed the budget."""
+    from fisherlab.approximators.costs import result_numbers  # knows every method
+
+    needed = sum(
+        (result_numbers(method, piece.samples) or 0) * piece.samples.dtype.itemsize
+        for method in methods.values()
+        for piece in pieces.values()
+    )
+    remedy = "Raise the budget, or use fewer layers or methods."
+    require(needed, limit, f"approximate by {', '.join(methods)}", remedy)
 
 
 def streams_by_column(methods: Iterable[Approximator]) -> bool:

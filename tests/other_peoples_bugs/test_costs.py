@@ -359,3 +359,13 @@ def test_columns_that_cannot_fit_are_refused_before_they_are_pulled_back(monkeyp
     # A narrow layer keeps as many columns as outputs, which fit.
     narrow = fl.collect(model, data, fl.Categorical(), layers=["0"], budget=needed // 2)
     assert len(narrow["0"].gradients) == 6
+
+
+def test_results_larger_than_the_budget_are_refused_before_they_are_summed():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 500)
+    data = torch.randn(6, 4), torch.randint(0, 500, (6,))
+    call = (model, data, fl.Categorical(), ["kfac"], fl.MonteCarlo(1))
+    with pytest.raises(fl.BudgetError, match="approximate by kfac"):
+        fl.approximate(*call, budget=500 * 500 * 4)
+    assert fl.approximate(*call, budget=500 * 500 * 5)["kfac"]["weight"].trace() > 0
