@@ -183,3 +183,19 @@ def test_compare_takes_it():
     ds = fl.compare(stats, methods, damping=0.1)
     assert (ds.status == "ok").all()
     assert bool(ds.inverse_error.notnull().all())
+
+
+@KINDS
+def test_float32_is_the_same_matrix(kind):
+    model, data = recurrent_statistics(5)
+    x = data[0][0] * torch.tensor([1.0, 1e-3], dtype=F64)  # a small direction
+    stats = fl.collect(model, (x, None), fl.Categorical())["step"]
+    method = fl.RecurrentKFAC(kind)
+    wide = method(stats)
+    w = cases.normal(*wide.weight_shape)
+    for narrow in (wide.to(torch.float32), method(stats.to(torch.float32))):
+        assert narrow.dtype == torch.float32
+        assert_close(narrow.to_dense().double(), wide.to_dense(), rtol=1e-5)
+        assert_close((narrow @ w.float()).double(), wide @ w, rtol=1e-5)
+        found = narrow.solve(w.float(), 0.1).double()
+        assert_close(found, wide.solve(w, 0.1), rtol=1e-4)

@@ -1,7 +1,9 @@
 """KFAC for recurrent layers: gradients of different times are a chain, not independent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
+
+import torch
 
 from fisherlab.approximators.kfac import factor_sums
 from fisherlab.approximators.sums import Sums, add
@@ -77,14 +79,19 @@ class RecurrentKFAC:
         return self.finish(self.accumulate(None, statistics))
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
-        """Add the moments of a chunk at equal and at neighbouring times."""
-        rows, cols = factor_sums(statistics, "expand", "RecurrentKFAC")
-        inputs, gradients = statistics.shared("RecurrentKFAC")
+        """Add the moments of a chunk at equal and at neighbouring times, in float64.
+
+        Moments in float32 know a lag between a large and a small direction to 1e-3 only.
+        """
+        wide = statistics.to(torch.float64)
+        rows, cols = factor_sums(wide, "expand", "RecurrentKFAC")
+        inputs, gradients = wide.shared("RecurrentKFAC")
         now, before = gradients[:, :, 1:].flatten(0, 2), gradients[:, :, :-1].flatten(0, 2)
         row_lags = now.T @ before
         now, before = inputs[:, 1:].flatten(0, 1), inputs[:, :-1].flatten(0, 1)
         col_lags = now.T @ before if statistics.count else cols
-        return add(state, Sums.of(statistics, rows, cols, row_lags, col_lags))
+        sums = Sums.of(wide, rows, cols, row_lags, col_lags)
+        return add(state, replace(sums, precision=statistics.samples.dtype))
 
     def merge(self, first: Sums, second: Sums) -> Sums:
         """Add up two parts."""
@@ -104,4 +111,5 @@ class RecurrentKFAC:
             max(round(times / max(state.count, 1)), 1),
             self.chain,
             state.provenance.by(repr(self)),
+            state.precision,
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from fisherlab.operators import Provenance
@@ -24,6 +25,8 @@ class Sums:
         Of the block.
     looked_up
         Whether the rows of the weight belong to the inputs: an embedding.
+    precision
+        That of the statistics, where the sums are wider.
     """
 
     tensors: tuple[Tensor, ...]
@@ -32,6 +35,7 @@ class Sums:
     weight_shape: tuple[int, int]
     provenance: Provenance
     looked_up: bool = False
+    precision: torch.dtype | None = None
 
     @classmethod
     def of(cls, statistics: LayerStatistics, *tensors: Tensor) -> "Sums":

@@ -42,6 +42,10 @@ class KroneckerSeries(Operator):
         "symmetric" (option 1) replaces Ψ̂ by its symmetric part, so that F is diagonal in
         one Kronecker basis. "stationary" (option 2) keeps Ψ̂; its factored inverse is that
         of T → ∞.
+    precision
+        Of products and results; by default that of the moments, which stay as they were
+        made: X₁ holds √s of a direction whose share of X₀ is s, so that rounding X₀ by
+        eps would change the series by √eps.
 
     Examples
     --------
@@ -56,6 +60,7 @@ class KroneckerSeries(Operator):
     length: int
     chain: Chain = "symmetric"
     provenance: Provenance = Provenance()
+    precision: torch.dtype | None = None
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -64,8 +69,8 @@ class KroneckerSeries(Operator):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.rows[0].dtype
+        """The precision of products and results."""
+        return self.precision or self.rows[0].dtype
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +90,17 @@ class KroneckerSeries(Operator):
     @cached_property
     def whole(self) -> Operator:
         """The series: one congruence (symmetric), or a sum of 2T − 1 terms."""
-        rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
-        cols = transition(*self.cols, self.chain, f"the column moments of {self!r}")
+        rows, cols = self._transitions()
         if self.chain == "symmetric":
-            return _congruence(rows, cols, self.length, self.provenance)
+            whole = _congruence(rows, cols, self.length, self.provenance)
+            return whole.to(self.dtype)
         terms = tuple(_series(rows, cols, self.length))
-        return KroneckerSum(terms, self.weight_shape, self.provenance)
+        return KroneckerSum(terms, self.weight_shape, self.provenance).to(self.dtype)
+
+    def _transitions(self) -> tuple[Transition, Transition]:
+        """X₀^½ and Ψ̂ of both sides, in float64."""
+        rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
+        return rows, transition(*self.cols, self.chain, f"the column moments of {self!r}")
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         return self.whole._apply(w)
@@ -159,18 +169,12 @@ class KroneckerSeries(Operator):
 
     def _stationary_inverse(self) -> StationaryInverse:
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
-        cols = transition(*self.cols, self.chain, f"the column moments of {self!r}")
-        return StationaryInverse.of(rows, cols, self.length, made)
+        rows, cols = self._transitions()
+        return StationaryInverse.of(rows, cols, self.length, made).to(self.dtype)
 
     def to(self, dtype: torch.dtype) -> "KroneckerSeries":
-        """Return the series in another precision."""
-        rows, cols = self.rows, self.cols
-        return replace(
-            self,
-            rows=(rows[0].to(dtype), rows[1].to(dtype)),
-            cols=(cols[0].to(dtype), cols[1].to(dtype)),
-        )
+        """Return the series in another precision, of the same moments."""
+        return replace(self, precision=dtype)
 
 
 @inner_product(KroneckerSeries, Operator)
@@ -182,14 +186,14 @@ def transition(
     moment: Float[Tensor, "n n"], lagged: Float[Tensor, "n n"], chain: Chain, what: str
 ) -> Transition:
     """Return X₀^½ and Ψ̂ = X₀^-½ X₁ X₀^-½ on the range of X₀, with ‖Ψ̂‖ ≤ 1."""
-    values, vectors = eigh(moment, what)
-    eps = torch.finfo(values.dtype).eps * len(values)
-    kept = values > 1e2 * eps * values[-1].clamp_min(0)
+    values, vectors = eigh(moment.double(), what)
+    rounding = len(values) * torch.finfo(moment.dtype).eps
+    kept = values > rounding * values[-1].clamp_min(0)
     roots = values.clamp_min(0).sqrt()
     inverse = torch.where(kept, 1 / roots.where(kept, 1.0), 0.0)
     root = (vectors * roots) @ vectors.T
     inverse_root = (vectors * inverse) @ vectors.T
-    psi = inverse_root @ lagged @ inverse_root
+    psi = inverse_root @ lagged.double() @ inverse_root
     if chain == "symmetric":
         psi = (psi + psi.T) / 2
     left, sizes, right = torch.linalg.svd(psi)
