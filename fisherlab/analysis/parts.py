@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +13,7 @@ import xarray as xr
 from fisherlab.analysis.files import ENGINE, PARTIAL, write_durably
 from fisherlab.errors import DataError
 
-_PARTS: Final = "results-*.nc"
+_PART: Final = re.compile(r"results-(\d+)-(\d+)\.nc")
 
 
 def write_part(rows: xr.Dataset, folder: Path) -> Path:
@@ -36,6 +38,13 @@ def write_part(rows: xr.Dataset, folder: Path) -> Path:
     return write_durably(folder / name, lambda path: path.write_bytes(content))
 
 
+def _parts(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Give the files of a result in order, with the first and the last step of each."""
+    for path in sorted(folder.glob("results-*")):
+        if found := _PART.fullmatch(path.name):
+            yield path, int(found[1]), int(found[2])
+
+
 def drop_parts(folder: Path, after: int) -> None:
     """Remove the files whose steps come after a step, and what unfinished writes left.
 
@@ -50,13 +59,25 @@ def drop_parts(folder: Path, after: int) -> None:
     """
     for path in folder.glob(f"{PARTIAL}*"):
         path.unlink()
-    for path in folder.glob(_PARTS):
-        if int(path.stem.split("-")[1]) > after:
+    for path, first, _ in _parts(folder):
+        if first > after:
             path.unlink()
 
 
-def read_parts(folder: Path) -> xr.Dataset:
-    """Load all steps of a result into memory.
+def last_step(folder: Path) -> int | None:
+    """Return the last step of which there are results, None without any.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> last_step(Path(tempfile.mkdtemp())) is None
+    True
+    """
+    return max((last for _, _, last in _parts(folder)), default=None)
+
+
+def read_parts(folder: Path, last: float = math.inf) -> xr.Dataset:
+    """Load all steps of a result into memory, or those up to the last one asked for.
 
     Raises
     ------
@@ -72,7 +93,9 @@ def read_parts(folder: Path) -> xr.Dataset:
     [3]
     """
     found = []
-    for path in sorted(folder.glob(_PARTS)):
+    for path, first, _ in _parts(folder):
+        if first > last:
+            break
         try:
             found.append(xr.load_dataset(path, engine=ENGINE))
         except (OSError, ValueError) as error:

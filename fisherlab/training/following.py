@@ -188,6 +188,8 @@ def _begin(run: Run, store: Store, chosen: Settings, steps: int, resume: bool) -
     record |= {"steps": steps, "every": sorted({*run.measured, *run.wanted})}
     record["sessions"].append(session(run.step))
     store.write_record(record)
+    # Nothing is refused any more.
+    store.drop_later(-1 if found is None else run.step)
 
 
 def _check(checkpoint: Checkpoint, run: Run, store: Store, steps: int) -> None:

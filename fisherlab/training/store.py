@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import xarray as xr
 
 from fisherlab.analysis.files import write_durably
-from fisherlab.analysis.parts import drop_parts, read_parts, write_part
+from fisherlab.analysis.parts import drop_parts, last_step, read_parts, write_part
 from fisherlab.errors import DataError, StoreError
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -94,7 +94,14 @@ class Store:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}") from error
-        return dict(found)
+        told = found if isinstance(found, dict) else {}
+        kinds = (("settings", dict), ("sessions", list))
+        if not all(isinstance(told.get(name), kind) for name, kind in kinds):
+            raise DataError(
+                f"{path} is not the record of a training: settings and sessions are "
+                "expected in it. Put the file back, or name another folder."
+            )
+        return told
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write how the run was made."""
@@ -103,15 +110,41 @@ class Store:
             write_durably(self.folder / _RECORD, lambda path: path.write_text(text))
 
     def load(self) -> tuple[Checkpoint, xr.Dataset] | None:
-        """Return the last checkpoint and the results up to it; drop all later ones."""
+        """Return the last checkpoint and the results up to it; nothing is changed.
+
+        Raises
+        ------
+        DataError
+            If the checkpoint or results that it counts are damaged or missing.
+        """
         path = self.folder / _CHECKPOINT
         if not path.exists():
-            drop_parts(self.folder, after=-1)
+            # The first checkpoint is written before the first step is taken.
+            if last := last_step(self.folder):
+                raise DataError(
+                    f"The store {self.folder} has results up to step {last} but no "
+                    f"{_CHECKPOINT} to go on from. Put it back, or name another folder; "
+                    "`fl.open` reads the results."
+                )
             return None
         checkpoint = load_checkpoint(path)
-        drop_parts(self.folder, after=checkpoint.step)
-        results = read_parts(self.folder) if checkpoint.measured else xr.Dataset()
+        if not checkpoint.measured:
+            return checkpoint, xr.Dataset()
+        results = read_parts(self.folder, checkpoint.step)
+        found = results["step"].values.tolist()
+        if found != list(checkpoint.measured):
+            unlike = sorted({*found} ^ {*checkpoint.measured}) or found
+            raise DataError(
+                f"The store {self.folder} does not hold the results that its checkpoint "
+                f"counts: steps {unlike[:5]} are missing, or there against it. Put the "
+                "files back, or name another folder."
+            )
         return checkpoint, results
+
+    def drop_later(self, step: int) -> None:
+        """Remove the results after a step, which are going to be measured again."""
+        with self._writing():
+            drop_parts(self.folder, after=step)
 
     def write_rows(self, rows: xr.Dataset) -> None:
         """Write the results of some moments."""

@@ -1,14 +1,17 @@
 """Files that are whole or as they were, whatever interrupts the writing."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import xarray as xr
 
 import fisherlab as fl
 from fisherlab.report.folder import whole_folder
+from tests.training_runs import small
 
 FULL_DISK = """
 import resource, signal, sys
@@ -87,3 +90,79 @@ def test_an_interrupted_overwrite_leaves_the_old_report(at, tmp_path, monkeypatc
     left = {file.name: file.read_text() for file in target.iterdir()}
     assert left == dict.fromkeys((*names, "mine.txt"), "old")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def followed(store, steps, every=2):
+    problem = small()
+    sgd = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    probes = [fl.probes.Losses()]
+    return fl.follow(problem, sgd, steps=steps, every=every, store=store, probes=probes)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def lose(name):
+    return lambda store, early: (store / name).unlink()
+
+
+def copy_of_a_part(store, early):
+    part = store / "results-000000000-000000000.nc"
+    (store / "results-000000000-000000001.nc").write_bytes(part.read_bytes())
+
+
+STORES = {
+    "the checkpoint is lost": (lose("checkpoint.pt"), {"steps": 8}, "no checkpoint.pt"),
+    "the checkpoint is lost, fewer steps": (
+        lose("checkpoint.pt"),
+        {"steps": 2},
+        "no checkpoint.pt",
+    ),
+    "an earlier checkpoint, other moments": (
+        lambda store, early: (store / "checkpoint.pt").write_bytes(early),
+        {"steps": 8, "every": 1},
+        "has not measured",
+    ),
+    "fewer steps": (lambda store, early: None, {"steps": 2}, "cannot go back"),
+    "the first results are lost": (
+        lose("results-000000000-000000000.nc"),
+        {"steps": 8},
+        "does not hold the results",
+    ),
+    "results are there twice": (copy_of_a_part, {"steps": 8}, "does not hold the results"),
+    "the record is a list": (
+        lambda store, early: (store / "run.json").write_text("[]"),
+        {"steps": 8},
+        "not the record",
+    ),
+    "the record is lost": (lose("run.json"), {"steps": 8}, "other files"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store at step 6, and its checkpoint of step 2."""
+    store = tmp_path_factory.mktemp("trained") / "run"
+    followed(store, 2)
+    early = (store / "checkpoint.pt").read_bytes()
+    followed(store, 6)
+    return store, early
+
+
+@pytest.mark.parametrize("case", STORES)
+def test_nothing_is_removed_from_a_store_that_is_refused(case, trained, tmp_path):
+    damage, asked, named = STORES[case]
+    store = shutil.copytree(trained[0], tmp_path / "run")
+    damage(store, trained[1])
+    before = content(store)
+    with pytest.raises(ValueError, match=named):
+        followed(store, **asked)
+    assert content(store) == before
+
+
+def test_other_files_beside_the_results_are_left_alone(trained, tmp_path):
+    store = shutil.copytree(trained[0], tmp_path / "run")
+    (store / "results-old.nc").write_text("mine")
+    assert followed(store, 6).test_loss.equals(fl.open(trained[0]).test_loss)
+    assert (store / "results-old.nc").read_text() == "mine"
