@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
-from fisherlab.analysis.files import write_durably
+from fisherlab.durable import write_durably
 from fisherlab.errors import DataError, NumericalError, StoreError
 from fisherlab.training import trajectory
 from fisherlab.training.order import Order

@@ -1,17 +1,16 @@
 """Results on disk: netCDF through h5netcdf, or zarr, written whole or not at all."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import xarray as xr
 
 from fisherlab.analysis.zarrs import is_zarr, read_zarr, write_zarr
+from fisherlab.durable import check_seal, write_sealed
 from fisherlab.errors import DataError
 
-ENGINE: Final = "h5netcdf"
-PARTIAL: Final = ".partial-"
+_ENGINE: Final = "h5netcdf"
 
 
 def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
@@ -47,55 +46,40 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     target = Path(path)
     if is_zarr(target):
         return write_zarr(result, target)
-    # In memory first: HDF5 does not survive a disk that is full.
-    if isinstance(result, xr.DataTree):
-        content = bytes(result.to_netcdf(engine=ENGINE, encoding=_compressed(result)))
-    else:
-        content = bytes(result.to_netcdf(engine=ENGINE))
-    return write_durably(target, lambda scratch: scratch.write_bytes(content))
+    return netcdf_file(result, target)
 
 
-def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that it is there in full, or as it was before, whatever happens.
-
-    Parameters
-    ----------
-    path
-        The file.
-    write
-        Writes to the path it is given, a temporary one in the same folder.
+def netcdf_file(result: xr.Dataset | xr.DataTree, target: Path) -> Path:
+    """Write a result as one sealed netCDF file, whole or not at all.
 
     Raises
     ------
     OSError
         If the folder cannot be written; an existing file is left as it was.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
-    >>> write_durably(file, lambda path: path.write_text("done")).read_text()
-    'done'
     """
-    scratch = path.with_name(PARTIAL + path.name)
+    # In memory first: HDF5 does not survive a disk that is full.
+    if isinstance(result, xr.DataTree):
+        content = bytes(result.to_netcdf(engine=_ENGINE, encoding=_compressed(result)))
+    else:
+        content = bytes(result.to_netcdf(engine=_ENGINE))
+    return write_sealed(target, lambda scratch: scratch.write_bytes(content))
+
+
+def read_netcdf(path: Path) -> xr.DataTree:
+    """Load a netCDF file into memory, if it is what was written.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, or no netCDF file.
+    """
     try:
-        write(scratch)
-        _flush(scratch)
-        os.replace(scratch, path)
-        _flush(path.parent)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
+        check_seal(path)
+        return xr.load_datatree(path, engine=_ENGINE)
+    except DataError:
         raise
-    return path
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    except Exception as error:  # HDF5 raises anything where nothing is sealed
+        raise DataError(f"{path} is not a readable netCDF file: {error}") from error
 
 
 def _compressed(tree: xr.DataTree) -> Any:
@@ -123,7 +107,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     Raises
     ------
     DataError
-        If the file is missing or is no netCDF file.
+        If the file is missing, damaged, or no netCDF file.
 
     Examples
     --------
@@ -145,11 +129,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         from fisherlab.analysis.parts import read_parts
 
         return read_parts(file)
-    try:
-        tree: xr.DataTree = xr.load_datatree(file, engine=ENGINE)
-    except (OSError, ValueError) as error:
-        raise DataError(f"open: {file} is not a readable netCDF file: {error}") from error
-    return _unwrapped(tree)
+    return _unwrapped(read_netcdf(file))
 
 
 def _unwrapped(tree: xr.DataTree) -> xr.Dataset | xr.DataTree:

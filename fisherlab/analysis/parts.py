@@ -10,7 +10,8 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.files import ENGINE, PARTIAL, write_durably
+from fisherlab.analysis.files import netcdf_file, read_netcdf
+from fisherlab.durable import PARTIAL
 from fisherlab.errors import DataError
 
 _PART: Final = re.compile(r"results-(\d+)-(\d+)\.nc")
@@ -33,9 +34,7 @@ def write_part(rows: xr.Dataset, folder: Path) -> Path:
     """
     steps = rows["step"].values
     name = f"results-{int(steps[0]):09d}-{int(steps[-1]):09d}.nc"
-    # In memory first: HDF5 does not survive a disk that is full.
-    content = bytes(rows.to_netcdf(engine=ENGINE))
-    return write_durably(folder / name, lambda path: path.write_bytes(content))
+    return netcdf_file(rows, folder / name)
 
 
 def _parts(folder: Path) -> Iterator[tuple[Path, int, int]]:
@@ -96,10 +95,7 @@ def read_parts(folder: Path, last: float = math.inf) -> xr.Dataset:
     for path, first, _ in _parts(folder):
         if first > last:
             break
-        try:
-            found.append(xr.load_dataset(path, engine=ENGINE))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not a readable netCDF file: {error}") from error
+        found.append(read_netcdf(path).to_dataset())
     if not found:
         raise DataError(f"{folder} holds no results of a training.")
     return join_steps(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import copy
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from fisherlab.analysis.files import write_durably
+from fisherlab.durable import check_seal, write_sealed
 from fisherlab.errors import DataError
 from fisherlab.training.portable import pack, unpack
 
@@ -70,7 +71,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     3
     """
     content = {"version": _VERSION, **pack(vars(checkpoint), "checkpoint")}
-    write_durably(path, lambda scratch: _write(content, scratch))
+    write_sealed(path, lambda scratch: _write(content, scratch))
 
 
 def _write(content: Any, path: Path) -> None:
@@ -89,13 +90,60 @@ def load_checkpoint(path: Path) -> Checkpoint:
         If the file is not a whole checkpoint of this version.
     """
     try:
+        if not check_seal(path):  # torch reads no checksums
+            _check_sums(path)
         content = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
         raise DataError(f"{path} is not a checkpoint of version {_VERSION}.")
-    return Checkpoint(**unpack(content))
+    try:
+        found = unpack(content)
+    except ValueError as error:
+        raise DataError(f"{path} is not a readable checkpoint: {error}") from error
+    return _checked(found, path)
+
+
+def _check_sums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if bad := archive.testzip():
+            raise ValueError(f"the checksum of {bad} is wrong")
+
+
+def _checked(found: dict[str, Any], path: Path) -> Checkpoint:
+    """Make a checkpoint of parts of the kinds that it is written with."""
+    unlike = sorted(_KINDS.keys() ^ found.keys(), key=str)
+    if not unlike:
+        unlike = [name for name, fits in _KINDS.items() if not fits(found[name])]
+    if unlike:
+        raise DataError(
+            f"{path} is not a readable checkpoint: {', '.join(map(str, unlike))} is not "
+            "what a training writes there."
+        )
+    return Checkpoint(**found)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+_KINDS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "step": _counts,
+    "model": _is_mapping,
+    "optimizer": _is_mapping,
+    "scheduler": lambda value: value is None or _is_mapping(value),
+    "memories": _is_mapping,
+    "seconds": lambda value: type(value) in (int, float),
+    "losses": lambda value: isinstance(value, tuple) and len(value) == 2,
+    "measured": lambda value: isinstance(value, tuple) and all(map(_counts, value)),
+}
 
 
 def restore(
@@ -109,13 +157,15 @@ def restore(
     Raises
     ------
     DataError
-        If they are not what the checkpoint was made from.
+        If they are not what the checkpoint was made from; the model is as it was then.
     """
+    before = copy.deepcopy(model.state_dict())
     try:
         model.load_state_dict(dict(checkpoint.model))
         optimizer.load_state_dict(dict(checkpoint.optimizer))
         if scheduler is not None:
             scheduler.load_state_dict(dict(checkpoint.scheduler or {}))
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # states may hold anything
+        model.load_state_dict(before)
         reason = " ".join(str(error).split())
         raise DataError(f"The checkpoint does not fit the training: {reason}") from error

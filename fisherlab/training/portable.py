@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
@@ -83,7 +84,7 @@ def unpack(value: Any) -> Any:
     Raises
     ------
     ValueError
-        If a class is unknown.
+        If a class is unknown, or its fields are others.
 
     Examples
     --------
@@ -93,7 +94,7 @@ def unpack(value: Any) -> Any:
     """
     if isinstance(value, dict):
         if _KIND in value:
-            return _made(value[_KIND], value["fields"])
+            return _made(value[_KIND], value.get("fields"))
         return {key: unpack(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(unpack(item) for item in value)
@@ -147,12 +148,34 @@ _BUILTIN: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def _made(kind: str, content: Any) -> Any:
-    if kind in _BUILTIN:
-        return _BUILTIN[kind](content)
+def _made(kind: object, content: Any) -> Any:
+    if isinstance(kind, str) and kind in _BUILTIN:
+        try:
+            return _BUILTIN[kind](content)
+        except TypeError as error:
+            raise ValueError(f"The checkpoint holds no {kind}: {error}.") from error
+    found = _class_called(str(kind))
+    names = {field.name for field in fields(found)}
+    given = content.keys() if isinstance(content, Mapping) else {"no mapping"}
+    # A field that is new since then has its default, which the class holds.
+    unlike = (given - names) | {name for name in names - given if not hasattr(found, name)}
+    if unlike:
+        raise ValueError(
+            f"The checkpoint holds a {kind} with other fields than this version has: "
+            f"{', '.join(sorted(map(str, unlike)))}."
+        )
+    value = object.__new__(found)
+    for field, item in content.items():
+        object.__setattr__(value, field, unpack(item))
+    return value
+
+
+def _class_called(kind: str) -> Any:
+    """Return the dataclass of this name."""
     module, _, name = kind.partition(":")
     if module.startswith("fisherlab."):
-        importlib.import_module(module)
+        with suppress(ImportError):
+            importlib.import_module(module)
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -162,7 +185,4 @@ def _made(kind: str, content: Any) -> Any:
             "module. Import the module that defines it first."
         )
         raise ValueError(msg)
-    value = object.__new__(found)
-    for field, item in content.items():
-        object.__setattr__(value, field, unpack(item))
-    return value
+    return found

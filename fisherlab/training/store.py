@@ -12,8 +12,8 @@ from typing import Any, Final, final
 
 import xarray as xr
 
-from fisherlab.analysis.files import write_durably
 from fisherlab.analysis.parts import drop_parts, last_step, read_parts, write_part
+from fisherlab.durable import PARTIAL, write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -83,7 +83,7 @@ class Store:
         path = self.folder / _RECORD
         if not path.exists():
             others = sorted(p.name for p in self.folder.iterdir() if p.name != _LOCK)
-            others = [name for name in others if not name.startswith(".partial-")]
+            others = [name for name in others if not name.startswith(PARTIAL)]
             if others:
                 raise DataError(
                     f"The folder {self.folder} holds no training but other files "

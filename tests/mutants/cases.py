@@ -491,21 +491,21 @@ TRAINING = [
 ANALYSIS = [
     mutant(
         "files are renamed before they are on the disk",
-        "analysis/files.py",
-        "        _flush(scratch)\n",
+        "durable.py",
+        "        flush(scratch)\n",
         "",
         "follow::a_file_is_on_the_disk_before_it_gets_its_name",
     ),
     mutant(
         "the name of a new file is not on the disk",
-        "analysis/files.py",
-        "        _flush(path.parent)\n",
+        "durable.py",
+        "        flush(path.parent)\n",
         "",
         "follow::a_file_is_on_the_disk_before_it_gets_its_name",
     ),
     mutant(
         "a write that breaks off leaves its scratch file",
-        "analysis/files.py",
+        "durable.py",
         "        scratch.unlink(missing_ok=True)\n",
         "        pass\n",
         "follow::a_write_that_breaks_off_leaves_the_old_file",

@@ -1,5 +1,6 @@
 """Files that are whole or as they were, whatever interrupts the writing."""
 
+import random
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.report.folder import whole_folder
+from fisherlab.training.checkpoints import load_checkpoint
+from fisherlab.training.portable import pack
 from tests.training_runs import small
 
 FULL_DISK = """
@@ -166,3 +169,112 @@ def test_other_files_beside_the_results_are_left_alone(trained, tmp_path):
     (store / "results-old.nc").write_text("mine")
     assert followed(store, 6).test_loss.equals(fl.open(trained[0]).test_loss)
     assert (store / "results-old.nc").read_text() == "mine"
+
+
+def table():
+    values = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    coords = {"layer": ["a", "ä"], "step": [0, 1, 2]}
+    return xr.Dataset({"error": (("layer", "step"), values.numpy())}, coords, {"n": "1"})
+
+
+def saved_dataset(folder, trained):
+    return fl.save(table(), folder / "a.nc"), fl.open, fl.open(folder / "a.nc")
+
+
+def saved_tree(folder, trained):
+    tree = xr.DataTree.from_dict({"/one": table(), "/two": table()})
+    return fl.save(tree, folder / "a.nc"), fl.open, fl.open(folder / "a.nc")
+
+
+def saved_part(folder, trained):
+    name = "results-000000002-000000002.nc"
+    file = Path(shutil.copy(trained[0] / name, folder))
+    return file, lambda path: fl.open(path.parent), fl.open(folder)
+
+
+def checkpoint(folder, trained):
+    file = Path(shutil.copy(trained[0] / "checkpoint.pt", folder))
+    return file, load_checkpoint, load_checkpoint(file)
+
+
+def unsealed_checkpoint(folder, trained):
+    file, read, whole = checkpoint(folder, trained)
+    file.write_bytes(file.read_bytes().rpartition(b"\nfisherlab")[0])
+    return file, read, whole
+
+
+def damaged(whole, count=40):
+    """Give a file with one bit changed somewhere, or cut off somewhere."""
+    draw = random.Random(0)
+    for k in range(count):
+        at = draw.randrange(len(whole))
+        changed = bytes([whole[at] ^ 1 << draw.randrange(8)])
+        yield whole[:at] + (b"" if k % 4 == 0 else changed + whole[at + 1 :])
+
+
+def identical(found, whole):
+    if isinstance(whole, (xr.Dataset, xr.DataTree)):
+        return found.identical(whole)
+    return repr(pack(vars(found))) == repr(pack(vars(whole)))
+
+
+FILES = [saved_dataset, saved_tree, saved_part, checkpoint, unsealed_checkpoint]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_damaged_file_is_refused_or_read_as_it_was(kind, trained, tmp_path):
+    file, read, whole = kind(tmp_path, trained)
+    assert identical(read(file), whole)
+    refused = 0
+    for content in damaged(file.read_bytes()):
+        file.write_bytes(content)
+        try:
+            assert identical(read(file), whole)
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+            assert str(file.name) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 10
+
+
+def test_files_without_a_hash_are_read(trained, tmp_path):
+    file = tmp_path / "a.nc"
+    table().to_netcdf(file, engine="h5netcdf")
+    assert fl.open(file).identical(table())
+    old, read, whole = unsealed_checkpoint(tmp_path, trained)
+    assert identical(read(old), whole)
+
+
+DIAGONAL = "fisherlab.operators.diagonal:Diagonal"
+HOSTILE = {
+    "a missing module": {"memories": {"__kind__": "fisherlab.nope:X", "fields": {}}},
+    "no fields": {"memories": {"__kind__": "slice"}},
+    "no text": {"memories": {"__kind__": 3, "fields": {}}},
+    "a list of fields": {"memories": {"__kind__": DIAGONAL, "fields": [1]}},
+    "a slice of five": {"memories": {"__kind__": "slice", "fields": (1, 2, 3, 4, 5)}},
+    "a class": {"memories": {"__kind__": DIAGONAL, "fields": {"__class__": 3}}},
+    "fields missing": {"memories": {0: {"__kind__": DIAGONAL, "fields": {}}}},
+    "a key more": {"more": 1},
+    "text": {"step": "x"},
+    "a step before the first": {"step": -5},
+    "no losses": {"losses": None},
+    "other weights": {"model": {"0.weight": torch.ones(1), "0.bias": torch.ones(5)}},
+    "another optimiser": {"optimizer": {"param_groups": 3}},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_checkpoint_of_wrong_parts_is_refused_in_a_sentence(case, trained, tmp_path):
+    store = shutil.copytree(trained[0], tmp_path / "run")
+    file = store / "checkpoint.pt"
+    torch.save(torch.load(file, weights_only=True) | HOSTILE[case], file)
+    before = content(store)
+    problem = small()
+    weights = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    sgd = torch.optim.SGD(problem.model.parameters(), lr=0.1)
+    probes = [fl.probes.Losses()]
+    with pytest.raises(ValueError, match="checkpoint"):
+        fl.follow(problem, sgd, steps=8, every=2, store=store, probes=probes)
+    assert content(store) == before
+    left = problem.model.state_dict()
+    assert all(torch.equal(left[name], weight) for name, weight in weights.items())

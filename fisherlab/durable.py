@@ -1,0 +1,135 @@
+"""Files that are written whole or not at all, and say so when they were damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from fisherlab.errors import DataError
+
+PARTIAL: Final = ".partial-"
+_SEAL: Final = b"\nfisherlab sha256 "
+_LENGTH: Final = len(_SEAL) + 64
+
+
+def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file so that it is there in full, or as it was before, whatever happens.
+
+    Parameters
+    ----------
+    path
+        The file.
+    write
+        Writes to the path it is given, a temporary one in the same folder.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written; an existing file is left as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> write_durably(file, lambda path: path.write_text("done")).read_text()
+    'done'
+    """
+    scratch = path.with_name(PARTIAL + path.name)
+    try:
+        write(scratch)
+        flush(scratch)
+        os.replace(scratch, path)
+        flush(path.parent)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Examples
+    --------
+    >>> flush(Path.cwd())
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_sealed(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file as `write_durably` does, with a hash of its content at its end.
+
+    HDF5 and zip files are read as before by any program: both end where they say.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written; an existing file is left as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> write_sealed(file, lambda path: path.write_text("done")).read_text().split()[:3]
+    ['done', 'fisherlab', 'sha256']
+    """
+
+    def sealed(scratch: Path) -> None:
+        write(scratch)
+        seal = _SEAL + _digest(scratch, scratch.stat().st_size)
+        with scratch.open("ab") as file:
+            file.write(seal)
+
+    return write_durably(path, sealed)
+
+
+def check_seal(path: Path) -> bool:
+    """Tell whether a file has a seal; files of others and of old versions have none.
+
+    Raises
+    ------
+    DataError
+        If the content is not what was sealed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> check_seal(write_sealed(file, lambda path: path.write_text("done")))
+    True
+    >>> _ = file.write_bytes(file.read_bytes().replace(b"done", b"gone"))
+    >>> check_seal(file)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.DataError: ...a.txt is damaged: its content is not what was ...
+    """
+    size = path.stat().st_size - _LENGTH
+    if size < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(size)
+        seal = file.read()
+    if not seal.startswith(_SEAL):
+        return False
+    if seal != _SEAL + _digest(path, size):
+        raise DataError(
+            f"{path} is damaged: its content is not what was written into it. Take a "
+            "copy of the file, or make it again."
+        )
+    return True
+
+
+def _digest(path: Path, size: int) -> bytes:
+    """Return the SHA-256 of the first bytes of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (part := file.read(min(size, 2**24))):
+            digest.update(part)
+            size -= len(part)
+    return digest.hexdigest().encode()
