@@ -56,12 +56,16 @@ def _need(target: Tensor | None, likelihood: str) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Categorical:
-    """Classes in the last axis of the logits, cross-entropy summed over other axes.
+    """Classes in one axis of the logits, cross-entropy summed over the others.
 
     Parameters
     ----------
     ignore_index
         Labels with this value drop their position from loss and Fisher.
+    class_axis
+        Axis of the output that holds the classes: 1 in the convention of torch's
+        `cross_entropy`, (N, C, H, W). The last one by default; where an output of three
+        or more axes and its labels allow axis 1 as well, it must be said.
 
     Notes
     -----
@@ -72,37 +76,59 @@ class Categorical:
     --------
     >>> Categorical().loss(torch.zeros(1, 4), torch.tensor([2]))
     tensor([1.3863])
+    >>> labels = torch.zeros(1, 5, dtype=torch.long)
+    >>> Categorical(class_axis=1).loss(torch.zeros(1, 4, 5), labels)
+    tensor([6.9315])
     """
 
     ignore_index: int = -100
+    class_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the axis."""
+        if self.class_axis == 0:
+            msg = "Categorical(class_axis=0): axis 0 is the example; give another one."
+            raise ValueError(msg)
+
+    def _axis(self, output: Tensor) -> int:
+        """Return the axis of the classes, counted from the end."""
+        axis = -1 if self.class_axis is None else self.class_axis
+        return axis if axis < 0 else axis - output.dim()
 
     def check(self, output: Tensor, target: Tensor | None) -> None:
-        """Raise ValueError unless y holds class numbers for every position."""
-        if output.dim() < 2:
+        """Raise ValueError unless y holds class numbers for every position.
+
+        And unless the axis of the classes is said, where shapes leave it open.
+        """
+        shape, axis = tuple(output.shape), self._axis(output)
+        if output.dim() < 2 or not -output.dim() < axis < 0:
+            where = "" if self.class_axis is None else f" with class_axis={self.class_axis}"
             msg = (
-                "Categorical: the output has shape "
-                f"{tuple(output.shape)}; (N, ..., classes) is expected."
+                f"Categorical: the output has shape {shape}; (N, ..., classes) is "
+                f"expected{where}."
             )
             raise ValueError(msg)
-        if output.shape[-1] < 2:
+        if shape[axis] < 2:
             msg = (
-                f"Categorical: the output of shape {tuple(output.shape)} has one class, "
-                "whose probability is always 1. Give it a logit for every class, or use "
+                f"Categorical: the output of shape {shape} has one class, whose "
+                "probability is always 1. Give it a logit for every class, or use "
                 "Bernoulli() for a single logit."
             )
             raise ValueError(msg)
+        positions = _without(shape, axis)
+        self._require_axis(shape, target)
         if target is None:
             return
-        if target.is_floating_point() or target.shape != output.shape[:-1]:
+        if target.is_floating_point() or target.shape != positions:
             msg = (
                 f"Categorical: labels of shape {tuple(target.shape)} and dtype "
-                f"{target.dtype} were given for an output of shape "
-                f"{tuple(output.shape)}; integers of shape {tuple(output.shape[:-1])} "
-                "are expected."
+                f"{target.dtype} were given for an output of shape {shape}; integers of "
+                f"shape {positions} are expected. Classes in another axis than the last "
+                "are said by class_axis."
             )
             raise ValueError(msg)
         used = target[target != self.ignore_index]
-        classes = output.shape[-1]
+        classes = shape[axis]
         if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
             msg = (
                 f"Categorical: labels run from {int(used.min())} to {int(used.max())}, "
@@ -110,31 +136,48 @@ class Categorical:
             )
             raise ValueError(msg)
 
+    def _require_axis(self, shape: tuple[int, ...], target: Tensor | None) -> None:
+        """Refuse to guess between (N, ..., C) and torch's (N, C, ...)."""
+        if self.class_axis is not None or len(shape) < 3:
+            return
+        fitting = {_without(shape, 1), _without(shape, -1)}
+        if target is None or fitting == {tuple(target.shape)}:
+            given = "no labels" if target is None else f"labels {tuple(target.shape)}"
+            msg = (
+                f"Categorical: an output of shape {shape} and {given} leave open which "
+                "axis holds the classes. Say Categorical(class_axis=-1) for the last one, "
+                "or class_axis=1 for torch's (N, C, ...)."
+            )
+            raise ValueError(msg)
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return −Σ log p(y), shape (N,)."""
         used = target != self.ignore_index
-        index = torch.where(used, target, 0).long()
-        chosen = output.log_softmax(-1).gather(-1, index[..., None])[..., 0]
+        axis = self._axis(output)
+        index = torch.where(used, target, 0).long().unsqueeze(axis)
+        chosen = output.log_softmax(axis).gather(axis, index).squeeze(axis)
         return -(chosen * used).flatten(1).sum(1) if chosen.dim() > 1 else -chosen * used
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """Return p − onehot(y), zero where ignored."""
         target = _need(target, "Categorical")
-        used = target != self.ignore_index
-        index = torch.where(used, target, 0)[..., None].long()
-        out = output.softmax(-1)
-        out = out.scatter_add(-1, index, torch.full_like(out[..., :1], -1.0))
-        return out * used[..., None]
+        used, axis = target != self.ignore_index, self._axis(output)
+        index = torch.where(used, target, 0).long().unsqueeze(axis)
+        out = output.softmax(axis)
+        out = out.scatter_add(axis, index, torch.full_like(out.narrow(axis, 0, 1), -1.0))
+        return out * used.unsqueeze(axis)
 
     def column_count(self, output: Tensor) -> int:
         """Return positions · (classes − 1)."""
-        return output[0, ..., 0].numel() * (output.shape[-1] - 1)
+        return self.uniforms_per_example(output) * (output.shape[self._axis(output)] - 1)
 
     def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
         """Return columns s_c = √p_c (e_c − (p + √p₀ e₀) / (1 + √p₀)), 0 < c < C.
 
         They are those of (diag(√p) − p√pᵀ) H, H the reflection of √p onto −e₀.
         """
+        axis = self._axis(output)
+        mask, output = self.mask(output, target), output.movedim(axis, -1)
         n, classes = output.shape[0], output.shape[-1]
         numbers = torch.arange(part.start, part.stop, device=output.device)
         position, column = numbers // (classes - 1), numbers % (classes - 1) + 1
@@ -147,9 +190,7 @@ class Categorical:
         scale = root[:, there, column].T
         out[here, :, position] = -scale[..., None] * beside.transpose(0, 1)[there]
         out[here, :, position, column] = scale * own[:, there, column].T
-        mask = self.mask(output, target)
-        out = out.view(-1, *output.shape)
-        return out if mask is None else out * mask
+        return _masked(out.view(-1, *output.shape).movedim(-1, axis), mask)
 
     def _terms(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return √p, (p + √p₀ e₀) / (1 + √p₀), and 1 less that without cancellation."""
@@ -163,10 +204,11 @@ class Categorical:
 
     def uniforms_per_example(self, output: Tensor) -> int:
         """Return one per position."""
-        return output[0, ..., 0].numel()
+        return output[0].numel() // output.shape[self._axis(output)]
 
     def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
         """Return classes by inverse transform."""
+        output = output.movedim(self._axis(output), -1)
         edges = output.double().softmax(-1).cumsum(-1)
         points = uniforms.view(*output.shape[:-1], 1).double() * edges[..., -1:]
         return (points >= edges[..., :-1]).sum(-1)
@@ -175,7 +217,15 @@ class Categorical:
         """Return zeros at ignored positions."""
         if target is None or not bool((target == self.ignore_index).any()):
             return None
-        return (target != self.ignore_index).to(output.dtype)[..., None]
+        used = (target != self.ignore_index).to(output.dtype)
+        return used.unsqueeze(self._axis(output))
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Return a shape with one axis less."""
+    kept = list(shape)
+    del kept[axis]
+    return tuple(kept)
 
 
 def _sums_before(p: Tensor) -> Tensor:

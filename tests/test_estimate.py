@@ -85,7 +85,8 @@ def test_forced_forms_are_shown() -> None:
 
 def test_shown_as_text_and_html() -> None:
     case = NETWORKS["lstm"]()
-    found = fl.estimate(case.model, (case.x, None), case.likelihood, ["kfac", "low-rank"])
+    likelihood = fl.Categorical(class_axis=-1)
+    found = fl.estimate(case.model, (case.x, None), likelihood, ["kfac", "low-rank"])
     text = repr(found)
     assert "needs the shared form" in text
     assert "not counted" in text
@@ -185,9 +186,10 @@ def test_a_stream_of_methods_that_hold_samples_holds_them_all() -> None:
     assert "fisherlab.approximate" not in said.advice
 
 
-def test_a_single_class_has_no_columns_and_fits_no_budget_of_ten_bytes() -> None:
+def test_an_output_that_collect_refuses_is_refused() -> None:
     model, data = nn.Linear(3, 1), (torch.rand(5, 3), None)
-    assert not fl.estimate(model, data, fl.Categorical(), ["kfac"], budget=10).fits
+    with pytest.raises(ValueError, match="one class"):
+        fl.estimate(model, data, fl.Categorical(), ["kfac"])
 
 
 def test_output_gradients_are_cut_into_pieces_that_fit_the_budget(monkeypatch) -> None:

@@ -161,7 +161,9 @@ def plans(
         examples += len(part)
         first = first or part
         if part.signature not in probes:
-            probes[part.signature] = probe(seen, found, part)
+            probes[part.signature] = tried = probe(seen, found, part)
+            y = None if part.y is None else part.y[:1]
+            likelihood.check(tried.output[:1].detach(), y)
     assert first is not None  # batches refuses empty data
     longest = max(probes.values(), key=lambda p: p.output.numel())
     columns = (fisher or Exact()).column_count(likelihood, longest.output)

@@ -179,7 +179,7 @@ def _performance(problem: Problem, model: nn.Module, seed: int) -> dict[str, xr.
         )
         if isinstance(problem.likelihood, Categorical):
             found[f"{name}_accuracy"] = xr.DataArray(
-                accuracy(model, data),
+                accuracy(model, data, problem.likelihood.class_axis),
                 attrs={"long_name": f"{name} accuracy", "units": "1"},
             )
     return found

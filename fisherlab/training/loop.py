@@ -243,8 +243,10 @@ def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Pair) -> float:
+def accuracy(model: nn.Module, data: Pair, class_axis: int | None = None) -> float:
     """Return the fraction of the labels at which the output is largest.
+
+    The classes are in the last axis unless told, as in `Categorical`.
 
     Examples
     --------
@@ -254,8 +256,9 @@ def accuracy(model: nn.Module, data: Pair) -> float:
     0.5
     """
     x, y = data
+    axis = -1 if class_axis is None else class_axis
     hits = [
-        int((model(x_part).argmax(-1) == y_part).sum())
+        int((model(x_part).argmax(axis) == y_part).sum())
         for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
     ]
     return sum(hits) / y.numel()  # sequences have a label per position

@@ -221,3 +221,48 @@ def test_parts_that_know_their_first_example_have_the_labels_of_the_whole():
         assert_close(sums / 9, one.gradient, 1e-12)
     with pytest.raises(ValueError, match="first=-1"):
         fl.collect(model, (x, None), likelihood, first=-1)
+
+
+class ClassesFirst(nn.Module):
+    """Logits as torch's cross_entropy takes them, (N, C, T), or moved, (N, T, C)."""
+
+    def __init__(self, positions, moved):
+        super().__init__()
+        self.l, self.positions, self.moved = nn.Linear(5, 3 * positions), positions, moved
+
+    def forward(self, x):
+        out = self.l(x).view(-1, 3, self.positions)
+        return out.mT if self.moved else out
+
+
+@pytest.mark.parametrize("positions", [3, 4])
+@pytest.mark.parametrize("fisher", [fl.Exact(), fl.MonteCarlo(2), fl.Empirical()], ids=repr)
+def test_classes_in_axis_one_are_those_of_the_moved_output(fisher, positions):
+    torch.manual_seed(0)
+    model, moved = (ClassesFirst(positions, m).double() for m in (False, True))
+    moved.load_state_dict(model.state_dict())
+    x, y = torch.randn(6, 5).double(), torch.randint(0, 3, (6, positions))
+    y[0, 0] = -100
+    first, last = fl.Categorical(class_axis=1), fl.Categorical(class_axis=-1)
+    losses = F.cross_entropy(model(x), y, reduction="none").sum(1)
+    assert_close(first.loss(model(x), y), losses, 1e-13)
+    found = fl.collect(model, (x, y), first, fisher)["l"]
+    wanted = fl.collect(moved, (x, y), last, fisher)["l"]
+    assert_close(found.samples.matrices(), wanted.samples.matrices(), 1e-13)
+    means = [
+        fl.mean_gradient(m, (x, y), axis)["l"].gradient
+        for m, axis in ((model, first), (moved, last))
+    ]
+    assert_close(*means, 1e-13)
+
+
+@pytest.mark.parametrize("call", ["collect", "mean gradient", "approximate", "estimate"])
+def test_a_class_axis_that_shapes_leave_open_is_asked_for(call):
+    model, x = ClassesFirst(3, moved=False).double(), torch.ones(6, 5).double()
+    with pytest.raises(ValueError, match=r"which axis holds the classes.*class_axis=1"):
+        CALLS[call](model, (x, torch.zeros(6, 3, dtype=torch.long)))
+    if call != "mean gradient":
+        with pytest.raises(ValueError, match=r"no labels.*class_axis=1"):
+            CALLS[call](ClassesFirst(4, moved=False).double(), (x, None))
+    with pytest.raises(ValueError, match="axis 0 is the example"):
+        fl.Categorical(class_axis=0)

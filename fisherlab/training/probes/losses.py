@@ -46,7 +46,6 @@ class Losses:
             found[f"{name}_loss"] = xr.DataArray(loss, attrs=made)
             if isinstance(problem.likelihood, Categorical):
                 made = {"long_name": f"{name} accuracy", "units": "1"}
-                found[f"{name}_accuracy"] = xr.DataArray(
-                    accuracy(moment.model, data), attrs=made
-                )
+                hits = accuracy(moment.model, data, problem.likelihood.class_axis)
+                found[f"{name}_accuracy"] = xr.DataArray(hits, attrs=made)
         return xr.Dataset(found)
