@@ -231,7 +231,7 @@ def test_layers_left_out_at_random_do_not_end_a_training(of_torch):
 
 
 def test_few_lengths_of_sequences_are_remembered():
-    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 20))
     optimiser = natural(model, "diagonal")
     for length in range(2, 12):
         x = torch.zeros(2, length, dtype=torch.long)
