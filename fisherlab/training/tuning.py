@@ -17,8 +17,7 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.files import save
-from fisherlab.analysis.parts import read_parts
-from fisherlab.errors import DataError, NumericalError
+from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
 from fisherlab.training.following import follow
@@ -31,9 +30,15 @@ from fisherlab.training.record import (
     session,
 )
 from fisherlab.training.register import optimizer as by_name
-from fisherlab.training.schedules import Every, LinearSteps
+from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store
-from fisherlab.training.studies import finished, open_study, quiet_optuna
+from fisherlab.training.studies import (
+    ended,
+    finished,
+    last_value,
+    open_study,
+    quiet_optuna,
+)
 
 Make = Callable[..., torch.optim.Optimizer]
 Problems = str | Problem | Callable[[int], Problem]
@@ -270,12 +275,11 @@ def _searched(optuna: Any, search: _Search, order: Sequence[_Trial], prune: bool
             study = open_study(optuna, name, search.folder, prune)
             done = finished(study, steps)
             for trial in (t for t in order if t.optimizer == name):
-                if trial.key in done:
-                    status = str(done[trial.key]["status"])
-                    found[trial.key] = status, _stored(search, trial)
-                else:
+                before = _before(search, trial, done.get(trial.key))
+                if before is None:
                     bar.set_postfix_str(trial.key)
-                    found[trial.key] = _tried(optuna, study, search, trial)
+                    before = _tried(optuna, study, search, trial)
+                found[trial.key] = before
                 bar.update()
     return found
 
@@ -293,14 +297,14 @@ def _tried(
     def watch(results: xr.Dataset) -> None:
         nonlocal latest
         latest = results
-        asked.report(_last(results, search.objective), results.sizes["step"] - 1)
+        asked.report(last_value(results, search.objective), results.sizes["step"] - 1)
         if asked.should_prune():
             raise optuna.TrialPruned
 
     state = optuna.trial.TrialState
     try:
         latest = _trained(search, trial, watch)
-        value = _last(latest, search.objective)
+        value = last_value(latest, search.objective)
         status, ended = "ok", state.COMPLETE
     except optuna.TrialPruned:
         status, ended = f"given up after step {int(latest.step[-1])}", state.PRUNED
@@ -322,17 +326,15 @@ def _trained(
     )
 
 
-def _stored(search: _Search, trial: _Trial) -> xr.Dataset:
-    assert search.folder is not None
-    try:
-        return read_parts(search.folder / trial.key)
-    except DataError:  # it failed before anything was measured
-        return xr.Dataset()
-
-
-def _last(results: xr.Dataset, objective: str) -> float:
-    value = float(results[objective][-1])
-    return value if np.isfinite(value) else float("inf")
+def _before(
+    search: _Search, trial: _Trial, told: Mapping[str, Any] | None
+) -> tuple[str, xr.Dataset] | None:
+    """Return how a trial ended in an earlier session, None if it is to be run."""
+    if told is None or search.folder is None:
+        return None
+    wanted = moments(search.options["every"], search.options["steps"])
+    results = ended(search.folder / trial.key, told, wanted, search.objective)
+    return None if results is None else (told["status"], results)
 
 
 def _dataset(

@@ -481,8 +481,8 @@ TRAINING = [
     ),
     mutant(
         "tune takes a loss that is no number",
-        "training/tuning.py",
-        'return value if np.isfinite(value) else float("inf")',
+        "training/studies.py",
+        "return value if math.isfinite(value) else math.inf",
         "return value",
         "tune::an_objective_that_is_no_number_is_never_the_best",
     ),

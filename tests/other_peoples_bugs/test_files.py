@@ -278,3 +278,56 @@ def test_a_checkpoint_of_wrong_parts_is_refused_in_a_sentence(case, trained, tmp
     assert content(store) == before
     left = problem.model.state_dict()
     assert all(torch.equal(left[name], weight) for name, weight in weights.items())
+
+
+GRID = {"lr": [1e-4, 0.1]}
+
+
+def sgd(problem, lr):
+    return torch.optim.SGD(problem.model.parameters(), lr=lr)
+
+
+def searched(store):
+    options = {"steps": 4, "every": 2, "batch_size": 8, "prune": False}
+    return fl.tune(small, {"sgd": sgd}, GRID, store=store, **options)
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory):
+    store = tmp_path_factory.mktemp("search") / "run"
+    return store, searched(store)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def other_numbers(path):
+    ds = fl.open(path)
+    fl.save(ds.assign(train_loss=ds.train_loss + 1), path)
+
+
+def other_journal(path):
+    journal = path.parents[1] / "study.log"
+    journal.write_text(journal.read_text().replace("{", "[", 3))
+
+
+@pytest.mark.parametrize("damage", [cut, Path.unlink, other_numbers, other_journal])
+def test_a_damaged_trial_is_not_taken_for_a_good_one(damage, search, tmp_path):
+    pytest.importorskip("optuna")
+    store = shutil.copytree(search[0], tmp_path / "run")
+    best = next(store.glob("sgd-lr-0.1-*"))
+    damage(max(best.glob("results-*.nc")))
+    before = content(best)
+    with pytest.raises(ValueError, match=r"not what the search found|damaged"):
+        searched(store)
+    assert content(best) == before
+
+
+def test_a_trial_whose_folder_is_gone_is_run_again(search, tmp_path):
+    pytest.importorskip("optuna")
+    store = shutil.copytree(search[0], tmp_path / "run")
+    shutil.rmtree(next(store.glob("sgd-lr-0.1-*")))
+    again = searched(store)
+    assert again.drop_vars("seconds").equals(search[1].drop_vars("seconds"))
+    assert float(fl.training.best_runs(again).lr[0]) == 0.1
