@@ -5,10 +5,20 @@ VENV ?= .venv
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+SEED ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FAST := not slow and not gpu and not browser
+
+# What no seed of the tests' generators changes: `make test SEED=1` leaves it out, and the
+# check of types at run time too, which takes half of the time.
+UNSEEDED := tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
+	tests/test_plots*.py tests/test_lab.py tests/test_cli.py tests/test_package.py \
+	tests/test_mutants.py tests/test_generators.py tests/test_follow_commands.py \
+	tests/test_tune.py tests/other_peoples_bugs/test_*files.py \
+	tests/other_peoples_bugs/test_processes.py \
+	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
 .DEFAULT_GOAL := help
 .PHONY: help install report test test-all mutants lint types browser bench peers lab clean
@@ -29,7 +39,9 @@ report: $(INSTALLED)  ## train, analyse and write a report into reports/
 
 # One thread per worker: the workers are the parallelism.
 test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" \
+		$(if $(SEED),--seed $(SEED) --jaxtyping-packages= \
+		$(addprefix --ignore=,$(wildcard $(UNSEEDED)))) $(ARGS)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -95,3 +95,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         remedy = "if the test's own model or loader draws: @pytest.mark.draws(who)"
         pytest.fail(f"{told} ({remedy})", pytrace=False)
     return result
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw figures but spare their rendering, which most tests do not look at."""
+
+    def write(figure, kind, dpi, kept, target):
+        target.write_bytes(kind.encode())
+
+    def reduce(source, colours, target):
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("fisherlab.plots.saving._render", write)
+    monkeypatch.setattr("fisherlab.plots.saving._reduce", reduce)
+
+
+@pytest.fixture
+def one_figure(unrendered: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write pages with their first figure alone, unrendered."""
+    from fisherlab.report import figures
+
+    monkeypatch.setattr(figures, "RECIPES", figures.RECIPES[:1])

@@ -1,11 +1,14 @@
 """Committed notebooks were executed without errors, are small, and run again."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import fisherlab as fl
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes
@@ -23,6 +26,19 @@ def test_committed_executed_and_small(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_of_the_package_exist(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    for name in re.findall(r"\bfl((?:\.[A-Za-z]\w*)+)", "\n".join(code)):
+        attrgetter(name[1:])(fl)
+
+
+def _weighed(path: Path) -> object:
+    marks = () if path.stem.startswith("02") else (pytest.mark.slow,)
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", [_weighed(path) for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_runs_again(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

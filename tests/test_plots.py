@@ -137,16 +137,18 @@ def test_damping_sweep_needs_several_dampings(ds):
         plots.damping_sweep(ds.isel(damping=0))
 
 
-def test_cost_marks_the_geometric_mean_and_the_undominated(ds):
+def test_cost_marks_all_layers_together(ds):
     ax = plots.cost(ds)
     last = ds.isel(step=-1).sel(approximator="kfac")
     p = last["d_out"] * last["d_in"]
-    share = last["stored_numbers"] / (p * (p + 1) / 2)
+    share = last["stored_numbers"].sum() / (p * (p + 1) / 2).sum()
     mark = lines(ax)["kfac"]
-    np.testing.assert_allclose(mark.get_xdata(), np.exp(np.log(share).mean()))
-    np.testing.assert_allclose(
-        mark.get_ydata(), np.exp(np.log(last["frobenius_error"]).mean())
-    )
+    np.testing.assert_allclose(mark.get_xdata(), share)
+    left = (last["frobenius_error"] * last["fisher_norm"]) ** 2
+    error = np.sqrt(left.sum() / (last["fisher_norm"] ** 2).sum())
+    np.testing.assert_allclose(mark.get_ydata(), error)
+    bare = lines(plots.cost(ds.drop_vars("fisher_norm")))["kfac"]
+    np.testing.assert_allclose(bare.get_ydata(), last["frobenius_error"].median())
 
 
 def test_each_approximator_keeps_its_colour_marker_and_dash(ds):

@@ -54,20 +54,6 @@ def page_of(ds, tmp_path, tree=None, run=None):
     return Page(path.read_text("utf-8"))
 
 
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Draw the figures but spare their rendering, which most tests do not look at."""
-
-    def write(figure, kind, dpi, kept, target):
-        target.write_bytes(kind.encode())
-
-    def reduce(source, colours, target):
-        target.write_bytes(source.read_bytes())
-
-    monkeypatch.setattr("fisherlab.plots.saving._render", write)
-    monkeypatch.setattr("fisherlab.plots.saving._reduce", reduce)
-
-
 def small(**options):
     return comparison(**({"layers": SMALL, "steps": (0, 9)} | options))
 
@@ -122,7 +108,7 @@ def test_the_star_is_on_the_closest_of_each_layer(metric, closest):
     assert starred == expected.to_dict()
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_every_number_of_the_main_table_names_its_cell(tmp_path):
     ds = small()
     titles = page_of(ds, tmp_path).titles
@@ -136,13 +122,13 @@ def test_every_number_of_the_main_table_names_its_cell(tmp_path):
     assert f"{where} = {cosine.item():.9g}" in titles
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_the_same_result_gives_the_same_page(tmp_path):
     pages = [write_page(small(), None, tmp_path / name, {}).read_bytes() for name in "ab"]
     assert pages[0] == pages[1]
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 @pytest.mark.parametrize(
     "name",
     ['<script>alert("x")<script>', 'it\'s "quoted" & `code`', "слой.層", "n" * 300],
@@ -179,7 +165,7 @@ def test_sparse_results_still_make_a_page(ds, tmp_path):
     assert "Verdict" in page_of(ds, tmp_path).words
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_an_empty_column_says_why(tmp_path):
     ds = small()
     for name, values in ds.data_vars.items():
@@ -191,13 +177,13 @@ def test_an_empty_column_says_why(tmp_path):
     assert "nan" not in page.words.lower().replace("finance", "")
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_absent_metrics_are_named(tmp_path):
     page = page_of(small().drop_vars("inverse_error"), tmp_path)
     assert "inverse error : not available" in page.words.replace("error:", "error :")
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_a_value_below_the_floor_is_not_shown_as_measured(tmp_path):
     ds = small()
     ds["frobenius_error"].loc[{"approximator": "kpsvd-2"}] = 3.2e-9
@@ -206,7 +192,7 @@ def test_a_value_below_the_floor_is_not_shown_as_measured(tmp_path):
     assert "3.20e-09" not in page.words
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_a_page_survives_a_round_trip_through_netcdf(tmp_path):
     small().to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "results.nc", engine="h5netcdf") as ds:
@@ -220,12 +206,30 @@ def test_a_page_survives_a_round_trip_through_netcdf(tmp_path):
 def test_standings_follow_an_independent_ranking():
     ds = comparison()
     last = ds["frobenius_error"].isel(step=-1).drop_sel(approximator="exact")
-    expected = np.exp(np.log(last).mean("layer")).to_series().sort_values()
+    squares = ds["fisher_norm"].isel(step=-1) ** 2
+    whole = np.sqrt((last**2 * squares).sum("layer") / squares.sum("layer"))
+    expected = whole.to_series().sort_values()
     ranking = rankings.standings(moment(ds))
     assert [s.name for s in ranking] == list(expected.index)
     np.testing.assert_allclose([s.error for s in ranking], expected.values)
     winners = last.idxmin("approximator").to_series().value_counts()
     assert {s.name: s.won for s in ranking if s.won} == winners.to_dict()
+
+
+@pytest.mark.usefixtures("one_figure")
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_layer_that_is_matched_exactly_does_not_rule_the_ranking(pooled, tmp_path):
+    ds = comparison(approximators=("kfac", "mini-block"))
+    ds["frobenius_error"].loc[{"approximator": "kfac"}] = 0.1
+    ds["frobenius_error"].loc[{"approximator": "mini-block"}] = 0.8
+    ds["frobenius_error"].loc[{"approximator": "mini-block", "layer": "10"}] = 5e-16
+    ds = ds if pooled else ds.drop_vars("fisher_norm")
+    words = page_of(ds, tmp_path).words
+    average = "all layers together" if pooled else "median"
+    assert "closest to the exact block in 5 of 6 layers" in words
+    assert f"({average} 0.100)" in words
+    assert ("of all layers together, √(" in words) == pooled
+    assert ("error: median over the layers" in words) != pooled
 
 
 def test_shares_are_totals_over_totals():
@@ -254,8 +258,9 @@ def test_verdict_speaks_of_the_last_step_and_tells_the_way_there():
     ds = comparison(seed=4)
     topics = {s.topic: s.text for s in summary.verdict(ds)}
     error = ds["frobenius_error"].sel(approximator="kpsvd-2")
-    mean = np.exp(np.log(error).mean("layer")).values
-    assert f"(geometric mean {mean[-1]:.3f})" in topics["closest"]
+    squares = ds["fisher_norm"] ** 2
+    mean = np.sqrt((error**2 * squares).sum("layer") / squares.sum("layer")).values
+    assert f"(all layers together {mean[-1]:.3f})" in topics["closest"]
     assert f"grows from {mean[0]:.3f} to {mean[-1]:.3f}" in topics["training"]
     cosine = ds["direction_cosine"].sel(approximator="kpsvd-2", step=1000, damping=0.01)
     assert (
@@ -317,7 +322,7 @@ def test_laws_hold_on_a_result_that_obeys_them():
     assert all(law.holds and law.checked == 24 for law in checked)
 
 
-@pytest.mark.usefixtures("unrendered")
+@pytest.mark.usefixtures("one_figure")
 def test_a_broken_law_names_its_cell_and_reaches_the_page(tmp_path):
     ds = small()
     cell = {"layer": "fc", "approximator": "kpsvd", "step": 0}

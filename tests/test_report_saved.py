@@ -10,7 +10,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import cli
-from fisherlab.report import own
+from fisherlab.report import figures, own
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.two_runs import Run, together
 from tests.datasets import comparison, inverses
@@ -32,18 +32,7 @@ number = 3
 """
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch):
-    """Draw the figures but spare their rendering."""
-
-    def write(figure, kind, dpi, kept, target):
-        target.write_bytes(kind.encode())
-
-    def reduce(source, colours, target):
-        target.write_bytes(source.read_bytes())
-
-    monkeypatch.setattr("fisherlab.plots.saving._render", write)
-    monkeypatch.setattr("fisherlab.plots.saving._reduce", reduce)
+pytestmark = pytest.mark.usefixtures("one_figure")
 
 
 @pytest.fixture
@@ -175,7 +164,8 @@ def test_a_report_from_python_equals_a_comparison_by_hand(here):
     assert made.model.training
 
 
-def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys):
+def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch):
+    monkeypatch.setattr(figures, "RECIPES", (figures._steps,))
     arguments = ["--model", "my_own:model", "--data", "my_own:data", "--damping", "0.1,1"]
     methods = ["--approximators", "kfac,diagonal", "--quiet"]
     assert cli.main(["sweep", *arguments, *methods, "--out", "out"]) == 0

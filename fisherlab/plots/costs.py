@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
 
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
-from fisherlab.plots.quantities import FLOOR, quantity
+from fisherlab.plots.quantities import FLOOR, overall, quantity
 from fisherlab.plots.style import Style, new_axes, publication, styles
 
 
@@ -22,8 +22,10 @@ def cost(
 ) -> Axes:
     """Draw the error against the stored numbers, as a share of the exact block's.
 
-    Small marks are layers; the large mark of an approximation is their geometric
-    mean. The grey line joins the approximations that none other beats in both.
+    Small marks are layers; the large mark of an approximation is all layers together:
+    its share of all numbers, and √(Σ‖F − F̂‖² / Σ‖F‖²), or the median of the errors where
+    the result has no norms. The grey line joins the approximations that none other
+    beats in both.
 
     Raises
     ------
@@ -46,11 +48,13 @@ def cost(
     """
     error = frames.values(ds, metric, step=step)
     share = storage_share(ds, step)
+    whole = frames.values(ds, "stored_numbers", step=step) / share.where(share > 0)
+    norms = frames.norms(ds, metric, step)
     shown = [name for name in frames.drawn(error) if name in _measured(share)]
     with publication():
         ax = new_axes() if ax is None else ax
         look = styles(frames.names(error, "approximator"))
-        centres = [_cloud(ax, n, share, error, look[n]) for n in shown]
+        centres = [_cloud(ax, n, share, error, look[n], norms, whole) for n in shown]
         _front(ax, [centre for centre in centres if np.isfinite(centre).all()])
         _dress(ax, error, shown)
     return ax
@@ -60,8 +64,8 @@ def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes"
     """Draw the error against one cost of `fl.pareto`, and the front of the best.
 
     Small marks are layers; the large mark of an approximation has their total cost
-    and the geometric mean of their errors. The grey line joins the approximations
-    that none other beats in both.
+    and the median of their errors. The grey line joins the approximations that none
+    other beats in both.
 
     Raises
     ------
@@ -91,7 +95,7 @@ def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes"
     with publication():
         ax = new_axes() if ax is None else ax
         look = styles(frames.names(error, "approximator"))
-        centres = [_cloud(ax, n, price, error, look[n], total=True) for n in shown]
+        centres = [_cloud(ax, n, price, error, look[n]) for n in shown]
         _front(ax, [centre for centre in centres if np.isfinite(centre).all()])
         _dress(ax, error, shown)
         words = COSTS.get(cost, cost.replace("_", " "))
@@ -141,27 +145,32 @@ def _measured(share: xr.DataArray) -> list[str]:
 def _cloud(
     ax: Axes,
     name: str,
-    share: xr.DataArray,
+    cost: xr.DataArray,
     error: xr.DataArray,
     look: Style,
-    *,
-    total: bool = False,
+    norms: xr.DataArray | None = None,
+    whole: xr.DataArray | None = None,
 ) -> tuple[float, float]:
-    x, y = xr.broadcast(share.sel(approximator=name), error.sel(approximator=name))
-    pairs = np.stack([x.values.ravel(), y.transpose(*x.dims).values.ravel()])
-    pairs = np.maximum(pairs[:, np.isfinite(pairs).all(axis=0)], FLOOR**2)
-    if not pairs.size:
+    """Draw layers and their centre: the total cost, a share of `whole` where given."""
+    columns = [
+        each.sel(approximator=name) if "approximator" in each.dims else each
+        for each in (cost, error, *(each for each in (norms, whole) if each is not None))
+    ]
+    first, *rest = xr.broadcast(*columns)
+    flat = [each.transpose(*first.dims).values.ravel() for each in (first, *rest)]
+    flat = [each[np.isfinite(flat[:2]).all(axis=0)] for each in flat]
+    if not flat[0].size:
         return float("nan"), float("nan")
-    pairs[1] = np.maximum(pairs[1], FLOOR)
-    centre = np.exp(np.log(pairs).mean(axis=1))
-    if total:
-        centre[0] = pairs[0].sum()
+    x, y = np.maximum(flat[0], FLOOR**2), np.maximum(flat[1], FLOOR)
+    share = 1.0 if whole is None else flat[-1]
+    total = float((x * share).sum() / (1.0 if whole is None else np.sum(share)))
+    centre = total, overall(y, None if norms is None else flat[2])
     mark: dict[str, Any] = look.line() | {"linestyle": "none"}
     large = mark | {"markeredgecolor": "#222222", "markersize": 9, "zorder": 4}
-    ax.plot(*centre[:, None], label=name, **large)
+    ax.plot(*centre, label=name, **large)
     small = {"markersize": 4.5, "alpha": 0.45, "markeredgewidth": 0.0}
-    ax.plot(*pairs, label="_layers", **mark | small)
-    return float(centre[0]), float(centre[1])
+    ax.plot(x, y, label="_layers", **mark | small)
+    return centre
 
 
 def undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -62,6 +62,22 @@ def interval(
     return low, high
 
 
+def norms(ds: xr.Dataset, metric: str, step: int | None = None) -> xr.DataArray | None:
+    """Return ‖F‖ of every layer where a metric is an error relative to it, else None.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> ds = xr.Dataset({"fisher_norm": ("layer", [2.0])})
+    >>> norms(ds, "frobenius_error").item(), norms(ds, "inverse_error")
+    (2.0, None)
+    """
+    if metric not in ("frobenius_error", "scale_optimal_error") or "fisher_norm" not in ds:
+        return None
+    found = pick(ds["fisher_norm"], "step", step)
+    return found if "layer" in found.dims else found.expand_dims("layer")
+
+
 def metric_of(ds: xr.Dataset, metric: str) -> xr.DataArray:
     """Return a variable of a result, or say which ones there are.
 

@@ -1,9 +1,11 @@
 """What each variable of a result means: title, formula, and which way is better."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 FLOOR: Final = 1e-6
 """Below this a relative error is a difference of equal numbers, not a measurement."""
@@ -19,6 +21,35 @@ def below_floor(error: float) -> bool:
     """
     # A metric may return the floor itself, and a mean of floors may round up.
     return abs(error) <= FLOOR * (1 + 1e-9)
+
+
+def overall(errors: NDArray[Any], norms: NDArray[Any] | None = None) -> float:
+    """Return the error of all layers together, √(Σ‖F − F̂‖² / Σ‖F‖²), or the median.
+
+    Unlike a geometric mean it is not ruled by one layer that is matched exactly.
+
+    Parameters
+    ----------
+    errors
+        Relative errors ‖F − F̂‖/‖F‖; NaN is left out, below the floor the floor counts.
+    norms
+        ‖F‖ of the same layers; the median of the errors without.
+
+    Examples
+    --------
+    >>> round(overall(np.array([0.8, 1e-16]), np.array([3.0, 4.0])), 6)
+    0.48
+    >>> overall(np.array([0.8, 0.6, 1e-16]))
+    0.6
+    """
+    known = np.isfinite(errors)
+    if not known.any():
+        return float("nan")
+    errors = np.maximum(errors[known], FLOOR)
+    if norms is None or not np.isfinite(norms[known]).all() or not norms[known].any():
+        return float(np.median(errors))
+    norms = norms[known]
+    return float(np.linalg.norm(errors * norms) / np.linalg.norm(norms))
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,9 @@ def _cost(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         return None
     caption = (
         f"Error against the numbers held, as a share of the p(p + 1)/2 of the exact "
-        f"block{_when(m)}. Small marks are layers, large marks their geometric means; "
-        "the grey line joins the approximations that none other beats in both."
+        f"block{_when(m)}. Small marks are layers; large marks have the share of all "
+        f"numbers and the error {m.average}; the grey line joins the approximations "
+        "that none other beats in both."
     )
     return Drawing(
         "cost",
@@ -327,7 +328,7 @@ def _price(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
             plots.pareto(ds, ax, cost=name)
     caption = (
         "Error against each cost. Small marks are layers; large marks have the total "
-        "cost and the geometric mean of the errors; the grey line joins the "
+        "cost and the median of the errors; the grey line joins the "
         "approximations that none other beats in both."
     )
     return Drawing("pareto", "Error against cost", caption, figure, frames.table(ds))

@@ -36,6 +36,14 @@ class Moment:
     status: Grid
     damped: frozenset[str] = frozenset()
     floored: Grid | None = None
+    norms: Grid | None = None
+
+    @property
+    def average(self) -> str:
+        """Say how the errors of layers are put together, see `overall`."""
+        if self.norms is None:
+            return "median over the layers"
+        return "of all layers together, √(Σ‖F − F̂‖² / Σ‖F‖²)"
 
     def is_bound(self, metric: str, layer: int, approximator: str) -> bool:
         """Say whether a value is only a bound: a difference below its known floor."""
@@ -105,7 +113,16 @@ def moment(ds: xr.Dataset, step: int | None = None, damping: float | None = None
         _words(ds, "status", "ok", step),
         frozenset(n for n in numbers if "damping" in ds[n].dims),
         _words(ds, "floored", "", step),
+        _norms(ds, step),
     )
+
+
+def _norms(ds: xr.Dataset, step: int | None) -> Grid | None:
+    norms = frames.norms(ds, "frobenius_error", step)
+    if norms is None:
+        return None
+    found = np.asarray(norms.mean([d for d in norms.dims if d != "layer"]).values)
+    return found if np.isfinite(found).all() else None
 
 
 def _is_cell(variable: xr.DataArray) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherlab.plots.quantities import FLOOR
+from fisherlab.plots.quantities import FLOOR, overall
 from fisherlab.report.moments import Grid, Moment
 from fisherlab.report.words import error_text
 
@@ -14,9 +14,10 @@ from fisherlab.report.words import error_text
 class Standing:
     """How one approximation does over the layers of one moment.
 
-    `error` is the geometric mean over the layers measured, `share` and `flops` are
-    relative to the exact blocks, summed over those layers. `direction` and `inverse` are
-    medians over the layers that have them; `in_all` says that these are all layers.
+    `error` is that of the measured layers together, or their median where `pooled` is
+    false (see `overall`), `share` and `flops` are relative to the exact blocks, summed
+    over those layers. `direction` and `inverse` are medians over the layers that have
+    them; `in_all` says that these are all layers.
 
     Examples
     --------
@@ -35,6 +36,7 @@ class Standing:
     direction: float = float("nan")
     inverse: float = float("nan")
     in_all: bool = False
+    pooled: bool = False
 
 
 def standings(m: Moment) -> tuple[Standing, ...]:
@@ -89,7 +91,7 @@ def _standing(m: Moment, name: str, best: Mapping[str, tuple[str, ...]]) -> Stan
         name,
         int(here.sum()),
         sum(name in winning for winning in best.values()),
-        geometric_mean(errors[here]),
+        overall(errors, m.norms),
         float(errors[here].min()),
         float(errors[here].max()),
         _ratio(m, "stored_numbers", "storage_share", name),
@@ -97,6 +99,7 @@ def _standing(m: Moment, name: str, best: Mapping[str, tuple[str, ...]]) -> Stan
         _median(m.column("direction_cosine", name)),
         _median(m.column("inverse_error", name)),
         _in_all(m, name),
+        m.norms is not None,
     )
 
 
@@ -107,18 +110,6 @@ def _ratio(m: Moment, amount: str, share: str, name: str) -> float:
     if not known.any():
         return float("nan")
     return float(cost[known].sum() / (cost[known] / relative[known]).sum())
-
-
-def geometric_mean(errors: Grid) -> float:
-    """Average errors on their log scale, nothing counted below the numerical floor.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> round(geometric_mean(np.array([0.1, 0.4])), 6)
-    0.2
-    """
-    return float(np.exp(np.log(np.maximum(errors, FLOOR)).mean()))
 
 
 def _median(values: Grid) -> float:
@@ -132,14 +123,15 @@ def _in_all(m: Moment, name: str) -> bool:
 
 
 def spread(standing: Standing) -> str:
-    """Write the range of an approximation's errors and their geometric mean.
+    """Write the range of an approximation's errors and the error of all layers.
 
     Examples
     --------
     >>> spread(Standing("kfac", 2, 2, 0.4, 0.3, 0.5))
-    '0.300–0.500 (geometric mean 0.400)'
+    '0.300–0.500 (median 0.400)'
     """
     if standing.measured == 1:
         return error_text(standing.error)
     low, high = error_text(standing.lowest), error_text(standing.highest)
-    return f"{low}–{high} (geometric mean {error_text(standing.error)})"
+    average = "all layers together" if standing.pooled else "median"
+    return f"{low}–{high} ({average} {error_text(standing.error)})"

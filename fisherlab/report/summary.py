@@ -9,15 +9,9 @@ import xarray as xr
 
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
-from fisherlab.plots.quantities import below_floor
+from fisherlab.plots.quantities import below_floor, overall
 from fisherlab.report.moments import Grid, Moment, moment
-from fisherlab.report.rankings import (
-    Standing,
-    geometric_mean,
-    spread,
-    standings,
-    winners,
-)
+from fisherlab.report.rankings import Standing, spread, standings, winners
 from fisherlab.report.words import error_text, layers, percent, quoted, span
 
 
@@ -214,7 +208,9 @@ def _training(ds: xr.Dataset, first: Standing) -> Sentence | None:
     if len(steps) < 2:
         return None
     start, end = (moment(ds, step) for step in (steps[0], steps[-1]))
-    means = [_layer_mean(each, first.name) for each in (start, end)]
+    means = [
+        overall(m.column("frobenius_error", first.name), m.norms) for m in (start, end)
+    ]
     leaders = [standings(moment(ds, step)) for step in steps]
     led = sum(bool(rank) and rank[0].name == first.name for rank in leaders)
     way = "falls" if means[1] < means[0] else "grows"
@@ -225,16 +221,10 @@ def _training(ds: xr.Dataset, first: Standing) -> Sentence | None:
     )
     text = (
         f"From step {steps[0]} to step {steps[-1]} the error of `{first.name}` "
-        f"{moves} (geometric mean over the layers); it is the closest overall at "
+        f"{moves} ({end.average}); it is the closest overall at "
         f"{led} of {len(steps)} moments of training."
     )
     return Sentence("training", text, f"frobenius_error[approximator={first.name}]")
-
-
-def _layer_mean(m: Moment, name: str) -> float:
-    errors = m.column("frobenius_error", name)
-    known = errors[np.isfinite(errors)]
-    return geometric_mean(known) if known.size else float("nan")
 
 
 def _noise(ds: xr.Dataset, m: Moment) -> Sentence | None:

@@ -153,7 +153,12 @@ def together(runs: Sequence[Run]) -> xr.Dataset:
     if not names:
         raise ValueError(f"{runs[0].place} and {runs[1].place} have no metric in common.")
     cells = ("run", "layer", "approximator")
-    variables = {n: (cells, np.stack([m.grids[n] for m in moments])) for n in names}
+    variables: dict[str, Any] = {
+        n: (cells, np.stack([m.grids[n] for m in moments])) for n in names
+    }
+    norms = [m.norms for m in moments if m.norms is not None]
+    if len(norms) == len(moments):
+        variables["fisher_norm"] = (("run", "layer"), np.stack(norms))
     steps = [-1 if m.step is None else m.step for m in moments]
     coords = {"run": [run.label for run in runs], **common, "step": ("run", steps)}
     attrs = {} if damping is None else {"damping": damping}
@@ -238,13 +243,13 @@ def _overall(runs: Sequence[Run], pair: xr.Dataset) -> Sentence:
 def _best(runs: Sequence[Run], pair: xr.Dataset) -> Sentence | None:
     told = []
     for run, one in zip(runs, (pair.isel(run=0), pair.isel(run=1)), strict=True):
-        ranking = standings(moment(one.drop_vars(["run", "step"])))
-        if ranking:
+        m = moment(one.drop_vars(["run", "step"]))
+        if ranking := standings(m):
             first = ranking[0]
             told.append(f"in `{run.label}` `{first.name}` ({error_text(first.error)})")
     if not told:
         return None
-    text = f"Closest overall is {' and '.join(told)}, geometric means over the layers."
+    text = f"Closest overall is {' and '.join(told)} ({m.average})."
     return Sentence("closest", text, "frobenius_error")
 
 
