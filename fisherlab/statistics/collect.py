@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -268,8 +269,7 @@ def _probed(
 
 
 def _require_same(job: _Job, found: Probe, batch: Batch) -> None:
-    first, second = (next(_pieces(job, found, batch)) for _ in range(2))
-    require_equal(first, second)
+    require_equal(*(next(_pieces(job, found, batch)) for _ in range(2)))
 
 
 def run_length(found: Probe, budget: int) -> int:
@@ -286,13 +286,16 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
     ]
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
-    inputs = {
-        name: batch.own(taps.joined_features(name, tap, passes))
-        for name, tap in found.tapped.items()
-    }
+    pull, layers = partial(taps.pull, job.view, passes, found.tapped, at_once=1), {}
+    mask = job.likelihood.mask(output, batch.y) if found.tapped else None
+    gone = taps.masked_positions(pull, output, mask)
+    for name, tap in found.tapped.items():
+        lost, rows = gone.get(name), taps.joined_features(name, tap, passes)
+        rows = batch.own(taps.counting(tap, rows, lost))
+        layers[name] = partial(taps.described, job.blocks[name], tap, rows, lost)
     count, total = len(batch), job.fisher.column_count(job.likelihood, output)
     for columns in _columns(job, found, batch, output):
-        pieces = _shared_pieces(job, found, passes, inputs, columns, count)
+        pieces = _shared_pieces(job, found, passes, layers, columns, count)
         pieces |= _general_pieces(job, found, batch, columns, count)
         if count and job.planned:
             job.planned(pieces, total)
@@ -316,20 +319,20 @@ def _shared_pieces(
     job: _Job,
     found: Probe,
     passes: Sequence[taps.Pass],
-    inputs: Mapping[str, Tensor],
+    layers: Mapping[str, Callable[[Tensor, int], LayerStatistics]],
     columns: Tensor,
     count: int,
 ) -> dict[str, LayerStatistics]:
     if not found.tapped:
         return {}
-    at_once = job.at_once(len(columns))
-    gradients = taps.pull(job.view, passes, found.tapped, columns, at_once)
+    many = job.at_once(len(columns))
+    gradients = taps.pull(job.view, passes, found.tapped, columns, many)
     return {
         name: replace(
-            taps.described(job.blocks[name], tap, inputs[name], gradients[name], count),
+            described(gradients[name], count),
             provenance=replace(job.provenance, layer=name, examples=count),
         )
-        for name, tap in found.tapped.items()
+        for name, described in layers.items()
     }
 
 
@@ -347,8 +350,8 @@ def _general_pieces(
         f"Per-example gradients of {', '.join(blocks)}",
         "Choose other layers, fewer examples or MonteCarlo.",
     )
-    size = max(1, min(MATRIX_BYTES // each, WORKING_BYTES // found.example_bytes))
-    size = job.chunk_size or size
+    most = min(MATRIX_BYTES // each, WORKING_BYTES // found.example_bytes)
+    size = job.chunk_size or max(1, most)
     formed: dict[str, list[Tensor]] = {name: [] for name in blocks}
     for part in chunks(len(batch), size):
         found_here = found.matrices(job.view, blocks, batch.part(part), columns[:, part])

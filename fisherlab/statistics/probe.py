@@ -20,7 +20,7 @@ from fisherlab.statistics.batches import Batch, map_inputs
 from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.graph import uses
 from fisherlab.statistics.model_view import ModelView
-from fisherlab.statistics.taps import Tapped
+from fisherlab.statistics.taps import Tapped, generic
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
             "must be the example."
         )
     tapped, general = _forms(view, blocks, pair, direct)
-    column = _generic(direct)
+    column = generic(direct)
     expected = _sums(view, blocks, direct, column)
     wrong = _wrongly_tapped(view, blocks, tapped, pair, column, expected)
     general |= wrong
@@ -271,7 +271,7 @@ def _mixed(output: Tensor, calls: Mapping[str, list[_Call]]) -> dict[str, str]:
     if not flat or not output.requires_grad:
         return {}
     column = torch.zeros_like(output)
-    column[0] = _generic(output[0])
+    column[0] = generic(output[0])
     try:
         grads = torch.autograd.grad(
             output, flat, column, retain_graph=True, allow_unused=True
@@ -285,12 +285,6 @@ def _mixed(output: Tensor, calls: Mapping[str, list[_Call]]) -> dict[str, str]:
     }
     why = "its examples are coupled: the example is not axis 0 of its output"
     return {n: why for n, outs in outputs.items() if any(id(o) in reached for o in outs)}
-
-
-def _generic(like: Tensor) -> Tensor:
-    """Return fixed numbers without a pattern, so that nothing cancels by accident."""
-    numbers = torch.arange(1, like.numel() + 1, device=like.device)
-    return numbers.to(like.dtype).sqrt().cos().view(like.shape)
 
 
 def _tapped(block: Block, modules: tuple[nn.Module, ...], calls: list[_Call]) -> Tapped:
@@ -335,7 +329,7 @@ def _wrongly_tapped(
     wrong = {}
     for name, tap in tapped.items():
         inputs = taps.features(tap, done.inputs[name])
-        found = taps.described(blocks[name], tap, inputs, gradients[name], 2)
+        found = taps.described(blocks[name], tap, inputs, None, gradients[name], 2)
         if _differs(found.samples.matrices().sum((0, 1)), expected[name]):
             wrong[name] = "taps give other gradients than autograd"
     return wrong

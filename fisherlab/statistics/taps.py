@@ -107,10 +107,56 @@ def features(tap: Tapped, inputs: tuple[Tensor, ...]) -> Tensor:
     return with_bias_column(joined, tap.form.groups) if tap.bias else joined
 
 
+def masked_positions(
+    pull: Callable[[Tensor], Mapping[str, Tensor]], output: Tensor, mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Return where (n, t) the likelihood's mask leaves a block's positions no gradient.
+
+    `pull` gives the gradients (1, n, t, d_out) of a column (1, *output.shape). What counts
+    reaches no such position, and what is masked does; where nothing does (units that are
+    off), the mask itself decides if it has a number a position, else the position counts.
+    """
+    if mask is None:
+        return {}
+    column, parts = generic(output), (mask, 1 - mask)
+    counted, left_out = (
+        {name: rows[0].ne(0).any(-1) for name, rows in pull((column * part)[None]).items()}
+        for part in parts
+    )
+    own, gone = mask.flatten(1) == 0, {}
+    for name, reached in counted.items():
+        masked = left_out[name] | own if own.shape == reached.shape else left_out[name]
+        gone[name] = masked & ~reached
+    return {name: places for name, places in gone.items() if bool(places.any())}
+
+
+def generic(like: Tensor) -> Tensor:
+    """Return fixed numbers without a pattern, so that nothing cancels by accident."""
+    numbers = torch.arange(1, like.numel() + 1, device=like.device)
+    return numbers.float().sqrt().cos().to(like.dtype).view(like.shape)
+
+
+def counting(tap: Tapped, inputs: Tensor, gone: Tensor | None) -> Tensor:
+    """Return features or rows with nothing at the positions that do not count."""
+    if gone is None:
+        return inputs
+    if tap.form.looked_up:
+        return inputs.masked_fill(gone, -1)
+    return inputs.masked_fill(gone[..., None], 0)
+
+
 def described(
-    block: Block, tap: Tapped, inputs: Tensor, gradients: Tensor, count: int
+    block: Block,
+    tap: Tapped,
+    inputs: Tensor,
+    gone: Tensor | None,
+    gradients: Tensor,
+    count: int,
 ) -> LayerStatistics:
-    """Return the statistics of a block from what was tapped."""
+    """Return the statistics of a block from what was tapped.
+
+    `gone` are the positions (n, t) that do not count, which `counting` has cleared.
+    """
     if tap.form.looked_up:
         found = inputs >= 0
         if not bool(found.all()):
@@ -122,12 +168,13 @@ def described(
             gradients=gradients,
             positions=int(found.sum()) if count else 0,
         )
+    lost = 0 if gone is None else int(gone.sum())
     return LayerStatistics(
         block,
         count,
         inputs=inputs,
         gradients=gradients,
-        positions=count * inputs.shape[1],
+        positions=(inputs.shape[0] * inputs.shape[1] - lost) if count else 0,
         groups=tap.form.groups,
     )
 

@@ -159,6 +159,7 @@ def together(
     if not watched.fits(tapped):
         gradients = pulled(losses.mean(), model, names)
         return Passed(losses.detach().mean(), gradients, None)
+    gone = _masked_positions(output, likelihood, batch, tapped, watched.outputs)
     if isinstance(fisher, Empirical):
         named = dict(model.named_parameters())
         inputs: Any = [*(named[name] for name in names), *watched.outputs]
@@ -178,7 +179,7 @@ def together(
     return Passed(
         losses.detach().mean(),
         gradients,
-        _statistics(blocks, tapped, watched, columns, made),
+        _statistics(blocks, tapped, watched, columns, gone, made),
     )
 
 
@@ -198,27 +199,56 @@ def _columns(
         yield torch.autograd.grad(output, edges, column, retain_graph=at + 1 < total)
 
 
+def _masked_positions(
+    output: Tensor,
+    likelihood: Likelihood,
+    batch: Batch,
+    tapped: Tapped,
+    edges: list[GradientEdge],
+) -> dict[str, Tensor]:
+    """Return the positions of each block that are masked from the loss."""
+
+    def pull(column: Tensor) -> dict[str, Tensor]:
+        return _by_block(
+            tapped, torch.autograd.grad(output, edges, column[0], retain_graph=True)
+        )
+
+    return taps.masked_positions(
+        pull, output.detach(), likelihood.mask(output, batch.y) if edges else None
+    )
+
+
+def _by_block(tapped: Tapped, column: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return (1, n, t, d_out) of every block from the gradients at all its calls."""
+    calls = iter(column)
+    return {
+        name: _rows(tap, tuple(next(calls) for _ in tap.outputs))
+        for name, tap in tapped.items()
+    }
+
+
 def _statistics(
     blocks: Mapping[str, Block],
     tapped: Tapped,
     watched: _Watched,
     columns: list[tuple[Tensor, ...]],
+    gone: Mapping[str, Tensor],
     made: Provenance,
 ) -> Statistics:
-    layers, start = {}, 0
+    layers = {}
+    gradients = [_by_block(tapped, column) for column in columns]
     for name, tap in tapped.items():
-        calls = tuple(watched.inputs[name])
-        stop = start + len(calls)
-        rows = [_rows(tap, column[start:stop]) for column in columns]
+        rows = [found[name] for found in gradients]
+        inputs = taps.features(tap, tuple(watched.inputs[name]))
         found = taps.described(
             blocks[name],
             tap,
-            taps.features(tap, calls),
+            taps.counting(tap, inputs, gone.get(name)),
+            gone.get(name),
             rows[0] if len(rows) == 1 else torch.cat(rows),
             made.examples,
         )
         layers[name] = replace(found, provenance=replace(made, layer=name))
-        start = stop
     return Statistics({n: layers[n] for n in blocks if n in layers}, made)
 
 
