@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all, and say so when they were damaged."""
+"""Files that are whole or not there, tell of damage, and have one writer at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -123,6 +124,43 @@ def check_seal(path: Path) -> bool:
             "copy of the file, or make it again."
         )
     return True
+
+
+@contextmanager
+def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
+    """Keep other processes out by a lock file, which frees itself when its process dies.
+
+    The lock is that of POSIX systems. The block may remove the file.
+
+    Raises
+    ------
+    Exception
+        The refusal, if another process is in.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> lock = Path(tempfile.mkdtemp()) / "lock"
+    >>> with claimed(lock, ValueError("taken")), claimed(lock, ValueError("taken")):
+    ...     pass
+    Traceback (most recent call last):
+    ValueError: taken
+    """
+    import fcntl
+
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its owner may have removed it since it was opened.
+            free = os.path.samestat(os.fstat(handle), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        if not free:
+            raise refusal
+        yield
+    finally:
+        os.close(handle)
 
 
 def _digest(path: Path, size: int) -> bytes:

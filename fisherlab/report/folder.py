@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from fisherlab.durable import claimed
 
 
 @contextmanager
@@ -38,7 +40,8 @@ def whole_folder(
     ------
     ValueError
         If a folder cannot be made, or `out` is not empty and `overwrite` is False, or
-        cannot be replaced. All this is found before the block runs.
+        cannot be replaced, or another process writes into it. All this is found before
+        the block runs.
 
     Examples
     --------
@@ -49,32 +52,47 @@ def whole_folder(
     >>> [file.name for file in target.iterdir()]
     ['page.html']
     """
-    target, scratch, made = _prepared(out, fallback, overwrite)
+    with _named(out or fallback):
+        target, made = _new(fallback) if out is None else _taken(out, overwrite)
     try:
-        yield scratch, target
-        _move_content(scratch, target, owned)
+        with _alone(target, overwrite) as scratch:
+            yield scratch, target
+            _move_content(scratch, target, owned)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
         raise
 
 
-def _prepared(
-    out: Path | None, fallback: Path, overwrite: bool
-) -> tuple[Path, Path, list[Path]]:
-    """Make target and scratch folder; return them and all folders made on the way."""
+@contextmanager
+def _alone(target: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a scratch folder beside a target which no other process writes meanwhile."""
+    lock = target.with_name(f".{target.name}.lock")
+    taken = ValueError(
+        f"Another process is writing into {target}. Wait for it, or name another folder "
+        "with --out."
+    )
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    with ExitStack() as stack:
+        with _named(target):
+            stack.enter_context(claimed(lock, taken))
+            stack.callback(lock.unlink, missing_ok=True)
+            _check(target, overwrite)  # the other one may just have ended
+            scratch.mkdir()
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield scratch
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
     try:
-        target, made = _new(fallback) if out is None else _claim(out, overwrite)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        scratch.mkdir()
+        yield
     except OSError as error:
         raise ValueError(
-            f"The folder {out or fallback} cannot be written: {error.strerror}. Name "
-            "another one with --out."
+            f"The folder {folder} cannot be written: {error.strerror}. Name another one "
+            "with --out."
         ) from error
-    return target, scratch, made
 
 
 def _check(out: Path, overwrite: bool) -> None:
@@ -92,7 +110,7 @@ def _check(out: Path, overwrite: bool) -> None:
         )
 
 
-def _claim(out: Path, overwrite: bool) -> tuple[Path, list[Path]]:
+def _taken(out: Path, overwrite: bool) -> tuple[Path, list[Path]]:
     target = out.expanduser().resolve()
     _check(target, overwrite)
     return target, _made(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, Final, final
 import xarray as xr
 
 from fisherlab.analysis.parts import drop_parts, last_step, read_parts, write_part
-from fisherlab.durable import PARTIAL, write_durably
+from fisherlab.durable import PARTIAL, claimed, write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -52,16 +51,18 @@ class Store:
         missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            (self.folder / _LOCK).touch()
+        taken = StoreError(
+            f"Another process works in the store {self.folder}. Wait for it, or name "
+            "another folder."
+        )
         try:
-            _claim(lock, self.folder)
-            yield
+            with claimed(self.folder / _LOCK, taken):
+                yield
         except BaseException:
             if missing:
                 self._remove_if_bare(missing)
             raise
-        finally:
-            os.close(lock)  # which gives the lock back, as does the end of the process
 
     def _remove_if_bare(self, made: Sequence[Path]) -> None:
         """Remove folders that were made for a run in which nothing was found."""
@@ -169,15 +170,3 @@ class Store:
             raise StoreError(
                 f"The store {self.folder} cannot be written: {reason}. {told}"
             ) from error
-
-
-def _claim(lock: int, folder: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StoreError(
-            f"Another process works in the store {folder}. Wait for it, or name another "
-            "folder."
-        ) from error

@@ -331,3 +331,23 @@ def test_a_trial_whose_folder_is_gone_is_run_again(search, tmp_path):
     again = searched(store)
     assert again.drop_vars("seconds").equals(search[1].drop_vars("seconds"))
     assert float(fl.training.best_runs(again).lr[0]) == 0.1
+
+
+def write_report(out, name, overwrite=False):
+    with whole_folder(out, out, overwrite=overwrite, owned=("page",)) as (scratch, _):
+        (scratch / "page").write_text(name)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_second_of_two_reports_into_one_folder_is_refused(overwrite, tmp_path):
+    out = tmp_path / "new" / "report"
+    with whole_folder(out, out, overwrite=overwrite, owned=("page",)) as (scratch, _):
+        (scratch / "page").write_text("first")
+        with pytest.raises(ValueError, match="Another process is writing into"):
+            write_report(out, "second", overwrite)
+    assert content(out) == {"page": b"first"}
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        write_report(out, "second")
+    write_report(out, "second", overwrite=True)
+    assert content(out) == {"page": b"second"}
+    assert list(out.parent.iterdir()) == [out]
