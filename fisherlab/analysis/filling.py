@@ -119,7 +119,7 @@ def _curves(
 
 def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair) -> None:
     """Fill what needs no damping."""
-    approx = pair.approx
+    approx = pair.source
     cells.put("stored_numbers", approx.stored_numbers, *cell)
     cells.put("converged", _converged(approx), *cell)
     for entry in asked.of("pair"):
@@ -184,7 +184,7 @@ def _fill_damped(
 
 def _solve_flops(damped: Damped, inverts: bool) -> float:
     """Return what one preconditioning costs, forming no large inverse only to count it."""
-    approx = damped.pair.approx
+    approx = damped.pair.source
     if not inverts and isinstance(approx, FactoredMiniBlocks):
         return approx.product_flops
     if not inverts and isinstance(approx, FactoredFisher):

@@ -136,6 +136,10 @@ def _fill(
             cells.blame(
                 name, method, f"not positive definite where λ is at most {-lowest:.3g}"
             )
+        hidden = [v for v in values if not (mine.resolves(v) and other.resolves(v))]
+        if hidden and lowest + max(hidden) > 0:
+            told = f"rounding hides the inverses where λ is at most {max(hidden):.3g}"
+            cells.blame(name, method, told)
 
 
 def _put(

@@ -131,9 +131,18 @@ def weights_of(found: Pairs, block: Rearranged) -> tuple[Weights, ...] | None:
 
 
 def scaled(pairs: list[Pair], found: Pairs) -> tuple[Pair, ...]:
-    """Return √σ U, √σ V."""
+    """Return √σ U, √σ V, symmetric or skew to the last bit."""
     roots = found.values.clamp_min(0).sqrt()
-    return tuple((r * rows, r * cols) for r, (rows, cols) in zip(roots, pairs, strict=True))
+    sides = [(_pure(rows), _pure(cols)) for rows, cols in pairs]
+    return tuple((r * rows, r * cols) for r, (rows, cols) in zip(roots, sides, strict=True))
+
+
+def _pure(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Drop the rounding of a symmetric or skew factor: terms that cancel would show it."""
+    parts = (factor + factor.T) / 2, (factor - factor.T) / 2
+    allowed = max(MIXED, 1e2 * torch.finfo(factor.dtype).eps) * float(factor.norm())
+    smaller = [float(part.norm()) <= allowed for part in parts[::-1]]
+    return parts[smaller.index(True)] if any(smaller) else factor
 
 
 def terms_of_passes(found: Pairs, whole: bool) -> tuple[Pair, ...]:

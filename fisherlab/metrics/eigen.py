@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import UnsupportedMetric
+from fisherlab.metrics.floors import EPS, LOST
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import (
     Diagonal,
@@ -86,6 +87,17 @@ class Eigen:
         """The smallest eigenvalue."""
         known = [float(self.values.min())] if len(self.values) else []
         return min([*known, self.rest] if self.free else known)
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue, or 0."""
+        known = [float(self.values.max())] if len(self.values) else []
+        return max(0.0, self.rest, *known)
+
+    def resolves(self, damping: float) -> bool:
+        """Whether M + λI is positive, and float64 leaves its inverse three digits."""
+        low = self.smallest + damping
+        return low > 0 and EPS * (self.largest + damping) <= LOST * low
 
     def every(self) -> Float[Tensor, " p"]:
         """Return all p eigenvalues, descending."""

@@ -9,9 +9,13 @@ import math
 from collections.abc import Callable
 from typing import Final, final
 
+import numpy as np
+
 FLOOR: Final = 1e-6  # relative error below which the difference of squares means nothing
 RESIDUAL_ROWS = 4000  # blocks whose residual is formed column by column below the floor
 SINGLE_FLOOR: Final = 1e-3  # the same where an orthonormal basis is known to float32 only
+EPS: Final = float(np.finfo(np.float64).eps)
+LOST: Final = 1e-3  # relative rounding of an inverse above which no number is given
 ROUNDING: Final = 1e-12  # share of its terms below which a difference is not measured
 
 

@@ -103,7 +103,7 @@ def whitened_error(
 
 def distance(damped: Damped) -> float:
     """Return ‖P⁻¹ − Q⁻¹‖ / ‖P⁻¹‖."""
-    return 0.0 if damped.pair.same else damped.inverses.distance()
+    return 0.0 if damped.pair.same else damped.distance()
 
 
 def cosine(damped: Damped) -> float:
@@ -119,7 +119,8 @@ def whitened(damped: Damped) -> float:
     if not isinstance(pair.exact, FactoredFisher):
         return whitened_residual(damped)
     squared = whitened_square(damped) / pair.rows
-    return rooted(squared, pair.rows, lambda: whitened_residual(damped), pair.floor)
+    floor = max(pair.floor, damped.rounding**0.5)
+    return rooted(squared, pair.rows, lambda: whitened_residual(damped), floor)
 
 
 def whitened_square(damped: Damped) -> float:

@@ -5,7 +5,7 @@ metrics pays for one inner product, one pair of inverses and one pair of directi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -13,8 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.metrics.floors import FLOOR, ROUNDING, SINGLE_FLOOR, rooted
+from fisherlab.errors import NumericalError
+from fisherlab.metrics.floors import (
+    EPS,
+    FLOOR,
+    LOST,
+    RESIDUAL_ROWS,
+    ROUNDING,
+    SINGLE_FLOOR,
+    rooted,
+)
 from fisherlab.operators import (
+    Dense,
     FactoredFisher,
     IterativeInverse,
     KroneckerEigen,
@@ -40,6 +50,15 @@ ORTHONORMAL = (KroneckerEigen, KroneckerLowRank, LowRank, RowwiseEigen, TensorEi
 class Pair:
     """The exact F and an approximation F̂, both in float64.
 
+    Parameters
+    ----------
+    exact, approx
+        F and F̂; sums whose terms hide them are dense here, where they are small enough.
+    least
+        The floor of differences of squares.
+    given
+        F̂ in its own form, where `approx` is another.
+
     Examples
     --------
     >>> from fisherlab.operators import Diagonal
@@ -51,6 +70,12 @@ class Pair:
     exact: Operator
     approx: Operator
     least: float = FLOOR
+    given: Operator | None = None
+
+    @property
+    def source(self) -> Operator:
+        """F̂ in its own form."""
+        return self.approx if self.given is None else self.given
 
     @property
     def floor(self) -> float:
@@ -120,12 +145,34 @@ class Pair:
         ------
         ValueError
             For a factored damping of an F̂ without Kronecker terms.
+        NumericalError
+            If a damped matrix is so ill-conditioned that float64 leaves its inverse less
+            than three digits.
         """
         own = parsed(damping, self.exact)
+        pair = self
         if isinstance(own, Factored):
-            approx = factored_form(self.approx, own)
-            return Damped(Pair(self.exact, approx, self.floor), own.value)
-        return Damped(self, own.value)
+            pair = Pair(self.exact, factored_form(self.source, own), self.floor)
+        damped = Damped(pair, own.value)
+        if damped.rounded > LOST:
+            for one in (pair.exact, pair.approx):
+                _require_digits(one, own.value)
+        return damped
+
+
+def _require_digits(operator: Operator, damping: float) -> None:
+    """Raise if M + λI is too ill-conditioned for its inverse to be known."""
+    try:
+        values = operator.eigenvalues()
+        top, low = float(values[0]) + damping, float(values[-1]) + damping
+    except ValueError:  # a large sum of several terms
+        top, low = max(_terms_norm(operator), operator.frobenius_norm()), damping
+    if low > 0 and EPS * top > LOST * low:
+        raise NumericalError(
+            f"{operator!r} with damping {damping:.3g} has the condition {top / low:.1e}: "
+            "float64 leaves its inverse less than three digits. Take a damping of at least "
+            f"{EPS * top / LOST:.2g}."
+        )
 
 
 @final
@@ -144,12 +191,36 @@ class Damped:
             return Pair(exact, exact)
         return Pair(exact, self.pair.approx.inverse(self.damping), self.pair.least)
 
+    @cached_property
+    def rounded(self) -> float:
+        """Relative error of the inverses: eps·max(‖F‖, ‖F̂‖)/λ at most, and at most 1."""
+        pair = self.pair
+        sizes = pair.exact_norm, pair.approx_norm, _terms_norm(pair.approx)
+        return min(EPS * max(sizes) / self.damping, 1.0) if self.damping else 1.0
+
     @property
     def rounding(self) -> float:
-        """Relative error of traces: of sums, or of the solves of an iterative inverse."""
+        """Share of traces that is not known to three digits: of inverses, or of solves."""
         both = self.inverses.exact, self.inverses.approx
         solved = any(isinstance(one, IterativeInverse) for one in both)
-        return SOLVED if solved else ROUNDING
+        return max(self.rounded / LOST, SOLVED if solved else ROUNDING)
+
+    def distance(self) -> float:
+        """Return ‖P⁻¹ − Q⁻¹‖ / ‖P⁻¹‖, by squares or, below the floor, by the residual."""
+        both = self.inverses
+        size, other = both.exact_norm, both.approx_norm
+        squared = 1 - 2 * both.inner / size**2 + (other / size) ** 2
+        floor = max(both.floor, (self.rounded / LOST) ** 0.5)
+        return rooted(squared, self.pair.rows, self.residual, floor)
+
+    def residual(self) -> float:
+        """Return ‖P⁻¹ (F̂ − F) Q⁻¹‖ / ‖P⁻¹‖ column by column: no difference of inverses."""
+        total, both = 0.0, self.inverses
+        for unit in unit_weights(self.pair.exact):
+            turned = both.approx @ unit
+            columns = both.exact @ (self.pair.approx @ turned - self.pair.exact @ turned)
+            total += float(columns.square().sum())
+        return total**0.5 / both.exact_norm
 
     @cached_property
     def logdets(self) -> tuple[float, float]:
@@ -232,7 +303,21 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
         return Pair(one, one)
     single = approx.dtype != torch.float64 and _rests_on_bases(approx)
     floor = SINGLE_FLOOR if single else FLOOR
-    return Pair(one, other, floor)
+    if one.shape[0] > RESIDUAL_ROWS:
+        return Pair(one, other, floor)
+    return Pair(_settled(one), _settled(other), floor, other)
+
+
+def _settled(operator: Operator) -> Operator:
+    """Return a sum that its terms hide as the dense matrix, in which nothing cancels."""
+    if isinstance(operator, Stacked):
+        return replace(operator, parts=tuple(map(_settled, operator.parts)))
+    if isinstance(operator, BlockDiagonal):
+        blocks = {name: _settled(block) for name, block in operator.blocks.items()}
+        return replace(operator, blocks=blocks)
+    if isinstance(operator, KroneckerSum) and operator.cancels:
+        return Dense(operator.to_dense(), operator.weight_shape, operator.provenance)
+    return operator
 
 
 def _one_block(one: Operator, other: Operator) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fisherlab.metrics import directions
 from fisherlab.metrics.divergences import divergence
 from fisherlab.metrics.eigen import Eigen, decomposed
-from fisherlab.metrics.floors import BelowFloor
+from fisherlab.metrics.floors import EPS, LOST, BelowFloor
 from fisherlab.metrics.pairs import paired
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -71,7 +71,8 @@ def damping_curve(
         `gaussian_kl`, `reverse_gaussian_kl`, `stein_divergence`,
         `log_spectrum_distance`, and with a gradient `direction_cosine`,
         `f_cosine_squared`, `model_decrease_ratio`, `gamma_ratio`. NaN where a damped
-        matrix is not positive definite, `BelowFloor` where rounding hides the value.
+        matrix is not positive definite or its inverse has less than three digits in
+        float64, `BelowFloor` where rounding hides the value.
 
     Raises
     ------
@@ -107,8 +108,8 @@ def curve(
     gradient: Float[Tensor, "o i"] | None = None,
 ) -> dict[str, list[float]]:
     """Return `damping_curve` of two decompositions, to be shared by many approximations."""
-    lowest = min(exact.smallest, approx.smallest)
-    valid = [damping for damping in dampings if lowest + damping > 0]
+    known = [exact.resolves(one) and approx.resolves(one) for one in dampings]
+    valid = [damping for damping, is_known in zip(dampings, known, strict=True) if is_known]
     names = OF_MATRICES if gradient is None else (*OF_MATRICES, *OF_DIRECTIONS)
     if not valid:
         return {name: [float("nan")] * len(dampings) for name in names}
@@ -117,7 +118,7 @@ def curve(
     if gradient is not None:
         found |= _Steps(exact, approx, shifts, gradient.double()).metrics()
     places = iter(range(len(valid)))
-    order = [next(places) if lowest + damping > 0 else -1 for damping in dampings]
+    order = [next(places) if is_known else -1 for is_known in known]
     return {
         name: [values[at] if at >= 0 else float("nan") for at in order]
         for name, values in found.items()
@@ -170,8 +171,12 @@ class _Matrices:
         found = _cross(mine, other, first, second).split(len(self.shifts))
         return found[0], found[1], found[2]
 
-    def divergence(self, trace: Tensor, second: float, first: float) -> float:
-        return divergence(float(trace), self.exact.rows, second, first, ROUNDING)
+    @cached_property
+    def rounded(self) -> list[float]:
+        """Share of sums that is not known to three digits, at every damping."""
+        largest = max(self.exact.largest, self.approx.largest)
+        lowest = min(self.exact.smallest, self.approx.smallest)
+        return (EPS / LOST * (largest + self.shifts) / (lowest + self.shifts)).tolist()
 
     def metrics(self) -> dict[str, list[float]]:
         same = self.exact is self.approx
@@ -181,26 +186,30 @@ class _Matrices:
         found: dict[str, list[float]] = {name: [] for name in OF_MATRICES}
         spectra = self.exact.every(), self.approx.every()
         for at in range(len(self.shifts)):
+            rounded = self.rounded[at]
+            floor = max(FLOOR, rounded**0.5)
             found["inverse_error"].append(
-                0.0 if same else _distance(product[at], squares[at], others[at])
+                0.0 if same else _distance(product[at], squares[at], others[at], floor)
             )
             cosine = product[at] / (squares[at] * others[at]).sqrt()
             found["inverse_cosine"].append(float(cosine))
             logs = float(first[at]), float(second[at])
-            kl = 0.0 if same else self.divergence(trace[at], *logs[::-1])
+            known = max(ROUNDING, rounded)
+            p, there, back = self.exact.rows, float(trace[at]), float(reverse[at])
+            kl = 0.0 if same else divergence(there, p, *logs[::-1], known)
             found["gaussian_kl"].append(kl)
             doubled = BelowFloor(2 * kl) if isinstance(kl, BelowFloor) else 2 * kl
             found["stein_divergence"].append(doubled)
-            back = 0.0 if same else self.divergence(reverse[at], *logs)
+            back = 0.0 if same else divergence(back, p, *logs, known)
             found["reverse_gaussian_kl"].append(back)
             ratio = (spectra[0] + self.shifts[at]) / (spectra[1] + self.shifts[at])
             found["log_spectrum_distance"].append(float(ratio.log().square().mean().sqrt()))
         return found
 
 
-def _distance(product: Tensor, size: Tensor, other: Tensor) -> float:
+def _distance(product: Tensor, size: Tensor, other: Tensor, floor: float) -> float:
     squared = float(1 - 2 * product / size + other / size)
-    return float(squared**0.5) if squared > FLOOR**2 else BelowFloor(FLOOR)
+    return float(squared**0.5) if squared > floor**2 else BelowFloor(floor)
 
 
 def _stacked(parts: Sequence[_Spectrum]) -> _Spectrum:

@@ -9,7 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh, require_finite, require_positive
+from fisherlab.numerics.linalg import (
+    compensated_sum,
+    eigh,
+    require_finite,
+    require_positive,
+)
 from fisherlab.operators.base import (
     Operator,
     Provenance,
@@ -25,11 +30,13 @@ from fisherlab.operators.kronecker_congruence import (
     KroneckerCongruence,
     Term,
     factored_pair,
+    inverse_pair,
 )
 from fisherlab.operators.kronecker_eigen import KroneckerEigen, powers
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
+HIDDEN = 1e-9  # share of a sum that rounding of its terms may take
 
 
 @final
@@ -100,6 +107,8 @@ class KroneckerSum(Operator):
         return out
 
     def _dense(self) -> Float[Tensor, "p p"]:
+        if self.cancels:
+            return compensated_sum(self.terms).to(self.dtype)
         p = self.shape[0]
         out = torch.zeros(p, p, dtype=self.dtype, device=self.device)
         for rows, cols in self.terms:
@@ -136,8 +145,13 @@ class KroneckerSum(Operator):
     @property
     def terms_norm(self) -> float:
         """Σ_k ‖G_k‖‖A_k‖, the size of what is added up."""
-        sizes = (float(g.double().norm()) * float(a.double().norm()) for g, a in self.terms)
-        return sum(sizes)
+        return sum(float(g.double().norm() * a.double().norm()) for g, a in self.terms)
+
+    @cached_property
+    def cancels(self) -> bool:
+        """Whether terms of opposite sign hide the sum: their rounding shows in it."""
+        hidden = HIDDEN / torch.finfo(torch.float64).eps * self.frobenius_norm()
+        return len(self.terms) > 1 and self.terms_norm > hidden
 
     @cached_property
     def _eigen(self) -> KroneckerEigen:
@@ -164,12 +178,10 @@ class KroneckerSum(Operator):
             return self._eigen.eigenvalues()
         p = self.shape[0]
         if p > DENSE_ROWS:
-            msg = (
-                f"eigenvalues of {self!r}: a sum of {len(self.terms)} terms has no "
-                f"closed form and p = {p} is above {DENSE_ROWS}. Use "
-                "top_eigenvalues(k) instead."
+            raise ValueError(
+                f"eigenvalues of {self!r}: {len(self.terms)} terms have no closed form and "
+                f"p = {p} is above {DENSE_ROWS}. Use top_eigenvalues(k) instead."
             )
-            raise ValueError(msg)
         return self._block.eigenvalues()
 
     @cached_property
@@ -234,8 +246,10 @@ class KroneckerSum(Operator):
             law = self.damped(damping)
             if isinstance(law, KroneckerCongruence):
                 return law.inverted()
-            halves = _inverse_pair(law)
-            return law.inverse(0.0) if halves is None else replace(halves, provenance=made)
+            halves = inverse_pair(law.terms)
+            if halves is None:
+                return law.inverse(0.0)
+            return KroneckerSum((halves,), self.block_shape, made)
         shift = tikhonov(damping, self)
         self.require_positive(shift)
         if not self.terms:
@@ -323,19 +337,6 @@ class KroneckerSum(Operator):
             return self
         terms = tuple((rows.to(dtype), cols.to(dtype)) for rows, cols in self.terms)
         return replace(self, terms=terms, precision=dtype)
-
-
-def _inverse_pair(op: KroneckerSum) -> KroneckerSum | None:
-    """Return G⁻¹ ⊗ A⁻¹ through Cholesky, or None unless op is one positive pair."""
-    if len(op.terms) != 1:
-        return None
-    inverted = []
-    for factor in op.terms[0]:
-        root, info = torch.linalg.cholesky_ex(factor.double())
-        if int(info) or not bool(torch.isfinite(root[-1]).all()):
-            return None
-        inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
-    return KroneckerSum(((inverted[0], inverted[1]),), op.block_shape)
 
 
 def _leading_inverse(forward: KroneckerSum, shift: float) -> KroneckerEigen:

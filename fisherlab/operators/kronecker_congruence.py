@@ -244,6 +244,19 @@ def simultaneous(
     return values, factor.to(vectors.dtype) @ vectors
 
 
+def inverse_pair(terms: Sequence[Term]) -> Term | None:
+    """Return G⁻¹ and A⁻¹ through Cholesky, or None unless terms are one positive pair."""
+    if len(terms) != 1:
+        return None
+    inverted = []
+    for factor in terms[0]:
+        root, info = torch.linalg.cholesky_ex(factor.double())
+        if int(info) or not bool(torch.isfinite(root[-1]).all()):
+            return None
+        inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
+    return inverted[0], inverted[1]
+
+
 def _parity(factor: Tensor, what: str) -> bool:
     """Return whether a factor is skew; raise if it is neither skew nor symmetric."""
     size = SYMMETRY * float(factor.norm())
