@@ -18,8 +18,9 @@ def partition(block: Block) -> Partition:
     """Return the mini-blocks of the paper.
 
     Convolutions: one block per (output, input) kernel, biases alone. Everything else
-    with columns: one block per output with all its inputs and its bias (an embedding:
-    one per row of the table). Norm layers and bare vectors: every entry alone.
+    with columns: one block per output with all its inputs and its bias, which are the
+    columns of a weight stored (in, out) (an embedding: one per row of the table). Norm
+    layers and bare vectors: every entry alone.
 
     Examples
     --------
@@ -31,7 +32,7 @@ def partition(block: Block) -> Partition:
         return Partition.by_kernel(shape, prod(block.shape[2:]), bias)
     if len(block.shape) <= 1 or rows != block.shape[0]:
         return Partition.by_kernel(shape, 1, bias)
-    return Partition.by_row(shape)
+    return ByOutput()(block)
 
 
 @shown
@@ -40,8 +41,8 @@ def partition(block: Block) -> Partition:
 class ByOutput:
     """One block per output: all its inputs, kernels and its bias.
 
-    For a norm layer 2 × 2 blocks of weight and bias ("unit-wise"); for a convolution one
-    block per output channel.
+    For a norm layer 2 × 2 blocks of weight and bias ("unit-wise"); for a convolution, also
+    a transposed one, one block per output channel.
 
     Examples
     --------
@@ -50,8 +51,10 @@ class ByOutput:
     """
 
     def __call__(self, block: Block) -> Partition:
-        """Return the rows."""
-        return Partition.by_row(block.weight_shape)
+        """Return the rows; what the outputs are where they run along the other axis."""
+        if block.output_axis == 0:
+            return Partition.by_row(block.weight_shape)
+        return Partition.by_label(block.weight_shape, block.outputs)
 
 
 @shown
@@ -67,8 +70,9 @@ class ByInput:
     """
 
     def __call__(self, block: Block) -> Partition:
-        """Return the columns."""
-        return Partition.by_column(block.weight_shape)
+        """Return the columns; the rows of a weight stored (in, out)."""
+        along = Partition.by_row if block.output_axis else Partition.by_column
+        return along(block.weight_shape)
 
 
 @shown

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers.compiled import uncompiled
+from fisherlab.layers.output_axis import TRANSPOSED, output_axis
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Block:
         Shape of the weight parameter as stored.
     rows
         d_out: ``shape[0]``, or all entries for a norm layer's weight and a scalar.
+    output_axis
+        Axis of the weight as stored that runs over the outputs: 1 for transposed
+        convolutions and for ``x @ W``, whose bias is a block of its own. The rows of an
+        embedding's table are taken for its outputs.
+    groups
+        Groups of rows, each with outputs of its own, where axis 1 is the output.
 
     Examples
     --------
@@ -41,6 +48,25 @@ class Block:
     bias: str | None
     shape: tuple[int, ...]
     rows: int
+    output_axis: int = 0
+    groups: int = 1
+
+    @property
+    def outputs(self) -> Int[Tensor, "o i"]:
+        """Return the output that each entry of the (d_out, d_in) weight belongs to.
+
+        Examples
+        --------
+        >>> Block("0", "0.weight", None, (2, 3), 2, output_axis=1).outputs.tolist()
+        [[0, 1, 2], [0, 1, 2]]
+        """
+        rows, columns = self.weight_shape
+        row = torch.arange(rows)[:, None]
+        if self.output_axis == 0:
+            return row.expand(rows, columns)
+        own = self.shape[1]
+        group = row // (rows // self.groups)
+        return group * own + torch.arange(columns) // (columns // own)
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -146,13 +172,15 @@ def _block(
     whole = isinstance(module, NORMS) or not shape
     rows = parameter.numel() if whole else shape[0]
     path, _, last = name.rpartition(".")
+    axis = 0 if whole else output_axis(module, last)
+    groups = module.groups if isinstance(module, TRANSPOSED) else 1
     bias = None
-    if "weight" in last and not isinstance(module, TRANSPOSED):
+    if "weight" in last and axis == 0:
         partner = f"{path}.{last.replace('weight', 'bias')}".lstrip(".")
         other = trainable.get(partner)
         if other is not None and other.numel() == rows:
             bias = partner
-    return Block(name.removesuffix(".weight"), name, bias, shape, rows)
+    return Block(name.removesuffix(".weight"), name, bias, shape, rows, axis, groups)
 
 
 def frozen_parameters(model: nn.Module) -> list[str]:

@@ -330,3 +330,81 @@ def test_masked_positions_do_not_count_in_steps():
             optimiser.step(batch=batch)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert_close(*moved, 1e-12)
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: the weight is stored (in, out)."""
+
+    def __init__(self, width, out, bias=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, out))
+        self.bias = nn.Parameter(torch.randn(out)) if bias else None
+
+    def forward(self, x):
+        y = x.reshape(-1, x.shape[-1]) @ self.weight
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
+class Own(nn.Module):
+    """A linear layer of one's own, stored (out, in)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width))
+        self.bias = nn.Parameter(torch.randn(width))
+
+    def forward(self, x):
+        return torch.tanh(F.linear(x, self.weight, self.bias))
+
+
+PER_OUTPUT = ["mini-block", "unit-wise", "mini-block-shared", "quasi-diagonal", "diagonal"]
+
+
+@pytest.mark.parametrize("method", PER_OUTPUT)
+@pytest.mark.parametrize("width", [3, 4, 5])
+def test_methods_per_output_are_so_where_weights_are_stored_in_by_out(width, method):
+    """They were per input, and the bias of a square weight was joined to its inputs."""
+    torch.manual_seed(0)
+    other = nn.Linear(width, 4, bias=False).double()
+    turned = Conv1D(width, 4, bias=False).double()
+    turned.weight.data = other.weight.data.T.clone()
+    data = torch.randn(9, 2, width).double(), torch.randn(9, 2, 4).double()
+    found, wanted = (fl.collect(m, data, fl.Gaussian())["weight"] for m in (turned, other))
+    dense = fl.approximators()[method](wanted).to_dense()
+    order = torch.arange(4 * width).view(4, width).T.flatten()
+    assert found.weight_shape == (width, 4)
+    op = fl.approximators()[method](found)
+    assert_close(op.to_dense(), dense[order][:, order], 1e-12)
+    w = torch.randn(width, 4).double()
+    solved = fl.approximators()[method](wanted).solve(w.T.contiguous(), 0.1)
+    assert_close(op.solve(w, 0.1), solved.T, 1e-10)
+
+
+def test_a_square_weight_keeps_the_bias_with_its_outputs():
+    torch.manual_seed(0)
+    models = Conv1D(4, 4), Own(4)
+    before = torch.get_rng_state()
+    turned, own = map(fl.blocks, models)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {n: b.weight_shape for n, b in turned.items()} == {
+        "weight": (4, 4),
+        "bias": (4, 1),
+    }
+    assert {n: b.weight_shape for n, b in own.items()} == {"weight": (4, 5)}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_unit_wise_blocks_of_a_transposed_convolution_are_per_output(groups):
+    torch.manual_seed(0)
+    model = nn.ConvTranspose1d(4, 6, 2, groups=groups).double()
+    data = torch.randn(5, 4, 3).double(), torch.randn(5, 6, 4).double()
+    stats = fl.collect(model, data, fl.Gaussian())["weight"]
+    found = fl.approximators()["unit-wise"](stats)
+    channel = torch.zeros_like(model.weight, dtype=torch.long)
+    for out in range(6):  # which entries an output channel depends on
+        model.zero_grad()
+        model(data[0])[:, out].sum().backward()
+        channel[model.weight.grad != 0] = out
+    same = channel.flatten()[:, None] == channel.flatten()
+    exact = fl.ExactBlock()(stats).to_dense()
+    assert_close(found.to_dense(), exact * same, 1e-12)
