@@ -1,5 +1,8 @@
 """Laws of the numerical kernels, against plain products and decompositions."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +124,40 @@ def test_conjugate_gradients_notice_negative_curvature():
     found = conjugate_gradients(lambda x: x * signs, normal(1, 2))
     assert not found.positive
     assert not found.converged
+
+
+FACTORISATIONS = (
+    {"cholesky", "cholesky_ex", "det", "eig", "eigh", "eigvals", "eigvalsh", "inv"}
+    | {"inv_ex", "inverse", "lstsq", "lu", "lu_factor", "matrix_rank", "pinv", "qr"}
+    | {"slogdet", "solve", "svd", "svdvals", "LinAlgError"}
+)
+
+
+def test_one_door_leads_to_the_factorisations_of_torch():
+    """No raw LinAlgError reaches a user: no other module calls what raises it."""
+    package = Path(linalg.__file__).parents[1]
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            taken = isinstance(node, ast.Attribute) and node.attr in FACTORISATIONS
+            if taken and ast.unparse(node.value) in ("torch", "torch.linalg"):
+                found.append(f"{file.relative_to(package)}: {ast.unparse(node)}")
+    elsewhere = [each for each in found if not each.startswith("numerics/linalg.py")]
+    assert found
+    assert elsewhere == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_factorisation_says_what_failed_and_serves_half_precision(dtype):
+    moment = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=dtype)
+    values = linalg.factorised("eigvalsh", moment, "a moment")
+    assert values.dtype == torch.float32
+    assert_close(values, [1.0, 3.0], 1e-5)
+    with pytest.raises(NumericalError, match=r"inv of a moment failed .*singular.*damping"):
+        linalg.factorised("inv", torch.zeros_like(moment), "a moment")
+    moment[1, 0] = float("nan")
+    with pytest.raises(NumericalError, match="a moment holds 1 of 4 values"):
+        linalg.factorised("svd", moment, "a moment")
 
 
 def test_factorisations_name_what_failed():

@@ -78,10 +78,12 @@ class Cells:
             self.blame(layer, method, why)
         return why is not None
 
-    def blame_damping(self, layer: str, method: str, level: int, error: Exception) -> None:
+    def blame_damping(
+        self, layer: str, method: str, level: int, error: Exception, step: str = ""
+    ) -> None:
         """Say why something is missing at one damping."""
         label = self.dampings.told(level)
-        self.blame(layer, method, f"damping {label}: {reason(error)}")
+        self.blame(layer, method, f"damping {label}: {reason(error, step)}")
 
     def told(self, texts: Mapping[tuple[str, str], Sequence[str]], empty: str) -> Any:
         """Return what is said of every cell as an array of text."""
@@ -138,12 +140,19 @@ def layer_coordinates(stats: Statistics) -> dict[str, Any]:
     }
 
 
-def reason(error: Exception) -> str:
-    """Say an error in one line."""
+def reason(error: Exception, step: str = "") -> str:
+    """Say an error in one line, which names the step that failed.
+
+    Examples
+    --------
+    >>> reason(RuntimeError("no memory"), "frobenius_error")
+    'frobenius_error: no memory'
+    """
     if isinstance(error, IndefiniteError):
         return (
             f"not positive definite (smallest eigenvalue {error.smallest:.3g}, λ above "
             f"{error.sufficient:.3g} needed)"
         )
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    told = lines[0] if lines else type(error).__name__
+    return told if step in told else f"{step}: {told}"

@@ -126,7 +126,7 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
         try:
             cells.put(entry.name, entry.of(pair), *cell)
         except REFUSALS as error:
-            cells.blame(*cell, reason(error))
+            cells.blame(*cell, reason(error, entry.name))
     if isinstance(approx, (KroneckerSum, Stacked)) and not approx.converged:
         cells.blame(*cell, f"not converged (residual {approx.residual:.1g})")
 
@@ -179,7 +179,7 @@ def _fill_damped(
         except IndefiniteError:
             raise
         except REFUSALS as error:
-            cells.blame_damping(*place, cell.level, error)
+            cells.blame_damping(*place, cell.level, error, entry.name)
 
 
 def _solve_flops(damped: Damped, inverts: bool) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.approximators.refresh import Correction, LowRank, RandomisedSVD
 from fisherlab.numerics.krylov import orthonormal
+from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import KroneckerLowRank, Operator
 from fisherlab.showing import shown
@@ -145,7 +146,7 @@ def brand_update(
     seen = torch.cat([inside, fresh.T @ columns])
     kept = torch.cat([decay * values, values.new_zeros(fresh.shape[1])])
     small = torch.diag(kept) + seen @ seen.T
-    found, turn = torch.linalg.eigh(small)
+    found, turn = factorised("eigh", small, "a low-rank factor of BKFAC")
     top = slice(max(len(found) - rank, 0), None)
     return (wide @ turn[:, top]).flip(1), found[top].clamp_min(0).flip(0)
 

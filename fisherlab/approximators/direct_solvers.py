@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.numerics.gram_krylov import GramMap, Table, gram_krylov, gram_power
 from fisherlab.numerics.krylov import Triplets
+from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import pack, unpack
 from fisherlab.samples import OuterSamples
 from fisherlab.samples.outer import KEPT_EXAMPLES
@@ -44,7 +45,8 @@ class DenseSVD:
             fold: Callable[[Tensor, int], Tensor] = unpack
         else:
             whole, fold = full_block(block), _fold
-        u, values, vt = torch.linalg.svd(whole, full_matrices=False)
+        what = "the rearranged block"
+        u, values, vt = factorised("svd", whole, what, full_matrices=False)
         strong = values > 10 * torch.finfo(values.dtype).eps * values[:1]
         keep = min(rank, int(strong.sum()))
         pairs = [(fold(u[:, k], o), fold(vt[k], i)) for k in range(keep)]

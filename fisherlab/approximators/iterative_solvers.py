@@ -14,6 +14,7 @@ from fisherlab.approximators.rearranged import (
     significant,
 )
 from fisherlab.numerics.krylov import Triplets, block_krylov
+from fisherlab.numerics.linalg import factorised
 from fisherlab.showing import shown
 
 
@@ -156,7 +157,7 @@ def _published_lanczos(block: Rearranged, rank: int, steps: int) -> Pairs:
     small = torch.diag(torch.stack(alpha))
     if beta:
         small += torch.diag(torch.stack(beta), 1)
-    u, values, vt = torch.linalg.svd(small)
+    u, values, vt = factorised("svd", small, "the bidiagonal matrix of Lanczos")
     strong = values > 1e2 * torch.finfo(values.dtype).eps * values[0]
     keep = min(rank, int(strong.sum()))
     lefts = torch.cat(left, 1) @ u[:, :keep]

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
+from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import KroneckerSum, Provenance
 
 NEAR = 1e-4  # relative distance below which a factor or a singular value is another
@@ -49,7 +50,7 @@ def turned(found: Pairs) -> list[Pair]:
     if tied == 1 or not float(traces.norm()) > NEAR:
         return pairs
     eye = torch.eye(tied, dtype=traces.dtype, device=traces.device)
-    turn, _ = torch.linalg.qr(torch.cat([traces[:, None], eye], 1))
+    turn, _ = factorised("qr", torch.cat([traces[:, None], eye], 1), "tied pairs")
     turn[:, 0] *= torch.sign(turn[:, 0] @ traces)
     rows = torch.einsum("kab,kl->lab", torch.stack([r for r, _ in pairs[:tied]]), turn)
     cols = torch.einsum("kab,kl->lab", torch.stack([c for _, c in pairs[:tied]]), turn)
@@ -104,7 +105,8 @@ def _purest(pairs: list[Pair]) -> list[Pair]:
     candidates: list[tuple[float, Pair]] = []
     for sign in (1, -1):
         parts = [(side + sign * side.mT) / 2 for side in (rows, cols)]
-        _, sizes, turn = torch.linalg.svd(parts[1].flatten(1).T, full_matrices=False)
+        flat = parts[1].flatten(1).T
+        _, sizes, turn = factorised("svd", flat, "tied pairs", full_matrices=False)
         for size, weights in zip(sizes.tolist(), turn, strict=True):
             u, v = (torch.einsum("k,kab->ab", weights, part) for part in parts)
             if size > MIXED:
@@ -175,5 +177,5 @@ def kronecker_sum(
 def nearest_positive(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Return the positive semidefinite part of ± a factor, the sign that of its trace."""
     sign = 1.0 if float(factor.trace()) >= 0 else -1.0
-    values, vectors = torch.linalg.eigh(sign * (factor + factor.T) / 2)
+    values, vectors = eigh(sign * (factor + factor.T) / 2, "a factor of a leading pair")
     return (vectors * values.clamp_min(0)) @ vectors.T

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import factorised
 from fisherlab.showing import shown
 
 LowRank = tuple[Tensor, Tensor]  # orthonormal U (n, r) and values d (r,): U diag(d) Uᵀ
@@ -62,7 +63,7 @@ class Correction:
         chosen = torch.randperm(len(values), generator=generator)[: self.columns]
         chosen = chosen.to(basis.device)
         part = basis[:, chosen]
-        found, turn = torch.linalg.eigh(part.T @ moment @ part)
+        found, turn = factorised("eigh", part.T @ moment @ part, self)
         basis[:, chosen], values[chosen] = part @ turn, found.clamp_min(0)
         order = values.argsort(descending=True)
         return basis[:, order], values[order]
@@ -124,7 +125,7 @@ class RandomisedSVD:
         noise = torch.randn(size, width, generator=generator, dtype=torch.float64)
         basis = noise.to(dtype=moment.dtype, device=moment.device)
         for _ in range(self.iterations):
-            basis = torch.linalg.qr(moment @ basis).Q
-        values, turn = torch.linalg.eigh(basis.T @ moment @ basis)
+            basis = factorised("qr", moment @ basis, self).Q
+        values, turn = factorised("eigh", basis.T @ moment @ basis, self)
         top = slice(max(width - rank, 0), None)
         return (basis @ turn[:, top]).flip(1), values[top].clamp_min(0).flip(0)

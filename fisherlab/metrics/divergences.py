@@ -6,12 +6,11 @@ r"""Divergences between zero-mean Gaussians with the damped blocks as covariance
 Where F is rank-deficient λ dominates: state it, and its ratio to the mean eigenvalue.
 """
 
-import torch
-
 from fisherlab.metrics import floors
 from fisherlab.metrics.floors import ROUNDING, BelowFloor, measured
 from fisherlab.metrics.inverses import relative_difference
 from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping
 
@@ -148,5 +147,6 @@ def _residual(damped: Damped, reverse: bool) -> float:
         damped = Pair(pair.approx, pair.exact).damped(damped.damping)
         pair = damped.pair
     f, g = pair.exact.to_dense(), pair.approx.to_dense()
-    values = torch.linalg.eigvalsh(relative_difference(f, g, damped))
+    matrix = relative_difference(f, g, damped)
+    values = factorised("eigvalsh", matrix, f"{pair.approx!r} relative to {pair.exact!r}")
     return 0.5 * float((values - values.log1p()).sum())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fisherlab.errors import UnsupportedMetric
 from fisherlab.metrics.floors import EPS, LOST
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import (
     Diagonal,
     FactoredFisher,
@@ -268,7 +268,7 @@ def _(operator: MiniBlocks) -> Eigen:
     """Diagonalise block by block: coefficients in the order of the groups."""
     partition, pieces, values = operator.partition, [], []
     for (count, size), blocks in zip(partition.sizes, operator.blocks, strict=True):
-        found = torch.linalg.eigh(blocks)
+        found = factorised("eigh", blocks, operator)
         pieces.append(found.eigenvectors)  # (1, k, k) for blocks that all share
         values.append(found.eigenvalues.expand(count, size).flatten())
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import UnsupportedMetric
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
 
@@ -111,13 +111,18 @@ def _of_terms(operator: KroneckerSum) -> Tensor:
         return torch.zeros(0, dtype=torch.float64, device=operator.device)
     rows = torch.stack([rows.flatten() for rows, _ in operator.terms])
     cols = torch.stack([cols.flatten() for _, cols in operator.terms])
-    left, right = (torch.linalg.qr(side.T, mode="r").R for side in (rows, cols))
-    return torch.linalg.svdvals(left @ right.T)
+    left, right = (factorised("qr", side.T, operator, mode="r").R for side in (rows, cols))
+    return _values(left @ right.T, operator)
+
+
+def _values(matrix: Tensor, what: object) -> Tensor:
+    found: Tensor = factorised("svdvals", matrix, what)
+    return found
 
 
 def _of_outer(samples: OuterSamples, count: int) -> Tensor:
     if samples.packed_is_cheaper:  # isometric coordinates: the same singular values
-        return torch.linalg.svdvals(samples.packed) / count
+        return _values(samples.packed, "the packed rearrangement") / count
     if samples.examples > GRAM_EXAMPLES:
         raise UnsupportedMetric(
             "kronecker_spectrum",
@@ -129,7 +134,7 @@ def _of_outer(samples: OuterSamples, count: int) -> Tensor:
     inputs, outputs = samples.kept_grams
     values, vectors = eigh(outputs, "the table of output gradients")
     root = vectors * values.clamp_min(0).sqrt()
-    squares = torch.linalg.eigvalsh(root.T @ inputs @ root).clamp_min(0)
+    squares = eigh(root.T @ inputs @ root, "the table of inputs")[0].clamp_min(0)
     return squares.sqrt().flip(0) / count
 
 
@@ -143,4 +148,4 @@ def _of_dense(operator: Operator) -> Tensor:
             "leading values from KPSVD(rank=r)(stats[name]).singular_values.",
         )
     folded = operator.to_dense().view(o, i, o, i).transpose(1, 2)
-    return torch.linalg.svdvals(folded.reshape(o * o, i * i))
+    return _values(folded.reshape(o * o, i * i), operator)

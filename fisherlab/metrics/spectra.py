@@ -12,6 +12,7 @@ from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.arpack import extreme_eigenpairs, fixed_noise
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping
 
@@ -174,8 +175,9 @@ def spectral_distance(pair: Pair) -> float:
         return 0.0 if pair.approx_norm == 0 else float("inf")
     if pair.rows <= DENSE_DIFFERENCE:
         f, g = pair.exact.to_dense(), pair.approx.to_dense()
-        size = float(torch.linalg.eigvalsh(f).abs().max())
-        return float(torch.linalg.eigvalsh(f - g).abs().max()) / size
+        size = float(factorised("eigvalsh", f, pair.exact).abs().max())
+        what = f"{pair.exact!r} − {pair.approx!r}"
+        return float(factorised("eigvalsh", f - g, what).abs().max()) / size
     size = abs(_largest(pair.exact.to_scipy(), repr(pair.exact)))
     difference = pair.exact.to_scipy() - pair.approx.to_scipy()
     probe = fixed_noise(pair.rows).numpy()

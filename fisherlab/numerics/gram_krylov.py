@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.krylov import Triplets
+from fisherlab.numerics.linalg import factorised
 
 Table = Float[Tensor, "n n"] | HalfTable
 EPS = torch.finfo(torch.float64).eps
+SPACE = "the Gram matrix of a Krylov space"
 CHECKED = 2  # blocks between two looks at the residuals
 FRESH = 1e-3  # columns of which orthogonalisation leaves less are multiplied anew
 
@@ -249,7 +251,7 @@ def _orthonormal(
         y, ky = y / scale, ky / scale
         if worn:  # what scaling has raised
             y, ky = _multiplied_anew(maps, y, basis)
-        values, turn = torch.linalg.eigh(_symmetric(y.T @ ky))
+        values, turn = factorised("eigh", _symmetric(y.T @ ky), SPACE)
         strong = values > 1e2 * EPS * len(values)
         turn = turn[:, strong] * values[strong].rsqrt()
         y, ky = y @ turn, ky @ turn
@@ -279,7 +281,7 @@ def _ritz(
 ) -> tuple[Triplets, tuple[Tensor, Tensor]]:
     """Return the triplets within the basis, and the weights to start again with."""
     y, ky, back, kback = basis.columns()
-    squares, turn = torch.linalg.eigh(_symmetric(ky.T @ back))
+    squares, turn = factorised("eigh", _symmetric(ky.T @ back), SPACE)
     values, turn = squares.clamp_min(0).sqrt().flip(0), turn.flip(1)
     strong = (values > values[0] * 10 * EPS**0.5) & (values > 0)
     values, turn = values[strong], turn[:, strong]

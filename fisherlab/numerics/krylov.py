@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import factorised
+
 Action = Callable[[Tensor], Tensor]
 GRAM_ROWS = 2**20  # rows of a basis taken to float64 at once
 
@@ -79,7 +81,7 @@ def _orthonormalise(columns: Tensor) -> Tensor:
     for part in columns.split(GRAM_ROWS):
         wide = part.double()
         gram.addmm_(wide.T, wide)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = factorised("eigh", gram, "the Gram matrix of a Krylov space")
     fine, coarse = torch.finfo(torch.float64).eps, torch.finfo(columns.dtype).eps
     strong = values > max(1e2 * fine, (1e2 * coarse) ** 2) * len(values)
     return columns @ (vectors[:, strong] * values[strong].rsqrt()).to(columns.dtype)
@@ -177,7 +179,8 @@ def rayleigh_ritz(space: Space, rank: int, width: int) -> tuple[Triplets, Tensor
     basis, image, back = (
         torch.cat(parts, 1) for parts in (space.bases, space.images, space.backs)
     )
-    _, values, turned = torch.linalg.svd(image, full_matrices=False)
+    what = "the images of a Krylov space"
+    _, values, turned = factorised("svd", image, what, full_matrices=False)
     turn = turned.T
     strong = values > values[0] * 10 * torch.finfo(values.dtype).eps
     strong &= values > 0

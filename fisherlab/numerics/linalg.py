@@ -1,6 +1,7 @@
-"""Factorisations that run in float64 and say what failed."""
+"""The door to torch's factorisations: what fails is said, with the matrix by name."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -83,10 +84,10 @@ def damped_cholesky(
     shifted = matrix.double() if overwrite else matrix.double().clone()
     shifted.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
-    if int(info) == 0 and bool(torch.isfinite(factor[-1]).all()):
+    if int(info) == 0 and bool(torch.isfinite(factor[-1:]).all()):
         return factor
     require_finite(shifted, f"{what} (damping {damping:g})")
-    smallest = float(torch.linalg.eigvalsh(shifted)[0]) - damping
+    smallest = float(factorised("eigvalsh", shifted, what)[0]) - damping
     raise IndefiniteError(what, damping, smallest)
 
 
@@ -106,7 +107,7 @@ def stacked_cholesky(
     if not bool(info.any()) and bool(torch.isfinite(factor[..., -1, :]).all()):
         return factor
     require_finite(damped, f"{what} (damping {damping:g})")
-    smallest = float(torch.linalg.eigvalsh(damped[info != 0]).min()) - damping
+    smallest = float(factorised("eigvalsh", damped[info != 0], what).min()) - damping
     raise IndefiniteError(what, damping, smallest)
 
 
@@ -121,11 +122,56 @@ def eigh(
         If the matrix holds NaN or infinity or the iteration fails.
     """
     require_finite(matrix, what)
-    try:
-        values, vectors = torch.linalg.eigh(matrix.double())
-    except RuntimeError as error:  # torch.linalg.LinAlgError
-        raise NumericalError(f"The eigenvalues of {what} failed: {error}") from error
+    values, vectors = factorised("eigh", matrix.double(), what)
     return values.to(matrix.dtype), narrowed(vectors, matrix.dtype)
+
+
+def factorised(
+    kind: Literal["eigh", "eigvalsh", "inv", "qr", "slogdet", "solve", "svd", "svdvals"],
+    matrix: Tensor,
+    what: object,
+    *rest: Tensor,
+    **options: Any,
+) -> Any:
+    """Call a function of `torch.linalg` that factorises, and say what failed.
+
+    In the precision of the matrix; one of half precision, which LAPACK does not know, is
+    factorised in float32 and the result stays in it.
+
+    Parameters
+    ----------
+    kind
+        The function.
+    matrix
+        One matrix, or a stack of them.
+    what
+        What is named where it fails: a text, or the operator.
+    rest, options
+        Passed on.
+
+    Raises
+    ------
+    NumericalError
+        Naming the function, `what` and the remedy, in place of torch's LinAlgError.
+
+    Examples
+    --------
+    >>> factorised("inv", torch.zeros(2, 2), "the zero matrix")
+    Traceback (most recent call last):
+    fisherlab.errors.NumericalError: inv of the zero matrix failed (linalg.inv: The \
+diagonal element 1 is zero, the inversion could not be completed because the input matrix \
+is singular). Give more damping, or statistics in float64.
+    """
+    wide = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    try:
+        return getattr(torch.linalg, kind)(wide, *rest, **options)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        require_finite(wide, str(what))
+        first = str(error).splitlines()[0].rstrip(".")
+        raise NumericalError(
+            f"{kind} of {what} failed ({first}). Give more damping, or statistics in "
+            "float64."
+        ) from error
 
 
 def narrowed(basis: Tensor, dtype: torch.dtype) -> Tensor:

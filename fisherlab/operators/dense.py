@@ -9,7 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics.linalg import damped_cholesky, require_finite, require_positive
+from fisherlab.numerics.linalg import (
+    damped_cholesky,
+    factorised,
+    require_finite,
+    require_positive,
+)
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -86,7 +91,7 @@ class Dense(Operator):
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending."""
         require_finite(self.matrix, repr(self))
-        values = torch.linalg.eigvalsh(self.matrix.double()).flip(0)
+        values = factorised("eigvalsh", self.matrix.double(), self).flip(0)
         return values.to(self.dtype)
 
     def solve(

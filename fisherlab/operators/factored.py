@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import damped_cholesky
+from fisherlab.numerics.linalg import damped_cholesky, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
@@ -150,7 +150,7 @@ class FactoredFisher(Operator):
         """Return all eigenvalues, descending; outside the span of the samples 0."""
         p = self.shape[0]
         matrix = self._gram() if self.uses_gram else self._formed()
-        values = torch.linalg.eigvalsh(matrix.double()).flip(0).to(self.dtype)
+        values = factorised("eigvalsh", matrix.double(), self).flip(0).to(self.dtype)
         padded = values.new_zeros(max(p, len(values)))
         padded[: len(values)] = values
         return padded[:p]
@@ -325,7 +325,8 @@ class WoodburyInverse(Operator):
     @cached_property
     def _values(self) -> Float[Tensor, " m"]:
         """Eigenvalues of K + λI, ascending."""
-        return torch.linalg.svdvals(self.factor).square().flip(0)
+        values: Tensor = factorised("svdvals", self.factor, self).square().flip(0)
+        return values
 
     def trace(self) -> float:
         """Return (p − M)/λ + Σ 1/(κ + λ)."""

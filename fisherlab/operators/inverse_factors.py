@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
@@ -82,7 +83,8 @@ class InverseFactors(Operator):
     @cached_property
     def formed(self) -> KroneckerSum:
         """The matrix itself, (C Cᵀ)⁻¹ ⊗ (K Kᵀ)⁻¹."""
-        rows, cols = torch.linalg.inv(self.row_root), torch.linalg.inv(self.column_root)
+        roots = self.row_root, self.column_root
+        rows, cols = (factorised("inv", root, self) for root in roots)
         terms = ((rows.T @ rows, cols.T @ cols),)
         return KroneckerSum(terms, self.weight_shape, self.provenance)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.numerics.linalg import (
     compensated_sum,
     eigh,
+    factorised,
     require_finite,
     require_positive,
 )
@@ -136,7 +137,7 @@ class KroneckerSum(Operator):
         if squared > CANCELLED * self.terms_norm**2 or len(self.terms) < 2:
             return max(squared, 0.0) ** 0.5
         triangles = (
-            torch.linalg.qr(torch.stack([f.flatten() for f in side], 1).double()).R
+            factorised("qr", torch.stack([f.flatten() for f in side], 1).double(), self).R
             for side in zip(*self.terms, strict=True)
         )
         rows, cols = triangles

@@ -10,7 +10,12 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
-from fisherlab.numerics.linalg import damped_cholesky, narrowed, require_positive
+from fisherlab.numerics.linalg import (
+    damped_cholesky,
+    factorised,
+    narrowed,
+    require_positive,
+)
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
@@ -124,8 +129,10 @@ class KroneckerCongruence(Operator):
 
     def _log_volume(self) -> float:
         o, i = self.weight_shape
-        rows = float(torch.linalg.slogdet(self.row_basis).logabsdet)
-        cols = float(torch.linalg.slogdet(self.column_basis).logabsdet)
+        rows, cols = (
+            float(factorised("slogdet", basis, self).logabsdet)
+            for basis in (self.row_basis, self.column_basis)
+        )
         return float(self.entries.double().log().sum()) + 2 * (i * rows + o * cols)
 
     def solve(
@@ -160,7 +167,7 @@ class KroneckerCongruence(Operator):
         ends = self.entries.flatten().aminmax()
         values = torch.stack([ends.min, ends.max]).double()
         for basis in (self.row_basis, self.column_basis):
-            sizes = torch.linalg.svdvals(basis).double().square()
+            sizes = factorised("svdvals", basis, self).double().square()
             values = values * torch.stack([sizes[-1], sizes[0]])
         require_positive(values.to(self.dtype), 0.0, repr(self), self.shape[0])
 
@@ -176,8 +183,8 @@ class KroneckerCongruence(Operator):
             raise IndefiniteError(repr(self), 0.0, float(self.entries.min()))
         return replace(
             self,
-            row_basis=_inverted(self.row_basis),
-            column_basis=_inverted(self.column_basis),
+            row_basis=_inverted(self.row_basis, self),
+            column_basis=_inverted(self.column_basis, self),
             entries=self.entries.reciprocal(),
             provenance=self.provenance.by(f"inverse of {self.provenance.method}"),
         )
@@ -193,10 +200,11 @@ class KroneckerCongruence(Operator):
         )
 
 
-def _inverted(basis: Tensor) -> Tensor:
+def _inverted(basis: Tensor, what: object) -> Tensor:
     """Return R⁻ᴴ, computed in double precision."""
     double = torch.complex128 if basis.is_complex() else torch.float64
-    return narrowed(torch.linalg.inv(basis.to(double)).mH.contiguous(), basis.dtype)
+    inverse = factorised("inv", basis.to(double), what)
+    return narrowed(inverse.mH.contiguous(), basis.dtype)
 
 
 def _squares(basis: Tensor) -> Tensor:
@@ -240,7 +248,7 @@ def simultaneous(
     middle = torch.linalg.solve_triangular(factor, second.double(), upper=False)
     middle = torch.linalg.solve_triangular(factor, middle.mT, upper=False).mT
     hermitian = 1j * middle if skew else middle
-    values, vectors = torch.linalg.eigh((hermitian + hermitian.mH) / 2)
+    values, vectors = factorised("eigh", (hermitian + hermitian.mH) / 2, what)
     return values, factor.to(vectors.dtype) @ vectors
 
 
@@ -250,8 +258,9 @@ def inverse_pair(terms: Sequence[Term]) -> Term | None:
         return None
     inverted = []
     for factor in terms[0]:
-        root, info = torch.linalg.cholesky_ex(factor.double())
-        if int(info) or not bool(torch.isfinite(root[-1]).all()):
+        try:
+            root = damped_cholesky(factor, 0.0, "a factor")
+        except NumericalError:
             return None
         inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
     return inverted[0], inverted[1]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh, require_positive
+from fisherlab.numerics.linalg import eigh, factorised, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
@@ -156,7 +156,7 @@ class KroneckerSeries(Operator):
         if isinstance(damping, Factored):
             if not damping.value:
                 moments = (self.rows[0], self.cols[0])
-                values = (torch.linalg.eigvalsh(m.double()).to(self.dtype) for m in moments)
+                values = (eigh(m.double(), repr(self))[0].to(self.dtype) for m in moments)
                 require_positive(torch.outer(*values).flatten(), 0.0, repr(self))
             chosen = self.damped(damping)
             if self.chain == "symmetric":
@@ -196,7 +196,7 @@ def transition(
     psi = inverse_root @ lagged.double() @ inverse_root
     if chain == "symmetric":
         psi = (psi + psi.T) / 2
-    left, sizes, right = torch.linalg.svd(psi)
+    left, sizes, right = factorised("svd", psi, what)
     return root, (left * sizes.clamp_max(1.0)) @ right
 
 
@@ -219,8 +219,8 @@ def weights(products: Float[Tensor, "*n"], length: int) -> Float[Tensor, "*n"]:
 def _congruence(
     rows: Transition, cols: Transition, length: int, made: Provenance
 ) -> KroneckerCongruence:
-    row_values, row_basis = torch.linalg.eigh(rows[1])
-    col_values, col_basis = torch.linalg.eigh(cols[1])
+    row_values, row_basis = factorised("eigh", rows[1], f"the row transition of {made}")
+    col_values, col_basis = factorised("eigh", cols[1], f"the column transition of {made}")
     entries = weights(torch.outer(row_values, col_values), length)
     return KroneckerCongruence(rows[0] @ row_basis, cols[0] @ col_basis, entries, made)
 

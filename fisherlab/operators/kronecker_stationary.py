@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping
 from fisherlab.operators.dense import CholeskyInverse, Dense
@@ -57,11 +58,12 @@ class StationaryInverse(Operator):
         IndefiniteError
             If a moment is singular, or neighbours are fully correlated in both factors.
         """
-        sizes = [float(torch.linalg.matrix_norm(step, 2)) for _, step in (rows, cols)]
-        smallest = min(float(torch.linalg.eigvalsh(root)[0]) for root, _ in (rows, cols))
+        what = f"the chain {made}"
+        sizes = [float(factorised("svdvals", step, what)[0]) for _, step in (rows, cols)]
+        smallest = min(float(factorised("eigvalsh", r, what)[0]) for r, _ in (rows, cols))
         if smallest <= 0 or sizes[0] * sizes[1] >= 1:
-            raise IndefiniteError(f"the chain {made}", 0.0, min(smallest, 0.0))
-        inverses = [torch.linalg.inv(root) for root, _ in (rows, cols)]
+            raise IndefiniteError(what, 0.0, min(smallest, 0.0))
+        inverses = [factorised("inv", root, what) for root, _ in (rows, cols)]
         return cls(inverses[0], inverses[1], rows[1], cols[1], length, made)
 
     @property
@@ -93,8 +95,10 @@ class StationaryInverse(Operator):
     @cached_property
     def _correlations(self) -> tuple[Tensor, Tensor, Tensor]:
         """The eigenvectors of Ψ̂Ψ̂ᵀ on both sides and 1/(1 − μ_G μ_Aᵀ)."""
-        row_values, row_basis = torch.linalg.eigh(self.row_step @ self.row_step.T)
-        col_values, col_basis = torch.linalg.eigh(self.column_step @ self.column_step.T)
+        (row_values, row_basis), (col_values, col_basis) = (
+            factorised("eigh", step @ step.T, self)
+            for step in (self.row_step, self.column_step)
+        )
         return row_basis, col_basis, 1 / (1 - torch.outer(row_values, col_values))
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
@@ -109,7 +113,7 @@ class StationaryInverse(Operator):
         step = torch.kron(self.row_step, self.column_step)
         root = torch.kron(self.row_root, self.column_root)
         eye = torch.eye(len(step), dtype=self.dtype, device=self.device)
-        middle = torch.linalg.solve(eye - step @ step.T, eye - step)
+        middle: Tensor = factorised("solve", eye - step @ step.T, self, eye - step)
         return root @ (eye - step.T) @ middle @ root / self.length
 
     @cached_property

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh, require_finite, require_positive
+from fisherlab.numerics.linalg import eigh, factorised, require_finite, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 
@@ -56,7 +56,7 @@ class LowRank(Operator):
         m, o, i = rows.shape
         flat = rows.double().flatten(1).T
         require_finite(flat, f"the rows of {provenance}")
-        basis, mixing = torch.linalg.qr(flat)
+        basis, mixing = factorised("qr", flat, provenance)
         values, turn = eigh(mixing @ mixing.T, f"the Gram matrix of {provenance}")
         size = len(values)
         kept = min(size, size if rank is None else rank)

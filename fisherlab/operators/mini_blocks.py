@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import require_finite, require_positive
+from fisherlab.numerics.linalg import factorised, require_positive, stacked_cholesky
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -115,7 +115,7 @@ class MiniBlocks(Operator):
 
     def _spectra(self) -> Iterator[Float[Tensor, "_ _"]]:
         for blocks, times in self._counted():
-            values = torch.linalg.eigvalsh(blocks.double()).to(self.dtype)
+            values = factorised("eigvalsh", blocks.double(), self).to(self.dtype)
             yield values.repeat(times, 1)
 
     def solve(
@@ -146,13 +146,13 @@ class MiniBlocks(Operator):
         shifted = blocks.to(torch.float64, copy=True)
         shifted.diagonal(dim1=1, dim2=2).add_(damping)
         if not damping:
-            values = torch.linalg.eigvalsh(shifted).to(self.dtype)
+            values = factorised("eigvalsh", shifted, self).to(self.dtype)
             require_positive(values, damping, repr(self))
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        if bool((info > 0).any()) or not bool(torch.isfinite(factor).all()):
-            require_finite(blocks, f"{self!r} (damping {damping:g})")
-            raise IndefiniteError(repr(self), damping, float(self.eigenvalues()[-1]))
-        return factor
+        try:
+            return stacked_cholesky(shifted, damping, repr(self))
+        except IndefiniteError as error:  # of some blocks; the smallest of all is told
+            smallest = float(self.eigenvalues()[-1])
+            raise IndefiniteError(repr(self), damping, smallest) from error
 
     def inverse(self, damping: Damping) -> "MiniBlocks":
         """Return the blockwise inverse, by Cholesky in float64.

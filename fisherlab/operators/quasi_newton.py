@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.derived import Derived
@@ -182,7 +183,7 @@ class QuasiNewtonFactors(Derived):
     def formed(self) -> KroneckerSum:
         """The matrix itself, H_g⁻¹ ⊗ H_a⁻¹."""
         factors = (self.rows.dense(), self.columns)
-        rows, cols = (torch.linalg.inv(f.double()).to(self.dtype) for f in factors)
+        rows, cols = (factorised("inv", f.double(), self).to(self.dtype) for f in factors)
         terms = (((rows + rows.T) / 2, (cols + cols.T) / 2),)
         return KroneckerSum(terms, self.weight_shape, self.provenance)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fisherlab.approximators import KFACTridiagonal, KhatriRao, block_diagonal
 from fisherlab.approximators.network import ExactNetwork
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import BlockTridiagonal, Factored, KroneckerBlocks
 from fisherlab.plots import heatmap, publication
 from fisherlab.problems import load
@@ -87,7 +88,7 @@ def inverse(seed: int, quick: bool) -> xr.DataTree:
     middle = middle_layers(seed, quick)
     pairs = KhatriRao()(middle.stats)
     damped = pairs.damped(Factored(DAMPING)).to_dense()
-    matrices = {"F̃": damped, "F̃⁻¹": torch.linalg.inv(damped)}
+    matrices = {"F̃": damped, "F̃⁻¹": factorised("inv", damped, "F̃")}
     return _tree(matrices, middle, pairs, {"lambda": DAMPING})
 
 
@@ -157,10 +158,10 @@ def damping_table(seed: int, quick: bool) -> xr.Dataset:
 def _distances(stats: Statistics, damping: float) -> list[list[float]]:
     tilde, *forward = _three(stats, damping, inverted=False)
     inverse, *inverses = _three(stats, damping, inverted=True)
-    logdet = torch.linalg.slogdet(tilde).logabsdet
+    logdet = factorised("slogdet", tilde, "F̃").logabsdet
     found = []
     for matrix, inverted in zip(forward, inverses, strict=True):
-        logs = torch.linalg.slogdet(matrix).logabsdet - logdet
+        logs = factorised("slogdet", matrix, "F̂").logabsdet - logdet
         inside = (inverted * tilde).sum() - len(tilde)
         found.append(
             [

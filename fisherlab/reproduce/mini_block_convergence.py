@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fisherlab.approximators import MiniBlock
 from fisherlab.layers import blocks
 from fisherlab.likelihoods import Gaussian
+from fisherlab.numerics.linalg import factorised
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.statistics import Exact, collect
@@ -91,7 +92,7 @@ class Regression:
         for layer in self._statistics().values():
             rows = layer.example_gradients()[0]  # (n, units, inputs)
             grams = torch.einsum("nbk,mbk->bnm", rows, rows)
-            found.append(torch.linalg.eigvalsh(grams)[:, 0].min())
+            found.append(factorised("eigvalsh", grams, "J_b J_bᵀ")[:, 0].min())
         return float(min(found))
 
     def step(self, rate: float, damping: float) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.layers import Block
+from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import readable
 from fisherlab.operators.base import Provenance
 from fisherlab.samples import (
@@ -352,8 +353,9 @@ def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
     if t != 1 or v <= o:
         return gradients
     stacked = summable(gradients[:, :, 0]).transpose(0, 1)
-    fewer = torch.linalg.qr(stacked, mode="r").R.transpose(0, 1)[:, :, None]
-    return fewer.to(gradients.dtype)
+    found = factorised("qr", stacked, "the output gradients of a batch", mode="r").R
+    fewer: Tensor = found.transpose(0, 1)[:, :, None].to(gradients.dtype)
+    return fewer
 
 
 def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators import average
-from fisherlab.errors import NumericalError
+from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.operators.dampings import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training import portable
@@ -106,21 +105,22 @@ def _mixed(old: Any, new: Any, weight: float) -> Any:
 
 @contextmanager
 def factorising(what: str, where: str) -> Iterator[None]:
-    """Name method and place where LAPACK gives up, which it does on what overflowed.
+    """Name method and place where a factorisation fails, as it does on what overflowed.
 
     Raises
     ------
     NumericalError
-        In place of torch's error.
+        In place of the one that knows the matrix alone.
     """
     try:
         yield
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        first = str(error).splitlines()[0]
+    except IndefiniteError:
+        raise
+    except NumericalError as error:
         raise NumericalError(
-            f"{what} of {where}: a factorisation failed ({first}). The statistics hold "
-            "numbers that are not finite or too far apart: lower the learning rate, raise "
-            "the damping, or use float64. No parameter was changed."
+            f"{what} of {where}: {error} The statistics hold numbers that are not finite "
+            "or too far apart: lower the learning rate, raise the damping, or use float64. "
+            "No parameter was changed."
         ) from error
 
 

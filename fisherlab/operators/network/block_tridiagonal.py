@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.iterative import IterativeInverse
@@ -325,11 +325,11 @@ def _inverse_conditional(
             "the damping; Factored(λ) damps before the chain is formed."
         )
     kind = rows.dtype
-    return KroneckerCongruence(
-        torch.linalg.inv(row_basis).mT.contiguous().to(kind),
-        torch.linalg.inv(col_basis).mT.contiguous().to(kind),
-        entries.reciprocal().to(kind),
+    row_basis, col_basis = (
+        factorised("inv", basis, what).mT.contiguous().to(kind)
+        for basis in (row_basis, col_basis)
     )
+    return KroneckerCongruence(row_basis, col_basis, entries.reciprocal().to(kind))
 
 
 @inner_product(BlockTridiagonal, WholeNetwork)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators.base import Operator
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import NetworkOperator, Weights
@@ -51,10 +51,12 @@ def right_side_space(
 
 def _orthonormal(ws: Float[Tensor, "m o i"]) -> Float[Tensor, "k o i"]:
     """Return an orthonormal basis of the span; nothing for the zero vector."""
-    _, values, right = torch.linalg.svd(ws.flatten(1), full_matrices=False)
+    flat, what = ws.flatten(1), "the residuals of a coarse space"
+    _, values, right = factorised("svd", flat, what, full_matrices=False)
     kept = values > 1e-8 * values.max().clamp_min(torch.finfo(ws.dtype).tiny)
     kept &= values > 0
-    return right[kept].unflatten(1, ws.shape[1:])
+    basis: Tensor = right[kept].unflatten(1, ws.shape[1:])
+    return basis
 
 
 def _smallest(op: Operator, vectors: int) -> Float[Tensor, "m o i"]:
