@@ -125,6 +125,8 @@ class Collection:
         Examples collected together; streaming holds the statistics of so many.
     bytes
         Activations and output columns of one run.
+    forward
+        Multiply-adds of one example's forward pass.
     flops
         Multiply-adds of one forward pass and V backward passes over all examples.
     by_column
@@ -134,6 +136,7 @@ class Collection:
     examples: int
     run: int
     bytes: int
+    forward: int
     flops: int
     by_column: bool
 
@@ -178,7 +181,7 @@ def plans(
     once, each = _pass_flops(seen, found, longest, first)
     flops = examples * (once + columns * each)
     held = run * longest.example_bytes + root  # columns, and what makes them
-    return planned, Collection(examples, run, held, flops, alone)
+    return planned, Collection(examples, run, held, once, flops, alone)
 
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:

@@ -38,6 +38,7 @@ class Power:
     def __call__(self, block: Rearranged, rank: int, warm: tuple[Pair, ...] = ()) -> Pairs:
         """Return the leading pairs."""
         found: list[Pairs] = []
+        block = block.multiplied_often()
         for k in range(rank):
             triplets = block_krylov(
                 block.linear(),
@@ -124,7 +125,7 @@ def _krylov(
     limits: Subspace | Lanczos,
 ) -> Pairs:
     triplets = block_krylov(
-        block.linear(),
+        block.multiplied_often().linear(),
         rank,
         block.start(rank + extra, warm),
         depth=depth,

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.krylov import LinearMap, Triplets
-from fisherlab.samples import Samples
+from fisherlab.samples import Samples, SharedSamples
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 Weights = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
+FORMED_BYTES = 2**28  # matrices of samples that are held while a solver multiplies
 
 
 class Pairs(NamedTuple):
@@ -69,6 +70,13 @@ class Rearranged:
         for rows, cols in self.removed:
             out -= (rows * middle).sum() * cols
         return out
+
+    def multiplied_often(self) -> "Rearranged":
+        """Return the same block, in the form for tens of products."""
+        samples = self.samples
+        if isinstance(samples, SharedSamples):
+            samples = samples.multiplied_often(FORMED_BYTES)
+        return Rearranged(samples, self.count, self.removed, self.weights)
 
     def less(
         self, terms: tuple[Pair, ...], weights: tuple[Weights, ...] | None = None

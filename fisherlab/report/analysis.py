@@ -12,7 +12,6 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.likelihoods import Categorical
 from fisherlab.problems import Problem
 from fisherlab.problems.splits import drawn
 from fisherlab.report.config import ReportConfig
@@ -20,11 +19,10 @@ from fisherlab.report.noise import with_noise
 from fisherlab.report.phases import Phases
 from fisherlab.report.sizes import Size
 from fisherlab.statistics import Statistics
-from fisherlab.training import accuracy, mean_loss, trajectory
+from fisherlab.training import trajectory
+from fisherlab.training.probes.losses import measured
 
 _MOMENTUM: Final = 0.9
-LOSS_EXAMPLES: Final = 2000
-"""Random examples that losses and accuracies are taken over, at most."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ def count_phases(config: ReportConfig) -> int:
     Examples
     --------
     >>> count_phases(ReportConfig(checkpoints=(0, 10)))
-    7
+    9
     """
-    return 3 * len(config.analysed_steps) + 1
+    return 4 * len(config.analysed_steps) + 1
 
 
 def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -> Analysis:
@@ -97,7 +95,9 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     assert stats is not None, "at least one step is analysed"
     with phase("inverse blocks"):
         inverses = _inverses(stats, config, size)
-    results = _joined(rows).assign_attrs(attributes_of(problem, config, size.told))
+    results = _joined(rows).assign_attrs(attributes_of(problem, config))
+    results.attrs["subset"] += f"; losses over at most {size.losses:,}"
+    results.attrs["left_out"] = "; ".join(size.told)
     return Analysis(results, inverses, interrupted)
 
 
@@ -143,10 +143,13 @@ def _moment(
             time=size.seconds,
         )
         row = with_noise(row, stats)
-    with fl.frozen(model):
-        return stats, row.assign(_performance(problem, model, config.seed)).assign_coords(
-            step=step
-        )
+    sets = {
+        name: drawn(whole, size.losses, config.seed)
+        for name, whole in (("train", problem.train), ("test", problem.test))
+    }
+    with phase("losses", f"at step {step}"), fl.frozen(model):
+        found = measured(model, problem.likelihood, sets)
+    return stats, row.assign(found).assign_coords(step=step)
 
 
 def collected(
@@ -164,25 +167,6 @@ def collected(
             model, data, problem.likelihood, size.fisher, budget=size.budget * 3 // 2
         )
         return stats, fl.mean_gradient(model, data, problem.likelihood)
-
-
-def _performance(problem: Problem, model: nn.Module, seed: int) -> dict[str, xr.DataArray]:
-    """Return how well the network does on parts of the training and the test set."""
-    found = {}
-    for name, whole in (("train", problem.train), ("test", problem.test)):
-        data = drawn(whole, LOSS_EXAMPLES, seed)
-        if not len(data[0]):
-            continue  # one's own data may come without a test set
-        found[f"{name}_loss"] = xr.DataArray(
-            mean_loss(model, problem.likelihood, data),
-            attrs={"long_name": f"mean {name} loss", "units": "nat"},
-        )
-        if isinstance(problem.likelihood, Categorical):
-            found[f"{name}_accuracy"] = xr.DataArray(
-                accuracy(model, data, problem.likelihood.class_axis),
-                attrs={"long_name": f"{name} accuracy", "units": "1"},
-            )
-    return found
 
 
 def _joined(rows: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -208,9 +192,7 @@ def _inverses(stats: Statistics, config: ReportConfig, size: Size) -> xr.DataTre
     return tree if tree.children else None
 
 
-def attributes_of(
-    problem: Problem, config: ReportConfig, left_out: Sequence[str] = ()
-) -> dict[str, str | int]:
+def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int]:
     """Return what the results tell of the problem and the training."""
     known = not config.model
     network = (
@@ -233,7 +215,6 @@ def attributes_of(
         "training": json.dumps(training),
         "subset": (
             f"examples drawn at random by seed {config.seed}, the same at every step and "
-            f"for every method; losses over at most {LOSS_EXAMPLES:,}"
+            "for every method"
         ),
-        "left_out": "; ".join(left_out),
     }

@@ -32,6 +32,9 @@ DRAWN: Final = 12
 _LARGEST: Final = 2000
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
+_LOSSES: Final = 2000
+_FEWEST_LOSSES: Final = 200
+_LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
 _COMPARISON: Final = 0.75
 
@@ -52,6 +55,8 @@ class Size:
         Bytes of one comparison's largest request.
     drawn
         Layers whose inverse is drawn.
+    losses
+        Random examples that losses and accuracies are taken over, at most.
     told
         What is left out, and how to ask for it, in sentences.
     """
@@ -61,6 +66,7 @@ class Size:
     seconds: float
     budget: int
     drawn: tuple[str, ...]
+    losses: int
     told: tuple[str, ...]
 
 
@@ -100,8 +106,16 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         len(config.damping),
     )
     layers = config.layers or _drawn(found.plans, kept.reasons, memory // 8)
-    sentences = (*_sizes_told(found, tried[0], config), *told(kept.reasons))
-    return Size(found.examples, found.fisher, left, memory // 2, layers, sentences)
+    losses = _losses(found.collection, share)
+    sentences = (*_sizes_told(found, tried[0], losses, config), *told(kept.reasons))
+    return Size(found.examples, found.fisher, left, memory // 2, layers, losses, sentences)
+
+
+def _losses(collection: Collection, seconds: float) -> int:
+    """Return how many examples of both sets pass through in a share of the time."""
+    each = 2 * _PASSES * collection.forward
+    fitting = int(_LOSS_SHARE * seconds * RATE / max(each, 1))
+    return min(_LOSSES, max(_FEWEST_LOSSES, fitting))
 
 
 @dataclass(frozen=True)
@@ -186,7 +200,11 @@ def _drawn(
     return tuple(small[place] for place in places)
 
 
-def _sizes_told(found: _Trial, asked: _Trial, config: ReportConfig) -> Iterator[str]:
+def _sizes_told(
+    found: _Trial, asked: _Trial, losses: int, config: ReportConfig
+) -> Iterator[str]:
+    if losses < _LOSSES:
+        yield f"losses are means over at most {losses} examples; ask with --time"
     if found.fisher != asked.fisher:
         yield (
             f"labels are sampled, {found.fisher!r}: the exact Fisher of {FEW} examples is "

@@ -12,7 +12,7 @@ from fisherlab.numerics.memory import chunks, empty
 from fisherlab.numerics.packed import mirror_, symmetric_flops, symmetric_product_
 from fisherlab.samples import rows
 from fisherlab.samples.base import cast_once, kept_once
-from fisherlab.samples.matrices import column_product, row_product
+from fisherlab.samples.matrices import MatrixSamples, column_product, row_product
 from fisherlab.samples.pairs import (
     add_pairs_,
     form_flops,
@@ -91,6 +91,18 @@ class SharedSamples:
         stacked = gradients.permute(1, 0, 3, 2).reshape(n, v * o, t)
         torch.bmm(stacked, self.inputs[part], out=formed.view(n, v * o, i))
         return formed
+
+    def multiplied_often(self, limit: int) -> "SharedSamples | MatrixSamples":
+        """Return the form for many quadratic forms: matrices formed once, if they fit.
+
+        Forming them takes T/(d_out + d_in) of a quadratic form, again at each of them.
+        """
+        (o, i), samples = self.weight_shape, self.columns * self.examples
+        by_pairs, _ = self._form_flops
+        fit = samples * o * i * self.dtype.itemsize <= limit
+        if not fit or by_pairs < samples * o * i * (o + i):
+            return self
+        return MatrixSamples(self.matrices())
 
     def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
         """Return ⟨D_vn, w⟩ = Σ_t g_vnt · (w a_nt)."""
@@ -177,10 +189,13 @@ class SharedSamples:
 
     @property
     def _forms_by_pairs(self) -> bool:
-        by_pairs, by_matrices = form_flops(
-            self.examples, self.columns, self.inputs.shape[1], *self.weight_shape
-        )
+        by_pairs, by_matrices = self._form_flops
         return by_pairs < by_matrices
+
+    @property
+    def _form_flops(self) -> tuple[int, int]:
+        t = self.inputs.shape[1]
+        return form_flops(self.examples, self.columns, t, *self.weight_shape)
 
     def _pair_parts(self, tables: int = 2) -> Iterator[slice]:
         """Cut the examples so that tables over pairs of positions stay small."""

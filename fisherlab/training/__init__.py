@@ -7,7 +7,13 @@ from fisherlab.training.batch_sizes import ExponentialBatches
 from fisherlab.training.clipping import KLClip
 from fisherlab.training.following import follow
 from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
-from fisherlab.training.loop import accuracy, mean_loss, take_step, trajectory
+from fisherlab.training.loop import (
+    accuracy,
+    mean_loss,
+    performance,
+    take_step,
+    trajectory,
+)
 from fisherlab.training.natural_gradient import NaturalGradient
 from fisherlab.training.recipes import Recipe
 from fisherlab.training.register import optimizer, optimizers
@@ -32,6 +38,7 @@ __all__ = [
     "mean_loss",
     "optimizer",
     "optimizers",
+    "performance",
     "probes",
     "take_step",
     "trajectory",

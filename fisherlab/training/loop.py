@@ -7,20 +7,20 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fisherlab.errors import NumericalError
-from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods import Categorical, Likelihood
 from fisherlab.problems.problem import Pair, Problem
 from fisherlab.training.order import BatchSize, Order
 from fisherlab.training.randomness import generator
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
-# Bounds the memory of one forward pass, and changes no result.
-_CHUNK = 4096
+# Examples of one forward pass: bounds its memory, and changes no result.
+_CHUNK = 256
 
 
 def trajectory(
@@ -213,7 +213,50 @@ def _minibatches(problem: Problem, batch_size: BatchSize, seed: int) -> Iterator
         yield inputs, y[here]
 
 
+class Performance(NamedTuple):
+    """How well a network does on some examples.
+
+    Attributes
+    ----------
+    loss
+        The mean over the examples of the loss, summed over outputs, in nats.
+    accuracy
+        The fraction of the labels at which the output is largest; None but for classes.
+    """
+
+    loss: float
+    accuracy: float | None
+
+
 @torch.no_grad()
+def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Performance:
+    """Return mean loss and accuracy from one pass over the data, a chunk at a time.
+
+    Raises
+    ------
+    ValueError
+        If the labels do not fit the output.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> model = torch.nn.Identity()
+    >>> performance(model, fl.Categorical(), (torch.eye(2), torch.tensor([0, 0]))).accuracy
+    0.5
+    """
+    x, y = data
+    sums, hits = [], 0
+    axis = likelihood.class_axis if isinstance(likelihood, Categorical) else None
+    for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+        output = model(x_part)
+        likelihood.check(output, y_part)
+        sums.append(likelihood.loss(output, y_part).sum().item())
+        hits += 0 if axis is None else int((output.argmax(axis) == y_part).sum())
+    # Sequences have a label per position.
+    found = None if axis is None else hits / y.numel()
+    return Performance(math.fsum(sums) / len(x), found)
+
+
 def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     """Return the mean over the examples of the loss, summed over outputs, in nats.
 
@@ -233,13 +276,7 @@ def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     >>> math.isclose(loss, math.log(10))
     True
     """
-    x, y = data
-    sums = []
-    for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-        output = model(x_part)
-        likelihood.check(output, y_part)
-        sums.append(likelihood.loss(output, y_part).sum().item())
-    return math.fsum(sums) / len(x)
+    return performance(model, likelihood, data).loss
 
 
 @torch.no_grad()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import xarray as xr
+from torch import nn
 
-from fisherlab.likelihoods import Categorical
-from fisherlab.training.loop import accuracy, mean_loss
-from fisherlab.training.probes.moment import Moment
+from fisherlab.likelihoods import Likelihood
+from fisherlab.problems.problem import Pair
+from fisherlab.training.loop import performance
+from fisherlab.training.probes.moment import Moment, Source
+
+SETS: Final[tuple[Source, ...]] = ("train", "test")
 
 
 @final
@@ -23,7 +28,7 @@ class Losses:
     Parameters
     ----------
     examples
-        At most so many first examples of each set; all by default.
+        At most so many random examples of each set; all by default.
 
     Examples
     --------
@@ -37,15 +42,23 @@ class Losses:
 
     def __call__(self, moment: Moment) -> xr.Dataset:
         """Evaluate the network."""
-        found = {}
-        problem = moment.problem
-        for name in ("train", "test"):
-            data = moment.data("train" if name == "train" else "test", self.examples)
-            loss = mean_loss(moment.model, problem.likelihood, data)
-            made = {"long_name": f"mean {name} loss", "units": "nat"}
-            found[f"{name}_loss"] = xr.DataArray(loss, attrs=made)
-            if isinstance(problem.likelihood, Categorical):
-                made = {"long_name": f"{name} accuracy", "units": "1"}
-                hits = accuracy(moment.model, data, problem.likelihood.class_axis)
-                found[f"{name}_accuracy"] = xr.DataArray(hits, attrs=made)
+        data = {name: moment.data(name, self.examples) for name in SETS}
+        found = measured(moment.model, moment.problem.likelihood, data)
         return xr.Dataset(found)
+
+
+def measured(
+    model: nn.Module, likelihood: Likelihood, sets: Mapping[str, Pair]
+) -> dict[str, xr.DataArray]:
+    """Return losses and accuracies on the sets by their names; on an empty one, none."""
+    found = {}
+    for name, data in sets.items():
+        if not len(data[0]):
+            continue  # one's own data may come without a test set
+        done = performance(model, likelihood, data)
+        made = {"long_name": f"mean {name} loss", "units": "nat"}
+        found[f"{name}_loss"] = xr.DataArray(done.loss, attrs=made)
+        if done.accuracy is not None:
+            made = {"long_name": f"{name} accuracy", "units": "1"}
+            found[f"{name}_accuracy"] = xr.DataArray(done.accuracy, attrs=made)
+    return found
