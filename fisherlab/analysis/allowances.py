@@ -25,8 +25,9 @@ from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.samples import OuterSamples, Samples
 
-RATE = 2e10  # multiply-adds a second that two plain cores do in float64
+RATE = 1.4e10  # multiply-adds a second that two plain cores do in float64, about
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
+CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
 NUMBER = 8  # bytes
 
@@ -70,7 +71,7 @@ class Allowance:
     Examples
     --------
     >>> Allowance.of("2 min", 2**30).flops
-    2400000000000.0
+    1680000000000.0
     """
 
     flops: float
@@ -321,7 +322,7 @@ def _solve(s: Samples, method: Approximator) -> Work:
     if terms > 1 and isinstance(method, ITERATED):
         if p <= DENSE_ROWS:
             return Work(EIGEN * p**3, 3 * NUMBER * p * p)
-        return Work(2 * ROUNDS * terms * p * (o + i))
+        return Work((2 * ROUNDS + CHECKS) * terms * p * (o + i))
     return Work(EIGEN * (o**3 + i**3))
 
 

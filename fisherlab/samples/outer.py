@@ -24,7 +24,7 @@ from fisherlab.numerics.packed import (
     triangle_chunks,
     weighted_moment,
 )
-from fisherlab.samples.base import cast_once
+from fisherlab.samples.base import cast_once, kept_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
@@ -93,6 +93,7 @@ class OuterSamples:
         """Return Σ c_vn g_vn a_nᵀ, adding the columns up first."""
         return torch.einsum("kvn,vno->kon", c, self.gradients) @ self.inputs
 
+    @kept_once
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖g_vn‖² ‖a_n‖²."""
         return self.gradients.square().sum(2) * self.inputs.square().sum(1)

@@ -97,7 +97,8 @@ def measure(name: str, examples: int = 256, checkpoints: str = "0,1,2,5") -> dic
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
         return {"problem": name, "code": done.returncode, "error": last}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found | ({"error": done.stderr.strip().splitlines()[-1]} if found["code"] else {})
 
 
 def table(rounds: int, names: tuple[str, ...] = ()) -> dict[str, object]:

@@ -42,9 +42,8 @@ class Losses:
 
     def __call__(self, moment: Moment) -> xr.Dataset:
         """Evaluate the network."""
-        data = {name: moment.data(name, self.examples) for name in SETS}
-        found = measured(moment.model, moment.problem.likelihood, data)
-        return xr.Dataset(found)
+        sets = {str(name): moment.data(name, self.examples) for name in SETS}
+        return xr.Dataset(measured(moment.model, moment.problem.likelihood, sets))
 
 
 def measured(
