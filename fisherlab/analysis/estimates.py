@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fisherlab.analysis.coverages import text_table
-from fisherlab.analysis.plans import Collection, Plan, plans, route
+from fisherlab.analysis.plans import Collection, Plan, Probed, route
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import NEEDS_INPUTS, building_flops, result_numbers
 from fisherlab.approximators.register import by_name
@@ -24,6 +24,7 @@ from fisherlab.operators.factored import Form
 from fisherlab.samples import MatrixSamples
 from fisherlab.showing import html_table
 from fisherlab.statistics import Fisher
+from fisherlab.statistics.fishers import require_kinds
 
 HEAD = (
     "layer",
@@ -248,9 +249,9 @@ def estimate(
     chosen = by_name(approximators)
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
     alone = streams_by_column(chosen.values())
-    planned, collection = plans(
-        model, batch, likelihood, fisher, layers, dtype, limit, alone
-    )
+    require_kinds(likelihood, fisher)  # before anything is run
+    probed = Probed.of(model, batch, layers, dtype)
+    planned, collection = probed.plans(likelihood, fisher, limit, by_column=alone)
     rows = tuple(
         _cost(plan, name, method)
         for plan in planned.values()

@@ -29,7 +29,6 @@ from fisherlab.samples import (
 from fisherlab.statistics import Exact, Fisher, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
-from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
 from fisherlab.statistics.taps import Tapped
@@ -141,47 +140,81 @@ class Collection:
     by_column: bool
 
 
-def plans(
-    model: nn.Module,
-    batch: Any,
-    likelihood: Likelihood,
-    fisher: Fisher | None,
-    layers: Sequence[str] | None,
-    dtype: torch.dtype | None,
-    budget: int,
-    by_column: bool,
-) -> tuple[dict[str, Plan], Collection]:
-    """Probe two examples of every kind of batch and plan what `collect` will hold.
+@final
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What two examples of every kind of batch tell of a network, for any number of them.
 
-    Parameters are those of `estimate`; `by_column` says that the methods allow it.
+    Parameters
+    ----------
+    seen, found
+        The network and its chosen blocks.
+    longest
+        The probe with the largest output.
+    examples
+        N of the batch.
+    once, each
+        Multiply-adds of one example's forward pass and of one of its columns.
     """
-    require_kinds(likelihood, fisher)
-    seen = view(model, dtype)
-    found = select(blocks(model), layers)
-    probes: dict[Any, Probe] = {}
-    examples, first = 0, None
-    for part in batches(batch, seen.device, seen.dtype):
-        examples += len(part)
-        first = first or part
-        if part.signature not in probes:
-            probes[part.signature] = tried = probe(seen, found, part)
-            y = None if part.y is None else part.y[:1]
-            likelihood.check(tried.output[:1].detach(), y)
-    assert first is not None  # batches refuses empty data
-    longest = max(probes.values(), key=lambda p: p.output.numel())
-    columns = (fisher or Exact()).column_count(likelihood, longest.output)
-    planned = {
-        name: _plan(seen, block, longest, examples, columns)
-        for name, block in found.items()
-    }
-    alone = by_column and not longest.general and seen.device.type == "cpu"
-    run = min(examples, run_length(longest, budget))
-    outputs = longest.output[0].numel() * longest.output.element_size()
-    root = 3 * max(run * outputs, min(COLUMN_BYTES, run * columns * outputs))
-    once, each = _pass_flops(seen, found, longest, first)
-    flops = examples * (once + columns * each)
-    held = run * longest.example_bytes + root  # columns, and what makes them
-    return planned, Collection(examples, run, held, once, flops, alone)
+
+    seen: ModelView
+    found: Mapping[str, Block]
+    longest: Probe
+    examples: int
+    once: int
+    each: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batch: Any,
+        layers: Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Probed":
+        """Probe a network; parameters are those of `estimate`."""
+        seen = view(model, dtype)
+        found = select(blocks(model), layers)
+        probes: dict[Any, Probe] = {}
+        examples, first = 0, None
+        for part in batches(batch, seen.device, seen.dtype):
+            examples += len(part)
+            first = first or part
+            if part.signature not in probes:
+                probes[part.signature] = probe(seen, found, part)
+        assert first is not None  # batches refuses empty data
+        longest = max(probes.values(), key=lambda p: p.output.numel())
+        return cls(
+            seen, found, longest, examples, *_pass_flops(seen, found, longest, first)
+        )
+
+    def plans(
+        self,
+        likelihood: Likelihood,
+        fisher: Fisher | None,
+        budget: int,
+        *,
+        by_column: bool = False,
+        examples: int | None = None,
+    ) -> tuple[dict[str, Plan], Collection]:
+        """Plan what `collect` will hold of so many examples; of the batch if None.
+
+        `by_column` says that the methods allow one column at a time.
+        """
+        longest, seen = self.longest, self.seen
+        count = self.examples if examples is None else examples
+        columns = (fisher or Exact()).column_count(likelihood, longest.output)
+        planned = {
+            name: _plan(seen, block, longest, count, columns)
+            for name, block in self.found.items()
+        }
+        alone = by_column and not longest.general and seen.device.type == "cpu"
+        run = min(count, run_length(longest, budget))
+        outputs = longest.output[0].numel() * longest.output.element_size()
+        root = 3 * max(run * outputs, min(COLUMN_BYTES, run * columns * outputs))
+        flops = count * (self.once + columns * self.each)
+        held = run * longest.example_bytes + root  # columns, and what makes them
+        return planned, Collection(count, run, held, self.once, flops, alone)
 
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:

@@ -19,7 +19,7 @@ from fisherlab.analysis.allowances import (
     parse_time,
     told,
 )
-from fisherlab.analysis.plans import Collection, Plan, plans
+from fisherlab.analysis.plans import Collection, Plan, Probed
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.splits import drawn
@@ -158,12 +158,12 @@ def _tried(problem: Problem, model: nn.Module, config: ReportConfig) -> Iterator
     flops = parse_time(config.time) * RATE / len(config.analysed_steps) / 2
     methods = tuple(fl.approximators()[name] for name in config.approximators)
     most = min(config.examples, len(problem.train[0]))
+    probed = Probed.of(model, drawn(problem.train, 2, config.seed))
     for fisher in fishers(config):
         count = most
         while True:
-            data = drawn(problem.train, count, config.seed)
-            planned, collection = plans(
-                model, data, problem.likelihood, fisher, None, None, memory // 4, False
+            planned, collection = probed.plans(
+                problem.likelihood, fisher, memory // 4, examples=count
             )
             one = _Trial(count, fisher, methods, planned, collection, flops, memory / 2)
             yield one

@@ -22,20 +22,32 @@ from fisherlab.problems import registry
 
 SECONDS, BYTES = 300, 6 * 2**30
 COUNT = 600  # random examples of a data set whose files are missing
-IMAGES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
-PIXELS = {"faces": 625, "curves": 784}
+COLOUR = (3, 32, 32), 10
+CLASSES = {  # shape of an image, and classes, by the beginning of the name
+    "cifar100": ((3, 32, 32), 100),
+    "cifar10": COLOUR,
+    "svhn": COLOUR,
+    "fashion-mnist-cnn": ((1, 28, 28), 10),
+    "fashion-mnist": ((256,), 10),
+    "mnist": ((256,), 10),
+}
+PIXELS = {"faces": 625, "curves": 784, "mnist": 784}
 
 
 def random_data(name: str, dtype: torch.dtype) -> tuple[object, object]:
     """Return a training and a test pair of the shapes of a problem."""
     generator = torch.Generator().manual_seed(0)
-    kind = name.partition("-")[0]
-    if kind in IMAGES:
-        x = torch.rand(COUNT, 3, 32, 32, generator=generator, dtype=dtype)
-        y = torch.randint(0, IMAGES[kind], (COUNT,), generator=generator)
-    elif kind in PIXELS:
-        x = torch.rand(COUNT, PIXELS[kind], generator=generator, dtype=dtype)
+    autoencoder = "autoencoder" in name
+    known = next((n for n in CLASSES if name.startswith(n)), None)
+    if autoencoder:
+        x = torch.rand(
+            COUNT, PIXELS[name.partition("-")[0]], generator=generator, dtype=dtype
+        )
         y = x
+    elif known is not None:
+        shape, classes = CLASSES[known]
+        x = torch.rand(COUNT, *shape, generator=generator, dtype=dtype)
+        y = torch.randint(0, classes, (COUNT,), generator=generator)
     else:
         model = registry.describe(name).build(seed=0, dtype=dtype)
         length = dict(model.named_parameters())["position"].shape[0]
@@ -98,7 +110,8 @@ def measure(name: str, examples: int = 256, checkpoints: str = "0,1,2,5") -> dic
         last = (done.stderr.strip().splitlines() or ["killed"])[-1]
         return {"problem": name, "code": done.returncode, "error": last}
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found | ({"error": done.stderr.strip().splitlines()[-1]} if found["code"] else {})
+    last = done.stderr.strip().splitlines()[-1:]
+    return found | ({"error": last} if found["code"] else {})
 
 
 def table(rounds: int, names: tuple[str, ...] = ()) -> dict[str, object]:
