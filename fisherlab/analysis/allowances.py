@@ -25,7 +25,7 @@ from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.samples import OuterSamples, Samples
 
-RATE = 1.4e10  # multiply-adds a second that two plain cores do in float64, about
+RATE = 2e10  # multiply-adds a second that two plain cores do in float64, about
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
@@ -71,7 +71,7 @@ class Allowance:
     Examples
     --------
     >>> Allowance.of("2 min", 2**30).flops
-    1680000000000.0
+    2400000000000.0
     """
 
     flops: float

@@ -24,7 +24,6 @@ from fisherlab.operators.factored import Form
 from fisherlab.samples import MatrixSamples
 from fisherlab.showing import html_table
 from fisherlab.statistics import Fisher
-from fisherlab.statistics.fishers import require_kinds
 
 HEAD = (
     "layer",
@@ -249,9 +248,8 @@ def estimate(
     chosen = by_name(approximators)
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
     alone = streams_by_column(chosen.values())
-    require_kinds(likelihood, fisher)  # before anything is run
-    probed = Probed.of(model, batch, layers, dtype)
-    planned, collection = probed.plans(likelihood, fisher, limit, by_column=alone)
+    probed = Probed.of(model, batch, likelihood, layers, dtype)
+    planned, collection = probed.plans(fisher, limit, by_column=alone)
     rows = tuple(
         _cost(plan, name, method)
         for plan in planned.values()

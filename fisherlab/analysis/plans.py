@@ -29,6 +29,7 @@ from fisherlab.samples import (
 from fisherlab.statistics import Exact, Fisher, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
+from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
 from fisherlab.statistics.taps import Tapped
@@ -147,6 +148,8 @@ class Probed:
 
     Parameters
     ----------
+    likelihood
+        The likelihood.
     seen, found
         The network and its chosen blocks.
     longest
@@ -157,6 +160,7 @@ class Probed:
         Multiply-adds of one example's forward pass and of one of its columns.
     """
 
+    likelihood: Likelihood
     seen: ModelView
     found: Mapping[str, Block]
     longest: Probe
@@ -169,6 +173,7 @@ class Probed:
         cls,
         model: nn.Module,
         batch: Any,
+        likelihood: Likelihood,
         layers: Sequence[str] | None = None,
         dtype: torch.dtype | None = None,
     ) -> "Probed":
@@ -181,16 +186,16 @@ class Probed:
             examples += len(part)
             first = first or part
             if part.signature not in probes:
-                probes[part.signature] = probe(seen, found, part)
+                probes[part.signature] = tried = probe(seen, found, part)
+                y = None if part.y is None else part.y[:1]
+                likelihood.check(tried.output[:1].detach(), y)
         assert first is not None  # batches refuses empty data
         longest = max(probes.values(), key=lambda p: p.output.numel())
-        return cls(
-            seen, found, longest, examples, *_pass_flops(seen, found, longest, first)
-        )
+        flops = _pass_flops(seen, found, longest, first)
+        return cls(likelihood, seen, found, longest, examples, *flops)
 
     def plans(
         self,
-        likelihood: Likelihood,
         fisher: Fisher | None,
         budget: int,
         *,
@@ -201,9 +206,10 @@ class Probed:
 
         `by_column` says that the methods allow one column at a time.
         """
+        require_kinds(self.likelihood, fisher)
         longest, seen = self.longest, self.seen
         count = self.examples if examples is None else examples
-        columns = (fisher or Exact()).column_count(likelihood, longest.output)
+        columns = (fisher or Exact()).column_count(self.likelihood, longest.output)
         planned = {
             name: _plan(seen, block, longest, count, columns)
             for name, block in self.found.items()

@@ -158,13 +158,11 @@ def _tried(problem: Problem, model: nn.Module, config: ReportConfig) -> Iterator
     flops = parse_time(config.time) * RATE / len(config.analysed_steps) / 2
     methods = tuple(fl.approximators()[name] for name in config.approximators)
     most = min(config.examples, len(problem.train[0]))
-    probed = Probed.of(model, drawn(problem.train, 2, config.seed))
+    probed = Probed.of(model, drawn(problem.train, 2, config.seed), problem.likelihood)
     for fisher in fishers(config):
         count = most
         while True:
-            planned, collection = probed.plans(
-                problem.likelihood, fisher, memory // 4, examples=count
-            )
+            planned, collection = probed.plans(fisher, memory // 4, examples=count)
             one = _Trial(count, fisher, methods, planned, collection, flops, memory / 2)
             yield one
             if one.fits or count <= 8:

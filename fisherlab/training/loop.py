@@ -246,7 +246,9 @@ def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Perform
     """
     x, y = data
     sums, hits = [], 0
-    axis = likelihood.class_axis if isinstance(likelihood, Categorical) else None
+    axis = (
+        _class_axis(likelihood.class_axis) if isinstance(likelihood, Categorical) else None
+    )
     for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
         output = model(x_part)
         likelihood.check(output, y_part)
@@ -293,9 +295,14 @@ def accuracy(model: nn.Module, data: Pair, class_axis: int | None = None) -> flo
     0.5
     """
     x, y = data
-    axis = -1 if class_axis is None else class_axis
+    axis = _class_axis(class_axis)
     hits = [
         int((model(x_part).argmax(axis) == y_part).sum())
         for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
     ]
     return sum(hits) / y.numel()  # sequences have a label per position
+
+
+def _class_axis(said: int | None) -> int:
+    """Return the axis of the classes: the last unless it is said."""
+    return -1 if said is None else said
