@@ -192,3 +192,13 @@ def test_inner_products_of_two_blocks_are_those_of_the_dense_ones(kinds, tile, m
         flat = samples.matrices().flatten(0, 1).flatten(1)
         blocks.append(flat.T @ flat)
     assert_close(cross.squared_inner(a, b), (blocks[0] * blocks[1]).sum(), 1e-12)
+
+
+@pytest.mark.parametrize(("t", "formed"), [(2, False), (30, True)])
+def test_matrices_are_formed_once_where_that_is_cheaper_and_fits(t, formed):
+    samples = SharedSamples(normal(5, t, 9), normal(1, 5, t, 8, seed=1))
+    often = samples.multiplied_often(5 * 72 * 8)
+    assert isinstance(often, MatrixSamples) == formed
+    assert samples.multiplied_often(5 * 72 * 8 - 1) is samples
+    middle = normal(9, 9, seed=2)
+    assert_close(often.row_side(middle), samples.row_side(middle), 1e-12)

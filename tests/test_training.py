@@ -10,7 +10,7 @@ import torch
 
 from fisherlab import problems
 from fisherlab.errors import NumericalError
-from fisherlab.training import accuracy, mean_loss, trajectory
+from fisherlab.training import accuracy, mean_loss, performance, trajectory
 
 
 def sgd(problem, lr=0.1):
@@ -101,3 +101,5 @@ def test_evaluation_in_chunks_equals_evaluation_at_once(monkeypatch):
     loss = mean_loss(problem.model, problem.likelihood, problem.train)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert accuracy(problem.model, problem.train) == expected_accuracy
+    both = performance(problem.model, problem.likelihood, problem.train)
+    assert both.accuracy == expected_accuracy
