@@ -185,6 +185,7 @@ def _begin(run: Run, store: Store, chosen: Settings, steps: int, resume: bool) -
     if found is not None:
         _check(found[0], run, store, steps)
         run.resume(*found)
+    record["settings"] = {**chosen, **record["settings"]}
     record |= {"steps": steps, "every": sorted({*run.measured, *run.wanted})}
     record["sessions"].append(session(run.step))
     store.write_record(record)

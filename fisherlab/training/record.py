@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from typing import Any, Final
 
@@ -17,6 +14,7 @@ from torch import Tensor
 
 import fisherlab
 from fisherlab.problems.problem import Problem
+from fisherlab.training.codes import checksum, codes, described, made_with
 from fisherlab.training.order import BatchSize
 
 _PACKAGES: Final = ("torch", "numpy", "xarray", "h5netcdf")
@@ -51,6 +49,10 @@ def settings(
         "probes": [described(probe) for probe in probes],
         "batch_size": _plain(batch_size),
         "seed": seed,
+        **_silent(probes),
+        **_groups(optimizer),
+        **_schedule(scheduler, "scheduler"),
+        **codes(scheduler=_functions(scheduler), batch_size=batch_size),
     }
 
 
@@ -72,6 +74,9 @@ def described_problem(problem: Problem) -> Settings:
         "device": first.device.type,
         "train": _fingerprint(problem.train),
         "test": _fingerprint(problem.test),
+        "labels": [checksum(y) for _, y in (problem.train, problem.test)],
+        "augment": described(problem.augment),
+        **codes(augment=problem.augment, model=problem.model),
     }
 
 
@@ -92,41 +97,79 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> Settings:
     }
 
 
+def _silent(probes: Sequence[object]) -> Settings:
+    """Return the settings of probes that do not show them; their code may be mended."""
+    return {
+        f"probe {k} {name}": _plain(value)
+        for k, probe in enumerate(probes)
+        if type(probe).__repr__ is object.__repr__
+        for name, value in made_with(probe).items()
+    }
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> Settings:
+    """Return the settings of every group of parameters, but those a scheduler moves."""
+    found: Settings = {}
+    for k, group in enumerate(optimizer.param_groups):
+        moved = {"params", "lr", "initial_lr"}
+        if "max_momentum" in group:
+            moved |= {"momentum", "betas"}
+        own = {name: _plain(v) for name, v in group.items() if name not in moved}
+        found |= {f"group {k} {name}": value for name, value in own.items()}
+    return found
+
+
+def _schedule(scheduler: object, name: str) -> Settings:
+    """Return the settings of a scheduler and of those it is made of."""
+    found: Settings = {}
+    for part, value in _parts(scheduler).items():
+        if part == "_schedulers":
+            for k, one in enumerate(value):
+                found |= _schedule(one, f"{name} {k}")
+        else:
+            found[f"{name} {part.strip('_')}"] = _plain(value)
+    return found
+
+
+def _functions(scheduler: object) -> list[object]:
+    """Return the functions that a scheduler and those it is made of ask."""
+    found: list[object] = []
+    for part, value in _parts(scheduler).items():
+        several = value if isinstance(value, list) else [value]
+        if part == "_schedulers":
+            found += [f for one in several for f in _functions(one)]
+        else:
+            found += [f for f in several if callable(f)]
+    return found
+
+
+def _parts(scheduler: object) -> Settings:
+    """Return what a scheduler was made with: no counters, and not its optimiser."""
+    moving = ("optimizer", "base_lrs", "last_epoch", "T_cur", "T_i", "verbose")
+    nested = ("_schedulers", "_milestones")
+    every = {} if scheduler is None else vars(scheduler)
+    return {
+        name: value
+        for name, value in every.items()
+        if name in nested or not (name in moving or name.startswith("_"))
+    }
+
+
 def _plain(value: object) -> bool | int | float | str:
     return value if isinstance(value, (bool, int, float, str)) else described(value)
 
 
-def described(value: object) -> str:
-    """Return a text that is the same in every process: no addresses.
-
-    Examples
-    --------
-    >>> described(described)
-    'fisherlab.training.record.described'
-    """
-    if isinstance(value, partial):
-        given = [described(a) for a in value.args]
-        given += [f"{k}={described(v)}" for k, v in value.keywords.items()]
-        return f"{described(value.func)}({', '.join(given)})"
-    if inspect.isroutine(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
 def _fingerprint(pair: tuple[Tensor, Tensor]) -> str:
     """Return shapes and a checksum of examples spread over the set."""
-    digest = hashlib.sha256()
-    shapes = []
-    for tensor in pair:
-        stride = max(1, len(tensor) // _SAMPLED)
-        sample = tensor[::stride].detach().cpu().contiguous()
-        digest.update(sample.flatten().view(torch.uint8).numpy().tobytes())
-        shapes.append("x".join(map(str, tensor.shape)))
-    return f"{', '.join(shapes)}, {digest.hexdigest()[:12]}"
+    samples = [tensor[:: max(1, len(tensor) // _SAMPLED)] for tensor in pair]
+    shapes = ["x".join(map(str, tensor.shape)) for tensor in pair]
+    return f"{', '.join(shapes)}, {checksum(*samples)}"
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Name the settings that differ, with both values.
+
+    What one of the two versions of the program does not record is not compared.
 
     Examples
     --------
@@ -134,11 +177,16 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     >>> differences(there, here)
     ['optimizer lr is 1 there and 2 here']
     """
+    both = [name for name in there if name in here]
+    return _unlike({n: there[n] for n in both}, {n: here[n] for n in both})
+
+
+def _unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found = []
     for name in {**there, **here}:
         old, new = there.get(name), here.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [f"{name} {line}" for line in differences(old, new)]
+            found += [f"{name} {line}" for line in _unlike(old, new)]
         elif old != new:
             found.append(f"{name} is {_short(old)} there and {_short(new)} here")
     return found

@@ -20,15 +20,11 @@ from fisherlab.analysis.files import save
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
+from fisherlab.training.codes import described
 from fisherlab.training.following import follow
 from fisherlab.training.grids import Grid, Setting, preset, settings_of
 from fisherlab.training.probes import Losses
-from fisherlab.training.record import (
-    described,
-    described_problem,
-    differences,
-    session,
-)
+from fisherlab.training.record import described_problem, differences, session
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store

@@ -1,9 +1,11 @@
 """Files that are whole or as they were, whatever interrupts the writing."""
 
+import json
 import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -351,3 +353,94 @@ def test_the_second_of_two_reports_into_one_folder_is_refused(overwrite, tmp_pat
     write_report(out, "second", overwrite=True)
     assert content(out) == {"page": b"second"}
     assert list(out.parent.iterdir()) == [out]
+
+
+STEP = torch.optim.lr_scheduler.StepLR
+
+
+class Scaled:
+    """A probe that shows no settings."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, moment):
+        return xr.Dataset({"number": float(self.by)})
+
+
+class Squared(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+class Cubed(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) ** 3
+
+
+Cubed.__qualname__ = Cubed.__name__ = "Squared"
+
+
+def made(
+    store, steps, *, by=1.0, size=8, flip=False, every=5, decay=0.0, probe=1, kind=Squared
+):
+    problem = small()
+    model = kind(4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+        model.bias.fill_(0.1)
+    (x, y), test = problem.train, problem.test
+    x, y = x.repeat(15, 1), y.repeat(15)
+    if flip:  # what a sample of every second label does not see
+        y[1::2] = (y[1::2] + 1) % 3
+    problem = replace(
+        problem, model=model, train=(x, y), test=test, augment=lambda x, _: by * x
+    )
+    groups = [{"params": [model.weight], "weight_decay": decay}, {"params": [model.bias]}]
+    return fl.follow(
+        problem,
+        torch.optim.SGD(groups, lr=0.1),
+        steps=steps,
+        every=2,
+        batch_size=lambda _: size,
+        scheduler=lambda optimizer: STEP(optimizer, every),
+        probes=[Scaled(probe)],
+        store=store,
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    store = tmp_path_factory.mktemp("recorded") / "run"
+    made(store, 2)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"by": 0.0}, "code of augment"),
+        ({"size": 9}, "code of batch_size"),
+        ({"flip": True}, "labels"),
+        ({"every": 6}, "scheduler step_size is 5 there and 6 here"),
+        ({"decay": 0.1}, "group 0 weight_decay is 0.0 there and 0.1 here"),
+        ({"probe": 2}, "probe 0 by is 1 there and 2 here"),
+        ({"kind": Cubed}, "code of model"),
+    ],
+)
+def test_a_run_does_not_go_on_under_other_settings(change, named, recorded, tmp_path):
+    store = shutil.copytree(recorded, tmp_path / "run")
+    with pytest.raises(ValueError, match=f"another training: {named}"):
+        made(store, 4, **change)
+
+
+def test_a_record_of_an_earlier_version_goes_on(recorded, tmp_path):
+    store = shutil.copytree(recorded, tmp_path / "run")
+    record = json.loads((store / "run.json").read_text())
+    new = ("group", "scheduler ", "probe ", "code", "labels", "augment")
+    old = {n: v for n, v in record["settings"].items() if not n.startswith(new)}
+    assert len(old) < len(record["settings"]) - 9
+    (store / "run.json").write_text(json.dumps(record | {"settings": old}))
+    assert made(store, 4).step.values.tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match="code of augment"):  # is known from now on
+        made(store, 6, by=0.0)
