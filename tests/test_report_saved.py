@@ -166,7 +166,7 @@ def test_a_report_from_python_equals_a_comparison_by_hand(here):
 
 def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch):
     monkeypatch.setattr(figures, "RECIPES", (figures._steps,))
-    arguments = ["--model", "my_own:model", "--data", "my_own:data", "--damping", "0.1,1"]
+    arguments = ["--model", "my_own:model", "--data", "my_own:data", "--alpha", "0.1,1"]
     methods = ["--approximators", "kfac,diagonal", "--quiet"]
     assert cli.main(["sweep", *arguments, *methods, "--out", "out"]) == 0
     ds = fl.open(here / "out" / "results.nc")
@@ -185,6 +185,22 @@ def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch
         np.testing.assert_allclose(ds[name], expected[name], rtol=1e-7)
     page = here / capsys.readouterr().out.strip()
     assert "Direction against damping" in words(page)
+
+
+@pytest.mark.parametrize("command", ["report", "sweep"])
+def test_dampings_of_several_kinds_are_named_on_the_page(here, command, capsys):
+    own_model = ["--model", "my_own:model", "--data", "my_own:data", "--quiet"]
+    kinds = ["--damping", "0.3", "--alpha", "2", "--factored", "0.2"]
+    methods = ["--approximators", "exact,kfac", "--out", "out"]
+    assert cli.main([command, *own_model, *kinds, *methods]) == 0
+    ds = fl.open(here / "out" / "results.nc")
+    assert ds.damping.values.tolist() == ["0.3", "relative 2", "factored 0.2"]
+    cell = {"layer": "3", "approximator": "kfac"}
+    assert ds.direction_cosine.sel(cell).notnull().all()
+    text = words(here / capsys.readouterr().out.strip())
+    for told in ("Damping λ 0.3", "Damping α 2 (relative", "Factored damping λ 0.2 (on"):
+        assert told in text
+    assert "at α = 2 (λ = " in text
 
 
 @pytest.mark.parametrize(

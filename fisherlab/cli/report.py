@@ -83,9 +83,14 @@ _SUBJECT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         {"choices": ("auto", "exact", "monte-carlo", "empirical")},
     ),
     "samples": ("sampled labels per example (monte-carlo)", {"type": int}),
-    "damping": (
-        "damping, relative to each block's mean eigenvalue",
+    "damping": ("dampings λ, beside the matrix", _several(float, "LAMBDA")),
+    "alpha": (
+        "dampings relative to each block's mean eigenvalue (2 if no damping is given)",
         _several(float, "ALPHA"),
+    ),
+    "factored": (
+        "dampings λ on the factors of Kronecker products",
+        _several(float, "LAMBDA"),
     ),
     "examples": ("most examples that the Fisher is taken over", {"type": int}),
     "layers": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any, Final
 
 from fisherlab.cli.parsing import add_command
@@ -18,11 +19,13 @@ def add(commands: Any) -> None:
         "step of every approximation against the exact ones over decades of damping."
     )
     sweep = add_command(commands, "sweep", _sweep, text)
-    add_options(sweep, without=("checkpoints", "layers", "budget"), damping=ALPHAS)
+    add_options(sweep, without=("checkpoints", "layers", "budget"), alpha=ALPHAS)
 
 
 def _sweep(arguments: argparse.Namespace, command: str) -> None:
     config = configuration(arguments)
+    if arguments.alpha is ALPHAS and (config.damping or config.factored):
+        config = replace(config, alpha=())
 
     from fisherlab.report.sweeping import run
 

@@ -1,6 +1,7 @@
 """From a result to what a figure needs: one step, one damping, tidy rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ def values(
     metric: str,
     *,
     step: int | None = None,
-    damping: float | None = None,
+    damping: float | str | None = None,
 ) -> xr.DataArray:
     """Pick a metric at one step and one damping, with dims layer and approximator.
 
@@ -95,7 +96,9 @@ def metric_of(ds: xr.Dataset, metric: str) -> xr.DataArray:
     return ds[metric]
 
 
-def pick(data: xr.DataArray, dim: str, value: float | int | None = None) -> xr.DataArray:
+def pick(
+    data: xr.DataArray, dim: str, value: float | int | str | None = None
+) -> xr.DataArray:
     """Take one value of a dim: the one named, else the last step, the middle damping.
 
     Examples
@@ -111,7 +114,9 @@ def pick(data: xr.DataArray, dim: str, value: float | int | None = None) -> xr.D
         index = data.sizes[dim] // 2 if dim == "damping" else -1
         return data.isel({dim: index})
     known = [item.item() for item in np.asarray(data[dim].values)]
-    matches = [i for i, item in enumerate(known) if np.isclose(item, value)]
+    words = isinstance(value, str) or any(isinstance(item, str) for item in known)
+    alike = (lambda item: item == value) if words else partial(np.isclose, value)
+    matches = [i for i, item in enumerate(known) if alike(item)]
     if not matches:
         raise ValueError(f"{dim} {value!r} is not in the result; it has: {known}")
     return data.isel({dim: matches[0]})

@@ -137,7 +137,7 @@ def _moment(
         row = fl.compare(
             stats,
             config.approximators,
-            damping=fl.RelativeDamping(config.damping),
+            damping=config.dampings,
             gradient=gradient,
             budget=size.budget,
             time=size.seconds,
@@ -186,7 +186,7 @@ def _inverses(stats: Statistics, config: ReportConfig, size: Size) -> xr.DataTre
     tree: xr.DataTree = fl.inverse_blocks(
         stats,
         config.approximators,
-        fl.RelativeDamping(config.damping[0]),
+        config.dampings[0],
         layers=size.drawn,
     )
     return tree if tree.children else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 DEFAULT_APPROXIMATORS: Final = (
     "exact",
@@ -47,9 +47,10 @@ class ReportConfig:
         and the budget, and else sampled.
     samples
         Labels drawn per example (`monte-carlo` only).
-    damping
-        Damping relative to the mean eigenvalue tr F / p of each block; the first also
-        damps the inverses that are drawn.
+    damping, alpha, factored
+        Dampings: λ beside the matrix, α relative to the mean eigenvalue tr F / p of each
+        block, λ on the factors of Kronecker products; α = 2 if none is given. The first
+        of `dampings` also damps the inverses that are drawn.
     examples
         At most so many training examples make up the Fisher, drawn at random by the
         seed; fewer where the time or the budget would not hold.
@@ -100,7 +101,9 @@ class ReportConfig:
     approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
     fisher: Literal["auto", "exact", "monte-carlo", "empirical"] = "auto"
     samples: int = 1
-    damping: tuple[float, ...] = (2.0,)
+    damping: tuple[float, ...] = ()
+    alpha: tuple[float, ...] = ()
+    factored: tuple[float, ...] = ()
     examples: int = 2000
     batch_size: int = 64
     lr: float = 0.05
@@ -123,13 +126,14 @@ class ReportConfig:
             raise ValueError("--data belongs to --model; a problem brings its own data.")
         _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        for alpha in self.damping:
-            _require(0 < alpha < math.inf, "damping", "positive", alpha)
+        for name in ("damping", "alpha", "factored"):
+            for size in getattr(self, name):
+                _require(0 < size < math.inf, name, "positive", size)
         for step in self.checkpoints:
             limits = f"between 0 and --steps ({self.training_steps})"
             _require(0 <= step <= self.training_steps, "checkpoints", limits, step)
-        for name in ("approximators", "damping"):
-            _require(bool(getattr(self, name)), name, "given at least once", "empty")
+        given = bool(self.approximators)
+        _require(given, "approximators", "given at least once", "empty")
 
     @property
     def training_steps(self) -> int:
@@ -137,6 +141,23 @@ class ReportConfig:
         if self.steps is not None:
             return self.steps
         return 0 if self.model else 1000
+
+    @property
+    def dampings(self) -> list[Any]:
+        """Return the dampings: λ, then α, then factored ones.
+
+        Examples
+        --------
+        >>> ReportConfig().dampings
+        [RelativeDamping(alphas=(2.0,))]
+        >>> ReportConfig(damping=(0.1,), factored=(0.2,)).dampings
+        [0.1, Factored(value=0.2, pi=None, mode='clip', floor=0.1)]
+        """
+        from fisherlab.operators.dampings import Factored, RelativeDamping
+
+        alphas = self.alpha or (() if self.damping or self.factored else (2.0,))
+        relative = map(RelativeDamping, alphas)
+        return [*self.damping, *relative, *map(Factored, self.factored)]
 
     @property
     def subject(self) -> str:

@@ -13,13 +13,16 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.likelihoods import Likelihood
+from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.noise import with_noise
 from fisherlab.report.page import write_page
 from fisherlab.report.provenance import environment
 
+DEFAULT_DAMPING = RelativeDamping(2.0)
 PARTS = ("report.html", "results.nc", "inverse_blocks.nc", "run.json", "figures")
 
 
@@ -31,7 +34,7 @@ def of_model(
     *,
     approximators: Sequence[str] | Mapping[str, Any] = DEFAULT_APPROXIMATORS,
     fisher: Any = None,
-    damping: Sequence[float] = (2.0,),
+    damping: Damping = DEFAULT_DAMPING,
     budget: str | int | None = "1 GiB",
     title: str = "",
     overwrite: bool = False,
@@ -53,8 +56,8 @@ def of_model(
     fisher
         `fl.Exact()` by default.
     damping
-        α, relative to each block's mean eigenvalue; the first also damps the inverses
-        that are drawn.
+        As `fl.compare` takes it, `RelativeDamping(2)` by default; the first also damps
+        the inverses that are drawn.
     budget
         Memory that dense inverses may take.
     title
@@ -80,17 +83,17 @@ def of_model(
     ['figures', 'inverse_blocks.nc', 'report.html', 'results.nc', 'run.json']
     """
     with _folder(out, overwrite) as (scratch, place, record):  # refused before the work
-        levels = fl.RelativeDamping(list(damping))
+        first = dampings(damping).each[0]
         with fl.frozen(model):
             stats = fl.collect(model, data, likelihood, fisher or fl.Exact())
             gradient = fl.mean_gradient(model, data, likelihood)
         ds = fl.compare(
-            stats, approximators, damping=levels, gradient=gradient, budget=budget
+            stats, approximators, damping=damping, gradient=gradient, budget=budget
         )
         name = title or type(model).__name__
         count = sum(parameter.numel() for parameter in model.parameters())
         told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}
-        tree = fl.inverse_blocks(stats, approximators, fl.RelativeDamping(damping[0]))
+        tree = fl.inverse_blocks(stats, approximators, first)
         write_parts(with_noise(ds, stats).assign_attrs(told), tree, record, scratch)
     return place / "report.html"
 

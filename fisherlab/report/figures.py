@@ -183,8 +183,8 @@ def _directions(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | N
 def _sweep(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
     if not _has(ds, "inverse_error") or "damping" not in ds["inverse_error"].dims:
         return None
-    if ds.sizes["damping"] < 2:
-        return None
+    if ds.sizes["damping"] < 2 or ds.attrs.get("damping_kind") == "mixed":
+        return None  # no axis holds several kinds
     layers, note = _panels(ds)
     relative = ds.attrs.get("damping_kind") == "relative"
     what = "α (λ = α times the mean eigenvalue of the block)" if relative else "λ"
@@ -204,6 +204,8 @@ def _sweep(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
 
 def _steps(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
     if not _has(ds, "direction_cosine") or ds.sizes.get("damping", 1) < 2:
+        return None
+    if ds.attrs.get("damping_kind") == "mixed":
         return None
     layers, note = _panels(ds)
     caption = (

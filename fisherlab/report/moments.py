@@ -28,7 +28,7 @@ class Moment:
     """
 
     step: int | None
-    damping: float | None
+    damping: float | str | None
     layers: tuple[str, ...]
     approximators: tuple[str, ...]
     shapes: tuple[str, ...]
@@ -45,13 +45,18 @@ class Moment:
             return "median over the layers"
         return "of all layers together, √(Σ‖F − F̂‖² / Σ‖F‖²)"
 
+    @property
+    def level(self) -> str:
+        """Return the damping as text; of several kinds it is a text that names its kind."""
+        return self.damping if isinstance(self.damping, str) else f"{self.damping:g}"
+
     def is_bound(self, metric: str, layer: int, approximator: str) -> bool:
         """Say whether a value is only a bound: a difference below its known floor."""
         if self.floored is None:
             return False
         told = str(self.floored[layer, self.approximators.index(approximator)])
         names = {word.strip() for word in told.split(",")}
-        at = "" if self.damping is None else f"{metric}[damping={self.damping:g}]"
+        at = "" if self.damping is None else f"{metric}[damping={self.level}]"
         return metric in names or at in names
 
     def grid(self, metric: str) -> Grid:
@@ -70,11 +75,13 @@ class Moment:
         where = [] if self.step is None else [f"step={self.step}"]
         where += [f"layer={layer}", f"approximator={approximator}"]
         if metric in self.damped and self.damping is not None:
-            where.append(f"damping={self.damping:g}")
+            where.append(f"damping={self.level}")
         return f"{metric}[{', '.join(where)}]"
 
 
-def moment(ds: xr.Dataset, step: int | None = None, damping: float | None = None) -> Moment:
+def moment(
+    ds: xr.Dataset, step: int | None = None, damping: float | str | None = None
+) -> Moment:
     """Take one moment of a result: the last step and the middle damping by default.
 
     Several seeds are averaged. Metrics that are absent stay absent.
@@ -125,6 +132,23 @@ def _norms(ds: xr.Dataset, step: int | None) -> Grid | None:
     return found if np.isfinite(found).all() else None
 
 
+def damping_kind(ds: xr.Dataset, label: float | str) -> str:
+    """Return the kind of one damping of a result: absolute, relative or factored.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> damping_kind(xr.Dataset(attrs={"damping_kind": "mixed"}), "factored 0.1")
+    'factored'
+    """
+    kind = str(ds.attrs.get("damping_kind", "absolute"))
+    if kind != "mixed":
+        return kind
+    return next(
+        (k for k in ("relative", "factored") if k in str(label).lower()), "absolute"
+    )
+
+
 def _is_cell(variable: xr.DataArray) -> bool:
     known = {"layer", "approximator", "step", "seed", "damping"}
     numeric = np.issubdtype(variable.dtype, np.number)
@@ -159,7 +183,7 @@ def _flops_share(ds: xr.Dataset, grids: Mapping[str, Grid]) -> dict[str, Grid]:
     return {"flops_share": flops / np.where(exact > 0, exact, np.nan)}
 
 
-def _chosen(ds: xr.Dataset, dim: str, value: float | int | None) -> Any:
+def _chosen(ds: xr.Dataset, dim: str, value: float | int | str | None) -> Any:
     if dim not in ds.coords:
         return None
     return frames.pick(ds[dim], dim, value).item()

@@ -103,7 +103,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         chosen,
         ("matrix", "gradient", "damping"),
         Allowance.of(left, memory // 2),
-        len(config.damping),
+        len(config.dampings),
     )
     layers = config.layers or _drawn(found.plans, kept.reasons, memory // 8)
     losses = _losses(found.collection, share)

@@ -10,7 +10,7 @@ import xarray as xr
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
 from fisherlab.plots.quantities import below_floor, overall
-from fisherlab.report.moments import Grid, Moment, moment
+from fisherlab.report.moments import Grid, Moment, damping_kind, moment
 from fisherlab.report.rankings import Standing, spread, standings, winners
 from fisherlab.report.words import error_text, layers, percent, quoted, span
 
@@ -192,15 +192,17 @@ def damping_words(ds: xr.Dataset, m: Moment) -> str:
     """
     if m.damping is None:
         return ""
-    kind = str(ds.attrs.get("damping_kind", "absolute"))
+    kind, size = damping_kind(ds, m.damping), m.level.split()[-1]
+    if kind == "factored":
+        return f"at λ = {size} on the factors (beside the exact block with λI) "
     if kind != "relative":
-        return f"at λ = {m.damping:.3g} "
+        return f"at λ = {size} "
     if "lambda" not in ds:
-        return f"at α = {m.damping:g} (relative to the mean eigenvalue) "
+        return f"at α = {size} (relative to the mean eigenvalue) "
     lam = ds["lambda"]
     lam = lam.sel(damping=m.damping) if "damping" in lam.dims else lam
     lam = lam.sel(step=m.step) if "step" in lam.dims else lam
-    return f"at α = {m.damping:g} (λ = {span(np.asarray(lam.values).ravel())}) "
+    return f"at α = {size} (λ = {span(np.asarray(lam.values).ravel())}) "
 
 
 def _training(ds: xr.Dataset, first: Standing) -> Sentence | None:

@@ -65,7 +65,7 @@ def _swept(
     with phase("compare"):
         plain = with_noise(fl.compare(stats, config.approximators), stats)
     with phase("sweep"):
-        damping = fl.RelativeDamping(config.damping)
-        ds = fl.sweep(stats, config.approximators, damping=damping, gradient=gradient)
+        levels = config.dampings
+        ds = fl.sweep(stats, config.approximators, damping=levels, gradient=gradient)
     ds["status"] = ds["status"].where(ds["status"] != "ok", plain["status"])
     return ds.assign({n: plain[n] for n in plain.data_vars if n not in ds})

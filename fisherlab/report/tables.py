@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.plots.quantities import QUANTITIES, Quantity, below_floor, quantity
-from fisherlab.report.moments import Moment
+from fisherlab.report.moments import Moment, damping_kind
 from fisherlab.report.rankings import Standing
 from fisherlab.report.words import error_text, number, percent, span
 
@@ -232,15 +232,25 @@ def provenance(ds: xr.Dataset) -> list[tuple[str, str]]:
 def _damping(ds: xr.Dataset) -> list[tuple[str, str]]:
     if "damping" not in ds.coords:
         return []
-    values = np.atleast_1d(ds["damping"].values).astype(float)
-    told = ", ".join(f"{v:g}" for v in values)
-    if ds.attrs.get("damping_kind") != "relative":
-        return [("Damping λ", told)]
-    rows = [("Damping α", f"{told} (relative to the mean eigenvalue tr F / p)")]
-    if "lambda" in ds:
+    told: dict[str, list[str]] = {}
+    for label in np.atleast_1d(ds["damping"].values).tolist():
+        size = label.split()[-1] if isinstance(label, str) else f"{label:g}"
+        told.setdefault(damping_kind(ds, label), []).append(size)
+    rows = [
+        (_KINDS[kind][0], ", ".join(sizes) + _KINDS[kind][1])
+        for kind, sizes in told.items()
+    ]
+    if "relative" in told and "lambda" in ds:
         lam = span(np.asarray(ds["lambda"].values, dtype=float).ravel())
-        rows.append(("Damping λ", f"{lam} (over layers, steps and α)"))
+        rows.append(("Damping λ", f"{lam} (over layers, steps and dampings)"))
     return rows
+
+
+_KINDS: Final = {
+    "absolute": ("Damping λ", ""),
+    "relative": ("Damping α", " (relative to the mean eigenvalue tr F / p)"),
+    "factored": ("Factored damping λ", " (on the factors of Kronecker products)"),
+}
 
 
 def methods(ds: xr.Dataset) -> list[tuple[str, str]]:

@@ -176,11 +176,15 @@ def _common(runs: Sequence[Run], dim: str) -> list[str]:
     return both
 
 
-def _shared_damping(runs: Sequence[Run]) -> float | None:
+def _shared_damping(runs: Sequence[Run]) -> float | str | None:
     if not all("damping" in run.ds.coords for run in runs):
         return None
-    first, second = (np.atleast_1d(run.ds["damping"].values) for run in runs)
-    both = [float(value) for value in first if np.isclose(value, second).any()]
+    kinds = {str(run.ds.attrs.get("damping_kind", "absolute")) for run in runs}
+    if len(kinds) > 1:  # α = 0.1 is not λ = 0.1
+        return None
+    first, second = (np.atleast_1d(run.ds["damping"].values).tolist() for run in runs)
+    words = any(isinstance(value, str) for value in [*first, *second])
+    both = [v for v in first if (v in second if words else np.isclose(v, second).any())]
     return both[len(both) // 2] if both else None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen, uncompiled
 from fisherlab.likelihoods import Likelihood
-from fisherlab.operators.dampings import Factored, Tikhonov
+from fisherlab.operators.dampings import Factored, tikhonov
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
@@ -361,20 +361,20 @@ def _rule(damping: Any) -> LevenbergMarquardt:
 
     Raises
     ------
-    TypeError
-        For what is neither a number nor a rule.
+    ValueError
+        For what is neither a number of at least 0 nor a rule.
     """
     if damping is None or isinstance(damping, LevenbergMarquardt):
         return damping or LevenbergMarquardt()
     try:
-        number = damping.value if isinstance(damping, Tikhonov) else damping
-        return LevenbergMarquardt(float(number))
-    except TypeError:
+        initial = tikhonov(damping, "AdaptiveKFAC")
+    except ValueError:
         msg = (
             f"AdaptiveKFAC: damping={damping!r}; a number, Tikhonov(λ) or "
             "LevenbergMarquardt(λ) is expected: λ changes while it trains."
         )
-        raise TypeError(msg) from None
+        raise ValueError(msg) from None
+    return LevenbergMarquardt(initial)
 
 
 def _first(batch: Batch, fraction: float) -> Batch:

@@ -364,7 +364,7 @@ def test_small_things_are_served_or_refused_in_a_sentence():
         natural(nn.Sequential(nn.Embedding(5, 3, sparse=True)))
     full = fl.AdaptiveKFAC(model, fl.Categorical(), damping=torch.tensor(1e-2))
     assert full.lam == pytest.approx(1e-2)
-    with pytest.raises(TypeError, match=r"Tikhonov\(λ\)"):
+    with pytest.raises(ValueError, match=r"Tikhonov\(λ\)"):
         fl.AdaptiveKFAC(model, fl.Categorical(), damping=fl.Factored(1e-2))
     with pytest.raises(ValueError, match="autocast"), torch.autocast("cpu"):
         full.step(batch=batch)
