@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 import pandas as pd
 from torch import Tensor, nn
 
-from fisherlab.layers import Block, blocks, uncompiled
+from fisherlab.layers import Block, alone, blocks, uncompiled
 from fisherlab.showing import html_table
 from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
@@ -97,6 +97,7 @@ class Coverage:
         return f"Coverage of {self.parameters} numbers, {state}: {parts}{how}"
 
 
+@alone
 def coverage(model: nn.Module, batch: Any = None) -> Coverage:
     """Account for every parameter of a model: its block, its form and the reason.
 

@@ -40,7 +40,7 @@ def uncertainty(
     approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
     *,
     fisher: Fisher = SAMPLED,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] | int = SEEDS,
     reference: Fisher | None = None,
     metrics: Sequence[str] | None = None,
     damping: Damping = None,
@@ -61,7 +61,7 @@ def uncertainty(
         Which Fisher the approximations are made from. Only a `MonteCarlo` one is repeated
         over the seeds; any other has no noise of sampling and is taken once.
     seeds
-        Seeds of the sampled labels.
+        Seeds of the sampled labels, or how many: 0, 1, …
     reference
         The Fisher that is called exact, e.g. ``Exact()``; each seed's own by default.
     layers
@@ -95,6 +95,7 @@ def uncertainty(
     >>> ds.frobenius_error.dims, ds.frobenius_error_mean.dims
     (('seed', 'layer', 'approximator'), ('layer', 'approximator'))
     """
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
     if not seeds or not 0 < level < 1:
         msg = f"uncertainty: seeds={list(seeds)}, level={level}; seeds and 0 < level < 1."
         raise ValueError(msg)

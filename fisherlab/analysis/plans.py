@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from fisherlab.layers import Block, SharedForm, blocks, select
+from fisherlab.layers import Block, SharedForm, blocks, exclusive, select
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
@@ -182,13 +182,14 @@ class Probed:
         found = select(blocks(model), layers)
         probes: dict[Any, Probe] = {}
         examples, first = 0, None
-        for part in batches(batch, seen.device, seen.dtype):
-            examples += len(part)
-            first = first or part
-            if part.signature not in probes:
-                probes[part.signature] = tried = probe(seen, found, part)
-                y = None if part.y is None else part.y[:1]
-                likelihood.check(tried.output[:1].detach(), y)
+        with exclusive(model):
+            for part in batches(batch, seen.device, seen.dtype):
+                examples += len(part)
+                first = first or part
+                if part.signature not in probes:
+                    probes[part.signature] = tried = probe(seen, found, part)
+                    y = None if part.y is None else part.y[:1]
+                    likelihood.check(tried.output[:1].detach(), y)
         assert first is not None  # batches refuses empty data
         longest = max(probes.values(), key=lambda p: p.output.numel())
         flops = _pass_flops(seen, found, longest, first)

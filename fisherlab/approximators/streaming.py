@@ -12,8 +12,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
-from fisherlab.statistics.batches import Repeated
-from fisherlab.statistics.collect import Progress
+from fisherlab.statistics.batches import Progress, Repeated
 
 
 def approximate(

@@ -1,7 +1,7 @@
 """Which parameters form which block, and how a layer reads its inputs."""
 
 from fisherlab.layers.blocks import Block, blocks, frozen_parameters, select
-from fisherlab.layers.compiled import uncompiled
+from fisherlab.layers.compiled import alone, exclusive, in_turn, uncompiled
 from fisherlab.layers.modes import frozen, require_independent_examples
 from fisherlab.layers.shared_form import SharedForm, shared_form
 from fisherlab.layers.unrolled import unrolled
@@ -9,9 +9,12 @@ from fisherlab.layers.unrolled import unrolled
 __all__ = [
     "Block",
     "SharedForm",
+    "alone",
     "blocks",
+    "exclusive",
     "frozen",
     "frozen_parameters",
+    "in_turn",
     "require_independent_examples",
     "select",
     "shared_form",

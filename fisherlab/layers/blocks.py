@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers.compiled import uncompiled
+from fisherlab.layers.compiled import exclusive, uncompiled
 from fisherlab.layers.output_axis import TRANSPOSED, output_axis
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
@@ -145,7 +145,11 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     >>> list(blocks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))))
     ['0', '2']
     """
-    model = uncompiled(model)
+    with exclusive(model):
+        return _partition(uncompiled(model))
+
+
+def _partition(model: nn.Module) -> dict[str, Block]:
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     modules = dict(model.named_modules())
     found: dict[str, Block] = {}

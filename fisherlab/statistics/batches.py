@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Progress = bool | Callable[[int], Any]
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -148,16 +149,25 @@ def batches(
     for item in _pairs(data):
         batch = _checked(item, first)
 
-        def move(tensor: Tensor) -> Tensor:
-            floats = tensor.is_floating_point() and dtype is not None
-            return tensor.to(device=device, dtype=dtype if floats else None)
-
-        y = None if batch.y is None else batch.y.to(device)
-        yield Batch(map_inputs(batch.x, move), y, first)
+        yield moved(batch, device, dtype)
         first += len(batch)
     if first == before:
         msg = "data: no example was given; (x, y) or an iterable of pairs is expected."
         raise ValueError(msg)
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """Return a batch on a device, floats of x in a dtype, as autograd takes them."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    def move(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point() and dtype is not None
+        return plain(tensor.to(device=device, dtype=dtype if floats else None))
+
+    y = None if batch.y is None else plain(batch.y.to(device))
+    return Batch(map_inputs(batch.x, move), y, batch.first)
 
 
 def _pairs(data: Any) -> Iterable[Any]:
@@ -218,3 +228,15 @@ def length(data: Any) -> int:
     while isinstance(held, (tuple, list, dict)) and held:
         held = next(iter(held.values() if isinstance(held, dict) else held))
     return len(held) if isinstance(held, Tensor) and held.dim() else 0
+
+
+def reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], Any]]:
+    """Return what is told how many examples are done, and what is called at the end."""
+    if callable(progress):
+        return progress, lambda: None
+    if not progress:
+        return (lambda _: None), (lambda: None)
+    from tqdm.auto import tqdm
+
+    bar = tqdm(unit=" examples", desc="Fisher statistics")
+    return bar.update, bar.close

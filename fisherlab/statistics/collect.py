@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError, UnsupportedModelError
-from fisherlab.layers import Block, select
+from fisherlab.layers import Block, in_turn, select
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import taps
-from fisherlab.statistics.batches import Batch, batches, length
+from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Gathered
@@ -23,7 +23,6 @@ from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.values import LayerStatistics, Statistics
 
-Progress = bool | Callable[[int], Any]
 Planned = Callable[[dict[str, LayerStatistics], int], None]
 EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power of two)
 COLUMN_BYTES = 64 * 2**20  # output columns held at once
@@ -188,6 +187,7 @@ def collect(
     return Statistics(joined, made)
 
 
+@in_turn
 def stream(
     model: nn.Module,
     data: Any,
@@ -236,7 +236,7 @@ def stream(
         by_column,
         planned,
     )
-    report, finish = _reporter(progress)
+    report, finish = reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
     try:
         for number, batch in enumerate(batches(data, seen.device, seen.dtype, first)):
@@ -258,13 +258,16 @@ def _probed(
 ) -> tuple[_Job, Probe]:
     """Decide the forms of the blocks, and refuse examples that are not independent."""
     kept = {} if probes is None else probes
-    if batch.signature not in kept:
-        kept[batch.signature] = probe(job.view, job.blocks, batch)
-    found = kept[batch.signature]
+    known = kept.get(batch.signature)
+    if known is not None and not known.is_of(job.view.model):
+        known = None  # of a copy in another precision, which each call makes
+    found = known or probe(job.view, job.blocks, batch)
     job = replace(job, view=replace(job.view, copies_data=found.overwrites_data))
     if checked:
         _require_same(job, found, batch.part(slice(0, 2)))
-    require_independence(found)
+    if known is None:
+        require_independence(found)
+        kept[batch.signature] = found.settled()
     return job, found
 
 
@@ -386,14 +389,3 @@ def _check_output(job: _Job, output: Tensor, batch: Batch) -> None:
 def _provenance(likelihood: Likelihood, fisher: Fisher) -> Provenance:
     seed = getattr(fisher, "seed", None)
     return Provenance(fisher=repr(fisher), likelihood=repr(likelihood), seed=seed)
-
-
-def _reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], Any]]:
-    if callable(progress):
-        return progress, lambda: None
-    if not progress:
-        return (lambda _: None), (lambda: None)
-    from tqdm.auto import tqdm
-
-    bar = tqdm(unit=" examples", desc="Fisher statistics")
-    return bar.update, bar.close

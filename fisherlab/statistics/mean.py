@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab.layers import alone, select
 from fisherlab.layers import blocks as blocks_of
-from fisherlab.layers import select
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import Provenance
@@ -27,6 +27,7 @@ from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.values import MeanGradient
 
 
+@alone
 def mean_gradient(
     model: nn.Module,
     data: Any,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import require_independent_examples, uncompiled
+from fisherlab.layers import exclusive, require_independent_examples, uncompiled
 from fisherlab.statistics.batches import Batch, map_inputs
 from fisherlab.statistics.recurrent import followed
 
@@ -102,12 +102,32 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     Raises
     ------
     UnsupportedModelError
-        For train-mode batch norm, active dropout, a model without parameters, or
-        complex parameters.
+        For train-mode batch norm, active dropout, a model without parameters, complex
+        parameters, or inside of `torch.inference_mode`.
     ValueError
         If a parameter holds NaN or infinity.
     """
-    model = uncompiled(model)
+    require_gradients()
+    with exclusive(model):
+        return _seen(uncompiled(model), dtype)
+
+
+def require_gradients() -> None:
+    """Refuse to work where torch makes no gradients at all.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Inside of `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedModelError(
+            "torch.inference_mode is on, and there are no gradients in it; call fisherlab "
+            "outside of it. Data that were made in it may be given."
+        )
+
+
+def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     require_independent_examples(model)
     named = dict(model.named_parameters())
     if not named:

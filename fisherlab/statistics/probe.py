@@ -62,6 +62,16 @@ class Probe:
         way = per_example.looped if self.unfollowed else per_example.vmapped
         return way(view, blocks, batch, columns)
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether the modules that are tapped belong to a model, not to a copy of it."""
+        modules = set(model.modules())
+        return all(m in modules for tap in self.tapped.values() for m in tap.modules)
+
+    def settled(self) -> "Probe":
+        """Return the probe without the outputs, once their independence was seen."""
+        output, alone = (t[:0].clone() for t in (self.output, self.alone))
+        return replace(self, output=output, alone=alone)
+
 
 @dataclass(frozen=True, eq=False)
 class _Call:

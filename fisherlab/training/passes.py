@@ -31,7 +31,8 @@ from fisherlab.statistics import (
     collect,
     mean_gradient,
 )
-from fisherlab.statistics.batches import Batch, batches, map_inputs
+from fisherlab.statistics.batches import Batch, batches, moved
+from fisherlab.statistics.model_view import require_gradients
 from fisherlab.statistics.probe import Probe
 from fisherlab.training.one_graph import Passed, alike, forward, pulled, together
 from fisherlab.training.randomness import buffers_kept, drawing
@@ -147,6 +148,7 @@ class Passes:
             If a process group of several processes is live.
         """
         _require_one_process()
+        require_gradients()
         parameter = next(p for p in self.model.parameters() if p.is_floating_point())
         if isinstance(data, list):  # as a DataLoader gives it
             data = tuple(data)
@@ -156,13 +158,7 @@ class Passes:
                 msg = f"step: one batch (x, y) is expected; {len(found)} were given."
                 raise ValueError(msg)
             return found[0]
-
-        def move(tensor: Tensor) -> Tensor:
-            floats = tensor.is_floating_point()
-            return tensor.to(parameter.device, parameter.dtype if floats else None)
-
-        x, y = data
-        return Batch(map_inputs(x, move), y.to(parameter.device))
+        return moved(Batch(*data), parameter.device, parameter.dtype)
 
     def warn_of_fresh_norms(self) -> None:
         """Say that running averages have seen no batch, while the statistics use them."""

@@ -1,5 +1,7 @@
 """Modules under two names, forward passes that draw, labels that fit by chance."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -408,3 +410,73 @@ def test_unit_wise_blocks_of_a_transposed_convolution_are_per_output(groups):
     same = channel.flatten()[:, None] == channel.flatten()
     exact = fl.ExactBlock()(stats).to_dense()
     assert_close(found.to_dense(), exact * same, 1e-12)
+
+
+def test_threads_take_turns_at_one_model():
+    """They met each other's hooks and swapped parameters: IndexError, a frozen model."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    data = [(torch.randn(8, 6).double(), torch.randint(0, 3, (8,))) for _ in range(2)]
+
+    def trace(k):
+        stats = fl.collect(model, data[k], fl.Categorical())
+        return [fl.ExactBlock()(layer).trace() for layer in stats.values()]
+
+    wanted = [trace(k) for k in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(trace, [0, 1] * 15))
+    assert found == wanted * 15
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("call", [*CALLS, "step"])
+def test_inference_mode_is_refused_around_a_call_and_its_data_are_taken(call):
+    """Inside, mean_gradient was zero in silence, the others raised raw errors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    def step(m, d):
+        fl.NaturalGradient(m, fl.Categorical(), "kfac", lr=0.1, damping=0.1).step(batch=d)
+
+    use = {**CALLS, "step": step}[call]
+    data = torch.randn(6, 4).double(), torch.randint(0, 3, (6,))
+    with torch.inference_mode():
+        made = data[0].clone(), data[1].clone()
+        with pytest.raises(fl.UnsupportedModelError, match="inference_mode is on"):
+            use(model, data)
+    if call != "an exception":
+        use(model, made)
+
+
+class Shifted(nn.Module):
+    """A float32 network with one buffer in another precision."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=dtype))
+        self.l = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.l(x - self.mean.to(x.dtype))
+
+
+def test_a_buffer_of_another_precision_does_not_end_a_training():
+    """The second step ended in torch.cat(): expected a non-empty list of Tensors."""
+    moved = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        model, x, y = Shifted(dtype), torch.randn(9, 4), torch.randint(0, 3, (9,))
+        optimiser = fl.NaturalGradient(model, fl.Categorical(), "kfac", lr=0.1, damping=0.1)
+        for _ in range(3):
+            optimiser.step(batch=(x, y))
+        moved.append(model.l.weight.detach())
+        plan = next(iter(optimiser._passes._plans.values()))
+        assert all(probe.output.nbytes == 0 for probe in plan.probes.values())
+    assert_close(*moved, 1e-5)
+
+
+def test_a_number_of_seeds_is_so_many_seeds():
+    torch.manual_seed(0)
+    data = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    call = (nn.Linear(4, 3), data, fl.Categorical(), ["kfac"])
+    assert fl.uncertainty(*call, seeds=2).identical(fl.uncertainty(*call, seeds=[0, 1]))

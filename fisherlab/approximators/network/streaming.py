@@ -12,7 +12,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import Fisher, stream
-from fisherlab.statistics.collect import Progress
+from fisherlab.statistics.batches import Progress
 
 
 def approximate_network(
