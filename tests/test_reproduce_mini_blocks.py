@@ -85,7 +85,7 @@ def test_all_directions_are_the_gradient_where_the_damping_is_large():
 
 
 def test_drawings_show_a_panel_for_each_setting():
-    dims = {"damping": [0.1, 1.0], "step": [0, 1], "method": ["a", "b"], "layer": ["c"]}
+    dims = {"damping": [0.1, 1.0], "step": [0, 1], "approximator": [*"ab"], "layer": ["c"]}
     values = np.arange(8.0).reshape(2, 2, 2, 1)
     drawing = directions.draw(xr.Dataset({"cosine": xr.DataArray(values, dims)}))
     assert [ax.get_title() for ax in drawing.axes] == ["λ = 0.1", "λ = 1"]

@@ -133,4 +133,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
 
 
 def _unwrapped(tree: xr.DataTree) -> xr.Dataset | xr.DataTree:
-    return tree if tree.children else tree.to_dataset()
+    if tree.children:
+        return tree
+    ds = tree.to_dataset()  # `sel(method=…)` of xarray means another thing
+    return ds.rename(method="approximator") if "method" in ds.dims else ds

@@ -27,6 +27,7 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import BlockTridiagonal, Factored, KroneckerBlocks
 from fisherlab.plots import heatmap, publication
 from fisherlab.problems import load
+from fisherlab.problems.splits import drawn
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.statistics import Statistics, collect
 from fisherlab.training import accuracy, trajectory
@@ -49,16 +50,17 @@ class Middle:
 def middle_layers(seed: int, quick: bool) -> Middle:
     """Train the network and collect the exact Fisher of its four middle layers.
 
-    Fifteen epochs on 1,438 digits; if `quick` two epochs, and statistics of 100 digits.
+    Fifteen epochs on 1,438 digits; if `quick` two epochs, and statistics of 100 random
+    digits.
     """
     problem = load("digits", seed=seed)
-    x, y = problem.train
+    x, _ = problem.train
     epochs, examples = (2, 100) if quick else (15, len(x))
     sgd = torch.optim.SGD(problem.model.parameters(), lr=RATE, momentum=MOMENTUM)
     steps = epochs * (len(x) // BATCH)
     run = trajectory(problem, sgd, steps, (steps,), batch_size=BATCH, seed=seed)
     ((_, model),) = run
-    data = (x[:examples], y[:examples])
+    data = drawn(problem.train, examples, seed)
     stats = collect(model, data, problem.likelihood, layers=LAYERS, compress=False)
     attrs = {
         "problem": "digits, 256-20-20-20-20-20-10, tanh",

@@ -160,7 +160,7 @@ def cosines(seed: int, quick: bool) -> xr.Dataset:
         {
             "damping": list(dampings),
             "step": range(steps),
-            "method": names,
+            "approximator": names,
             "layer": list(MIDDLE),
         },
         attrs={"long_name": "cosine with BDF"},
@@ -196,7 +196,7 @@ def draw(result: Result) -> Drawing:
             kind="line",
             x="step",
             y="cosine",
-            hue="method",
+            hue="approximator",
             col="damping",
             col_wrap=min(2, result.sizes["damping"]),
             height=2.4,

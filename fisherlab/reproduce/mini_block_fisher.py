@@ -26,6 +26,7 @@ from fisherlab.layers import Block
 from fisherlab.operators import Partition
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Problem
+from fisherlab.problems.splits import drawn
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.statistics import Empirical, Exact, Fisher, LayerStatistics, collect
 from fisherlab.statistics.values import Statistics
@@ -78,7 +79,7 @@ def digits_mass(seed: int, quick: bool) -> xr.Dataset:
     return _masses(
         problem,
         seed,
-        lambda fisher: iter(_collected(problem, fisher, None, chosen).values()),
+        lambda fisher: iter(_collected(problem, fisher, chosen).values()),
     )
 
 
@@ -98,7 +99,8 @@ def cnn_mass(seed: int, quick: bool) -> xr.Dataset:
     examples = 30 if quick else 200
 
     def layers(fisher: Fisher) -> Iterator[LayerStatistics]:
-        stats = _collected(problem, fisher, examples, ["conv1", "conv2"])
+        data = replace(problem, train=drawn(problem.train, examples, seed))
+        stats = _collected(data, fisher, ["conv1", "conv2"])
         yield stats["conv1"]
         yield from (_channel(stats["conv2"], channel) for channel in CHANNELS)
 
@@ -109,7 +111,7 @@ def digits_inverses(seed: int, quick: bool) -> xr.DataTree:
     """Return inverse empirical Fisher blocks of the second, middle and last layer."""
     problem = _trained_digits(seed, quick)
     names = ["fc2", "fc4", "fc6"]
-    stats = _collected(problem, Empirical(), None, names)
+    stats = _collected(problem, Empirical(), names)
     return inverse_blocks(stats, ["mini-block", "kfac"], RelativeDamping(DAMPING), names)
 
 
@@ -156,13 +158,10 @@ def _train(problem: Problem, seed: int, steps: int, batch_size: int, lr: float) 
         problem.model.eval()
 
 
-def _collected(
-    problem: Problem, fisher: Fisher, examples: int | None, layers: list[str]
-) -> Statistics:
-    x, y = (part[:examples] for part in problem.train)
+def _collected(problem: Problem, fisher: Fisher, layers: list[str]) -> Statistics:
     return collect(
         problem.model,
-        (x, y),
+        problem.train,
         problem.likelihood,
         fisher,
         layers=layers,

@@ -1,12 +1,16 @@
 """Wrong numbers, false bounds and NaN, one test a kind, against dense matrices."""
 
+import ast
 import contextlib
 import functools
+import inspect
+import pathlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import fisherlab as fl
@@ -264,3 +268,32 @@ def test_a_solve_leaves_the_residual_it_states(name):
         left = float((wide @ x + shift * x - w.double()).norm() / w.norm())
         stated = 4 * torch.finfo(torch.float32).eps * (1 + share) / share
         assert left <= max(stated, 1e-5)
+
+
+NAMED = "sel isel interp reindex head tail thin shift roll pad chunk rolling coarsen"
+
+
+def taken_by_xarray():
+    """Return the names of arguments beside which xarray takes dimensions as keywords."""
+    found = set()
+    for kind in (xr.Dataset, xr.DataArray, xr.DataTree):
+        calls = [getattr(kind, name) for name in NAMED.split() if hasattr(kind, name)]
+        found |= {one for call in calls for one in inspect.signature(call).parameters}
+    return found
+
+
+def test_a_dimension_named_method_is_swallowed_by_sel():
+    taken, root = taken_by_xarray(), pathlib.Path(fl.__file__).parent
+    assert {"method", "drop", "tolerance"} <= taken
+    for path in root.rglob("*.py"):
+        text = path.read_text(encoding="utf8")
+        for node in ast.walk(ast.parse(text)) if "xarray" in text else ():
+            held = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+            names = {one.value for one in held if isinstance(one, ast.Constant)}
+            assert not names & taken, f"{path}, line {node.lineno}: {names & taken}"
+
+
+def test_old_results_with_a_dimension_named_method_open(tmp_path):
+    old = xr.Dataset({"cosine": ("method", [1.0])}, {"method": ["KFAC"]})
+    found = fl.open(fl.save(old, tmp_path / "old.nc"))
+    assert float(found.cosine.sel(approximator="KFAC")) == 1.0
