@@ -90,7 +90,7 @@ _HOMES = {
         "UnsupportedModelError",
     ],
     "fisherlab.layers": ["blocks", "frozen", "unrolled"],
-    "fisherlab.likelihoods": ["Bernoulli", "Categorical", "Gaussian"],
+    "fisherlab.likelihoods": ["Bernoulli", "Categorical", "Gaussian", "Likelihood"],
     "fisherlab.operators": [
         "Dense",
         "Factored",
@@ -249,6 +249,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.likelihoods import Bernoulli as Bernoulli
     from fisherlab.likelihoods import Categorical as Categorical
     from fisherlab.likelihoods import Gaussian as Gaussian
+    from fisherlab.likelihoods import Likelihood as Likelihood
     from fisherlab.operators import BlockDiagonal as BlockDiagonal
     from fisherlab.operators import BlockTridiagonal as BlockTridiagonal
     from fisherlab.operators import Dense as Dense

@@ -18,7 +18,51 @@ from fisherlab.showing import shown
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What the statistics need of a likelihood."""
+    """What the statistics need of a likelihood; any value with these methods is one.
+
+    Losses are sums over the outputs of one example, axis 0 is the example, and the
+    columns s_v of the root satisfy Σ_v s_v s_vᵀ = E_{y ~ p}[∇ℓ ∇ℓᵀ].
+
+    Examples
+    --------
+    Counts with the rates exp(f):
+
+    >>> class Poisson:
+    ...     def check(self, output, target):
+    ...         if target is not None and target.shape != output.shape:
+    ...             raise ValueError("Poisson: y must have the shape of the output.")
+    ...
+    ...     def loss(self, output, target):
+    ...         return (output.exp() - target * output).flatten(1).sum(1)
+    ...
+    ...     def gradient(self, output, target):
+    ...         return output.exp() - target
+    ...
+    ...     def column_count(self, output):
+    ...         return output[0].numel()
+    ...
+    ...     def root(self, output, target, part):
+    ...         roots = torch.diag_embed((output.flatten(1) / 2).exp())
+    ...         return roots.movedim(1, 0)[part].reshape(-1, *output.shape)
+    ...
+    ...     def uniforms_per_example(self, output):
+    ...         return output[0].numel()
+    ...
+    ...     def sample(self, output, uniforms):
+    ...         rate = output.exp()
+    ...         counts = torch.arange(99).to(rate)
+    ...         logs = counts * output[..., None] - torch.lgamma(counts + 1)
+    ...         below = (logs - rate[..., None]).exp().cumsum(-1)
+    ...         return (uniforms.view(*rate.shape, 1) > below).sum(-1).to(rate)
+    ...
+    ...     def mask(self, output, target):
+    ...         return None
+    >>> import fisherlab as fl
+    >>> data = torch.ones(5, 3), torch.ones(5, 2)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), data, Poisson())
+    >>> stats["weight"].gradients.shape
+    torch.Size([2, 5, 1, 2])
+    """
 
     def check(self, output: Tensor, target: Tensor | None) -> None:
         """Raise ValueError if the target does not fit the output."""
