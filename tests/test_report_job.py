@@ -18,7 +18,7 @@ from fisherlab.problems import registry
 from fisherlab.problems.data import digits
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.splits import drawn
-from fisherlab.report import analysis, job
+from fisherlab.report import analysis, figures, job
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.provenance import describe_run, git_commit
@@ -235,7 +235,9 @@ def test_a_diverging_training_leaves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "out"
-    page = job.run(quick(out=out), "fisherlab report --out out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "RECIPES", figures.RECIPES[:1])
+        page = job.run(quick(out=out), "fisherlab report --out out")
     assert page == out / "report.html"
     return out
 
@@ -350,6 +352,7 @@ def test_another_seed_gives_other_values(finished, tmp_path):
     assert not np.array_equal(other, results(finished).train_loss)
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_an_interrupt_keeps_the_checkpoints_that_are_done(tmp_path, monkeypatch, capsys):
     finish = analysis._moment
 

@@ -146,18 +146,20 @@ def test_any_name_is_text_never_markup(name, tmp_path):
     "ds",
     [
         small(layers={"fc": (3, 4)}),
-        small(steps=None),
+        pytest.param(small(steps=None), marks=pytest.mark.slow),
         small(steps=(5,)),
-        small(approximators=("exact", "kfac")),
-        small(approximators=("exact",)),
+        pytest.param(small(approximators=("exact", "kfac")), marks=pytest.mark.slow),
+        pytest.param(small(approximators=("exact",)), marks=pytest.mark.slow),
         small(approximators=("kfac",)),
-        small(dampings=None),
+        pytest.param(small(dampings=None), marks=pytest.mark.slow),
         small(dampings=None, steps=None).drop_vars("damping"),
-        small()[["frobenius_error"]],
+        pytest.param(small()[["frobenius_error"]], marks=pytest.mark.slow),
         small().drop_vars("frobenius_error"),
         small().drop_vars(["d_out", "d_in", "lambda", "status"]),
         small(steps=None)[["frobenius_error"]].assign_attrs({}),
-        small().assign_attrs(approximators="not json"),
+        pytest.param(
+            small().assign_attrs(approximators="not json"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda ds: str(dict(ds.sizes)),
 )
