@@ -104,7 +104,9 @@ class Cells:
                 ("layer", "damping") if name == "lambda" else dims[: array.ndim],
                 array,
             )
-            for name, array in sorted(self.arrays.items(), key=lambda i: order[i[0]])
+            for name, array in sorted(
+                self.arrays.items(), key=lambda i: order.get(i[0], len(order))
+            )
         }
         variables["floored"] = dims[:2], self.told(self.bounds, "")
         variables["status"] = dims[:2], self.told(self.reasons, "ok")
@@ -123,7 +125,7 @@ def described(ds: xr.Dataset, labels: Mapping[str, str] | None = None) -> xr.Dat
     """Give every variable its `long_name` and `units`."""
     known = LABELS | dict(labels or {})
     for name in ds.data_vars:
-        label, units = known[str(name)], UNITS.get(str(name), "1")
+        label, units = known.get(str(name), str(name)), UNITS.get(str(name), "1")
         ds[name].attrs = {"long_name": label, "units": units} | ds[name].attrs
     return ds
 

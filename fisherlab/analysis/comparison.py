@@ -1,6 +1,6 @@
 """Every approximation beside the exact block, as one labelled Dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def compare(
     stats: Statistics,
     approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | Callable[..., Any]] | None = None,
     damping: Damping = None,
     gradient: Mapping[str, Any] | None = None,
     reference: Statistics | None = None,
@@ -50,7 +50,8 @@ def compare(
         `inverse_cosine`, `whitened_error`, `gaussian_kl`, `reverse_gaussian_kl`,
         `stein_divergence`, `log_spectrum_distance`; with `gradient` too
         `direction_cosine`, `f_cosine_squared`, `model_decrease_ratio`, on request
-        `gamma_ratio`.
+        `gamma_ratio`. A function of one's own, of the exact block and the approximation
+        (operators in float64) to a number, gives a variable of its name.
     damping
         λ, a sequence of λ, or `RelativeDamping(α)`, a fraction of the mean eigenvalue.
     gradient

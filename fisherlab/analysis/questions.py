@@ -1,12 +1,14 @@
 """What a comparison asks: which metrics, at which dampings, along which gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from fisherlab.analysis.cells import REFUSALS
 from fisherlab.analysis.damping import Dampings
+from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.register import Entry, entries
 from fisherlab.statistics import MeanGradient, Statistics
 
@@ -26,7 +28,7 @@ class Question:
 
 
 def question(
-    wanted: Sequence[str] | None,
+    wanted: Sequence[str | Callable[..., Any]] | None,
     levels: Dampings,
     gradient: Mapping[str, Any] | None,
     stats: Statistics,
@@ -49,7 +51,7 @@ def question(
 
 
 def _metrics(
-    wanted: Sequence[str] | None,
+    wanted: Sequence[str | Callable[..., Any]] | None,
     levels: Dampings,
     gradient: Mapping[str, Tensor],
     known: Mapping[str, Entry],
@@ -58,11 +60,13 @@ def _metrics(
     given["gradient"] = given["damping"] and bool(gradient)
     if wanted is None:
         return tuple(e for e in known.values() if e.default and given[e.needs])
-    unknown = [name for name in wanted if name not in known]
+    known = {**known, **{one.name: one for one in map(_own, wanted) if one}}
+    names = [one if isinstance(one, str) else one.__name__ for one in wanted]
+    unknown = [name for name in names if name not in known]
     if unknown:
         msg = f"compare: metrics {unknown} are unknown; known: {', '.join(known)}."
         raise ValueError(msg)
-    lacking = [name for name in wanted if not given[known[name].needs]]
+    lacking = [name for name in names if not given[known[name].needs]]
     if lacking:
         along = any(known[name].needs == "gradient" for name in lacking)
         msg = (
@@ -70,7 +74,25 @@ def _metrics(
             f"{' and `gradient`' if along else ''}."
         )
         raise ValueError(msg)
-    return tuple(known[name] for name in wanted)
+    return tuple(known[name] for name in names)
+
+
+def _own(metric: str | Callable[..., Any]) -> Entry | None:
+    """Return the entry of a function of one's own, of F and F̂; its errors are refusals."""
+    if isinstance(metric, str):
+        return None
+    name = metric.__name__
+
+    def value(pair: Pair) -> float:
+        try:
+            return float(metric(pair.exact, pair.approx))
+        except REFUSALS:
+            raise
+        except Exception as error:
+            msg = f"{name}: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+
+    return Entry(name, "pair", value, name)
 
 
 def mean_gradients(

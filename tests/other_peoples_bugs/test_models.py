@@ -480,3 +480,21 @@ def test_a_number_of_seeds_is_so_many_seeds():
     data = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
     call = (nn.Linear(4, 3), data, fl.Categorical(), ["kfac"])
     assert fl.uncertainty(*call, seeds=2).identical(fl.uncertainty(*call, seeds=[0, 1]))
+
+
+def test_a_metric_of_ones_own_is_a_column_and_its_failure_a_status():
+    torch.manual_seed(0)
+    data = torch.randn(6, 4).double(), torch.randint(0, 3, (6,))
+    stats = fl.collect(nn.Linear(4, 3).double(), data, fl.Categorical())
+
+    def trace_gap(exact, approx):
+        return exact.trace() - approx.trace()
+
+    def broken(exact, approx):
+        raise KeyError("nothing here")
+
+    ds = fl.compare(stats, ["kfac"], metrics=["trace_ratio", trace_gap, broken])
+    gap = fl.ExactBlock()(stats["weight"]).trace() - fl.KFAC()(stats["weight"]).trace()
+    assert float(ds.trace_gap[0, 0]) == pytest.approx(gap)
+    assert ds.broken.isnull().all()
+    assert "nothing here" in str(ds.status.values[0, 0])
