@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from fisherlab.approximators.groups import by_group
@@ -70,5 +71,8 @@ class Shampoo:
 
 
 def _root(factor: Tensor, what: str) -> Tensor:
+    """Return the root of a factor, of rounding 0: its root would pass for a number."""
     values, vectors = eigh(factor, what)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    values = torch.where(values > rounding, values, 0.0)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -15,6 +15,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics, operators
+from fisherlab.approximators.sums import Sums
 from fisherlab.metrics.floors import EPS
 from tests import extended
 from tests.extended import WIDE
@@ -297,3 +298,36 @@ def test_old_results_with_a_dimension_named_method_open(tmp_path):
     old = xr.Dataset({"cosine": ("method", [1.0])}, {"method": ["KFAC"]})
     found = fl.open(fl.save(old, tmp_path / "old.nc"))
     assert float(found.cosine.sel(approximator="KFAC")) == 1.0
+
+
+def test_the_root_of_a_singular_factor_is_taken_for_regular():
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(4, 3, generator=generator, dtype=torch.double)
+        x = torch.cat([x, x[:, :1]], 1)  # the same input twice
+        rows = torch.randn(1, 4, 3, generator=generator, dtype=torch.double)
+        state = Sums(
+            (rows[0].T @ rows[0], x.T @ x), 4, 4, (3, 4), operators.Provenance("0")
+        )
+        found = fl.Shampoo().finish(state)
+        with pytest.raises(fl.IndefiniteError, match="damping 0"):
+            found.solve(torch.ones(3, 4).double(), 0.0)
+
+
+@pytest.mark.slow
+def test_intervals_take_one_kind_of_damping():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 2).double(), torch.randn(6, 3).double()
+    kinds = [0.1, fl.Factored(0.1), fl.RelativeDamping(0.1)]
+    asked = functools.partial(
+        fl.uncertainty,
+        *(model, (x, None), fl.Categorical(), ["kfac"]),
+        seeds=(0, 1),
+        metrics=["inverse_error"],
+        splits=1,
+    )
+    columns = asked(damping=kinds).inverse_error
+    scalars = np.float64(0.1), torch.tensor(0.1).double(), fl.Tikhonov(0.1)
+    for at, kind in [*enumerate(kinds), *((0, one) for one in scalars)]:
+        alone = asked(damping=kind).inverse_error
+        np.testing.assert_allclose(alone.isel(damping=0), columns.isel(damping=at))
