@@ -11,11 +11,15 @@ import fisherlab as fl
 from fisherlab.analysis.allowances import Allowance, cut, parse_time
 from fisherlab.approximators import KFAC, ExactBlock
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, KroneckerSum, Partition
+from fisherlab.problems import registry
 from fisherlab.problems.splits import drawn
+from fisherlab.report import sizes
+from fisherlab.report.analysis import analyse, count_phases
 from fisherlab.report.config import ReportConfig
+from fisherlab.report.phases import Phases
 from fisherlab.report.sizes import fitted
 from fisherlab.samples import OuterSamples
-from tests.benchmarks.reports import measure
+from tests.benchmarks.reports import measure, stand_in
 
 METHODS = ["exact", "kfac", "kpsvd-2", "mini-block", "diagonal"]
 
@@ -168,6 +172,23 @@ SIX = (
     "curves-autoencoder",
     "cifar10-resnet32",
 )
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_the_comparison_of_a_problem_ends_in_numbers_and_statuses(name, monkeypatch):
+    monkeypatch.setattr(sizes, "_FEWEST_LOSSES", 16)
+    monkeypatch.setattr(registry, "_PROBLEMS", dict(registry._PROBLEMS))
+    stand_in(name)
+    problem = fl.problems.load(name)
+    config = ReportConfig(
+        problem=name, steps=1, examples=16, checkpoints=(0,), time="1 s", quiet=True
+    )
+    with Phases(count_phases(config), quiet=True) as phase:
+        found = analyse(problem, config, fitted(problem, config), phase).results
+    assert found.sizes["layer"] == len(list(fl.blocks(problem.model)))
+    told = found.status.astype(str) != "ok"
+    assert (found.frobenius_error.notnull() | told).all()
+    assert found.frobenius_error.notnull().any()
 
 
 @pytest.mark.slow
