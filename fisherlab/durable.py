@@ -13,6 +13,7 @@ from fisherlab.errors import DataError
 
 PARTIAL: Final = ".partial-"
 _SEAL: Final = b"\nfisherlab sha256 "
+_FOLDER_SEAL: Final = ".fisherlab-sha256"
 _LENGTH: Final = len(_SEAL) + 64
 
 
@@ -38,7 +39,8 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
     >>> write_durably(file, lambda path: path.write_text("done")).read_text()
     'done'
     """
-    scratch = path.with_name(PARTIAL + path.name)
+    # Two processes that write one file do not write into one another.
+    scratch = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         write(scratch)
         flush(scratch)
@@ -62,6 +64,19 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until all that a folder holds is on the disk.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> flush_tree(Path(tempfile.mkdtemp()))
+    """
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            flush(path)
 
 
 def write_sealed(path: Path, write: Callable[[Path], object]) -> Path:
@@ -171,3 +186,45 @@ def _digest(path: Path, size: int) -> bytes:
             digest.update(part)
             size -= len(part)
     return digest.hexdigest().encode()
+
+
+def seal_folder(folder: Path) -> None:
+    """Write a hash of all files of a folder into it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> seal_folder(folder)
+    >>> check_folder(folder)
+    True
+    """
+    (folder / _FOLDER_SEAL).write_text(_folder_digest(folder))
+
+
+def check_folder(folder: Path) -> bool:
+    """Tell whether a folder is sealed.
+
+    Raises
+    ------
+    DataError
+        If a file in it is not what was sealed, one is missing, or there is one more.
+    """
+    seal = folder / _FOLDER_SEAL
+    if not seal.is_file():
+        return False
+    if seal.read_bytes() != _folder_digest(folder).encode():
+        raise DataError(
+            f"{folder} is damaged: its files are not what was written. Take a copy, or "
+            f"remove {_FOLDER_SEAL} from it if you changed it yourself."
+        )
+    return True
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _FOLDER_SEAL:
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(_digest(path, path.stat().st_size))
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ from typing import Final
 
 import xarray as xr
 
+from fisherlab.durable import check_folder, flush, flush_tree, seal_folder
 from fisherlab.errors import DataError
 
 FORMAT: Final = 2  # version 3 has no stable form of text yet
@@ -39,9 +40,12 @@ def write_zarr(result: xr.Dataset | xr.DataTree, target: Path) -> Path:
     fresh, old = folder / "new", folder / "old"
     try:
         result.to_zarr(fresh, zarr_format=FORMAT, consolidated=True)
+        seal_folder(fresh)
+        flush_tree(fresh)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
+        flush(target.parent)
     except BaseException:  # Ctrl-C too may come between the two moves
         if old.exists() and not target.exists():
             old.rename(target)
@@ -57,12 +61,15 @@ def read_zarr(folder: Path) -> xr.DataTree:
     Raises
     ------
     DataError
-        If zarr is not installed or the folder holds no zarr result.
+        If zarr is not installed, or the folder is damaged or holds no zarr result.
     """
     _require_zarr("open", folder)
     try:
+        check_folder(folder)
         tree: xr.DataTree = xr.load_datatree(folder, engine="zarr")
-    except (OSError, ValueError, KeyError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zarr raises anything where nothing is sealed
         msg = f"open: {folder} is not a readable zarr folder: {error}"
         raise DataError(msg) from error
     return xr.DataTree.from_dict(

@@ -2,8 +2,7 @@
 
 import io
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from fisherlab.durable import write_durably
 from fisherlab.plots import frames
 from fisherlab.plots.style import publication
 
@@ -90,13 +90,13 @@ def write(
     with _settled(figure.figure) as kept:
         dpi = max(1, min(dpi, int(_PIXELS / max(kept.width, kept.height))))
         for file, suffix in zip(files, formats, strict=True):
-            _atomic(file, partial(_render, figure.figure, suffix, dpi, kept))
+            write_durably(file, partial(_render, figure.figure, suffix, dpi, kept))
             if colours is not None and suffix == "png":
-                _atomic(file, partial(_reduce, file, colours))
+                write_durably(file, partial(_reduce, file, colours))
     if data is not None:
         files.append(stem.with_name(f"{stem.name}.csv"))
         rows = _rows(data)
-        _atomic(files[-1], lambda target: rows.to_csv(target, index=False))
+        write_durably(files[-1], lambda target: rows.to_csv(target, index=False))
     return tuple(files), kept
 
 
@@ -140,22 +140,3 @@ def _rows(data: Numbers) -> pd.DataFrame:
     if isinstance(data, xr.DataTree):
         return frames.tree_table(data)
     return data.to_series().rename(str(data.name or "value")).reset_index()
-
-
-def _atomic(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

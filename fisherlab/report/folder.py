@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fisherlab.durable import claimed
+from fisherlab.durable import claimed, flush, flush_tree
 
 
 @contextmanager
@@ -139,8 +139,10 @@ def _new(fallback: Path) -> tuple[Path, list[Path]]:
 
 
 def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
+    flush_tree(scratch)
     if not any(target.iterdir()):
         scratch.replace(target)
+        flush(target.parent)
         return
     fresh = [new.name for new in scratch.iterdir()]
     aside = scratch.with_name(f"{scratch.name}.old")
@@ -151,6 +153,7 @@ def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
                 (target / name).replace(aside / name)
         for name in fresh:
             (scratch / name).replace(target / name)
+        flush(target)
     except BaseException:  # Ctrl-C too: what was there comes back
         _restore(aside, target, [name for name in fresh if not (scratch / name).exists()])
         raise

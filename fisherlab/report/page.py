@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup, escape
 
+from fisherlab.durable import write_durably
 from fisherlab.plots.quantities import Quantity, below_floor, quantity
 from fisherlab.plots.style import styles
 from fisherlab.report import choices, laws, rankings, summary, tables
@@ -20,7 +21,7 @@ from fisherlab.report.moments import Moment, moment
 
 STEPS: Final = 12
 """Steps that get a table of their own at most; `results.nc` holds all."""
-_EXPECTED: Final = (
+EXPECTED: Final = (
     "frobenius_error",
     "direction_cosine",
     "inverse_error",
@@ -65,9 +66,10 @@ def write_page(
     plates = write_figures(ds, tree, m, folder / "figures")
     told = {"run": tables.flat(run), "again": _again(run)}
     facts = _facts(ds, m) | {"plates": plates} | told
-    path = folder / "report.html"
-    write_whole(path, render("page.html.jinja", facts))
-    return path
+    page = render("page.html.jinja", facts)
+    return write_durably(
+        folder / "report.html", lambda scratch: scratch.write_text(page, "utf-8")
+    )
 
 
 def render(template: str, facts: Mapping[str, Any]) -> str:
@@ -136,8 +138,11 @@ def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
 
 def _again(run: Mapping[str, Any]) -> list[str]:
     """Say in commands how the result comes about again: environment, then program."""
-    versions = run.get("versions") or {}
-    packages = [f"{name}=={told}" for name, told in versions.items() if name != "python"]
+    told = run.get("versions")
+    versions = told if isinstance(told, Mapping) else {}
+    packages = [
+        f"{name}=={number}" for name, number in versions.items() if name != "python"
+    ]
     lines = [f"pip install {' '.join(packages)}"] if packages else []
     return lines + ([str(run["command"])] if run.get("command") else [])
 
@@ -187,22 +192,3 @@ def _absent(ds: xr.Dataset) -> list[str]:
 
 def _definitions(m: Moment) -> list[Quantity]:
     return [quantity(name) for name in m.grids if quantity(name).meaning]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text under another name first, so that no reader meets half of it.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_whole(Path(folder) / "a.html", "whole")
-    ...     (Path(folder) / "a.html").read_text()
-    'whole'
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

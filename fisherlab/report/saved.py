@@ -11,10 +11,12 @@ from typing import Any, Final
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.plots.quantities import QUANTITIES
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.page import write_page
+from fisherlab.report.page import EXPECTED, write_page
 
 PAGE: Final = ("report.html", "figures")
+_DIMS: Final = ("layer", "approximator", "step", "damping", "seed")
 BESIDE: Final = ("inverse_blocks.nc", "run.json")
 
 
@@ -88,13 +90,34 @@ def load(file: Path) -> xr.Dataset:
     ValueError: .../a.nc holds no table of layers and approximations...
     """
     ds = fl.open(file)
-    known = isinstance(ds, xr.Dataset) and {"layer", "approximator"} <= set(ds.coords)
-    if not isinstance(ds, xr.Dataset) or not known:
+    fault = _fault(ds) if isinstance(ds, xr.Dataset) else "it is a tree"
+    if not isinstance(ds, xr.Dataset) or fault:
         raise ValueError(
-            f"{file} holds no table of layers and approximations: name what fl.compare "
-            "returned and fl.save wrote, e.g. the results.nc of a report."
+            f"{file} holds no table of layers and approximations: {fault}. Name what "
+            "fl.compare returned and fl.save wrote, e.g. the results.nc of a report."
         )
     return ds
+
+
+def _fault(ds: xr.Dataset) -> str:
+    """Say what in a result is not what a report is made of, "" if nothing is."""
+    for dim in ("layer", "approximator"):
+        if dim not in ds.dims or dim not in ds.indexes:
+            return f"it has no labels along {dim}"
+        labels = ds.indexes[dim]
+        if labels.has_duplicates or not all(isinstance(one, str) for one in labels):
+            return f"the labels along {dim} are not texts that differ"
+    for dim, kinds in (("step", "iu"), ("damping", "iuf")):
+        if dim in ds.dims and (not ds.sizes[dim] or ds[dim].dtype.kind not in kinds):
+            return f"{dim} is no row of {'whole ' if dim == 'step' else ''}numbers"
+    for name in map(str, ds.data_vars):
+        if name in QUANTITIES and ds[name].dtype.kind not in "iuf":
+            return f"{name} is {ds[name].dtype}, no real number"
+        lacking = {"layer", "approximator"} - set(ds[name].dims)
+        more = set(map(str, ds[name].dims)) - set(_DIMS)
+        if name in EXPECTED and (lacking or more):
+            return f"{name} is over {', '.join(map(str, ds[name].dims))}"
+    return ""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -108,7 +131,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     file = folder / BESIDE[1]
     if not file.is_file():
         return {}
-    told = json.loads(file.read_text("utf-8"))
+    try:
+        told = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is damaged: {error}. Remove it, or put it back; the page only shows "
+            "what it says."
+        ) from error
     return told if isinstance(told, dict) else {}
 
 

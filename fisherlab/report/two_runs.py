@@ -18,7 +18,7 @@ from fisherlab.plots.quantities import QUANTITIES, Quantity, below_floor, quanti
 from fisherlab.report import tables
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.moments import moment
-from fisherlab.report.page import looks, render, write_whole
+from fisherlab.report.page import looks, render
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.rankings import standings
 from fisherlab.report.saved import load, located, read_run
@@ -111,7 +111,8 @@ def compare_runs(
         fl.save(pair, scratch / "runs.nc")
         plates = _plates(pair, scratch / "figures")
         facts = _facts(runs, pair) | {"plates": plates}
-        write_whole(scratch / "report.html", render("runs.html.jinja", facts))
+        page = render("runs.html.jinja", facts)
+        (scratch / "report.html").write_text(page, "utf-8")
     return place / "report.html"
 
 

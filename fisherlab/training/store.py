@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -66,7 +67,8 @@ class Store:
 
     def _remove_if_bare(self, made: Sequence[Path]) -> None:
         """Remove folders that were made for a run in which nothing was found."""
-        if {path.name for path in self.folder.iterdir()} <= {_LOCK, _RECORD}:
+        there = self.folder.is_dir()  # or removed by somebody in the meantime
+        if there and {path.name for path in self.folder.iterdir()} <= {_LOCK, _RECORD}:
             for name in (_LOCK, _RECORD):
                 (self.folder / name).unlink(missing_ok=True)
             for folder in made:
@@ -150,12 +152,19 @@ class Store:
     def write_rows(self, rows: xr.Dataset) -> None:
         """Write the results of some moments."""
         with self._writing():
+            self._check_record()
             write_part(rows, self.folder)
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
         with self._writing():
+            self._check_record()
             save_checkpoint(checkpoint, self.folder / _CHECKPOINT)
+
+    def _check_record(self) -> None:
+        """Notice that the folder was emptied: what is in it would lack its beginning."""
+        if not (self.folder / _RECORD).exists():
+            raise FileNotFoundError(errno.ENOENT, f"its {_RECORD} was removed")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

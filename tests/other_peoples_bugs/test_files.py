@@ -1,21 +1,30 @@
 """Files that are whole or as they were, whatever interrupts the writing."""
 
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from matplotlib.figure import Figure
 
 import fisherlab as fl
+from fisherlab.analysis.parts import write_part
+from fisherlab.errors import StoreError
 from fisherlab.report.folder import whole_folder
-from fisherlab.training.checkpoints import load_checkpoint
+from fisherlab.report.saved import rebuild
+from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fisherlab.training.portable import pack
+from fisherlab.training.store import Store
 from tests.training_runs import small
 
 FULL_DISK = """
@@ -220,7 +229,14 @@ def identical(found, whole):
     return repr(pack(vars(found))) == repr(pack(vars(whole)))
 
 
-FILES = [saved_dataset, saved_tree, saved_part, checkpoint, unsealed_checkpoint]
+def saved_zarr(folder, trained):
+    pytest.importorskip("zarr")
+    target = fl.save(table(), folder / "a.zarr")
+    file = next(path for path in (target / "error").iterdir() if path.name[0] != ".")
+    return file, lambda path: fl.open(target), fl.open(target)
+
+
+FILES = [saved_zarr, saved_dataset, saved_tree, saved_part, checkpoint, unsealed_checkpoint]
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -234,7 +250,7 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(kind, trained, tmp_path):
             assert identical(read(file), whole)
         except ValueError as error:
             assert len(str(error).splitlines()) == 1  # noqa: PT017
-            assert str(file.name) in str(error)  # noqa: PT017
+            assert str(tmp_path) in str(error)  # noqa: PT017
             refused += 1
     assert refused > 10
 
@@ -444,3 +460,116 @@ def test_a_record_of_an_earlier_version_goes_on(recorded, tmp_path):
     assert made(store, 4).step.values.tolist() == [0, 2, 4]
     with pytest.raises(ValueError, match="code of augment"):  # is known from now on
         made(store, 6, by=0.0)
+
+
+def one(value):
+    return xr.Dataset({"loss": ("step", [value])}, {"step": [3]})
+
+
+def save_figure(file, value):
+    axes = Figure().subplots()
+    return fl.plots.save(axes, file, pd.DataFrame({"a": [value]}), formats=("svg",))
+
+
+def state(value):
+    return Checkpoint(int(value), {}, {}, None, {}, 0.0, (0.0, 0), ())
+
+
+WRITERS = {
+    "a.nc": (lambda f, v: fl.save(one(v), f), lambda f: float(fl.open(f).loss[0])),
+    "a.pt": (lambda f, v: save_checkpoint(state(v), f), lambda f: load_checkpoint(f).step),
+    "results-000000003-000000003.nc": (
+        lambda f, v: write_part(one(v), f.parent),
+        lambda f: float(fl.open(f.parent).loss[0]),
+    ),
+    "run.json": (
+        lambda f, v: Store(f.parent).write_record({"settings": {"v": v}, "sessions": []}),
+        lambda f: Store(f.parent).record()["settings"]["v"],
+    ),
+    "figure.csv": (
+        lambda f, v: save_figure(f.with_suffix(""), v),
+        lambda f: float(pd.read_csv(f).a[0]),
+    ),
+}
+
+
+class Death(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_that_dies_at_its_move_leaves_old_or_new(
+    name, before, tmp_path, monkeypatch
+):
+    write, read = WRITERS[name]
+    file = tmp_path / name
+    write(file, 1.0)
+    real = os.replace
+
+    def die(source, target):
+        if Path(target) != file or not before:
+            real(source, target)
+        if Path(target) == file:
+            raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # nor is anything put right
+        with pytest.raises(Death):
+            write(file, 2.0)
+    assert read(file) == (1.0 if before else 2.0)
+    write(file, 3.0)  # what is left does no harm
+    assert read(file) == 3.0
+
+
+def test_files_get_their_names_in_few_places():
+    """All writers go through `durable`; folders and the cache of data are moved whole."""
+    root = Path(fl.__file__).parent
+    moves = re.compile(r"os\.(replace|rename)\(|\.rename\(target|shutil\.move\(")
+    found = {
+        str(p.relative_to(root)) for p in root.rglob("*.py") if moves.search(p.read_text())
+    }
+    assert found == {"durable.py", "analysis/zarrs.py"}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_store_that_is_emptied_during_a_run_is_noticed(again, tmp_path):
+    store = tmp_path / "run"
+
+    def empty(moment):
+        if moment.step == 2:
+            shutil.rmtree(store)
+            if again:
+                store.mkdir()
+        return xr.Dataset({"loss": 0.0})
+
+    problem = small()
+    options = {"steps": 4, "every": 1, "checkpoint_seconds": 0.0, "probes": [empty]}
+    adam = torch.optim.Adam(problem.model.parameters())
+    with pytest.raises(StoreError, match=r"run.json was removed"):
+        fl.follow(problem, adam, store=store, **options)
+
+
+FAULTS = {
+    "labels": lambda ds: ds.assign_coords(approximator=[1, 2]),
+    "twins": lambda ds: ds.assign_coords(approximator=["kfac", "kfac"]),
+    "one layer": lambda ds: ds.isel(layer=0),
+    "truth": lambda ds: ds.assign(frobenius_error=ds.frobenius_error > 0.2),
+    "complex": lambda ds: ds.assign(frobenius_error=ds.frobenius_error + 1j),
+    "no methods": lambda ds: ds.assign(frobenius_error=ds.frobenius_error[:, 0]),
+    "another axis": lambda ds: ds.expand_dims(mine=[1, 2]),
+    "no steps": lambda ds: ds.expand_dims(step=np.zeros(0, int)),
+    "half steps": lambda ds: ds.expand_dims(step=[0.5]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_no_table_is_refused_before_a_page_is_begun(fault, tmp_path):
+    coords = {"layer": ["a", "b"], "approximator": ["kfac", "exact"]}
+    error = xr.DataArray([[0.1, 0.2], [0.3, 0.4]], coords)
+    ds = xr.Dataset({"frobenius_error": error})
+    file = fl.save(FAULTS[fault](ds), tmp_path / "a.nc")
+    with pytest.raises(ValueError, match="holds no table of layers and approximations: "):
+        rebuild(file, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
