@@ -108,8 +108,9 @@ class Categorical:
         Labels with this value drop their position from loss and Fisher.
     class_axis
         Axis of the output that holds the classes: 1 in the convention of torch's
-        `cross_entropy`, (N, C, H, W). The last one by default; where an output of three
-        or more axes and its labels allow axis 1 as well, it must be said.
+        `cross_entropy`, (N, C, H, W). The last one by default, also without
+        labels; where an output of three or more axes and its labels allow axis 1 as
+        well, it must be said.
 
     Notes
     -----
@@ -185,12 +186,12 @@ class Categorical:
         if self.class_axis is not None or len(shape) < 3:
             return
         fitting = {_without(shape, 1), _without(shape, -1)}
-        if target is None or fitting == {tuple(target.shape)}:
-            given = "no labels" if target is None else f"labels {tuple(target.shape)}"
+        if target is not None and fitting == {tuple(target.shape)}:
             msg = (
-                f"Categorical: an output of shape {shape} and {given} leave open which "
-                "axis holds the classes. Say Categorical(class_axis=-1) for the last one, "
-                "or class_axis=1 for torch's (N, C, ...)."
+                f"Categorical: an output of shape {shape} and labels "
+                f"{tuple(target.shape)} leave open which axis holds the classes. Say "
+                "Categorical(class_axis=-1) for the last one, or class_axis=1 for torch's "
+                "(N, C, ...)."
             )
             raise ValueError(msg)
 

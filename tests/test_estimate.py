@@ -85,7 +85,7 @@ def test_forced_forms_are_shown() -> None:
 
 def test_shown_as_text_and_html() -> None:
     case = NETWORKS["lstm"]()
-    likelihood = fl.Categorical(class_axis=-1)
+    likelihood = fl.Categorical()
     found = fl.estimate(case.model, (case.x, None), likelihood, ["kfac", "low-rank"])
     text = repr(found)
     assert "needs the shared form" in text

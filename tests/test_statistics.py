@@ -279,7 +279,7 @@ def test_without_labels_exact_and_sampled_blocks_are_the_same():
 def test_uneven_lengths_are_padded_with_zero_gradients():
     model = cases.LAYERS["tokens"].make()
     short, long = cases.normal(2, 1, 3), cases.normal(1, 2, 3, seed=1)
-    likelihood = fl.Categorical(class_axis=-1)
+    likelihood = fl.Categorical()
     found = fl.collect(model, [(short, None), (long, None)], likelihood)
     for name, stats in found.items():
         parts = [

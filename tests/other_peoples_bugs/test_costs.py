@@ -47,7 +47,6 @@ def sequence():
     return nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 30))
 
 
-SAID = fl.Categorical(class_axis=-1)  # classes last, also without labels
 SHARED = {"convolution": (convolution, (16, 3, 8, 8)), "sequence": (sequence, (16, 9, 20))}
 
 
@@ -56,7 +55,7 @@ def shared_layer(kind):
     torch.manual_seed(0)
     net, shape = SHARED[kind][0](), SHARED[kind][1]
     data = (torch.randn(shape), None)
-    single = fl.collect(net, data, SAID, fl.MonteCarlo(1), layers=["2"])["2"]
+    single = fl.collect(net, data, fl.Categorical(), fl.MonteCarlo(1), layers=["2"])["2"]
     wide = replace(
         single, inputs=single.inputs.double(), gradients=single.gradients.double()
     )
