@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fisherlab.approximators import average
 from fisherlab.errors import IndefiniteError, NumericalError
@@ -116,9 +117,10 @@ def factorising(what: str, where: str) -> Iterator[None]:
         yield
     except IndefiniteError:
         raise
-    except NumericalError as error:
+    except (NumericalError, LinAlgError) as error:  # the latter from a method of one's own
+        first = str(error).splitlines()[0]
         raise NumericalError(
-            f"{what} of {where}: {error} The statistics hold numbers that are not finite "
+            f"{what} of {where}: {first} The statistics hold numbers that are not finite "
             "or too far apart: lower the learning rate, raise the damping, or use float64. "
             "No parameter was changed."
         ) from error
