@@ -11,8 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FAST := not slow and not gpu and not browser
 
-# What no seed of the tests' generators changes: `make test SEED=1` leaves it out, and the
-# check of types at run time too, which takes half of the time.
+# What no seed of the tests' generators changes: `make test SEED=1` leaves it out.
 UNSEEDED := tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
 	tests/test_plots*.py tests/test_lab.py tests/test_cli.py tests/test_package.py \
 	tests/test_mutants.py tests/test_generators.py tests/test_follow_commands.py \
@@ -37,11 +36,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 report: $(INSTALLED)  ## train, analyse and write a report into reports/
 	$(BIN)/fisherlab report $(ARGS)
 
-# One thread per worker: the workers are the parallelism.
+# One thread per worker: the workers are the parallelism. The check of types at run time
+# doubles the time: `pytest` itself has it, and so has the run under another seed.
 test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" \
-		$(if $(SEED),--seed $(SEED) --jaxtyping-packages= \
-		$(addprefix --ignore=,$(wildcard $(UNSEEDED)))) $(ARGS)
+		$(if $(SEED),--seed $(SEED) $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
+		--jaxtyping-packages=) $(ARGS)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
 	$(BIN)/python -m pytest -q $(ARGS)
