@@ -61,6 +61,7 @@ def gaussian_kl(
 
     Examples
     --------
+    >>> import torch
     >>> from fisherlab.operators import Diagonal
     >>> one = Diagonal(torch.ones(2, 1).double())
     >>> round(gaussian_kl(one, Diagonal(3 * one.entries), damping=1.0), 9)
@@ -80,6 +81,7 @@ def stein_divergence(
 
     Examples
     --------
+    >>> import torch
     >>> from fisherlab.operators import Diagonal
     >>> one = Diagonal(torch.ones(2, 1).double())
     >>> round(stein_divergence(one, Diagonal(3 * one.entries), damping=1.0), 9)

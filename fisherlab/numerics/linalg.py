@@ -204,9 +204,9 @@ def compensated_sum(
 
     Examples
     --------
-    >>> one, tiny = torch.ones(1, 1).double(), torch.full((1, 1), 1e-9).double()
-    >>> compensated_sum([(1e9 * one, one), (tiny, one), (-1e9 * one, one)]).item()
-    1e-09
+    >>> one, tiny = torch.ones(1, 1).double(), torch.full((1, 1), 2.0**-30).double()
+    >>> compensated_sum([(1e9 * one, one), (tiny, one), (-1e9 * one, one)]).item() * 2**30
+    1.0
     """
     pairs = [(rows.double(), cols.double()) for rows, cols in terms]
     o, i = len(pairs[0][0]), len(pairs[0][1])

@@ -69,7 +69,8 @@ def test_shared_layers_converge_in_float32(kind, name):
     single, wide = (fl.approximators()[name](s) for s in shared_layer(kind))
     assert single.converged
     assert wide.converged
-    assert single.iterations <= wide.iterations + 8
+    restart, pairs = 8, 2  # one restart more for each pair
+    assert single.iterations <= wide.iterations + restart * pairs
     torch.testing.assert_close(
         single.singular_values.double(),
         wide.singular_values,
