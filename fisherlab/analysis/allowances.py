@@ -26,6 +26,8 @@ from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.samples import OuterSamples, Samples
 
 RATE = 2e10  # multiply-adds a second that two plain cores do in float64, about
+READ = 20  # multiply-adds in the time that one number takes from memory
+SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
@@ -222,6 +224,16 @@ def _sizes(s: Samples) -> tuple[int, int, int, int]:
     return o, i, s.columns * s.examples, o * i
 
 
+def _reading(s: Samples) -> float:
+    """Count one reading of the samples, which takes longer than what is done with it."""
+    return READ * s.nbytes / s.dtype.itemsize
+
+
+def _product(s: Samples) -> float:
+    """Count a product with the exact block, which reads the samples twice."""
+    return _block(s).product_work + 2 * _reading(s)
+
+
 def _block(s: Samples) -> FactoredFisher:
     return FactoredFisher(s, s.examples)
 
@@ -268,7 +280,7 @@ def _shared(s: Samples, part: Part) -> Work:
     work, by_gram = _inversion(s)
     if part == "gradient":
         block = _block(s)
-        return Work(ROUNDS * block.product_work) if block.iterates else work
+        return Work(ROUNDS * _product(s)) if block.iterates else work
     # The inverse itself, and by the Gram the samples in its coordinates.
     if by_gram:
         return work + Work(EIGEN * m**3 + m * m * p, 2 * NUMBER * m * p)
@@ -285,9 +297,10 @@ def _own(s: Samples, method: Approximator, part: Part) -> Work:
     if isinstance(method, ExactBlock):
         return Work(0)
     if part == "matrix":
-        return Work(_building(s, method) + _inner(s, method))
+        swept = SWEEPS * _reading(s)
+        return Work(_building(s, method) + _inner(s, method) + swept)
     if part == "gradient":  # two quadratic forms of the exact block beside the solve
-        return _solve(s, method) + Work(2 * _block(s).product_work)
+        return _solve(s, method) + Work(2 * _product(s))
     return _solve(s, method) + _against_inverse(s, method)
 
 
