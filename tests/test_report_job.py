@@ -14,7 +14,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab import cli, problems
 from fisherlab.errors import DataError, NumericalError
-from fisherlab.problems import registry
+from fisherlab.problems import Problem, registry
 from fisherlab.problems.data import digits
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.splits import drawn
@@ -227,6 +227,24 @@ def test_a_diverging_training_leaves_nothing(tmp_path):
     with pytest.raises(NumericalError, match="lr"):
         job.run(quick(lr=1e308, steps=40, checkpoints=(40,), out=tmp_path / "out"))
     assert everything(tmp_path) == []
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_training_that_diverges_later_keeps_the_steps_that_are_done(tmp_path, capsys):
+    words = "report --problem tiny --steps 40 --checkpoints 0,40 --lr 1e308"
+    words += " --approximators kfac --quiet"
+    assert cli.main([*words.split(), "--out", str(tmp_path / "out")]) == 2
+    found = results(tmp_path / "out")
+    assert found.step.values.tolist() == [0]
+    assert "later steps" in found.attrs["left_out"]
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().err
+
+
+def test_the_default_rate_is_that_of_the_mean_over_labels():
+    x, y = torch.zeros(5, 3), torch.zeros(5, 4)
+    problem = Problem("p", torch.nn.Linear(3, 4), fl.Gaussian(), (x, y), (x, y))
+    assert analysis.learning_rate(problem, ReportConfig()) == 0.05 / 4
+    assert analysis.learning_rate(problem, ReportConfig(lr=2.0)) == 2.0
 
 
 # --- whole reports --------------------------------------------------------------------

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.errors import FisherlabError
 from fisherlab.problems import Problem
 from fisherlab.problems.splits import drawn
 from fisherlab.report.config import ReportConfig
@@ -23,6 +24,7 @@ from fisherlab.training import trajectory
 from fisherlab.training.probes.losses import measured
 
 _MOMENTUM: Final = 0.9
+_RATE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Analysis:
         The metrics of every analysed step, in the schema of `fl.compare`.
     inverses
         Inverse blocks at the last analysed step; None if every block is too large.
-    interrupted
-        Whether checkpoints are missing because the user stopped the work.
+    ended
+        What ended the work early, so that checkpoints are missing: the user, or an error.
     """
 
     results: xr.Dataset
     inverses: xr.DataTree | None
-    interrupted: bool
+    ended: KeyboardInterrupt | FisherlabError | None
 
 
 def count_phases(config: ReportConfig) -> int:
@@ -58,13 +60,14 @@ def count_phases(config: ReportConfig) -> int:
 def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -> Analysis:
     """Train a problem's network and analyse it at the checkpoints.
 
-    The Fisher is taken over `size.examples` random training examples. An interrupt
-    after the first checkpoint ends the work early; what is done is returned.
+    The Fisher is taken over `size.examples` random training examples. An interrupt, or a
+    training that diverges, after the first checkpoint ends the work early; what is done
+    is returned.
 
     Raises
     ------
     NumericalError
-        If the training diverges or a factorisation fails.
+        If the training diverges before anything is analysed.
 
     Examples
     --------
@@ -83,31 +86,31 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     """
     rows: list[xr.Dataset] = []
     stats: Statistics | None = None
-    interrupted = False
+    ended: KeyboardInterrupt | FisherlabError | None = None
     try:
         for step, model in checkpoints(problem, config, phase):
             stats, row = _moment(problem, model, step, config, size, phase)
             rows.append(row)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FisherlabError) as stop:
         if stats is None:
             raise
-        interrupted = True
+        ended = stop
     assert stats is not None, "at least one step is analysed"
     with phase("inverse blocks"):
         inverses = _inverses(stats, config, size)
     results = _joined(rows).assign_attrs(attributes_of(problem, config))
     results.attrs["subset"] += f"; losses over at most {size.losses:,}"
-    results.attrs["left_out"] = "; ".join(size.told)
-    return Analysis(results, inverses, interrupted)
+    why = [] if ended is None else [f"later steps: {str(ended) or 'interrupted'}"]
+    results.attrs["left_out"] = "; ".join([*size.told, *why])
+    return Analysis(results, inverses, ended)
 
 
 def checkpoints(
     problem: Problem, config: ReportConfig, phase: Phases
 ) -> Iterable[tuple[int, nn.Module]]:
     """Train, and give (step, model) at each step that is analysed."""
-    optimizer = torch.optim.SGD(
-        problem.model.parameters(), lr=config.lr, momentum=_MOMENTUM
-    )
+    rate = learning_rate(problem, config)
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=rate, momentum=_MOMENTUM)
     path = trajectory(
         problem,
         optimizer,
@@ -121,6 +124,22 @@ def checkpoints(
         with phase("train"):
             arrived = next(path)
         yield arrived
+
+
+def learning_rate(problem: Problem, config: ReportConfig) -> float:
+    """Return the rate asked for, or one for the mean over an example's labels.
+
+    Losses sum over outputs: a rate that suits one label diverges on 784 pixels.
+
+    Examples
+    --------
+    >>> learning_rate(fl.problems.load("digits", examples=10), ReportConfig())
+    0.05
+    """
+    if config.lr is not None:
+        return config.lr
+    labels = problem.train[1]
+    return _RATE * len(labels) / max(labels.numel(), 1)
 
 
 def _moment(
@@ -204,7 +223,7 @@ def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int
     training = {
         "optimizer": "SGD",
         "momentum": _MOMENTUM,
-        "lr": config.lr,
+        "lr": learning_rate(problem, config),
         "batch_size": config.batch_size,
         "steps": config.training_steps,
     }

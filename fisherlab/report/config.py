@@ -55,7 +55,8 @@ class ReportConfig:
         At most so many training examples make up the Fisher, drawn at random by the
         seed; fewer where the time or the budget would not hold.
     batch_size, lr
-        Minibatch size and learning rate of the training (SGD, momentum 0.9).
+        Minibatch size and learning rate of the training (SGD, momentum 0.9); by default
+        0.05 divided by the labels of an example, over which its loss sums.
     layers
         Blocks whose inverse is drawn; empty means those with at most 2,000 parameters.
     seed
@@ -106,7 +107,7 @@ class ReportConfig:
     factored: tuple[float, ...] = ()
     examples: int = 2000
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float | None = None
     layers: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
@@ -124,7 +125,8 @@ class ReportConfig:
         _require(self.training_steps >= least, "steps", f"at least {least}", self.steps)
         if self.data and not self.model:
             raise ValueError("--data belongs to --model; a problem brings its own data.")
-        _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
+        if self.lr is not None:
+            _require(0 < self.lr < math.inf, "lr", "positive", self.lr)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         for name in ("damping", "alpha", "factored"):
             for size in getattr(self, name):

@@ -13,6 +13,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.analysis.allowances import parse_time
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
 from fisherlab.report import own
@@ -32,8 +33,8 @@ def run(config: ReportConfig, command: str = "") -> Path:
 
     The folder holds `report.html`, `results.nc`, `inverse_blocks.nc`, `run.json` and
     `figures/`, and appears only when all is written. An interrupt after the first
-    checkpoint ends the analysis early: what is done is written, and the interrupt is
-    raised again.
+    checkpoint, or a training that diverges there, ends the analysis early: what is done
+    is written, and the interrupt or the error is raised again.
 
     Parameters
     ----------
@@ -76,8 +77,10 @@ def run(config: ReportConfig, command: str = "") -> Path:
     page = target / "report.html"
     if not config.quiet:
         print(summary_table(analysis.results), end="\n\n")
-    if analysis.interrupted:
+    if isinstance(analysis.ended, KeyboardInterrupt):
         raise KeyboardInterrupt(f"what was finished is in {page}")
+    if analysis.ended is not None:
+        raise NumericalError(f"{analysis.ended} What was finished is in {page}.")
     return page
 
 
@@ -134,7 +137,7 @@ def load(config: ReportConfig) -> Problem:
 
 
 def _write(analysis: Analysis, record: dict[str, Any], folder: Path, phase: Phases) -> None:
-    record |= {"interrupted": analysis.interrupted, "seconds": phase.seconds}
+    record |= {"interrupted": analysis.ended is not None, "seconds": phase.seconds}
     with phase("save"):
         fl.save(analysis.results, folder / "results.nc")
         if analysis.inverses is not None:
