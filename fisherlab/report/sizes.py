@@ -36,7 +36,7 @@ _LOSSES: Final = 2000
 _FEWEST_LOSSES: Final = 200
 _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
-_COMPARISON: Final = 0.75
+_COMPARISON: Final = 0.6
 
 
 @dataclass(frozen=True)
