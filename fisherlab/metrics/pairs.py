@@ -39,6 +39,7 @@ from fisherlab.operators import (
 from fisherlab.operators.base import unit_weights
 from fisherlab.operators.dampings import Damping, Factored, parsed
 from fisherlab.operators.factored_damping import factored_form
+from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.operators.network import BlockDiagonal
 
 SOLVED = 1e-9  # relative error of traces whose solves stop at a residual of 1e-10
@@ -161,11 +162,16 @@ class Pair:
 
 
 def _require_digits(operator: Operator, damping: float) -> None:
-    """Raise if M + λI is too ill-conditioned for its inverse to be known."""
-    try:
+    """Raise if M + λI is too ill-conditioned for its inverse to be known.
+
+    Large matrices whose eigenvalues would be those of blocks as large are held against
+    their norm, which is above the largest one.
+    """
+    product = isinstance(operator, KroneckerSum) and len(operator.terms) == 1
+    if product or operator.shape[0] <= DENSE_ROWS:
         values = operator.eigenvalues()
         top, low = float(values[0]) + damping, float(values[-1]) + damping
-    except ValueError:  # a large sum of several terms
+    else:
         top, low = max(_terms_norm(operator), operator.frobenius_norm()), damping
     if low > 0 and EPS * top > LOST * low:
         raise NumericalError(

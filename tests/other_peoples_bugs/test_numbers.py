@@ -17,6 +17,7 @@ import fisherlab as fl
 from fisherlab import metrics, operators
 from fisherlab.approximators.sums import Sums
 from fisherlab.metrics.floors import EPS
+from fisherlab.metrics.pairs import Pair
 from tests import extended
 from tests.extended import WIDE
 from tests.oracles import assert_close
@@ -331,3 +332,12 @@ def test_intervals_take_one_kind_of_damping():
     for at, kind in [*enumerate(kinds), *((0, one) for one in scalars)]:
         alone = asked(damping=kind).inverse_error
         np.testing.assert_allclose(alone.isel(damping=0), columns.isel(damping=at))
+
+
+def test_large_blocks_are_refused_by_their_norm_not_by_their_eigenvalues(monkeypatch):
+    """Eigenvalues of 2,000 mini-blocks took 14 GiB, only to refuse a damping."""
+    one = operators.Diagonal(torch.full((5000, 1), 1e20).double())
+    two = operators.Diagonal(2 * one.entries)
+    monkeypatch.setattr(operators.Diagonal, "eigenvalues", None)
+    with pytest.raises(fl.NumericalError, match="three digits"):
+        Pair(one, two).damped(1e-6)
