@@ -255,7 +255,7 @@ def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:
     --------
     >>> import torch
     >>> least([OuterSamples(torch.ones(10, 4), torch.ones(1, 10, 3))], [Diagonal()])
-    635.0
+    6235.0
     """
     closed = [method for method in methods if not isinstance(method, ITERATED)]
     return sum(
