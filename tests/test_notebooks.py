@@ -29,8 +29,9 @@ def test_committed_executed_and_small(path: Path) -> None:
 def test_names_of_the_package_exist(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    for name in re.findall(r"\bfl((?:\.[A-Za-z]\w*)+)", "\n".join(code)):
-        attrgetter(name[1:])(fl)
+    names = re.findall(r"\bfl((?:\.[A-Za-z]\w*)+)", "\n".join(code))
+    assert names
+    assert all(attrgetter(name[1:])(fl) is not None for name in names)
 
 
 def _weighed(path: Path) -> object:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fisherlab as fl
 from fisherlab import problems
 from fisherlab.errors import NumericalError
 from fisherlab.training import accuracy, mean_loss, performance, trajectory
@@ -103,3 +104,14 @@ def test_evaluation_in_chunks_equals_evaluation_at_once(monkeypatch):
     assert accuracy(problem.model, problem.train) == expected_accuracy
     both = performance(problem.model, problem.likelihood, problem.train)
     assert both.accuracy == expected_accuracy
+
+
+def test_masked_positions_count_in_no_accuracy():
+    outputs, labels = torch.eye(3).expand(4, 3, 3), torch.arange(3).expand(4, 3).clone()
+    labels[:, 2] = -100
+    said = fl.Categorical(class_axis=-1)
+    found = performance(torch.nn.Identity(), said, (outputs, labels))
+    assert found.accuracy == 1.0
+    labels[:] = -100
+    none = performance(torch.nn.Identity(), said, (outputs, labels))
+    assert math.isnan(none.accuracy)

@@ -111,7 +111,10 @@ _TRAINING: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         _several(int, "STEP"),
     ),
     "batch_size": ("examples in a minibatch", {"type": int}),
-    "lr": ("learning rate", {"type": float}),
+    "lr": (
+        "learning rate (default: 0.05 divided by the labels of an example)",
+        {"type": float},
+    ),
     "seed": ("decides weights, order and sampled labels", {"type": int}),
     "data_dir": (
         "folder of the data files (default: $FISHERLAB_DATA, then the cache)",

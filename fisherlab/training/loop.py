@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Categorical, Likelihood
@@ -221,7 +221,8 @@ class Performance(NamedTuple):
     loss
         The mean over the examples of the loss, summed over outputs, in nats.
     accuracy
-        The fraction of the labels at which the output is largest; None but for classes.
+        The fraction of the labels at which the output is largest; None but for classes,
+        NaN where all labels are masked.
     """
 
     loss: float
@@ -244,19 +245,25 @@ def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Perform
     >>> performance(model, fl.Categorical(), (torch.eye(2), torch.tensor([0, 0]))).accuracy
     0.5
     """
+    sums, hits, labels = [], 0, 0  # sequences have a label per position
+    for output, y in _outputs(model, data):
+        likelihood.check(output, y)
+        sums.append(likelihood.loss(output, y).sum().item())
+        if isinstance(likelihood, Categorical):
+            axis = _class_axis(likelihood.class_axis)
+            hits += int((output.argmax(axis) == y).sum())
+            labels += int((y != likelihood.ignore_index).sum())
+    loss = math.fsum(sums) / len(data[0])
+    if not isinstance(likelihood, Categorical):
+        return Performance(loss, None)
+    return Performance(loss, hits / labels if labels else math.nan)
+
+
+def _outputs(model: nn.Module, data: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give outputs and labels, a chunk of the examples at a time."""
     x, y = data
-    sums, hits = [], 0
-    axis = (
-        _class_axis(likelihood.class_axis) if isinstance(likelihood, Categorical) else None
-    )
     for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-        output = model(x_part)
-        likelihood.check(output, y_part)
-        sums.append(likelihood.loss(output, y_part).sum().item())
-        hits += 0 if axis is None else int((output.argmax(axis) == y_part).sum())
-    # Sequences have a label per position.
-    found = None if axis is None else hits / y.numel()
-    return Performance(math.fsum(sums) / len(x), found)
+        yield model(x_part), y_part
 
 
 def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
@@ -294,13 +301,9 @@ def accuracy(model: nn.Module, data: Pair, class_axis: int | None = None) -> flo
     >>> accuracy(torch.nn.Identity(), (x, torch.tensor([0, 0])))
     0.5
     """
-    x, y = data
     axis = _class_axis(class_axis)
-    hits = [
-        int((model(x_part).argmax(axis) == y_part).sum())
-        for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-    ]
-    return sum(hits) / y.numel()  # sequences have a label per position
+    hits = [int((output.argmax(axis) == y).sum()) for output, y in _outputs(model, data)]
+    return sum(hits) / data[1].numel()  # sequences have a label per position
 
 
 def _class_axis(said: int | None) -> int:
