@@ -559,6 +559,27 @@ ANALYSIS = [
         '    "conventions",',
         "analysis_files::conflicts_are_refused_by_name",
     ),
+    mutant(
+        "masked labels count in accuracies",
+        "training/loop.py",
+        "labels += int((y != likelihood.ignore_index).sum())",
+        "labels += y.numel()",
+        "training::masked_positions_count_in_no_accuracy",
+    ),
+    mutant(
+        "the rate of a report is that of one label",
+        "report/analysis.py",
+        "return _RATE * len(labels) / max(labels.numel(), 1)",
+        "return _RATE",
+        "report_job::the_default_rate_is_that_of_the_mean_over_labels",
+    ),
+    mutant(
+        "matrices are formed where they do not fit",
+        "samples/shared.py",
+        "if not fit or by_pairs < samples * o * i * (o + i):",
+        "if by_pairs < samples * o * i * (o + i):",
+        "samples::matrices_are_formed_once_where_that_is_cheaper_and_fits",
+    ),
 ]
 
 EVERY = [*OPERATORS, *APPROXIMATORS, *METRICS, *STATISTICS, *TRAINING, *ANALYSIS]
