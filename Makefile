@@ -16,7 +16,8 @@ UNSEEDED := tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_
 	tests/test_plots*.py tests/test_lab.py tests/test_cli.py tests/test_package.py \
 	tests/test_mutants.py tests/test_generators.py tests/test_follow_commands.py \
 	tests/test_tune.py tests/other_peoples_bugs/test_*files.py \
-	tests/other_peoples_bugs/test_processes.py \
+	tests/other_peoples_bugs/test_processes.py tests/other_peoples_bugs/test_main_job.py \
+	tests/test_problems*.py fisherlab/problems \
 	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
 .DEFAULT_GOAL := help
