@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlab.approximators.rearranged import Rearranged
-from fisherlab.approximators.solvers import SampleGram
+from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd.solvers import SampleGram
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
 from fisherlab.numerics.half_table import HalfTable
 from tests.cases import normal, outer

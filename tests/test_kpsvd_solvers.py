@@ -11,9 +11,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators import solvers
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.rearranged import Rearranged
-from fisherlab.approximators.solvers import choose
+from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd.solvers import choose
+from fisherlab.approximators.states import Held
 from fisherlab.operators import KroneckerSum
 from tests import cases
 from tests.oracles import rearranged, second_moment_block

@@ -15,7 +15,7 @@ import fisherlab as fl
 from fisherlab.approximators import joined as joined_blocks
 from fisherlab.approximators import low_rank as low_rank_file
 from fisherlab.approximators.costs import building_flops, result_numbers
-from fisherlab.approximators.k_bfgs import damped_pair
+from fisherlab.approximators.online.k_bfgs import damped_pair
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse, bfgs

@@ -24,7 +24,7 @@ from fisherlab.analysis.cells import Cells, described, layer_coordinates
 from fisherlab.analysis.damping import dampings
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
-from fisherlab.approximators.kfac import Sharing
+from fisherlab.approximators.kronecker.kfac import Sharing
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood

@@ -9,7 +9,7 @@ import xarray as xr
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.block_partition import partition
+from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.numerics.memory import Budget, parse_budget, require

@@ -12,8 +12,8 @@ from fisherlab.analysis.filling import begin, fill
 from fisherlab.analysis.provenance import attributes
 from fisherlab.analysis.questions import mean_gradients, question
 from fisherlab.approximators.network.base import NetworkApproximator
-from fisherlab.approximators.network.exact import ExactNetwork
 from fisherlab.approximators.network.register import network_by_name
+from fisherlab.approximators.network.two_level_kfac import ExactNetwork
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.memory import Budget, parse_budget

@@ -12,7 +12,7 @@ from fisherlab.analysis.cells import described, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import ExactBlock
-from fisherlab.approximators.block_partition import partition
+from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics import kronecker, spectra
 from fisherlab.metrics import structure as masses

@@ -3,26 +3,30 @@
 import sys
 from types import ModuleType
 
-from fisherlab.approximators.adam import AdamPreconditioner
 from fisherlab.approximators.averages import average
-from fisherlab.approximators.b_kfac import BKFAC
 from fisherlab.approximators.base import Approximator, Streaming
-from fisherlab.approximators.block_partition import ByInput, ByOutput, ByTile
-from fisherlab.approximators.cg_fac import CGFAC
-from fisherlab.approximators.deflation import Deflation
-from fisherlab.approximators.diagonal import Diagonal
-from fisherlab.approximators.direct_solvers import DenseSVD, SampleGram
-from fisherlab.approximators.ekfac import EKFAC
-from fisherlab.approximators.exact import ExactBlock
-from fisherlab.approximators.foof import FOOF
-from fisherlab.approximators.iterative_solvers import Lanczos, Power, Subspace
-from fisherlab.approximators.k_bfgs import KBFGS, Observation
-from fisherlab.approximators.kfac import KFAC
-from fisherlab.approximators.kfac_corrected import KFACCorrected
-from fisherlab.approximators.kpsvd import KPSVD
-from fisherlab.approximators.low_rank import LowRank
-from fisherlab.approximators.method_by_block import MethodByBlock
-from fisherlab.approximators.mini_block import MiniBlock
+from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
+from fisherlab.approximators.blocks.exact import ExactBlock, LowRank
+from fisherlab.approximators.blocks.method_by_block import MethodByBlock
+from fisherlab.approximators.blocks.mini_block import ByInput, ByOutput, ByTile, MiniBlock
+from fisherlab.approximators.kpsvd.deflation import Deflation
+from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
+from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos, Power, Subspace
+from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
+from fisherlab.approximators.kpsvd.kpsvd import KPSVD
+from fisherlab.approximators.kpsvd.passes import Passes
+from fisherlab.approximators.kpsvd.solvers import Auto
+from fisherlab.approximators.kronecker.cg_fac import CGFAC
+from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
+from fisherlab.approximators.kronecker.kfac import FOOF, KFAC
+from fisherlab.approximators.kronecker.kfra import kfra
+from fisherlab.approximators.kronecker.partial_traces import TKFAC, Shampoo
+from fisherlab.approximators.kronecker.recurrent import RecurrentKFAC
+from fisherlab.approximators.mean_gradients import (
+    AdamPreconditioner,
+    ShampooPreconditioner,
+    TNTPreconditioner,
+)
 from fisherlab.approximators.network import (
     ExactNetwork,
     KFACTridiagonal,
@@ -34,22 +38,11 @@ from fisherlab.approximators.network import (
     block_diagonal,
     network_approximators,
 )
-from fisherlab.approximators.passes import Passes
-from fisherlab.approximators.quasi_diagonal import QuasiDiagonal
-from fisherlab.approximators.recurrent import RecurrentKFAC
-from fisherlab.approximators.recursion import kfra
-from fisherlab.approximators.refresh import Correction, RandomisedSVD
+from fisherlab.approximators.online.b_kfac import BKFAC, Correction, RandomisedSVD
+from fisherlab.approximators.online.k_bfgs import KBFGS, Observation
+from fisherlab.approximators.online.singd import SINGD
 from fisherlab.approximators.register import approximators, by_name, preconditioners
-from fisherlab.approximators.shampoo import Shampoo
-from fisherlab.approximators.singd import SINGD
-from fisherlab.approximators.solvers import Auto
 from fisherlab.approximators.streaming import approximate
-from fisherlab.approximators.tekfac import TEKFAC
-from fisherlab.approximators.tensor_modes import (
-    ShampooPreconditioner,
-    TNTPreconditioner,
-)
-from fisherlab.approximators.tkfac import TKFAC
 
 __all__ = [
     "BKFAC",

@@ -4,8 +4,9 @@ from dataclasses import replace
 from functools import singledispatch
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from fisherlab.approximators.joined import joined
 from fisherlab.operators import (
     Dense,
     Diagonal,
@@ -21,8 +22,21 @@ from fisherlab.operators import (
     Stacked,
 )
 from fisherlab.operators.derived import FromState
+from fisherlab.operators.factored import KEPT_BLOCK
 from fisherlab.operators.kronecker_congruence import Term
+from fisherlab.operators.network import (
+    BlockDiagonal,
+    BlockTridiagonal,
+    DirectSum,
+    KroneckerBlocks,
+    NetworkOperator,
+    TwoLevel,
+    WholeNetwork,
+)
+from fisherlab.operators.network.base import same_blocks
+from fisherlab.operators.network.block_tridiagonal_inverse import Link
 from fisherlab.operators.partition import same_partition
+from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 
 
 def average(old: Operator, new: Operator, weight: float) -> Operator:
@@ -187,3 +201,132 @@ def _(
 
 def _formed(op: MiniBlocks | FactoredMiniBlocks) -> MiniBlocks:
     return op if isinstance(op, MiniBlocks) else op.formed
+
+
+def joined(
+    old: FactoredFisher, new: FactoredFisher, weight: float
+) -> FactoredFisher | None:
+    r"""Return weight·old + (1 − weight)·new as one set of samples, where it is wide.
+
+    Damped solves then go through the Gram matrix of all samples (Woodbury), and nothing
+    of size p × p is formed. Samples whose share of the trace is below the rounding of the
+    sum are left out, so that old batches fade.
+
+    Returns
+    -------
+    FactoredFisher or None
+        None where the dense block is small, or smaller than the Gram matrix.
+
+    Examples
+    --------
+    >>> one = FactoredFisher(OuterSamples(torch.ones(1, 50), torch.ones(1, 1, 40)), 1)
+    >>> joined(one, one, 0.5).samples.examples
+    2
+    """
+    p = old.shape[0]
+    samples = old.samples, new.samples
+    if p <= KEPT_BLOCK or sum(s.columns * s.examples for s in samples) >= p:
+        return None
+    count = old.count + new.count
+    scales = weight * count / old.count, (1 - weight) * count / new.count
+    side = [_faded(s, scale) for s, scale in zip(samples, scales, strict=True)]
+    return FactoredFisher(_together(*side), count, new.provenance, new.form)
+
+
+def _faded(samples: Samples, scale: float) -> Samples:
+    """Scale the sum of the samples; leave out what is lost in its rounding."""
+    norms = samples.squared_norms().sum(0) * scale
+    kept = norms > torch.finfo(samples.dtype).eps / max(len(norms), 1) * norms.sum()
+    root = scale**0.5
+    if isinstance(samples, (OuterSamples, SharedSamples)):
+        gradients = samples.gradients[:, kept] * root
+        return type(samples)(samples.inputs[kept], gradients)
+    return MatrixSamples(samples.matrices()[:, kept] * root)
+
+
+def _together(a: Samples, b: Samples) -> Samples:
+    """Put the examples of both behind each other."""
+    columns = max(a.columns, b.columns)
+    if isinstance(a, OuterSamples) and isinstance(b, OuterSamples):
+        inputs = torch.cat([a.inputs, b.inputs])
+        return OuterSamples(inputs, _cat(a.gradients, b.gradients, columns))
+    if isinstance(a, SharedSamples) and isinstance(b, SharedSamples):
+        length = max(a.inputs.shape[1], b.inputs.shape[1])
+        inputs = torch.cat([_grown(s.inputs, 1, length) for s in (a, b)])
+        left, right = (_grown(s.gradients, 2, length) for s in (a, b))
+        return SharedSamples(inputs, _cat(left, right, columns))
+    return MatrixSamples(_cat(a.matrices(), b.matrices(), columns))
+
+
+def _cat(a: Tensor, b: Tensor, columns: int) -> Tensor:
+    return torch.cat([_grown(t, 0, columns) for t in (a, b)], 1)
+
+
+def _grown(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Pad one axis with zeros at its end."""
+    missing = size - tensor.shape[axis]
+    return F.pad(tensor, [0, 0] * (tensor.dim() - axis - 1) + [0, missing])
+
+
+@_average.register
+def _(old: BlockDiagonal, new: BlockDiagonal, weight: float) -> BlockDiagonal:
+    _require_same_blocks(old, new)
+    blocks = {
+        name: average(old.blocks[name], op, weight) for name, op in new.blocks.items()
+    }
+    return replace(new, blocks=blocks)
+
+
+@_average.register
+def _(old: BlockTridiagonal, new: BlockTridiagonal, weight: float) -> BlockTridiagonal:
+    """Average the factors and the links alike, so that the joint moments stay positive."""
+    _require_same_blocks(old, new)
+    factors = {name: _mix(old.factors[name], b, weight) for name, b in new.factors.items()}
+    pairs = zip(old.links, new.links, strict=True)
+    return replace(new, factors=factors, links=[_mix(a, b, weight) for a, b in pairs])
+
+
+@_average.register
+def _(old: KroneckerBlocks, new: KroneckerBlocks, weight: float) -> KroneckerBlocks:
+    _require_same_blocks(old, new)
+    rows, columns = _mix((old.rows, old.columns), (new.rows, new.columns), weight)
+    return replace(new, rows=rows, columns=columns)
+
+
+@_average.register
+def _(old: DirectSum, new: DirectSum, weight: float) -> DirectSum:
+    _require_same_blocks(old, new)
+    parts: list[NetworkOperator] = []
+    for before, after in zip(old.parts, new.parts, strict=True):
+        mixed = average(before, after, weight)
+        assert isinstance(mixed, NetworkOperator)
+        parts.append(mixed)
+    return replace(new, parts=parts)
+
+
+@_average.register
+def _(old: WholeNetwork, new: WholeNetwork, weight: float) -> WholeNetwork:
+    _require_same_blocks(old, new)
+    return replace(new, whole=average(old.whole, new.whole, weight))
+
+
+@_average.register
+def _(old: TwoLevel, new: TwoLevel, weight: float) -> TwoLevel:
+    """Average the fine level; the coarse one takes the newest statistics."""
+    local = average(old.local, new.local, weight)
+    assert isinstance(local, BlockDiagonal)
+    return replace(new, local=local)
+
+
+def _mix(old: Link, new: Link, weight: float) -> Link:
+    (a, b), (c, d) = old, new
+    return weight * a + (1 - weight) * c, weight * b + (1 - weight) * d
+
+
+def _require_same_blocks(old: NetworkOperator, new: NetworkOperator) -> None:
+    if not same_blocks(old, new):
+        msg = (
+            f"average: {old!r} covers {list(old.weight_shapes)}, {new!r} covers "
+            f"{list(new.weight_shapes)}; the same blocks in the same order are expected."
+        )
+        raise ValueError(msg)

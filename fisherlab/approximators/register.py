@@ -2,30 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 
-from fisherlab.approximators.adam import AdamPreconditioner
 from fisherlab.approximators.base import Approximator
-from fisherlab.approximators.block_partition import ByOutput
-from fisherlab.approximators.cg_fac import CGFAC
-from fisherlab.approximators.deflation import Deflation
-from fisherlab.approximators.diagonal import Diagonal
-from fisherlab.approximators.ekfac import EKFAC
-from fisherlab.approximators.exact import ExactBlock
-from fisherlab.approximators.foof import FOOF
-from fisherlab.approximators.iterative_solvers import Lanczos
-from fisherlab.approximators.k_bfgs import KBFGS
-from fisherlab.approximators.kfac import KFAC
-from fisherlab.approximators.kfac_corrected import KFACCorrected
-from fisherlab.approximators.kpsvd import KPSVD
-from fisherlab.approximators.low_rank import LowRank
-from fisherlab.approximators.mini_block import MiniBlock
-from fisherlab.approximators.quasi_diagonal import QuasiDiagonal
-from fisherlab.approximators.shampoo import Shampoo
-from fisherlab.approximators.tekfac import TEKFAC
-from fisherlab.approximators.tensor_modes import (
+from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
+from fisherlab.approximators.blocks.exact import ExactBlock, LowRank
+from fisherlab.approximators.blocks.mini_block import ByOutput, MiniBlock
+from fisherlab.approximators.kpsvd.deflation import Deflation
+from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
+from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
+from fisherlab.approximators.kpsvd.kpsvd import KPSVD
+from fisherlab.approximators.kronecker.cg_fac import CGFAC
+from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
+from fisherlab.approximators.kronecker.kfac import FOOF, KFAC
+from fisherlab.approximators.kronecker.partial_traces import TKFAC, Shampoo
+from fisherlab.approximators.mean_gradients import (
+    AdamPreconditioner,
     ShampooPreconditioner,
     TNTPreconditioner,
 )
-from fisherlab.approximators.tkfac import TKFAC
+from fisherlab.approximators.online.k_bfgs import KBFGS
 
 _REGISTER: dict[str, Approximator] = {
     "exact": ExactBlock(),

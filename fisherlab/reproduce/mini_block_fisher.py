@@ -21,7 +21,7 @@ from torch import Tensor
 from fisherlab import plots, problems
 from fisherlab.analysis import RelativeDamping, inverse_blocks
 from fisherlab.approximators import ExactBlock
-from fisherlab.approximators.block_partition import partition
+from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.layers import Block
 from fisherlab.operators import Partition
 from fisherlab.plots.style import publication

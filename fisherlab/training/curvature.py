@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from fisherlab.approximators.base import called
-from fisherlab.approximators.k_bfgs import Observation
 from fisherlab.approximators.network import network_approximators
+from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError, NeedsSharedForm
 from fisherlab.operators import Operator

@@ -19,9 +19,9 @@ from fisherlab.approximators import (
     Lanczos,
     MiniBlock,
 )
-from fisherlab.approximators.k_bfgs import KBFGS
+from fisherlab.approximators.mean_gradients import ShampooPreconditioner, TNTPreconditioner
 from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
-from fisherlab.approximators.tensor_modes import ShampooPreconditioner, TNTPreconditioner
+from fisherlab.approximators.online.k_bfgs import KBFGS
 from fisherlab.operators.dampings import Factored
 from fisherlab.problems.problem import Problem
 from fisherlab.training.clipping import KLClip

@@ -15,7 +15,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics, operators
-from fisherlab.approximators.sums import Sums
+from fisherlab.approximators.states import Sums
 from fisherlab.metrics.floors import EPS
 from fisherlab.metrics.pairs import Pair
 from tests import extended

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from fisherlab.approximators.exact import ExactBlock
-from fisherlab.approximators.kfac import KFAC
+from fisherlab.approximators.blocks.exact import ExactBlock
+from fisherlab.approximators.kronecker.kfac import KFAC
 from fisherlab.operators import Provenance
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics

@@ -10,7 +10,7 @@ from fisherlab.approximators.network.base import (
     own_method,
     provenance,
 )
-from fisherlab.approximators.network.moments import Moments, moments, refusal
+from fisherlab.approximators.network.khatri_rao import Moments, moments, refusal
 from fisherlab.operators import Provenance
 from fisherlab.operators.network import (
     BlockDiagonal,

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from fisherlab.approximators.network.base import NetworkApproximator
 from fisherlab.approximators.network.block_diagonal import PerBlock
-from fisherlab.approximators.network.exact import ExactNetwork
 from fisherlab.approximators.network.kfac_tridiagonal import KFACTridiagonal
 from fisherlab.approximators.network.khatri_rao import KhatriRao
-from fisherlab.approximators.network.two_level_kfac import TwoLevelKFAC
+from fisherlab.approximators.network.two_level_kfac import ExactNetwork, TwoLevelKFAC
 
 _REGISTER: dict[str, NetworkApproximator] = {
     "exact-network": ExactNetwork(),

@@ -5,17 +5,14 @@ from typing import ClassVar, final
 
 import torch
 
-from fisherlab.approximators.groups import by_group
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.kfac import KFAC
-from fisherlab.approximators.leading_pairs import (
+from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
     terms_of_passes,
 )
-from fisherlab.approximators.passes import Pass
-from fisherlab.approximators.rearranged import Pairs, Rearranged, Weights
-from fisherlab.approximators.solvers import (
+from fisherlab.approximators.kpsvd.passes import Pass
+from fisherlab.approximators.kpsvd.rearranged import Pairs, Rearranged, Weights
+from fisherlab.approximators.kpsvd.solvers import (
     SolverChoice,
     check,
     is_held,
@@ -23,7 +20,8 @@ from fisherlab.approximators.solvers import (
     solver_of,
     warm_pairs,
 )
-from fisherlab.approximators.sums import Sums
+from fisherlab.approximators.kronecker.kfac import KFAC
+from fisherlab.approximators.states import Held, Sums, by_group
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown

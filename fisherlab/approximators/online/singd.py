@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.kfac import factor_sums
+from fisherlab.approximators.kronecker.kfac import factor_sums
 from fisherlab.operators import InverseFactors, Operator
 from fisherlab.operators.dampings import tikhonov
 from fisherlab.showing import shown

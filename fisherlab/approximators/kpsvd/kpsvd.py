@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fisherlab.approximators.groups import by_group
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.leading_pairs import (
+from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
     terms_of_passes,
 )
-from fisherlab.approximators.passes import Pass
-from fisherlab.approximators.rearranged import Rearranged
-from fisherlab.approximators.solvers import (
+from fisherlab.approximators.kpsvd.passes import Pass
+from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd.solvers import (
     SolverChoice,
     check,
     is_held,
@@ -20,6 +18,7 @@ from fisherlab.approximators.solvers import (
     solver_of,
     warm_pairs,
 )
+from fisherlab.approximators.states import Held, by_group
 from fisherlab.operators import Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics

@@ -5,11 +5,11 @@ from typing import Literal, final
 
 import torch
 
-from fisherlab.approximators.direct_solvers import DenseSVD, SampleGram
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.iterative_solvers import Lanczos
-from fisherlab.approximators.passes import HELD_BYTES, Passes
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Solver
+from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
+from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
+from fisherlab.approximators.kpsvd.passes import HELD_BYTES, Passes
+from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Solver
+from fisherlab.approximators.states import Held
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
+from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import KroneckerSum, Provenance
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from fisherlab.approximators.exact import ExactBlock
-from fisherlab.approximators.held import Held
+from fisherlab.approximators.blocks.exact import ExactBlock
+from fisherlab.approximators.states import Held
 from fisherlab.operators import KroneckerSamples, Operator, SolvedByProducts, Stopping
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics

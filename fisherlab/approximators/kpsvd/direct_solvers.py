@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged, Weights
+from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Weights
 from fisherlab.numerics.gram_krylov import GramMap, Table, gram_krylov, gram_power
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.linalg import factorised

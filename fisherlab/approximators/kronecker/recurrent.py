@@ -5,8 +5,8 @@ from typing import final
 
 import torch
 
-from fisherlab.approximators.kfac import factor_sums
-from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.kronecker.kfac import factor_sums
+from fisherlab.approximators.states import Sums, add
 from fisherlab.operators import Operator
 from fisherlab.operators.kronecker_series import Chain, KroneckerSeries
 from fisherlab.showing import shown

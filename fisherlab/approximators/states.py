@@ -1,12 +1,118 @@
-"""Grouped convolutions: every method applied to each group, the results stacked."""
+"""What a stream has seen: sums that grow, statistics held as they are, states by group."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar, final
 
+import torch
+from torch import Tensor
+
 from fisherlab.operators import Operator, Provenance, Stacked
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import own_bytes, too_many_columns
+from fisherlab.statistics.values import join_columns, join_examples
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Tensors summed over examples and columns, with the examples they count.
+
+    Parameters
+    ----------
+    tensors
+        The sums, in the method's own order.
+    count, positions
+        Examples, and Σ_n T_n.
+    weight_shape, provenance
+        Of the block.
+    looked_up
+        Whether the rows of the weight belong to the inputs: an embedding.
+    precision
+        That of the statistics, where the sums are wider.
+    """
+
+    tensors: tuple[Tensor, ...]
+    count: int
+    positions: int
+    weight_shape: tuple[int, int]
+    provenance: Provenance
+    looked_up: bool = False
+    precision: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, statistics: LayerStatistics, *tensors: Tensor) -> "Sums":
+        """Begin with the sums of one chunk."""
+        s = statistics
+        return cls(
+            tensors,
+            s.count,
+            s.positions,
+            s.weight_shape,
+            s.provenance,
+            s.tokens is not None,
+        )
+
+    def counting(self, count: int, positions: int) -> "Sums":
+        """Count further examples, whose numbers the tensors have taken up in place."""
+        count += self.count
+        return replace(
+            self,
+            count=count,
+            positions=self.positions + positions,
+            provenance=replace(self.provenance, examples=count),
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add up two parts of the data."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        added = replace(self, tensors=tuple(a + b for a, b in pairs))
+        return added.counting(other.count, other.positions)
+
+
+def add(state: Sums | None, more: Sums) -> Sums:
+    """Add a chunk to a state that may not have begun."""
+    return more if state is None else state + more
+
+
+Run = tuple[LayerStatistics, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Statistics of the runs of examples seen, each in chunks of columns as they came."""
+
+    runs: tuple[Run, ...] = ()
+
+    def add(self, statistics: LayerStatistics) -> "Held":
+        """Add a chunk: further columns join the last run, examples begin a new one."""
+        if statistics.count or not self.runs:
+            return Held((*self.runs, (statistics,)))
+        run = (*self.runs[-1], statistics)
+        if too_many_columns(run):
+            run = (join_columns(run),)
+        return Held((*self.runs[:-1], run))
+
+    def __add__(self, other: "Held") -> "Held":
+        """Put two parts of the data after each other."""
+        return Held(self.runs + other.runs)
+
+    @property
+    def pieces(self) -> Run:
+        """All chunks in order."""
+        return tuple(piece for run in self.runs for piece in run)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(own_bytes(piece) for piece in self.pieces)
+
+    def joined(self) -> LayerStatistics:
+        """Return all runs as one."""
+        return join_examples([join_columns(run) for run in self.runs])
+
 
 Method = TypeVar("Method")
 

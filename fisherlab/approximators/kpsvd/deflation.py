@@ -6,17 +6,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fisherlab.approximators.groups import by_group
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.leading_pairs import (
+from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
     terms_of_passes,
     weights_of,
 )
-from fisherlab.approximators.passes import Pass
-from fisherlab.approximators.rearranged import Pair, Pairs, Rearranged
-from fisherlab.approximators.solvers import (
+from fisherlab.approximators.kpsvd.passes import Pass
+from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged
+from fisherlab.approximators.kpsvd.solvers import (
     SolverChoice,
     check,
     is_held,
@@ -24,6 +22,7 @@ from fisherlab.approximators.solvers import (
     solver_of,
     warm_pairs,
 )
+from fisherlab.approximators.states import Held, by_group
 from fisherlab.operators import Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics

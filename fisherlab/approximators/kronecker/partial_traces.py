@@ -1,12 +1,13 @@
-"""Trace-restricted KFAC: one product whose trace and partial traces are exact."""
+"""Products of the partial traces of a block: TKFAC, and Shampoo's roots."""
 
 from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
-from fisherlab.approximators.groups import by_group
-from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.states import Sums, add, by_group
+from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
@@ -82,3 +83,66 @@ class TKFAC:
             precision=rows.dtype,
             place=rows.device,
         )
+
+
+@shown
+@by_group
+@final
+@dataclass(frozen=True)
+class Shampoo:
+    r"""Square roots of the partial traces, :math:`F \approx L^{1/2} \otimes R^{1/2}`.
+
+    .. math:: L = \frac1N \sum D D^T, \quad R = \frac1N \sum D^T D
+
+    Notes
+    -----
+    Shampoo multiplies the gradient by :math:`(L \otimes R)^{-1/4}`, the inverse square
+    root of this matrix. D is per example here, an estimate of F; the optimiser puts the
+    mean gradient of a batch in its place. It bounds F from above:
+    :math:`F \preceq \sqrt{r}\, L^{1/2} \otimes R^{1/2}` for D of rank r. For the product
+    with the right trace, :math:`L \otimes R / \mathrm{tr} F`, see `TKFAC`.
+
+    References
+    ----------
+    Gupta, Koren & Singer 2018, arXiv 1802.09568, Lemma 8.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> round(fl.Shampoo()(stats["weight"]).trace(), 4)
+    11.3137
+    """
+
+    def __call__(
+        self,
+        statistics: LayerStatistics,
+        previous: Operator | None = None,
+    ) -> Operator:
+        """Return L^½ ⊗ R^½ of one block."""
+        return self.finish(self.accumulate(None, statistics))
+
+    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add the partial traces of a chunk."""
+        return add(state, partial_traces(statistics))
+
+    def merge(self, first: Sums, second: Sums) -> Sums:
+        """Add up two parts."""
+        return first + second
+
+    def next_pass(self, state: Sums) -> None:
+        """One pass is enough."""
+
+    def finish(self, state: Sums) -> KroneckerSum:
+        """Divide by the examples and take the roots."""
+        made = state.provenance.by(repr(self))
+        rows, cols = (_root(s / state.count, f"a factor of {made}") for s in state.tensors)
+        return KroneckerSum(((rows, cols),), state.weight_shape, made)
+
+
+def _root(factor: Tensor, what: str) -> Tensor:
+    """Return the root of a factor, of rounding 0: its root would pass for a number."""
+    values, vectors = eigh(factor, what)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    values = torch.where(values > rounding, values, 0.0)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

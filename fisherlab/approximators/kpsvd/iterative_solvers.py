@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from fisherlab.approximators.rearranged import (
+from fisherlab.approximators.kpsvd.rearranged import (
     Pair,
     Pairs,
     Rearranged,

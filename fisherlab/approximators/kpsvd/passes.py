@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.approximators.held import Held
-from fisherlab.approximators.rearranged import (
+from fisherlab.approximators.kpsvd.rearranged import (
     Pair,
     Pairs,
     Rearranged,
@@ -16,7 +15,7 @@ from fisherlab.approximators.rearranged import (
     generic,
     rounding,
 )
-from fisherlab.approximators.sums import Sums, add
+from fisherlab.approximators.states import Held, Sums, add
 from fisherlab.numerics.krylov import (
     Space,
     Triplets,

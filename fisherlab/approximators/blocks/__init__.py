@@ -1,0 +1,1 @@
+"""The exact block, and what is left of it on smaller blocks."""

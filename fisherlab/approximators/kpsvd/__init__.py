@@ -1,0 +1,1 @@
+"""The best sums of Kronecker products, and their solvers."""

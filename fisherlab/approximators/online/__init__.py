@@ -1,0 +1,1 @@
+"""Methods that carry a state of their own from step to step."""
