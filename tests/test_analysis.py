@@ -70,7 +70,7 @@ def test_every_metric_can_be_asked_for_by_name(stats, gradient):
             for name, entry in known.items():
                 function = getattr(fl.metrics, name.removeprefix("reverse_"))
                 rest = {
-                    "pair": {"k": 2} if name == "subspace_overlap" else {},
+                    "matrix": {"k": 2} if name == "subspace_overlap" else {},
                     "damping": {"damping": 0.5},
                     "gradient": {"damping": 0.5, "gradient": gradient[layer]},
                 }[entry.needs]

@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 from fisherlab import plots
+from fisherlab.catalogue import FLOOR
 from fisherlab.plots.matrices import maxima, mini_blocks
-from fisherlab.plots.quantities import FLOOR
 from fisherlab.plots.style import KNOWN, text
 from tests.datasets import NAMES, comparison, inverses
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, final
+from typing import final
 
 from fisherlab.approximators import (
     KPSVD,
@@ -19,6 +19,7 @@ from fisherlab.approximators import (
     MiniBlock,
 )
 from fisherlab.approximators.costs import EIGEN, building_flops
+from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
@@ -34,15 +35,8 @@ SOLVES = 4  # what solves of one sample each lose to small products
 NUMBER = 8  # bytes
 
 ITERATED = (KPSVD, Deflation, KFACCorrected)
-Part = Literal["matrix", "gradient", "damping"]
-PARTS: tuple[Part, ...] = ("matrix", "gradient", "damping")
 # What is read first is computed first, at the same price.
-_WEIGHTS: dict[Part, float] = {"matrix": 1, "gradient": 3, "damping": 10}
-_NAMES: dict[Part, str] = {
-    "matrix": "the approximation and its errors",
-    "gradient": "update directions",
-    "damping": "damped inverses",
-}
+_WEIGHTS: dict[Needs, float] = {"matrix": 1, "gradient": 3, "damping": 10}
 _UNITS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -122,14 +116,14 @@ class Cut:
         Multiply-adds of what is kept.
     """
 
-    reasons: Mapping[tuple[str, str, Part], str]
+    reasons: Mapping[tuple[str, str, Needs], str]
     flops: float
 
 
 def cut(
     layers: Mapping[str, Samples],
     methods: Mapping[str, Approximator],
-    parts: Sequence[Part],
+    parts: Sequence[Needs],
     allowance: Allowance,
     levels: int = 1,
 ) -> Cut:
@@ -173,17 +167,17 @@ def _scaled(work: Work, times: int) -> Work:
 
 
 def _chosen(
-    cells: Mapping[tuple[str, str, Part], Work],
-    shared: Mapping[tuple[str, Part], Work],
+    cells: Mapping[tuple[str, str, Needs], Work],
+    shared: Mapping[tuple[str, Needs], Work],
     methods: int,
     allowance: Allowance,
 ) -> Cut:
-    def price(key: tuple[str, str, Part]) -> float:
+    def price(key: tuple[str, str, Needs]) -> float:
         layer, _, part = key
         flops = cells[key].flops + shared[layer, part].flops / max(methods, 1)
         return _WEIGHTS[part] * flops
 
-    spent, paid, reasons = 0.0, set[tuple[str, Part]](), {}
+    spent, paid, reasons = 0.0, set[tuple[str, Needs]](), {}
     for key in sorted(cells, key=price):
         layer, method, part = key
         common = Work(0) if (layer, part) in paid else shared[layer, part]
@@ -202,12 +196,12 @@ def _chosen(
     return Cut(reasons, spent)
 
 
-def _reason(part: Part, work: Work, heavy: bool, late: bool) -> str:
+def _reason(part: Needs, work: Work, heavy: bool, late: bool) -> str:
     need = [f"{work.flops:.1g} multiply-adds", f"about {_duration(work.flops / RATE)}"]
     need += [readable(work.bytes)] if heavy else []
     ask = ["--budget"] * heavy + ["--time"] * late
     return (
-        f"left out for size: {_NAMES[part]} ({', '.join(need)}); ask with "
+        f"left out for size: {NEEDS[part]} ({', '.join(need)}); ask with "
         f"{' and '.join(ask) or '--time'}"
     )
 
@@ -272,7 +266,7 @@ def _inversion(s: Samples) -> tuple[Work, bool]:
     return Work(s.dense_flops() + p**3 / 3, 3 * NUMBER * p**2), False
 
 
-def _shared(s: Samples, part: Part) -> Work:
+def _shared(s: Samples, part: Needs) -> Work:
     """Return what all methods of a layer share: the exact norm, direction or inverse."""
     _, _, m, p = _sizes(s)
     if part == "matrix":
@@ -292,7 +286,7 @@ def _terms(method: Approximator) -> int:
     return rank + isinstance(method, KFACCorrected)
 
 
-def _own(s: Samples, method: Approximator, part: Part) -> Work:
+def _own(s: Samples, method: Approximator, part: Needs) -> Work:
     """Return what one method takes beside what is shared."""
     if isinstance(method, ExactBlock):
         return Work(0)
@@ -361,7 +355,7 @@ def _inverse_inner(s: Samples, method: Approximator) -> Work:
     return Work(2 * columns * p * (o + i), dense)
 
 
-def told(reasons: Mapping[tuple[str, str, Part], str]) -> Iterator[str]:
+def told(reasons: Mapping[tuple[str, str, Needs], str]) -> Iterator[str]:
     """Say in a line for each part how many cells of which methods are left out.
 
     Examples
@@ -369,7 +363,7 @@ def told(reasons: Mapping[tuple[str, str, Part], str]) -> Iterator[str]:
     >>> list(told({("fc", "kfac", "damping"): "left out for size"}))
     ['damped inverses: kfac in 1 layer (fc)']
     """
-    for part in PARTS:
+    for part in NEEDS:
         found: dict[str, list[str]] = {}
         for layer, method, one in reasons:
             if one == part:
@@ -380,4 +374,4 @@ def told(reasons: Mapping[tuple[str, str, Part], str]) -> Iterator[str]:
         for layers, methods in groups.items():
             some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
             count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
-            yield f"{_NAMES[part]}: {', '.join(methods)} in {count} ({some})"
+            yield f"{NEEDS[part]}: {', '.join(methods)} in {count} ({some})"

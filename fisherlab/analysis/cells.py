@@ -7,27 +7,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.allowances import Part
 from fisherlab.analysis.damping import Dampings
+from fisherlab.catalogue import QUANTITIES, Needs, quantity
 from fisherlab.errors import FisherlabError, IndefiniteError
 from fisherlab.metrics import BelowFloor
-from fisherlab.metrics.register import entries
 from fisherlab.statistics import Statistics
 
-LABELS = {name: entry.label for name, entry in entries().items()} | {
-    "lambda": "damping λ",
-    "mean_eigenvalue": "mean eigenvalue tr F / p",
-    "fisher_norm": "Frobenius norm of the exact block",
-    "stored_numbers": "numbers held by the approximation",
-    "solve_flops": "multiply-adds of one preconditioning",
-    "converged": "1 converged, 0 not, -1 no iteration",
-    "floored": "metrics whose number is only a bound",
-    "status": "ok, or why a value is missing",
-}
 # What one cell may fail with without ending the table: refusals (ValueError, too), and what
 # factorisations, iterations and allocations of the libraries below raise.
 REFUSALS = (FisherlabError, ValueError, ArithmeticError, RuntimeError, MemoryError)
-UNITS = {name: entry.units for name, entry in entries().items()}
 
 
 @dataclass(eq=False)
@@ -40,7 +28,7 @@ class Cells:
     arrays: dict[str, Any] = field(default_factory=dict)
     reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     bounds: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    left_out: Mapping[tuple[str, str, Part], str] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str, Needs], str] = field(default_factory=dict)
 
     def begin(self, name: str, *rest: str | int) -> None:
         """Make an array of NaN, unless it is there."""
@@ -71,7 +59,7 @@ class Cells:
         if reason not in known:
             known.append(reason)
 
-    def leaves_out(self, layer: str, method: str, part: Part) -> bool:
+    def leaves_out(self, layer: str, method: str, part: Needs) -> bool:
         """Say whether a part of a cell is left out for its size, and note it."""
         why = self.left_out.get((layer, method, part))
         if why is not None:
@@ -98,7 +86,7 @@ class Cells:
     ) -> xr.Dataset:
         """Return everything, labelled; `layers` are the coordinates of the rows."""
         dims = ("layer", "approximator", "damping")
-        order = {name: place for place, name in enumerate(LABELS)}
+        order = {name: place for place, name in enumerate(QUANTITIES)}
         variables = {
             name: (
                 ("layer", "damping") if name == "lambda" else dims[: array.ndim],
@@ -123,10 +111,12 @@ class Cells:
 
 def described(ds: xr.Dataset, labels: Mapping[str, str] | None = None) -> xr.Dataset:
     """Give every variable its `long_name` and `units`."""
-    known = LABELS | dict(labels or {})
-    for name in ds.data_vars:
-        label, units = known.get(str(name), str(name)), UNITS.get(str(name), "1")
-        ds[name].attrs = {"long_name": label, "units": units} | ds[name].attrs
+    own = labels or {}
+    for name in map(str, ds.data_vars):
+        attrs = quantity(name).attrs
+        if name in own:
+            attrs["long_name"] = own[name]
+        ds[name].attrs = attrs | ds[name].attrs
     return ds
 
 

@@ -1,20 +1,21 @@
 """Every approximation beside the exact block, as one labelled Dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import xarray as xr
 
-from fisherlab.analysis.allowances import PARTS, Allowance, Cut, cut
+from fisherlab.analysis.allowances import Allowance, Cut, cut
 from fisherlab.analysis.building import build
 from fisherlab.analysis.cells import Cells, layer_coordinates
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.filling import begin, fill
 from fisherlab.analysis.provenance import attributes
-from fisherlab.analysis.questions import Question, question
+from fisherlab.analysis.questions import Metrics, Question, question
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
+from fisherlab.catalogue import NEEDS
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import FactoredFisher
@@ -25,7 +26,7 @@ def compare(
     stats: Statistics,
     approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
     *,
-    metrics: Sequence[str | Callable[..., Any]] | None = None,
+    metrics: Metrics | None = None,
     damping: Damping = None,
     gradient: Mapping[str, Any] | None = None,
     reference: Statistics | None = None,
@@ -43,15 +44,10 @@ def compare(
     approximators
         Names, or a mapping of names to values; all named ones by default.
     metrics
-        Names of `fisherlab.metrics`: of the matrices `frobenius_error`,
-        `cosine_similarity`, `trace_ratio`, `scale_optimal_error`, `optimal_scale`,
-        `diagonal_correlation`, on request `spectral_error`, `spectrum_error`,
-        `effective_rank`, `subspace_overlap`; with `damping` `inverse_error`, on request
-        `inverse_cosine`, `whitened_error`, `gaussian_kl`, `reverse_gaussian_kl`,
-        `stein_divergence`, `log_spectrum_distance`; with `gradient` too
-        `direction_cosine`, `f_cosine_squared`, `model_decrease_ratio`, on request
-        `gamma_ratio`. A function of one's own, of the exact block and the approximation
-        (operators in float64) to a number, gives a variable of its name.
+        Names of `fisherlab.catalogue.METRICS`, which tells what each means and whether it
+        needs `damping`, or `gradient` too; by default those of low cost for what is given.
+        A function of one's own, of the exact block and the approximation (operators in
+        float64) to a number, gives a variable of its name: ``{"mine": f}``, or among names.
     damping
         λ, a sequence of λ, or `RelativeDamping(α)`, a fraction of the mean eigenvalue.
     gradient
@@ -116,7 +112,7 @@ def _cut(
 ) -> Cut:
     """Choose what fits the allowance."""
     samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
-    parts = [part for part in PARTS if part == "matrix" or asked.of(part)]
+    parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
     return cut(samples, chosen, parts, allowance, max(1, len(asked.dampings.labels)))
 
 

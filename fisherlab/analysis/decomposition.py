@@ -195,7 +195,7 @@ def _labelled(data: Any) -> bool:
 
 
 def _distance(whole: FactoredFisher, other: FactoredFisher) -> float:
-    return frobenius.distance(paired("decompose", whole, other, mixed=True))
+    return frobenius.frobenius_error.of(paired("decompose", whole, other, mixed=True))
 
 
 def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:
@@ -204,7 +204,7 @@ def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:
         try:
             approx = KFAC(sharing=sharing)(layer)
             pair = paired("decompose", whole, approx, mixed=False)
-            found.append(frobenius.distance(pair))
+            found.append(frobenius.frobenius_error.of(pair))
         except NeedsSharedForm:
             found.append(float("nan"))
     return found
@@ -234,7 +234,7 @@ class _Tables:
             pair = paired("decompose", whole, approx, mixed=source != "exact")
             if source == "exact":
                 self.parts[row, column] = _parts(pair)
-            self.errors[row, column, at] = frobenius.distance(pair)
+            self.errors[row, column, at] = frobenius.frobenius_error.of(pair)
 
 
 def _parts(pair: Pair) -> tuple[float, float]:
@@ -242,8 +242,8 @@ def _parts(pair: Pair) -> tuple[float, float]:
     if pair.same or pair.exact_norm == 0:
         return 0.0, 0.0
     share = (pair.approx_norm / pair.exact_norm) ** 2
-    scale = frobenius.scale(pair) if pair.approx_norm > 0 else 0.0
-    return frobenius.scaled_distance(pair) ** 2, (scale - 1) ** 2 * share
+    scale = frobenius.optimal_scale.of(pair) if pair.approx_norm > 0 else 0.0
+    return frobenius.scale_optimal_error.of(pair) ** 2, (scale - 1) ** 2 * share
 
 
 def _network(

@@ -34,7 +34,7 @@ def begin(cells: Cells, asked: Question) -> None:
     for name in ("stored_numbers", "converged"):
         cells.begin(name, "")
     for entry in asked.metrics:
-        cells.begin(entry.name, "", *([] if entry.needs == "pair" else [0]))
+        cells.begin(entry.name, "", *([] if entry.needs == "matrix" else [0]))
 
 
 def fill(
@@ -122,7 +122,7 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
     approx = pair.source
     cells.put("stored_numbers", approx.stored_numbers, *cell)
     cells.put("converged", _converged(approx), *cell)
-    for entry in asked.of("pair"):
+    for entry in asked.of("matrix"):
         try:
             cells.put(entry.name, entry.of(pair), *cell)
         except REFUSALS as error:

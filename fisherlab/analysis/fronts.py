@@ -16,6 +16,7 @@ from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import building_flops
 from fisherlab.approximators.register import by_name
+from fisherlab.catalogue import METRICS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
@@ -34,7 +35,6 @@ COSTS: Final = {
 }
 PLACES = {name: at for at, name in enumerate(COSTS)}
 DAMPING: Final = RelativeDamping(1e-2)
-HIGHER_IS_BETTER: Final = ("cosine_similarity", "inverse_cosine", "subspace_overlap")
 _LABELS = {
     "error": "error",
     "cost_value": "what the approximation costs",
@@ -91,18 +91,14 @@ def pareto(
     >>> ds.on_front.sel(cost="stored_bytes").values.tolist()
     [[1, 1]]
     """
-    entry, levels = entries().get(error), dampings(damping)
-    lowers = entry is not None and error not in HIGHER_IS_BETTER
-    if entry is None or not lowers or entry.needs == "gradient":
-        fit = [
-            name
-            for name, each in entries().items()
-            if each.needs != "gradient" and name not in HIGHER_IS_BETTER
-        ]
+    levels = dampings(damping)
+    fit = [n for n, e in METRICS.items() if e.best == "low" and e.needs != "gradient"]
+    if error not in fit:
         raise ValueError(f"pareto(error={error!r}): one of {', '.join(fit)} is expected.")
     if len(levels.labels) != 1 or repeats < 1:
         msg = f"pareto: one damping and repeats ≥ 1, not {levels.labels} and {repeats}."
         raise ValueError(msg)
+    entry = entries()[error]
     chosen, limit = by_name(approximators), parse_budget(budget)
     shape = len(stats), len(chosen)
     errors, status = np.full(shape, np.nan), np.full(shape, "ok", dtype=object)
@@ -115,9 +111,9 @@ def pareto(
                 require_room(layer, name, method, limit)
                 approx = _building(costs[row, column], layer, method, repeats)
                 pair = paired("pareto", exact, approx, mixed=False)
-                if entry.needs != "pair":
+                if entry.needs != "matrix":
                     require_inverses("pareto", pair, limit)
-                asked: Any = pair if entry.needs == "pair" else pair.damped(value)
+                asked: Any = pair if entry.needs == "matrix" else pair.damped(value)
                 errors[row, column] = entry.of(asked)
                 _solving(costs[row, column], layer, method, value, repeats)
             except (FisherlabError, ValueError) as problem:
@@ -193,7 +189,7 @@ def _labelled(
         dict(made),
     )
     ds["on_front"] = front(ds["error"], ds["cost_value"])
-    return described(ds, _LABELS | {"error": entries()[str(made["metric"])].label})
+    return described(ds, _LABELS | {"error": METRICS[made["metric"]].attrs["long_name"]})
 
 
 def front(

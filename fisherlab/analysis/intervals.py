@@ -10,14 +10,13 @@ import xarray as xr
 from scipy.special import stdtrit
 from torch import nn
 
-from fisherlab.analysis.cells import LABELS, described
+from fisherlab.analysis.cells import described
 from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.damping import Damping
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.catalogue import FLOOR, METRICS
 from fisherlab.likelihoods import Likelihood
-from fisherlab.metrics.floors import FLOOR
 from fisherlab.metrics.halves import noise_floors
-from fisherlab.metrics.register import entries
 from fisherlab.statistics import MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher
 
@@ -171,7 +170,7 @@ def _floors(stats: Statistics, splits: int) -> dict[str, Any]:
 
 def _intervals(ds: xr.Dataset, level: float) -> dict[str, xr.DataArray]:
     found = {}
-    for name in entries():
+    for name in METRICS:
         if name in ds:
             middle, reach = _student(ds[name], level)
             found[f"{name}_mean"] = middle
@@ -194,8 +193,8 @@ def _student(values: xr.DataArray, level: float) -> tuple[xr.DataArray, xr.DataA
 def _interval_labels(ds: xr.Dataset) -> dict[str, str]:
     ends = {"mean": "mean over seeds", "low": "lower end", "high": "upper end"}
     return {
-        f"{name}_{end}": f"{LABELS[name]}, {words}"
-        for name in entries()
+        f"{name}_{end}": f"{METRICS[name].attrs['long_name']}, {words}"
+        for name in METRICS
         for end, words in ends.items()
         if name in ds
     }

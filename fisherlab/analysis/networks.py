@@ -10,7 +10,7 @@ from fisherlab.analysis.cells import Cells, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.filling import begin, fill
 from fisherlab.analysis.provenance import attributes
-from fisherlab.analysis.questions import mean_gradients, question
+from fisherlab.analysis.questions import Metrics, mean_gradients, question
 from fisherlab.approximators.network.base import NetworkApproximator
 from fisherlab.approximators.network.register import network_by_name
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork
@@ -26,7 +26,7 @@ def compare_networks(
     stats: Statistics,
     approximators: Sequence[str] | Mapping[str, NetworkApproximator] | None = None,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: Metrics | None = None,
     damping: Damping = None,
     gradient: Mapping[str, Any] | None = None,
     k: int = 10,

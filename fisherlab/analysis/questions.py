@@ -8,9 +8,12 @@ from torch import Tensor
 
 from fisherlab.analysis.cells import REFUSALS
 from fisherlab.analysis.damping import Dampings
+from fisherlab.catalogue import quantity
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.register import Entry, entries
 from fisherlab.statistics import MeanGradient, Statistics
+
+Metrics = Sequence[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Question:
 
 
 def question(
-    wanted: Sequence[str | Callable[..., Any]] | None,
+    wanted: Metrics | None,
     levels: Dampings,
     gradient: Mapping[str, Any] | None,
     stats: Statistics,
@@ -51,17 +54,18 @@ def question(
 
 
 def _metrics(
-    wanted: Sequence[str | Callable[..., Any]] | None,
+    wanted: Metrics | None,
     levels: Dampings,
     gradient: Mapping[str, Tensor],
     known: Mapping[str, Entry],
 ) -> tuple[Entry, ...]:
-    given = {"pair": True, "damping": bool(levels.labels)}
+    given = {"matrix": True, "damping": bool(levels.labels)}
     given["gradient"] = given["damping"] and bool(gradient)
     if wanted is None:
-        return tuple(e for e in known.values() if e.default and given[e.needs])
-    known = {**known, **{one.name: one for one in map(_own, wanted) if one}}
-    names = [one if isinstance(one, str) else one.__name__ for one in wanted]
+        return tuple(e for e in known.values() if e.facts.default and given[e.needs])
+    named = _named(wanted)
+    known = {**known, **{name: _own(name, f) for name, f in named.items() if f}}
+    names = list(named)
     unknown = [name for name in names if name not in known]
     if unknown:
         msg = f"compare: metrics {unknown} are unknown; known: {', '.join(known)}."
@@ -77,11 +81,18 @@ def _metrics(
     return tuple(known[name] for name in names)
 
 
-def _own(metric: str | Callable[..., Any]) -> Entry | None:
-    """Return the entry of a function of one's own, of F and F̂; its errors are refusals."""
-    if isinstance(metric, str):
-        return None
-    name = metric.__name__
+def _named(wanted: Metrics) -> dict[str, Callable[..., Any] | None]:
+    """Return names in order, with the functions of one's own among them."""
+    if isinstance(wanted, Mapping):
+        return dict(wanted)
+    return {
+        one if isinstance(one, str) else one.__name__: None if isinstance(one, str) else one
+        for one in wanted
+    }
+
+
+def _own(name: str, metric: Callable[..., Any]) -> Entry:
+    """Return the entry of a function of F and F̂; its errors are refusals."""
 
     def value(pair: Pair) -> float:
         try:
@@ -92,7 +103,7 @@ def _own(metric: str | Callable[..., Any]) -> Entry | None:
             msg = f"{name}: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
 
-    return Entry(name, "pair", value, name)
+    return Entry(quantity(name), value)
 
 
 def mean_gradients(

@@ -24,6 +24,7 @@ is small, else a `BelowFloor` is returned, a number that says it is only a bound
 that an operator cannot serve raises `fisherlab.UnsupportedMetric`.
 """
 
+from fisherlab.catalogue import FLOOR
 from fisherlab.metrics.directions import (
     direction_cosine,
     f_cosine_squared,
@@ -32,7 +33,7 @@ from fisherlab.metrics.directions import (
     model_decrease_ratio,
 )
 from fisherlab.metrics.divergences import gaussian_kl, stein_divergence
-from fisherlab.metrics.floors import FLOOR, BelowFloor
+from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.frobenius import (
     cosine_similarity,
     diagonal_correlation,

@@ -12,19 +12,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.metrics.pairs import Pair, Step, paired
+from fisherlab.metrics.register import named, of_steps
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping
 
 
-def direction_cosine(
-    exact: Operator,
-    approx: Operator,
-    gradient: Float[Tensor, "o i"],
-    damping: Damping,
-    *,
-    best: Float[Tensor, "o i"] | None = None,
-    mixed: bool = False,
-) -> float:
+@runtime_checkable
+class Directions(Protocol):
+    """A gradient v, the directions p* and p_Q, and the curvature of P along two of them."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient v."""
+
+    @property
+    def best(self) -> Tensor:
+        """P⁻¹v."""
+
+    @property
+    def taken(self) -> Tensor:
+        """Q⁻¹v."""
+
+    @property
+    def curvature(self) -> float:
+        """⟨p_Q, P p_Q⟩."""
+
+    @property
+    def plain_curvature(self) -> float:
+        """⟨v, P v⟩."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Directions whose curvatures are known already."""
+
+    gradient: Float[Tensor, "o i"]
+    best: Float[Tensor, "o i"]
+    taken: Float[Tensor, "o i"]
+    curvature: float
+    plain_curvature: float
+
+
+@of_steps
+def direction_cosine(step: Directions) -> float:
     """Return the cosine of the update directions P⁻¹v and Q⁻¹v.
 
     Parameters
@@ -58,19 +89,12 @@ def direction_cosine(
     >>> round(direction_cosine(one, one, torch.ones(2, 2), 0.1), 12)
     1.0
     """
-    pair = paired("direction_cosine", exact, approx, mixed)
-    return cosine(pair.damped(damping).along(gradient, best))
+    norms = float(step.best.norm()) * float(step.taken.norm())
+    return _dot(step.best, step.taken) / norms if norms > 0 else float("nan")
 
 
-def f_cosine_squared(
-    exact: Operator,
-    approx: Operator,
-    gradient: Float[Tensor, "o i"],
-    damping: Damping,
-    *,
-    best: Float[Tensor, "o i"] | None = None,
-    mixed: bool = False,
-) -> float:
+@of_steps
+def f_cosine_squared(step: Directions) -> float:
     r"""Return the squared cosine of the two directions in the metric of P.
 
     .. math:: \frac{(p_Q^T P p^*)^2}{(p_Q^T P p_Q)(p^{*T} P p^*)}
@@ -92,8 +116,9 @@ def f_cosine_squared(
     >>> round(f_cosine_squared(exact, Diagonal(torch.ones(1, 2).double()), v, 1.0), 9)
     0.888888889
     """
-    pair = paired("f_cosine_squared", exact, approx, mixed)
-    return cosine_squared(pair.damped(damping).along(gradient, best))
+    sizes = step.curvature * _dot(step.gradient, step.best)
+    slope = _dot(step.gradient, step.taken)
+    return slope**2 / sizes if sizes > 0 else float("nan")
 
 
 def gamma(
@@ -171,15 +196,8 @@ def gamma_ratio(
     return gammas(Step(damped, v, taken, taken))
 
 
-def model_decrease_ratio(
-    exact: Operator,
-    approx: Operator,
-    gradient: Float[Tensor, "o i"],
-    damping: Damping,
-    *,
-    best: Float[Tensor, "o i"] | None = None,
-    mixed: bool = False,
-) -> float:
+@of_steps
+def model_decrease_ratio(step: Directions) -> float:
     r"""Return M(p_Q) / M(p*): the decrease of the quadratic model without rescaling.
 
     .. math:: \frac{v^T p_Q - ½ p_Q^T P p_Q}{½ v^T p^*} \le 1
@@ -200,73 +218,18 @@ def model_decrease_ratio(
     >>> model_decrease_ratio(one, half, torch.ones(1, 2), damping=1.0)
     0.0
     """
-    pair = paired("model_decrease_ratio", exact, approx, mixed)
-    return decreases(pair.damped(damping).along(gradient, best))
+    best = _dot(step.gradient, step.best) / 2
+    reached = _dot(step.gradient, step.taken) - step.curvature / 2
+    return reached / best if best > 0 else float("nan")
 
 
-@runtime_checkable
-class Directions(Protocol):
-    """A gradient v, the directions p* and p_Q, and the curvature of P along two of them."""
-
-    @property
-    def gradient(self) -> Tensor:
-        """The gradient v."""
-
-    @property
-    def best(self) -> Tensor:
-        """P⁻¹v."""
-
-    @property
-    def taken(self) -> Tensor:
-        """Q⁻¹v."""
-
-    @property
-    def curvature(self) -> float:
-        """⟨p_Q, P p_Q⟩."""
-
-    @property
-    def plain_curvature(self) -> float:
-        """⟨v, P v⟩."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Directions whose curvatures are known already."""
-
-    gradient: Float[Tensor, "o i"]
-    best: Float[Tensor, "o i"]
-    taken: Float[Tensor, "o i"]
-    curvature: float
-    plain_curvature: float
-
-
-def cosine(step: Directions) -> float:
-    """Return the cosine of p* and p_Q."""
-    norms = float(step.best.norm()) * float(step.taken.norm())
-    return _dot(step.best, step.taken) / norms if norms > 0 else float("nan")
-
-
-def cosine_squared(step: Directions) -> float:
-    """Return (vᵀp_Q)² / ((p_QᵀPp_Q)(vᵀp*))."""
-    sizes = step.curvature * _dot(step.gradient, step.best)
-    slope = _dot(step.gradient, step.taken)
-    return slope**2 / sizes if sizes > 0 else float("nan")
-
-
+@named("gamma_ratio")
 def gammas(step: Directions) -> float:
     """Return γ(p_Q) / γ(v)."""
     v = step.gradient
     plain = _gamma(step.plain_curvature, _dot(v, v))
     taken = _gamma(step.curvature, _dot(v, step.taken))
     return taken / plain if plain > 0 else float("nan")
-
-
-def decreases(step: Directions) -> float:
-    """Return (vᵀp_Q − ½ p_QᵀPp_Q) / (½ vᵀp*)."""
-    best = _dot(step.gradient, step.best) / 2
-    reached = _dot(step.gradient, step.taken) - step.curvature / 2
-    return reached / best if best > 0 else float("nan")
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

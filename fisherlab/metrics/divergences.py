@@ -10,6 +10,7 @@ from fisherlab.metrics import floors
 from fisherlab.metrics.floors import ROUNDING, BelowFloor, measured
 from fisherlab.metrics.inverses import relative_difference
 from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.metrics.register import named, of_inverses
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping
@@ -72,9 +73,8 @@ def gaussian_kl(
     return backward(damped) if reverse else forward(damped)
 
 
-def stein_divergence(
-    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
-) -> float:
+@of_inverses
+def stein_divergence(damped: Damped) -> float:
     """Return the Stein (log-det) divergence tr PQ⁻¹ − log det PQ⁻¹ − p = 2 KL(P ‖ Q).
 
     Parameters, errors and cost are those of `gaussian_kl`.
@@ -87,23 +87,20 @@ def stein_divergence(
     >>> round(stein_divergence(one, Diagonal(3 * one.entries), damping=1.0), 9)
     0.386294361
     """
-    return stein(paired("stein_divergence", exact, approx, mixed).damped(damping))
+    half = forward(damped)
+    return BelowFloor(2 * half) if isinstance(half, BelowFloor) else 2 * half
 
 
+@named("gaussian_kl")
 def forward(damped: Damped) -> float:
     """Return KL(N(0, P) ‖ N(0, Q))."""
     return _divergence(damped, reverse=False)
 
 
+@named("reverse_gaussian_kl")
 def backward(damped: Damped) -> float:
     """Return KL(N(0, Q) ‖ N(0, P))."""
     return _divergence(damped, reverse=True)
-
-
-def stein(damped: Damped) -> float:
-    """Return 2 KL(N(0, P) ‖ N(0, Q))."""
-    half = forward(damped)
-    return BelowFloor(2 * half) if isinstance(half, BelowFloor) else 2 * half
 
 
 def _divergence(damped: Damped, reverse: bool) -> float:

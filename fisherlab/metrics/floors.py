@@ -11,7 +11,8 @@ from typing import Final, final
 
 import numpy as np
 
-FLOOR: Final = 1e-6  # relative error below which the difference of squares means nothing
+from fisherlab.catalogue import FLOOR
+
 RESIDUAL_ROWS = 4000  # blocks whose residual is formed column by column below the floor
 SINGLE_FLOOR: Final = 1e-3  # the same where an orthonormal basis is known to float32 only
 EPS: Final = float(np.finfo(np.float64).eps)

@@ -3,13 +3,14 @@
 import torch
 
 from fisherlab.metrics.floors import rooted
-from fisherlab.metrics.pairs import Pair, paired
-from fisherlab.operators import Operator
+from fisherlab.metrics.pairs import Pair
+from fisherlab.metrics.register import of_matrices
 
 CONSTANT = 1e-13  # relative spread below which a diagonal is one number plus rounding
 
 
-def frobenius_error(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def frobenius_error(pair: Pair) -> float:
     """Return the relative Frobenius error ‖F − F̂‖ / ‖F‖ ("Error 1" of Koroko et al.).
 
     Parameters
@@ -41,10 +42,11 @@ def frobenius_error(exact: Operator, approx: Operator, *, mixed: bool = False) -
     >>> frobenius_error(Diagonal(torch.ones(2, 2)), Diagonal(torch.zeros(2, 2)))
     1.0
     """
-    return distance(paired("frobenius_error", exact, approx, mixed))
+    return pair.distance()
 
 
-def scale_optimal_error(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def scale_optimal_error(pair: Pair) -> float:
     """Return the error after the best scaling, min_c ‖F − c F̂‖ / ‖F‖ = √(1 − cos²).
 
     What remains of `frobenius_error` once a wrong scale is forgiven:
@@ -58,10 +60,18 @@ def scale_optimal_error(exact: Operator, approx: Operator, *, mixed: bool = Fals
     >>> scale_optimal_error(one, Diagonal(3 * one.entries)) < 1e-15
     True
     """
-    return scaled_distance(paired("scale_optimal_error", exact, approx, mixed))
+    if pair.same or pair.exact_norm == 0:
+        return 0.0
+    if pair.approx_norm == 0:
+        return 1.0
+    squared = 1 - pair.cosine**2
+    return rooted(
+        squared, pair.rows, lambda: pair.residual(optimal_scale.of(pair)), pair.floor
+    )
 
 
-def optimal_scale(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def optimal_scale(pair: Pair) -> float:
     """Return the best scale c* = ⟨F, F̂⟩ / ‖F̂‖², the minimiser of ‖F − c F̂‖.
 
     Parameters, errors and cost are those of `frobenius_error`; NaN if F̂ is zero.
@@ -72,10 +82,12 @@ def optimal_scale(exact: Operator, approx: Operator, *, mixed: bool = False) -> 
     >>> optimal_scale(Diagonal(torch.ones(2, 2)), Diagonal(4 * torch.ones(2, 2)))
     0.25
     """
-    return scale(paired("optimal_scale", exact, approx, mixed))
+    size = pair.approx_norm**2
+    return pair.inner / size if size > 0 else float("nan")
 
 
-def cosine_similarity(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def cosine_similarity(pair: Pair) -> float:
     """Return the matrix cosine ⟨F, F̂⟩ / (‖F‖ ‖F̂‖).
 
     The error after the best scaling of F̂ is √(1 − cos²). Parameters and errors are
@@ -88,10 +100,11 @@ def cosine_similarity(exact: Operator, approx: Operator, *, mixed: bool = False)
     >>> round(cosine_similarity(one, Diagonal(3 * one.entries)), 12)
     1.0
     """
-    return paired("cosine_similarity", exact, approx, mixed).cosine
+    return pair.cosine
 
 
-def trace_ratio(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def trace_ratio(pair: Pair) -> float:
     """Return tr F̂ / tr F; 1 for every method that keeps the trace.
 
     Parameters and errors are those of `frobenius_error`; NaN if tr F is zero.
@@ -102,12 +115,12 @@ def trace_ratio(exact: Operator, approx: Operator, *, mixed: bool = False) -> fl
     >>> trace_ratio(Diagonal(torch.ones(2, 2)), Diagonal(3 * torch.ones(2, 2)))
     3.0
     """
-    return traces(paired("trace_ratio", exact, approx, mixed))
+    trace = pair.exact.trace()
+    return pair.approx.trace() / trace if trace else float("nan")
 
 
-def diagonal_correlation(
-    exact: Operator, approx: Operator, *, mixed: bool = False
-) -> float:
+@of_matrices
+def diagonal_correlation(pair: Pair) -> float:
     """Return the Pearson correlation of the two diagonals over the p entries.
 
     Parameters and errors are those of `frobenius_error`; NaN if a diagonal is constant.
@@ -120,38 +133,6 @@ def diagonal_correlation(
     >>> round(diagonal_correlation(rising, Diagonal(5 + 2 * rising.entries)), 12)
     1.0
     """
-    return correlation(paired("diagonal_correlation", exact, approx, mixed))
-
-
-def distance(pair: Pair) -> float:
-    """Return ‖F − F̂‖ / ‖F‖."""
-    return pair.distance()
-
-
-def scaled_distance(pair: Pair) -> float:
-    """Return min_c ‖F − c F̂‖ / ‖F‖."""
-    if pair.same or pair.exact_norm == 0:
-        return 0.0
-    if pair.approx_norm == 0:
-        return 1.0
-    squared = 1 - pair.cosine**2
-    return rooted(squared, pair.rows, lambda: pair.residual(scale(pair)), pair.floor)
-
-
-def scale(pair: Pair) -> float:
-    """Return ⟨F, F̂⟩ / ‖F̂‖²."""
-    size = pair.approx_norm**2
-    return pair.inner / size if size > 0 else float("nan")
-
-
-def traces(pair: Pair) -> float:
-    """Return tr F̂ / tr F."""
-    trace = pair.exact.trace()
-    return pair.approx.trace() / trace if trace else float("nan")
-
-
-def correlation(pair: Pair) -> float:
-    """Return the correlation of the diagonals."""
     centred = []
     for one in (pair.exact, pair.approx):
         diagonal = one.diagonal().flatten()

@@ -3,16 +3,15 @@
 import torch
 
 from fisherlab.metrics.floors import rooted
-from fisherlab.metrics.pairs import Damped, paired
+from fisherlab.metrics.pairs import Damped
+from fisherlab.metrics.register import of_inverses
 from fisherlab.numerics.linalg import damped_cholesky
-from fisherlab.operators import FactoredFisher, Operator
-from fisherlab.operators.dampings import Damping
+from fisherlab.operators import FactoredFisher
 from fisherlab.samples import rows
 
 
-def inverse_error(
-    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
-) -> float:
+@of_inverses
+def inverse_error(damped: Damped) -> float:
     """Return the relative error of the damped inverse, ‖P⁻¹ − Q⁻¹‖ / ‖P⁻¹‖.
 
     Where F is rank-deficient, λ dominates both inverses: state it with the number.
@@ -45,12 +44,11 @@ def inverse_error(
     >>> inverse_error(one, Diagonal(3 * one.entries), damping=1.0)
     0.5
     """
-    return distance(paired("inverse_error", exact, approx, mixed).damped(damping))
+    return 0.0 if damped.pair.same else damped.distance()
 
 
-def inverse_cosine(
-    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
-) -> float:
+@of_inverses
+def inverse_cosine(damped: Damped) -> float:
     """Return the matrix cosine of the damped inverses, ⟨P⁻¹, Q⁻¹⟩ / (‖P⁻¹‖ ‖Q⁻¹‖).
 
     Parameters, errors and cost are those of `inverse_error`.
@@ -62,12 +60,11 @@ def inverse_cosine(
     >>> round(inverse_cosine(one, Diagonal(3 * one.entries), damping=1.0), 12)
     1.0
     """
-    return cosine(paired("inverse_cosine", exact, approx, mixed).damped(damping))
+    return damped.inverses.cosine
 
 
-def whitened_error(
-    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
-) -> float:
+@of_inverses
+def whitened_error(damped: Damped) -> float:
     r"""Return ‖P^½ Q⁻¹ P^½ − I‖ / √p: how far Q⁻¹ is from whitening P.
 
     .. math:: ‖P^{1/2} Q^{-1} P^{1/2} - I‖^2
@@ -98,21 +95,6 @@ def whitened_error(
     >>> whitened_error(one, Diagonal(3 * one.entries), damping=1.0)
     0.5
     """
-    return whitened(paired("whitened_error", exact, approx, mixed).damped(damping))
-
-
-def distance(damped: Damped) -> float:
-    """Return ‖P⁻¹ − Q⁻¹‖ / ‖P⁻¹‖."""
-    return 0.0 if damped.pair.same else damped.distance()
-
-
-def cosine(damped: Damped) -> float:
-    """Return the cosine of the inverses."""
-    return damped.inverses.cosine
-
-
-def whitened(damped: Damped) -> float:
-    """Return ‖P^½ Q⁻¹ P^½ − I‖ / √p."""
     pair = damped.pair
     if pair.same:
         return 0.0

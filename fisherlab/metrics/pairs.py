@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.catalogue import FLOOR
 from fisherlab.errors import NumericalError
 from fisherlab.metrics.floors import (
     EPS,
-    FLOOR,
     LOST,
     RESIDUAL_ROWS,
     ROUNDING,

@@ -1,14 +1,23 @@
-"""Names of metrics, what each needs, and which ones a comparison takes by default."""
+"""A metric is one function of what it needs; here it gets its public form and its name.
+
+What each needs, and which ones a comparison takes unasked, is in `fisherlab.catalogue`.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, Protocol, TypeVar, cast, final, runtime_checkable
 
-from fisherlab.metrics import directions, divergences, frobenius, inverses, spectra
-from fisherlab.metrics.pairs import Damped, Pair
+from jaxtyping import Float
+from torch import Tensor
 
-Needs = Literal["pair", "damping", "gradient"]
+from fisherlab.catalogue import METRICS, Needs, Quantity
+from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.operators import Operator
+from fisherlab.operators.dampings import Damping
+
+Measure = TypeVar("Measure", bound=Callable[..., float])
+_MEASURES: dict[str, Callable[..., float]] = {}
 
 
 @final
@@ -18,126 +27,25 @@ class Entry:
 
     Parameters
     ----------
-    name
-        Of the variable in a Dataset and of the public function (`reverse_gaussian_kl` is
-        `gaussian_kl` with ``reverse=True``).
-    needs
-        What the value is taken of: "pair" a `Pair`, "damping" a `Damped` one, "gradient"
-        a `Step`.
+    facts
+        Its row of the catalogue.
     of
-        The value, from what is needed.
-    label
-        For tables and figures.
-    units
-        Of the value.
+        The value, from what is needed: a `Pair` ("matrix"), a `Damped` pair ("damping")
+        or a `Step` ("gradient").
     """
 
-    name: str
-    needs: Needs
+    facts: Quantity
     of: Callable[[Any], float]
-    label: str
-    units: str = "1"
 
     @property
-    def default(self) -> bool:
-        """Whether a comparison takes it unasked: it is cheap and often read."""
-        return self.name in _DEFAULT
+    def name(self) -> str:
+        """Of the variable in a Dataset and of the public function."""
+        return self.facts.name
 
-
-def _log_distance(damped: Damped) -> float:
-    return spectra.log_distance(damped.pair, damped.damping)
-
-
-def _effective_rank(pair: Pair) -> float:
-    return spectra.effective_rank(pair.approx)
-
-
-_ENTRIES = (
-    Entry("frobenius_error", "pair", frobenius.distance, "relative Frobenius error"),
-    Entry("cosine_similarity", "pair", lambda pair: pair.cosine, "matrix cosine"),
-    Entry("trace_ratio", "pair", frobenius.traces, "trace ratio"),
-    Entry(
-        "scale_optimal_error",
-        "pair",
-        frobenius.scaled_distance,
-        "relative Frobenius error after the best scaling",
-    ),
-    Entry("optimal_scale", "pair", frobenius.scale, "best scale of the approximation"),
-    Entry(
-        "diagonal_correlation",
-        "pair",
-        frobenius.correlation,
-        "correlation of the diagonals",
-    ),
-    Entry("spectral_error", "pair", spectra.spectral_distance, "relative spectral error"),
-    Entry(
-        "spectrum_error",
-        "pair",
-        spectra.spectrum_distance,
-        "relative error of the singular values",
-    ),
-    Entry("effective_rank", "pair", _effective_rank, "effective rank tr²/‖·‖²"),
-    Entry(
-        "subspace_overlap",
-        "pair",
-        partial(spectra.overlap, k=10),
-        "overlap of the leading subspaces",
-    ),
-    Entry(
-        "inverse_error",
-        "damping",
-        inverses.distance,
-        "relative error of the damped inverse",
-    ),
-    Entry("inverse_cosine", "damping", inverses.cosine, "cosine of the damped inverses"),
-    Entry("whitened_error", "damping", inverses.whitened, "relative whitened error"),
-    Entry("gaussian_kl", "damping", divergences.forward, "KL(N(0, P) ‖ N(0, Q))", "nat"),
-    Entry(
-        "reverse_gaussian_kl",
-        "damping",
-        divergences.backward,
-        "KL(N(0, Q) ‖ N(0, P))",
-        "nat",
-    ),
-    Entry("stein_divergence", "damping", divergences.stein, "Stein divergence", "nat"),
-    Entry(
-        "log_spectrum_distance",
-        "damping",
-        _log_distance,
-        "distance of the damped log spectra",
-    ),
-    Entry(
-        "direction_cosine",
-        "gradient",
-        directions.cosine,
-        "cosine of the update directions",
-    ),
-    Entry(
-        "f_cosine_squared",
-        "gradient",
-        directions.cosine_squared,
-        "share of the best decrease, rescaled",
-    ),
-    Entry(
-        "model_decrease_ratio",
-        "gradient",
-        directions.decreases,
-        "share of the best decrease, unscaled",
-    ),
-    Entry("gamma_ratio", "gradient", directions.gammas, "γ over that of the gradient"),
-)
-_DEFAULT = {
-    "frobenius_error",
-    "cosine_similarity",
-    "trace_ratio",
-    "scale_optimal_error",
-    "optimal_scale",
-    "diagonal_correlation",
-    "inverse_error",
-    "direction_cosine",
-    "f_cosine_squared",
-    "model_decrease_ratio",
-}
+    @property
+    def needs(self) -> Needs:
+        """What the value is taken of."""
+        return self.facts.needs or "matrix"
 
 
 def entries(k: int = 10) -> Mapping[str, Entry]:
@@ -153,7 +61,103 @@ def entries(k: int = 10) -> Mapping[str, Entry]:
     >>> entries()["gaussian_kl"].needs
     'damping'
     """
-    found = {entry.name: entry for entry in _ENTRIES}
-    overlap = found["subspace_overlap"]
-    found["subspace_overlap"] = replace(overlap, of=partial(spectra.overlap, k=k))
-    return found
+    found = {name: Entry(facts, _MEASURES[name]) for name, facts in METRICS.items()}
+    overlap = partial(_MEASURES["subspace_overlap"], k=k)
+    return found | {"subspace_overlap": Entry(METRICS["subspace_overlap"], overlap)}
+
+
+@runtime_checkable
+class OfMatrices(Protocol):
+    """A metric of two operators; `of` takes them paired."""
+
+    of: Callable[[Pair], float]
+
+    def __call__(self, exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+        """Return the value."""
+
+
+@runtime_checkable
+class OfInverses(Protocol):
+    """A metric of two damped operators; `of` takes them paired and damped."""
+
+    of: Callable[[Damped], float]
+
+    def __call__(
+        self, exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
+    ) -> float:
+        """Return the value."""
+
+
+@runtime_checkable
+class OfSteps(Protocol):
+    """A metric of two update directions; `of` takes them together."""
+
+    of: Callable[[Any], float]
+
+    def __call__(
+        self,
+        exact: Operator,
+        approx: Operator,
+        gradient: Float[Tensor, "o i"],
+        damping: Damping,
+        *,
+        best: Float[Tensor, "o i"] | None = None,
+        mixed: bool = False,
+    ) -> float:
+        """Return the value."""
+
+
+def named(name: str) -> Callable[[Measure], Measure]:
+    """Register what a metric of the catalogue is computed by."""
+
+    def keep(of: Measure) -> Measure:
+        _MEASURES[name] = of
+        return of
+
+    return keep
+
+
+def of_matrices(of: Callable[[Pair], float]) -> OfMatrices:
+    """Make the public metric of two operators from a function of their pair."""
+
+    def metric(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+        return of(paired(of.__name__, exact, approx, mixed))
+
+    return cast(OfMatrices, _public(metric, of))
+
+
+def of_inverses(of: Callable[[Damped], float]) -> OfInverses:
+    """Make the public metric of two damped operators from a function of both."""
+
+    def metric(
+        exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
+    ) -> float:
+        return of(paired(of.__name__, exact, approx, mixed).damped(damping))
+
+    return cast(OfInverses, _public(metric, of))
+
+
+def of_steps(of: Callable[[Any], float]) -> OfSteps:
+    """Make the public metric of two update directions from a function of both."""
+
+    def metric(
+        exact: Operator,
+        approx: Operator,
+        gradient: Float[Tensor, "o i"],
+        damping: Damping,
+        *,
+        best: Float[Tensor, "o i"] | None = None,
+        mixed: bool = False,
+    ) -> float:
+        damped = paired(of.__name__, exact, approx, mixed).damped(damping)
+        return of(damped.along(gradient, best))
+
+    return cast(OfSteps, _public(metric, of))
+
+
+def _public(metric: Any, of: Any) -> Any:
+    """Give a public function the name, the text and the measure of a metric."""
+    metric.__name__ = metric.__qualname__ = of.__name__
+    metric.__module__, metric.__doc__ = of.__module__, of.__doc__
+    metric.of = named(of.__name__)(of)
+    return metric

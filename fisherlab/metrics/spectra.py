@@ -10,11 +10,11 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, UnsupportedMetric
 from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
-from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.metrics.register import named, of_inverses, of_matrices
 from fisherlab.numerics.arpack import extreme_eigenpairs, fixed_noise
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import Damping
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -24,7 +24,8 @@ NOISE = 1e-12  # a relative difference below this is rounding of the products
 TIE = 1e-10  # relative gap below which two eigenvalues count as one
 
 
-def spectral_error(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def spectral_error(pair: Pair) -> float:
     """Return the relative spectral-norm error ‖F − F̂‖₂ / ‖F‖₂.
 
     Parameters and errors are those of `frobenius_error`.
@@ -52,10 +53,26 @@ def spectral_error(exact: Operator, approx: Operator, *, mixed: bool = False) ->
     >>> spectral_error(one, Diagonal(torch.zeros(1, 2)))
     1.0
     """
-    return spectral_distance(paired("spectral_error", exact, approx, mixed))
+    if pair.same:
+        return 0.0
+    if pair.exact_norm == 0:
+        return 0.0 if pair.approx_norm == 0 else float("inf")
+    if pair.rows <= DENSE_DIFFERENCE:
+        f, g = pair.exact.to_dense(), pair.approx.to_dense()
+        size = float(factorised("eigvalsh", f, pair.exact).abs().max())
+        what = f"{pair.exact!r} − {pair.approx!r}"
+        return float(factorised("eigvalsh", f - g, what).abs().max()) / size
+    size = abs(_largest(pair.exact.to_scipy(), repr(pair.exact)))
+    difference = pair.exact.to_scipy() - pair.approx.to_scipy()
+    probe = fixed_noise(pair.rows).numpy()
+    heard = float(np.linalg.norm(difference.matvec(probe)))
+    if heard <= NOISE * size * np.linalg.norm(probe):
+        return BelowFloor(NOISE * pair.rows**0.5)
+    return abs(_largest(difference, f"{pair.exact!r} − {pair.approx!r}")) / size
 
 
-def spectrum_error(exact: Operator, approx: Operator, *, mixed: bool = False) -> float:
+@of_matrices
+def spectrum_error(pair: Pair) -> float:
     """Return ‖σ(F) − σ(F̂)‖ / ‖σ(F)‖ with sorted singular values ("Error 2").
 
     Never above `frobenius_error`; 0 does not mean that the matrices agree. Parameters and
@@ -83,12 +100,18 @@ def spectrum_error(exact: Operator, approx: Operator, *, mixed: bool = False) ->
     >>> spectrum_error(one, Diagonal(torch.tensor([[2.0, 1.0]])))
     0.0
     """
-    return spectrum_distance(paired("spectrum_error", exact, approx, mixed))
+    if pair.same:
+        return 0.0
+    both = (eigenvalues("spectrum_error", one) for one in (pair.exact, pair.approx))
+    mine, other = (values.abs().sort().values for values in both)
+    size = float(mine.norm())
+    if size == 0:
+        return 0.0 if float(other.norm()) == 0 else float("inf")
+    return float((mine - other).norm()) / size
 
 
-def log_spectrum_distance(
-    exact: Operator, approx: Operator, damping: Damping, *, mixed: bool = False
-) -> float:
+@of_inverses
+def log_spectrum_distance(damped: Damped) -> float:
     """Return the root mean square of log((λ_i + λ) / (λ̂_i + λ)) over all p eigenvalues.
 
     With the sorted eigenvalues of both and the damping λ; in it a small eigenvalue counts
@@ -108,9 +131,13 @@ def log_spectrum_distance(
     >>> round(log_spectrum_distance(one, Diagonal(3 * one.entries), damping=1.0), 12)
     0.69314718056
     """
-    pair = paired("log_spectrum_distance", exact, approx, mixed)
-    damped = pair.damped(damping)
-    return log_distance(damped.pair, damped.damping)
+    logs = []
+    for one in (damped.pair.exact, damped.pair.approx):
+        values = eigenvalues("log_spectrum_distance", one)
+        if not float(values[-1]) + damped.damping > 0:
+            raise IndefiniteError(repr(one), damped.damping, float(values[-1]))
+        logs.append((values + damped.damping).log())
+    return float((logs[0] - logs[1]).square().mean().sqrt())
 
 
 def effective_rank(operator: Operator) -> float:
@@ -127,6 +154,11 @@ def effective_rank(operator: Operator) -> float:
     double = operator.to(torch.float64)
     size = double.frobenius_norm() ** 2
     return double.trace() ** 2 / size if size > 0 else float("nan")
+
+
+@named("effective_rank")
+def _of_approximation(pair: Pair) -> float:
+    return effective_rank(pair.approx)
 
 
 def subspace_overlap(
@@ -167,26 +199,6 @@ def subspace_overlap(
     return overlap(paired("subspace_overlap", exact, approx, mixed), k)
 
 
-def spectral_distance(pair: Pair) -> float:
-    """Return ‖F − F̂‖₂ / ‖F‖₂."""
-    if pair.same:
-        return 0.0
-    if pair.exact_norm == 0:
-        return 0.0 if pair.approx_norm == 0 else float("inf")
-    if pair.rows <= DENSE_DIFFERENCE:
-        f, g = pair.exact.to_dense(), pair.approx.to_dense()
-        size = float(factorised("eigvalsh", f, pair.exact).abs().max())
-        what = f"{pair.exact!r} − {pair.approx!r}"
-        return float(factorised("eigvalsh", f - g, what).abs().max()) / size
-    size = abs(_largest(pair.exact.to_scipy(), repr(pair.exact)))
-    difference = pair.exact.to_scipy() - pair.approx.to_scipy()
-    probe = fixed_noise(pair.rows).numpy()
-    heard = float(np.linalg.norm(difference.matvec(probe)))
-    if heard <= NOISE * size * np.linalg.norm(probe):
-        return BelowFloor(NOISE * pair.rows**0.5)
-    return abs(_largest(difference, f"{pair.exact!r} − {pair.approx!r}")) / size
-
-
 def _largest(products: "LinearOperator", what: str) -> float:
     """Return the eigenvalue of largest magnitude."""
     return float(extreme_eigenpairs(products, 1, "LM", what)[0])
@@ -207,29 +219,7 @@ def eigenvalues(metric: str, operator: Operator) -> Float[Tensor, " p"]:
         raise UnsupportedMetric(metric, repr(operator), remedy) from error
 
 
-def spectrum_distance(pair: Pair) -> float:
-    """Return ‖σ(F) − σ(F̂)‖ / ‖σ(F)‖."""
-    if pair.same:
-        return 0.0
-    both = (eigenvalues("spectrum_error", one) for one in (pair.exact, pair.approx))
-    mine, other = (values.abs().sort().values for values in both)
-    size = float(mine.norm())
-    if size == 0:
-        return 0.0 if float(other.norm()) == 0 else float("inf")
-    return float((mine - other).norm()) / size
-
-
-def log_distance(pair: Pair, damping: float) -> float:
-    """Return the root mean square of log((λ_i + λ) / (λ̂_i + λ))."""
-    logs = []
-    for one in (pair.exact, pair.approx):
-        values = eigenvalues("log_spectrum_distance", one)
-        if not float(values[-1]) + damping > 0:
-            raise IndefiniteError(repr(one), damping, float(values[-1]))
-        logs.append((values + damping).log())
-    return float((logs[0] - logs[1]).square().mean().sqrt())
-
-
+@named("subspace_overlap")
 def overlap(pair: Pair, k: int) -> float:
     """Return ‖UᵀÛ‖² / k."""
     if k < 1:

@@ -274,8 +274,8 @@ class _Steps:
                 curvature=float(curved[at]),
                 plain_curvature=float(plain[at]),
             )
-            found["direction_cosine"].append(directions.cosine(step))
-            found["f_cosine_squared"].append(directions.cosine_squared(step))
-            found["model_decrease_ratio"].append(directions.decreases(step))
+            found["direction_cosine"].append(directions.direction_cosine.of(step))
+            found["f_cosine_squared"].append(directions.f_cosine_squared.of(step))
+            found["model_decrease_ratio"].append(directions.model_decrease_ratio.of(step))
             found["gamma_ratio"].append(directions.gammas(step))
         return found

@@ -4,6 +4,9 @@ Axes-level functions take `ax=` and return the axes, faceted ones return a
 `seaborn.FacetGrid`. Nothing is shown and no global setting is changed.
 """
 
+from fisherlab.catalogue import QUANTITIES as QUANTITIES
+from fisherlab.catalogue import Quantity as Quantity
+from fisherlab.catalogue import quantity as quantity
 from fisherlab.plots.accessor import DatasetAccessor as DatasetAccessor
 from fisherlab.plots.accessor import TreeAccessor as TreeAccessor
 from fisherlab.plots.costs import cost as cost
@@ -18,9 +21,6 @@ from fisherlab.plots.parts import decomposition as decomposition
 from fisherlab.plots.parts import error_sources as error_sources
 from fisherlab.plots.profiles import direction_cosines as direction_cosines
 from fisherlab.plots.profiles import errors as errors
-from fisherlab.plots.quantities import QUANTITIES as QUANTITIES
-from fisherlab.plots.quantities import Quantity as Quantity
-from fisherlab.plots.quantities import quantity as quantity
 from fisherlab.plots.saving import save as save
 from fisherlab.plots.style import Style as Style
 from fisherlab.plots.style import publication as publication

@@ -7,9 +7,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
 
+from fisherlab.catalogue import FLOOR, overall, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
-from fisherlab.plots.quantities import FLOOR, overall, quantity
 from fisherlab.plots.style import Style, new_axes, publication, styles
 
 

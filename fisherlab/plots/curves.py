@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from fisherlab.catalogue import FLOOR
 from fisherlab.plots import frames
-from fisherlab.plots.quantities import FLOOR
 from fisherlab.plots.style import Style, publication, styles
 from fisherlab.plots.trajectories import legend_above, panels
 

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.plots.quantities import FLOOR, below_floor, quantity
+from fisherlab.catalogue import FLOOR, below_floor, quantity
 
 
 def values(

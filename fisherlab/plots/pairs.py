@@ -7,8 +7,8 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
+from fisherlab.catalogue import FLOOR, quantity
 from fisherlab.plots import frames
-from fisherlab.plots.quantities import FLOOR, quantity
 from fisherlab.plots.style import publication, styles, text
 from fisherlab.plots.trajectories import legend_above, panels
 

@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from fisherlab.catalogue import FLOOR, quantity
 from fisherlab.plots import frames
-from fisherlab.plots.quantities import FLOOR, quantity
 from fisherlab.plots.style import Style, new_axes, publication, styles, text
 
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from fisherlab.catalogue import FLOOR, Quantity, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
-from fisherlab.plots.quantities import FLOOR, Quantity, quantity
 from fisherlab.plots.style import Style, new_axes, publication, styles, text
 
 

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.plots.quantities import FLOOR
+from fisherlab.catalogue import FLOOR
 from fisherlab.report.moments import Moment, moment
 from fisherlab.report.words import number
 

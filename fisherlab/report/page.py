@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup, escape
 
+from fisherlab.catalogue import Quantity, below_floor, quantity
 from fisherlab.durable import write_durably
-from fisherlab.plots.quantities import Quantity, below_floor, quantity
 from fisherlab.plots.style import styles
 from fisherlab.report import choices, laws, rankings, summary, tables
 from fisherlab.report.figures import write_figures

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherlab.plots.quantities import FLOOR, overall
+from fisherlab.catalogue import FLOOR, overall
 from fisherlab.report.moments import Grid, Moment
 from fisherlab.report.words import error_text
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import xarray as xr
 
 import fisherlab as fl
-from fisherlab.plots.quantities import QUANTITIES
+from fisherlab.catalogue import QUANTITIES
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import EXPECTED, write_page
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from fisherlab.catalogue import below_floor, overall
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
-from fisherlab.plots.quantities import below_floor, overall
 from fisherlab.report.moments import Grid, Moment, damping_kind, moment
 from fisherlab.report.rankings import Standing, spread, standings, winners
 from fisherlab.report.words import error_text, layers, percent, quoted, span

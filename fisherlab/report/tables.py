@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.plots.quantities import QUANTITIES, Quantity, below_floor, quantity
+from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.report.moments import Moment, damping_kind
 from fisherlab.report.rankings import Standing
 from fisherlab.report.words import error_text, number, percent, span
@@ -115,7 +115,7 @@ def metric_table(m: Moment) -> Table:
 def _ordered(m: Moment) -> list[str]:
     known = [name for name in QUANTITIES if name in m.grids]
     others = [name for name in m.grids if name not in QUANTITIES]
-    return known + [name for name in others if name not in HIDDEN]
+    return [name for name in known + others if name not in HIDDEN]
 
 
 def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:

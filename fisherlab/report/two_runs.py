@@ -13,8 +13,8 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import plots
+from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.plots import frames
-from fisherlab.plots.quantities import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.report import tables
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.moments import moment

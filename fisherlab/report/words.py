@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fisherlab.plots.quantities import below_floor
+from fisherlab.catalogue import below_floor
 
 BELOW_FLOOR: Final = "< 1e-6 (numerical floor)"
 

@@ -139,14 +139,14 @@ def test_one_large_input_hides_every_number(network, outlier):
         for entry in metrics.register.entries().values():
             if entry.name != "subspace_overlap":  # all of them, where p is small
                 wanted = float(expected[entry.name][at])
-                lost = 0 if entry.needs == "pair" else 100 * EPS * float(sizes[at])
+                lost = 0 if entry.needs == "matrix" else 100 * EPS * float(sizes[at])
                 hold(entry, pair, damping, gradient, wanted, 1e-6 + lost)
 
 
 def hold(entry, pair, damping, gradient, wanted, tolerance):
     """Check one number against the definition, or that it is marked."""
     try:
-        asked = pair if entry.needs == "pair" else pair.damped(damping)
+        asked = pair if entry.needs == "matrix" else pair.damped(damping)
         asked = asked.along(gradient) if entry.needs == "gradient" else asked
         found = entry.of(asked)
     except fl.NumericalError as error:
