@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+from filelock import FileLock, Timeout
 
 from fisherlab.errors import DataError
 
@@ -15,6 +19,7 @@ PARTIAL: Final = ".partial-"
 _SEAL: Final = b"\nfisherlab sha256 "
 _FOLDER_SEAL: Final = ".fisherlab-sha256"
 _LENGTH: Final = len(_SEAL) + 64
+_ABANDONED: Final = 3600.0  # seconds after which an unfinished file has lost its writer
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
@@ -39,6 +44,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
     >>> write_durably(file, lambda path: path.write_text("done")).read_text()
     'done'
     """
+    _sweep(path)
     # Two processes that write one file do not write into one another.
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
@@ -50,6 +56,14 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
         scratch.unlink(missing_ok=True)
         raise
     return path
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of the same file an hour ago or earlier."""
+    for scratch in path.parent.glob(f"{PARTIAL}*-{glob.escape(path.name)}"):
+        with suppress(FileNotFoundError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED:
+                scratch.unlink()
 
 
 def flush(path: Path) -> None:
@@ -145,7 +159,7 @@ def check_seal(path: Path) -> bool:
 def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
     """Keep other processes out by a lock file, which frees itself when its process dies.
 
-    The lock is that of POSIX systems. The block may remove the file.
+    The block may remove the file.
 
     Raises
     ------
@@ -161,21 +175,15 @@ def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
     Traceback (most recent call last):
     ValueError: taken
     """
-    import fcntl
-
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    holder = FileLock(lock, timeout=0, thread_local=False)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its owner may have removed it since it was opened.
-            free = os.path.samestat(os.fstat(handle), lock.stat())
-        except (BlockingIOError, FileNotFoundError):
-            free = False
-        if not free:
-            raise refusal
+        holder.acquire()
+    except (Timeout, RuntimeError):  # held elsewhere, or in this thread
+        raise refusal from None
+    try:
         yield
     finally:
-        os.close(handle)
+        holder.release()
 
 
 def _digest(path: Path, size: int) -> bytes:

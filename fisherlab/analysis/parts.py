@@ -14,6 +14,8 @@ from fisherlab.analysis.files import netcdf_file, read_netcdf
 from fisherlab.durable import PARTIAL
 from fisherlab.errors import DataError
 
+_AFTER: Final = "after_step"  # the last step of the part before, by which a lost one shows
+_NONE: Final = -1
 _PART: Final = re.compile(r"results-(\d+)-(\d+)\.nc")
 
 
@@ -32,9 +34,10 @@ def write_part(rows: xr.Dataset, folder: Path) -> Path:
     >>> write_part(rows, Path(tempfile.mkdtemp())).name
     'results-000000003-000000005.nc'
     """
-    steps = rows["step"].values
-    name = f"results-{int(steps[0]):09d}-{int(steps[-1]):09d}.nc"
-    return netcdf_file(rows, folder / name)
+    first, last = (int(rows["step"].values[i]) for i in (0, -1))
+    before = max((end for _, _, end in _parts(folder) if end < first), default=_NONE)
+    name = f"results-{first:09d}-{last:09d}.nc"
+    return netcdf_file(rows.assign_attrs({_AFTER: before}), folder / name)
 
 
 def _parts(folder: Path) -> Iterator[tuple[Path, int, int]]:
@@ -81,7 +84,7 @@ def read_parts(folder: Path, last: float = math.inf) -> xr.Dataset:
     Raises
     ------
     DataError
-        If the folder holds no parts, or a damaged one.
+        If the folder holds no parts, or a damaged one, or one before another is missing.
 
     Examples
     --------
@@ -91,11 +94,19 @@ def read_parts(folder: Path, last: float = math.inf) -> xr.Dataset:
     >>> read_parts(folder).step.values.tolist()
     [3]
     """
-    found = []
-    for path, first, _ in _parts(folder):
+    found: list[xr.Dataset] = []
+    end = _NONE
+    for path, first, last_here in _parts(folder):
         if first > last:
             break
-        found.append(read_netcdf(path).to_dataset())
+        part = read_netcdf(path).to_dataset()
+        if (before := part.attrs.pop(_AFTER, end)) != end:
+            raise DataError(
+                f"{folder} does not hold the results up to step {before}, which "
+                f"{path.name} follows. Put that file back, or open the others one by one."
+            )
+        found.append(part)
+        end = last_here
     if not found:
         raise DataError(f"{folder} holds no results of a training.")
     return join_steps(found)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from fisherlab.durable import claimed, flush, flush_tree
@@ -78,6 +79,7 @@ def _alone(target: Path, overwrite: bool) -> Iterator[Path]:
         with _named(target):
             stack.enter_context(claimed(lock, taken))
             stack.callback(lock.unlink, missing_ok=True)
+            _finish_moves(target)
             _check(target, overwrite)  # the other one may just have ended
             scratch.mkdir()
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -159,6 +161,18 @@ def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
         raise
     shutil.rmtree(aside, ignore_errors=True)
     scratch.rmdir()
+
+
+def _finish_moves(target: Path) -> None:
+    """Finish or clear away what a killed process left: nobody else is at work here."""
+    for scratch in target.parent.glob(f".{escape(target.name)}.*[0-9]"):
+        aside = scratch.with_name(f"{scratch.name}.old")
+        if aside.is_dir():  # it died among the moves, when all that is new was whole
+            for new in list(scratch.iterdir()):
+                _remove(target / new.name)
+                new.replace(target / new.name)
+            shutil.rmtree(aside)
+        shutil.rmtree(scratch)
 
 
 def _restore(aside: Path, target: Path, moved: Sequence[str]) -> None:

@@ -29,8 +29,7 @@ class Store:
 
     Results are written before the checkpoint that counts them, so what is there when a
     process dies is a whole checkpoint and at least the results up to it. Results that
-    come after it are removed when the training goes on, and measured again. The lock is
-    that of POSIX systems.
+    come after it are removed when the training goes on, and measured again.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from matplotlib.figure import Figure
 
 import fisherlab as fl
 from fisherlab.analysis.parts import write_part
-from fisherlab.errors import StoreError
+from fisherlab.durable import write_durably
+from fisherlab.errors import DataError, StoreError
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.saved import rebuild
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
@@ -175,6 +177,43 @@ def test_nothing_is_removed_from_a_store_that_is_refused(case, trained, tmp_path
     assert content(store) == before
 
 
+def test_a_store_that_lost_a_part_is_not_opened_as_if_it_were_whole(trained, tmp_path):
+    store = shutil.copytree(trained[0], tmp_path / "run")
+    (store / "results-000000002-000000002.nc").unlink()
+    with pytest.raises(DataError, match="does not hold the results up to step 2"):
+        fl.open(store)
+
+
+def test_moves_of_a_killed_process_are_finished_by_the_next_one(tmp_path):
+    target = tmp_path / "out"
+    for folder, files in {
+        target: {"a": "new", "mine": "kept"},
+        tmp_path / ".out.7": {"b": "new"},
+        tmp_path / ".out.7.old": {"a": "old", "b": "old"},
+        tmp_path / ".out.8": {"a": "unfinished"},
+    }.items():
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    with suppress(KeyError), whole_folder(target, target, overwrite=True):
+        raise KeyError
+    assert {p.name: p.read_text() for p in target.iterdir()} == {
+        "a": "new",
+        "b": "new",
+        "mine": "kept",
+    }
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_writer_left_is_swept_by_a_later_one(tmp_path):
+    stale, fresh = (tmp_path / f".partial-{n}-a.txt" for n in (7, 8))
+    for path in (stale, fresh):
+        path.write_text("half")
+    os.utime(stale, (0, 0))
+    write_durably(tmp_path / "a.txt", lambda path: path.write_text("whole"))
+    assert sorted(tmp_path.iterdir()) == [fresh, tmp_path / "a.txt"]
+
+
 def test_other_files_beside_the_results_are_left_alone(trained, tmp_path):
     store = shutil.copytree(trained[0], tmp_path / "run")
     (store / "results-old.nc").write_text("mine")
@@ -198,7 +237,7 @@ def saved_tree(folder, trained):
 
 
 def saved_part(folder, trained):
-    name = "results-000000002-000000002.nc"
+    name = "results-000000000-000000000.nc"
     file = Path(shutil.copy(trained[0] / name, folder))
     return file, lambda path: fl.open(path.parent), fl.open(folder)
 
