@@ -250,7 +250,7 @@ def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Perform
         likelihood.check(output, y)
         sums.append(likelihood.loss(output, y).sum().item())
         if isinstance(likelihood, Categorical):
-            axis = _class_axis(likelihood.class_axis)
+            axis = -1 if likelihood.class_axis is None else likelihood.class_axis
             hits += int((output.argmax(axis) == y).sum())
             labels += int((y != likelihood.ignore_index).sum())
     loss = math.fsum(sums) / len(data[0])
@@ -288,11 +288,13 @@ def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     return performance(model, likelihood, data).loss
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Pair, class_axis: int | None = None) -> float:
+def accuracy(
+    model: nn.Module, data: Pair, class_axis: int | None = None, ignore_index: int = -100
+) -> float:
     """Return the fraction of the labels at which the output is largest.
 
-    The classes are in the last axis unless told, as in `Categorical`.
+    The classes are in the last axis unless told, and labels that equal `ignore_index`
+    are not counted, as in `Categorical`; NaN where no label is left.
 
     Examples
     --------
@@ -301,11 +303,6 @@ def accuracy(model: nn.Module, data: Pair, class_axis: int | None = None) -> flo
     >>> accuracy(torch.nn.Identity(), (x, torch.tensor([0, 0])))
     0.5
     """
-    axis = _class_axis(class_axis)
-    hits = [int((output.argmax(axis) == y).sum()) for output, y in _outputs(model, data)]
-    return sum(hits) / data[1].numel()  # sequences have a label per position
-
-
-def _class_axis(said: int | None) -> int:
-    """Return the axis of the classes: the last unless it is said."""
-    return -1 if said is None else said
+    likelihood = Categorical(ignore_index=ignore_index, class_axis=class_axis)
+    found = performance(model, likelihood, data).accuracy
+    return math.nan if found is None else found
