@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
-from fisherlab.numerics import linalg, memory, packed
+from fisherlab.numerics import krylov, linalg, memory, packed
 from fisherlab.numerics.conjugate_gradients import conjugate_gradients
 from fisherlab.numerics.krylov import LinearMap, block_krylov
 from tests.cases import normal
@@ -81,17 +81,35 @@ def linear_map(matrix):
     return LinearMap(lambda x: matrix @ x, lambda y: matrix.T @ y)
 
 
-@given(st.integers(2, 7), st.integers(2, 7), st.integers(1, 3), SEEDS)
-def test_krylov_triplets_are_the_singular_ones(rows, cols, rank, seed):
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(1, 3), SEEDS, st.booleans())
+def test_krylov_triplets_are_the_singular_ones(rows, cols, rank, seed, long):
     matrix = normal(rows, cols, seed=seed)
     start = normal(cols, rank + 1, seed=seed + 1)
-    found = block_krylov(linear_map(matrix), rank, start)
+    with pytest.MonkeyPatch.context() as patch:
+        if long:
+            patch.setattr(krylov, "GRAM_ROWS", 2)
+        found = block_krylov(linear_map(matrix), rank, start)
     assert found.converged
     assert_close(found.values, torch.linalg.svdvals(matrix)[:rank], 1e-9)
     size = len(found.values)
     assert_close(matrix @ found.right, found.left * found.values, 1e-8)
     assert_close(found.left.T @ found.left, torch.eye(size), 1e-8)
     assert_close(found.right.T @ found.right, torch.eye(size), 1e-8)
+
+
+def test_a_long_side_is_held_once(monkeypatch):
+    """The right vectors of a layer with 4,609 inputs were held six times: 12 GB."""
+    monkeypatch.setattr(krylov, "GRAM_ROWS", 100)
+    extended, lengths = krylov.Space.extended, set()
+
+    def watched(space, basis, image, back):
+        lengths.add((len(basis), len(image), len(back)))
+        return extended(space, basis, image, back)
+
+    monkeypatch.setattr(krylov.Space, "extended", watched)
+    found = block_krylov(linear_map(normal(20, 400)), 2, normal(400, 3))
+    assert lengths == {(20, 400, 20)}
+    assert (len(found.left), len(found.right)) == (20, 400)
 
 
 def test_a_block_finds_tied_singular_values_and_stops_at_the_rank():

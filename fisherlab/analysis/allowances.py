@@ -30,6 +30,7 @@ RATE = 2e10  # multiply-adds a second that two plain cores do in float64, about
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
+STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
 NUMBER = 8  # bytes
@@ -292,7 +293,7 @@ def _own(s: Samples, method: Approximator, part: Needs) -> Work:
         return Work(0)
     if part == "matrix":
         swept = SWEEPS * _reading(s)
-        return Work(_building(s, method) + _inner(s, method) + swept)
+        return Work(_building(s, method) + _inner(s, method) + swept, _space(s, method))
     if part == "gradient":  # two quadratic forms of the exact block beside the solve
         return _solve(s, method) + Work(2 * _product(s))
     return _solve(s, method) + _against_inverse(s, method)
@@ -302,6 +303,15 @@ def _building(s: Samples, method: Approximator) -> float:
     counted = building_flops(method, s) or 0
     iterated = isinstance(method, ITERATED)
     return counted * (EFFORT if iterated and not isinstance(s, OuterSamples) else 1)
+
+
+def _space(s: Samples, method: Approximator) -> float:
+    """Return the bytes of the Krylov space of the pairs of a shared layer."""
+    if not isinstance(method, ITERATED) or isinstance(s, OuterSamples):
+        return 0.0
+    o, i = s.weight_shape
+    longer, shorter = max(o, i) ** 2, min(o, i) ** 2
+    return (_terms(method) + 1) * STEPS * (longer + 2 * shorter) * s.dtype.itemsize
 
 
 def _inner(s: Samples, method: Approximator) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from torch import Tensor
 from fisherlab.numerics.linalg import factorised
 
 Action = Callable[[Tensor], Tensor]
-GRAM_ROWS = 2**20  # rows of a basis taken to float64 at once
+GRAM_ROWS = 2**20  # rows of a basis taken to float64, or to a triangle, at once
+_THIN: Final = {"full_matrices": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,13 @@ def block_krylov(
         is left of it is rounding errors, on which nothing converges.
     """
     used, width = 0, start.shape[1]
+    if len(start) > GRAM_ROWS:  # of the longer side only the images are held, not three
+        image = linear.apply(orthonormal(start))
+        if len(image) < len(start):
+            turned = LinearMap(linear.adjoint, linear.apply)
+            limits = {"tolerance": tolerance, "max_products": max_products, "floor": floor}
+            found = block_krylov(turned, rank, image, depth=depth, **limits)
+            return found._replace(left=found.right, right=found.left)
     while True:
         space = _grown(linear, start, max(depth, 1))
         if not space.depth:
@@ -176,22 +184,42 @@ def _grown(linear: LinearMap, start: Tensor, depth: int) -> Space:
 
 def rayleigh_ritz(space: Space, rank: int, width: int) -> tuple[Triplets, Tensor]:
     """Return the triplets of a space and the block of `width` columns to go on with."""
-    basis, image, back = (
-        torch.cat(parts, 1) for parts in (space.bases, space.images, space.backs)
-    )
     what = "the images of a Krylov space"
-    _, values, turned = factorised("svd", image, what, full_matrices=False)
+    _, values, turned = factorised("svd", _upright(space.images, what), what, **_THIN)
     turn = turned.T
     strong = values > values[0] * 10 * torch.finfo(values.dtype).eps
     strong &= values > 0
     values, turn = values[strong], turn[:, strong]
-    right, keep = basis @ turn, min(rank, len(values))
-    left = image @ (turn / values)
-    rest = (back @ (turn / values) - right * values)[:, :keep]
+    keep = min(rank, len(values))
+    kept, sizes = turn[:, :keep], values[:keep]
+    right = _combined(space.bases, kept)
+    left = _combined(space.images, kept / sizes)
+    rest = _combined(space.backs, kept / sizes) - right * sizes
     worst = float(rest.norm(dim=0).max() / values[0]) if keep else 0.0
-    triplets = Triplets(left[:, :keep], values[:keep], right[:, :keep], True, 0, worst)
-    gone_on = back @ (turn[:, :width] / values[:width] ** 2)  # one more power step
-    return triplets, gone_on if len(values) else basis[:, :0]
+    triplets = Triplets(left, sizes, right, True, 0, worst)
+    gone_on = _combined(space.backs, turn[:, :width] / values[:width] ** 2)
+    return triplets, gone_on  # one more power step
+
+
+def _upright(blocks: Sequence[Tensor], what: str) -> Tensor:
+    """Return a matrix with the singular values and right vectors of blocks side by side.
+
+    Of many rows it is their triangles: the whole is not held a second and a third time.
+    """
+    if len(blocks[0]) <= GRAM_ROWS:
+        return torch.cat(list(blocks), 1)
+    parts = zip(*(block.split(GRAM_ROWS) for block in blocks), strict=True)
+    each = (factorised("qr", torch.cat(part, 1), what, mode="r").R for part in parts)
+    return torch.cat(list(each))
+
+
+def _combined(blocks: Sequence[Tensor], turn: Float[Tensor, "k c"]) -> Tensor:
+    """Return the product of blocks side by side with a matrix."""
+    first, *others = zip(blocks, turn.split([b.shape[1] for b in blocks]), strict=True)
+    total = first[0] @ first[1]
+    for block, part in others:
+        total.addmm_(block, part)
+    return total
 
 
 def _none(linear: LinearMap, start: Tensor) -> Triplets:
