@@ -1,12 +1,14 @@
 """The report of every problem, each in a process of its own with its time and memory.
 
 Where the files of a problem are missing, random data of the same shape take their place.
-`python -m tests.benchmarks.reports digits mnist`, or `python -m tests.benchmarks reports`.
+`python -m tests.benchmarks.reports digits mnist`, or `python -m tests.benchmarks reports`;
+the pages stay where FISHERLAB_PAGES names a folder.
 """
 
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,6 +82,8 @@ def child(name: str, examples: int, checkpoints: str) -> None:
         code = main(words.split())
         page = Path(folder, "out", "report.html")
         size = page.stat().st_size if page.exists() else 0
+        if size and (kept := os.environ.get("FISHERLAB_PAGES")):
+            shutil.copy(page, Path(kept, f"{name}.html"))
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(
         json.dumps(
