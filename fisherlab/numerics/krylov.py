@@ -152,8 +152,15 @@ def block_krylov(
         image = linear.apply(orthonormal(start))
         if len(image) < len(start):
             turned = LinearMap(linear.adjoint, linear.apply)
-            limits = {"tolerance": tolerance, "max_products": max_products, "floor": floor}
-            found = block_krylov(turned, rank, image, depth=depth, **limits)
+            found = block_krylov(
+                turned,
+                rank,
+                image,
+                depth=depth,
+                tolerance=tolerance,
+                max_products=max_products,
+                floor=floor,
+            )
             return found._replace(left=found.right, right=found.left)
     while True:
         space = _grown(linear, start, max(depth, 1))
