@@ -1,0 +1,158 @@
+"""What a purpose is: what it asks of a matrix, and how two answers are held together.
+
+A natural-gradient step, a Laplace posterior or an influence score asks another thing of
+the Fisher matrix each. A purpose takes the answers of the exact block and of a method,
+adds them up over the blocks of a network where that is asked, and says how far apart
+they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import DataError
+from fisherlab.metrics.pairs import Pair
+from fisherlab.statistics import LayerStatistics
+
+Answers = Mapping[str, Tensor]
+CHUNK = 64  # weights that are solved for at once
+
+
+@final
+@dataclass(frozen=True)
+class Measure:
+    """One number that a purpose gives, and how to read it.
+
+    Parameters
+    ----------
+    name
+        Of the coordinate in a table.
+    title
+        For figures and sentences.
+    best
+        The value of the exact block itself.
+    unit
+        "1" for a ratio, "nat" for divergences.
+    assured
+        What is known of it before anything is computed; empty where nothing is.
+    """
+
+    name: str
+    title: str
+    best: float
+    unit: str = "1"
+    assured: str = ""
+
+
+@runtime_checkable
+class Purpose(Protocol):
+    """A use of the Fisher matrix.
+
+    Attributes
+    ----------
+    name
+        One word, the label in a table.
+    measures
+        What `measure` returns.
+    """
+
+    @property
+    def name(self) -> str:
+        """One word, the label in a table."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What `measure` returns, first what is ranked by."""
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return what one matrix answers about a block; F itself is the pair of F and F."""
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Return the answers of a block-diagonal network from those of its blocks."""
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return the measures of a method beside the exact block."""
+
+
+def summed(blocks: Sequence[Answers], *lists: str) -> Answers:
+    """Add the answers of blocks; those named are put one after the other.
+
+    Examples
+    --------
+    >>> one = {"trace": torch.ones(1), "step": torch.ones(2)}
+    >>> {k: v.tolist() for k, v in summed([one, one], "step").items()}
+    {'trace': [2.0], 'step': [1.0, 1.0, 1.0, 1.0]}
+    """
+    joined: dict[str, Tensor] = {}
+    for name in blocks[0]:
+        parts = [block[name] for block in blocks]
+        joined[name] = torch.cat(parts) if name in lists else torch.stack(parts).sum(0)
+    return joined
+
+
+def of_block(purpose: str, what: str, given: Mapping[str, Any], block: str) -> Any:
+    """Return what a purpose was given for a block.
+
+    Raises
+    ------
+    DataError
+        If it was given nothing for it.
+    """
+    if block not in given:
+        raise DataError(
+            f"{purpose}: no {what} of block {block!r} was given, but of "
+            f"{', '.join(map(repr, given)) or 'none'}. Collect it for the same layers."
+        )
+    return given[block]
+
+
+def weights_of(
+    purpose: str, layer: LayerStatistics, tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """Return w (d_out, d_in) in float64 from parameters by name.
+
+    Raises
+    ------
+    DataError
+        If a parameter of the block is missing.
+    """
+    try:
+        return layer.pack(dict(tensors)).detach().to(torch.float64)
+    except KeyError as error:
+        raise DataError(
+            f"{purpose}: the parameter {error} of block {layer.name!r} is missing; "
+            "`dict(model.named_parameters())` has all."
+        ) from error
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Return the rank correlation of two lists; NaN where one is constant.
+
+    Examples
+    --------
+    >>> round(spearman(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 3.0, 4.0])), 12)
+    1.0
+    """
+    from scipy.stats import rankdata
+
+    ranks = [torch.from_numpy(rankdata(x.detach().cpu().numpy())) for x in (first, second)]
+    one, other = (rank - rank.mean() for rank in ranks)
+    norms = float(one.norm() * other.norm())
+    return float(one @ other) / norms if norms > 0 else float("nan")
+
+
+def overlap(first: Tensor, second: Tensor, count: int) -> float:
+    """Return the share of the `count` largest entries that two lists have in common.
+
+    Examples
+    --------
+    >>> overlap(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 0.0, 1.0]), 2)
+    0.5
+    """
+    one, other = (set(x.topk(count).indices.tolist()) for x in (first, second))
+    return len(one & other) / count

@@ -1,0 +1,121 @@
+"""Influence of training examples: which of them a prediction or a loss depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.errors import DataError
+from fisherlab.metrics.pairs import Pair
+from fisherlab.numerics.memory import chunks
+from fisherlab.purposes.base import (
+    CHUNK,
+    Answers,
+    Measure,
+    of_block,
+    overlap,
+    spearman,
+    summed,
+)
+from fisherlab.samples import Samples
+from fisherlab.statistics import LayerStatistics, Statistics
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Influence:
+    r"""Influence of a training example n on a query q: g_qᵀ (F̂ + λI)⁻¹ g_n.
+
+    What is used of it is the order: Spearman's correlation and the share of the k most
+    influential examples in common with the exact block's, medians over the queries.
+
+    Parameters
+    ----------
+    damping
+        λ.
+    queries, examples
+        Gradients of the losses of queries and of training examples: statistics of
+        `fl.Empirical()`, one column each.
+    top
+        k of the overlap.
+
+    References
+    ----------
+    Koh and Liang 2017, arXiv 1703.04730, equation 2; Grosse et al. 2023, arXiv 2308.03296.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> data = torch.rand(9, 3).double(), torch.arange(9) % 2
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> stats = fl.collect(model, data, fl.Categorical(), fl.Empirical())
+    >>> Influence(0.1, stats, stats, top=3).name
+    'influence'
+    """
+
+    damping: float
+    queries: Statistics
+    examples: Statistics
+    top: int = 10
+
+    name: ClassVar[str] = "influence"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("rank_correlation", "rank correlation of influences, median", 1.0),
+        Measure("top_overlap", "most influential examples in common, median", 1.0),
+        Measure("self_rank_correlation", "rank correlation of self-influence", 1.0),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse gradients that are none of losses."""
+        if not self.damping > 0 or self.top < 1:
+            raise ValueError(
+                f"Influence: damping={self.damping!r} and top={self.top!r} were given; "
+                "positive numbers are expected."
+            )
+        for what, given in (("queries", self.queries), ("examples", self.examples)):
+            if any(layer.samples.columns != 1 for layer in given.values()):
+                raise DataError(
+                    f"Influence: {what} hold several columns an example; the gradients "
+                    "of losses are expected, from collect(..., fisher=fl.Empirical())."
+                )
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return the influence of every example on every query, and on itself."""
+        queries = self._samples(self.queries, "queries", layer)
+        examples = self._samples(self.examples, "examples", layer)
+        rows = [
+            examples.project(self._solved(pair, queries, part))[:, 0]
+            for part in chunks(queries.examples, CHUNK)
+        ]
+        own = [
+            (examples.matrices(part)[0] * self._solved(pair, examples, part)).sum((-2, -1))
+            for part in chunks(examples.examples, CHUNK)
+        ]
+        return {"influence": torch.cat(rows), "own": torch.cat(own)}
+
+    def _samples(self, given: Statistics, what: str, layer: LayerStatistics) -> Samples:
+        return of_block("Influence", what, given, layer.name).samples.to(torch.float64)
+
+    def _solved(self, pair: Pair, of: Samples, part: slice) -> Float[Tensor, "n o i"]:
+        return pair.approx.solve(of.matrices(part)[0], self.damping)
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Add the influences through the blocks."""
+        return summed(blocks)
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return how alike the orders are."""
+        both = list(zip(exact["influence"], approx["influence"], strict=True))
+        count = min(self.top, exact["own"].numel())
+        ranks = torch.tensor([spearman(*pair) for pair in both], dtype=torch.float64)
+        shared = torch.tensor([overlap(*p, count) for p in both], dtype=torch.float64)
+        return {
+            "rank_correlation": float(ranks.quantile(0.5)),
+            "top_overlap": float(shared.quantile(0.5)),
+            "self_rank_correlation": spearman(exact["own"], approx["own"]),
+        }

@@ -1,0 +1,220 @@
+"""Laplace posteriors: their distance, predictive variances, evidence, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fisherlab.likelihoods import Gaussian
+from fisherlab.metrics.divergences import backward, forward
+from fisherlab.metrics.pairs import Pair
+from fisherlab.numerics.memory import chunks
+from fisherlab.purposes.base import CHUNK, Answers, Measure, of_block, summed
+from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
+
+BINS = 15  # of the calibration error
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What predictions on held-out data need: output Jacobians, outputs and labels.
+
+    Parameters
+    ----------
+    jacobians
+        Statistics whose columns are the rows of the Jacobian of the outputs.
+    outputs
+        (N, K), the outputs f(x).
+    labels
+        (N,), classes; None without.
+    """
+
+    jacobians: Statistics
+    outputs: Float[Tensor, "n k"]
+    labels: Int[Tensor, " n"] | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, data: tuple[Any, Any], layers: Sequence[str] | None = None
+    ) -> HeldOut:
+        """Collect it from a model and held-out data (inputs, labels or None).
+
+        Examples
+        --------
+        >>> data = torch.ones(5, 3).double(), torch.zeros(5).long()
+        >>> HeldOut.of(torch.nn.Linear(3, 2).double(), data).outputs.shape
+        torch.Size([5, 2])
+        """
+        x, labels = data
+        found = collect(
+            model, (x, None), Gaussian(), Exact(), layers=layers, compress=False
+        )
+        with torch.no_grad():
+            outputs = model(x)
+        return cls(found, outputs.detach(), labels)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Laplace:
+    r"""A Laplace posterior N(w, (N F̂ + δI)⁻¹) in the place of the exact block's.
+
+    .. math:: Σ̂ = \frac1N (F̂ + λI)^{-1}, \quad λ = δ/N, \qquad
+              \mathrm{var} f_k(x) = J_k(x) Σ̂ J_k(x)^T
+
+    λ is no choice here: the prior precision and the number of data fix it. With held-out
+    data the linearised predictive is judged too; its classes by the probit approximation
+    ``softmax(f_k / √(1 + π var f_k / 8))``.
+
+    Parameters
+    ----------
+    prior_precision
+        δ of a prior N(0, δ⁻¹I).
+    data_size
+        N, the number of training examples whose losses are summed in the posterior.
+    held_out
+        For predictive variances, and with labels for likelihood and calibration.
+
+    References
+    ----------
+    Daxberger et al. 2021, arXiv 2106.14806, section 2; MacKay 1992 for the probit form.
+
+    Examples
+    --------
+    >>> Laplace(prior_precision=2.0, data_size=100).damping
+    0.02
+    """
+
+    prior_precision: float
+    data_size: int
+    held_out: HeldOut | None = None
+
+    name: ClassVar[str] = "laplace"
+
+    def __post_init__(self) -> None:
+        """Refuse a prior or a data set that is none."""
+        if not (self.prior_precision > 0 and self.data_size > 0):
+            raise ValueError(
+                f"Laplace: prior_precision={self.prior_precision!r} and data_size="
+                f"{self.data_size!r} were given; positive numbers are expected."
+            )
+
+    @property
+    def damping(self) -> float:
+        """λ = δ/N."""
+        return self.prior_precision / self.data_size
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Divergences and evidence; more with held-out data and labels."""
+        found = [
+            Measure("kl", "KL(exact posterior ‖ its own)", 0.0, "nat", "at least 0"),
+            Measure(
+                "reverse_kl", "KL(its own ‖ exact posterior)", 0.0, "nat", "at least 0"
+            ),
+            Measure("log_evidence", "log evidence less that of the exact", 0.0, "nat"),
+        ]
+        if self.held_out is not None:
+            found += [
+                Measure("variance_error", "mean relative error of variances", 0.0),
+                Measure("worst_variance_error", "worst relative error of variances", 0.0),
+            ]
+        if self.held_out is not None and self.held_out.labels is not None:
+            found += [
+                Measure(
+                    "nll", "negative log-likelihood less that of the exact", 0.0, "nat"
+                ),
+                Measure("calibration", "calibration error less that of the exact", 0.0),
+            ]
+        return tuple(found)
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return the divergences from the exact posterior, log det and variances."""
+        damped = pair.damped(self.damping)
+        # Covariances are inverses: the divergence of posteriors is that of P and Q turned.
+        numbers = backward(damped), forward(damped), damped.logdets[1]
+        found = dict(
+            zip(("kl", "reverse_kl", "logdet"), map(_number, numbers), strict=True)
+        )
+        if self.held_out is not None:
+            found["variances"] = self._variances(layer, pair)
+        return found
+
+    def _variances(self, layer: LayerStatistics, pair: Pair) -> Float[Tensor, "k n"]:
+        """Return J (F̂ + λI)⁻¹ Jᵀ / N for every output and held-out example."""
+        assert self.held_out is not None
+        jacobians = of_block(
+            "Laplace", "held-out data", self.held_out.jacobians, layer.name
+        )
+        samples = jacobians.samples.to(torch.float64)
+        parts = []
+        for part in chunks(samples.examples, max(1, CHUNK // samples.columns)):
+            rows = samples.matrices(part)
+            solved = pair.approx.solve(rows, self.damping)
+            parts.append((rows * solved).sum((-2, -1)))
+        return torch.cat(parts, 1) / self.data_size
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Add everything: blocks are independent under a block-diagonal posterior."""
+        return summed(blocks)
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return divergences, evidence and errors of the predictive."""
+        found = {name: float(approx[name]) for name in ("kl", "reverse_kl")}
+        found["log_evidence"] = float(exact["logdet"] - approx["logdet"]) / 2
+        if self.held_out is None:
+            return found
+        true, own = exact["variances"], approx["variances"]
+        errors = ((own - true).abs() / true)[true > 0]
+        found["variance_error"] = float(errors.mean()) if len(errors) else float("nan")
+        found["worst_variance_error"] = float(errors.max()) if len(errors) else float("nan")
+        if self.held_out.labels is not None:
+            mine, other = (self._predicted(v) for v in (true, own))
+            found["nll"] = other[0] - mine[0]
+            found["calibration"] = other[1] - mine[1]
+        return found
+
+    def _predicted(self, variances: Float[Tensor, "k n"]) -> tuple[float, float]:
+        """Return negative log-likelihood and calibration error of the probit predictive."""
+        assert self.held_out is not None
+        outputs, labels = self.held_out.outputs.to(torch.float64), self.held_out.labels
+        assert labels is not None
+        scaled = outputs / (1 + torch.pi / 8 * variances.T).sqrt()
+        return float(F.cross_entropy(scaled, labels)), calibration_error(
+            scaled.softmax(1), labels
+        )
+
+
+def calibration_error(
+    probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"]
+) -> float:
+    """Return Σ_b (n_b/N) |accuracy_b − confidence_b| over bins of confidence.
+
+    References
+    ----------
+    Guo et al. 2017, arXiv 1706.04599, equation 3, with 15 bins of equal width.
+
+    Examples
+    --------
+    >>> certain = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> calibration_error(certain, torch.tensor([0, 1]))
+    0.5
+    """
+    confidence, chosen = probabilities.max(1)
+    hits = (chosen == labels).to(confidence.dtype)
+    bins = (confidence * BINS).ceil().clamp(1, BINS).long()
+    gaps = torch.zeros(BINS + 1, dtype=confidence.dtype).index_add(
+        0, bins, hits - confidence
+    )
+    return float(gaps.abs().sum()) / len(labels)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)

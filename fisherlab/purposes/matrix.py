@@ -1,0 +1,118 @@
+"""The matrix itself: its entries, and how sharp the loss is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fisherlab.metrics.pairs import Pair
+from fisherlab.metrics.spectra import spectrum_error
+from fisherlab.purposes.base import Answers, Measure, summed
+from fisherlab.statistics import LayerStatistics
+
+BY_DEFINITION = (
+    "of all sums of k Kronecker products KPSVD of rank k has the least, by definition"
+)
+
+
+@final
+@dataclass(frozen=True)
+class Matrix:
+    """The matrix: errors of its entries and of its eigenvalues, and its cosine.
+
+    Pooled over blocks by squares: √(Σ‖F − F̂‖² / Σ‖F‖²).
+
+    References
+    ----------
+    Koroko et al. 2022, arXiv 2201.10285, errors 1 and 2 of section 4.
+
+    Examples
+    --------
+    >>> Matrix().measures[0].name
+    'frobenius_error'
+    """
+
+    name: ClassVar[str] = "matrix"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("frobenius_error", "relative Frobenius error", 0.0, "1", BY_DEFINITION),
+        Measure("cosine_similarity", "matrix cosine", 1.0),
+        Measure("spectrum_error", "relative error of the eigenvalues", 0.0),
+    )
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return squares of sizes and errors, and the inner product."""
+        size = pair.exact_norm**2
+        numbers = {
+            "size": size,
+            "own": pair.approx_norm**2,
+            "inner": pair.inner,
+            "rest": pair.distance() ** 2 * size,
+            "spectrum": spectrum_error.of(pair) ** 2 * size,
+        }
+        return {name: _number(value) for name, value in numbers.items()}
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Add everything."""
+        return summed(blocks)
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return errors relative to ‖F‖, and the cosine."""
+        size = float(exact["size"])
+        if size == 0:
+            return {one.name: float("nan") for one in self.measures}
+        norms = (size * float(approx["own"])) ** 0.5
+        return {
+            "frobenius_error": (float(approx["rest"]) / size) ** 0.5,
+            "cosine_similarity": float(approx["inner"]) / norms if norms else float("nan"),
+            "spectrum_error": (float(approx["spectrum"]) / size) ** 0.5,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Sharpness:
+    """Sharpness: the largest eigenvalue, the trace and the effective rank tr²/‖·‖².
+
+    Examples
+    --------
+    >>> [one.name for one in Sharpness().measures]
+    ['top_ratio', 'trace_ratio', 'rank_ratio']
+    """
+
+    name: ClassVar[str] = "sharpness"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("top_ratio", "largest eigenvalue over the exact one", 1.0),
+        Measure("trace_ratio", "trace over the exact one", 1.0),
+        Measure("rank_ratio", "effective rank over the exact one", 1.0),
+    )
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return the largest eigenvalue, the trace and the squared norm."""
+        top = pair.approx.top_eigenvalues(1)[:1].to(torch.float64)
+        return {
+            "top": top,
+            "trace": _number(pair.approx.trace()),
+            "size": _number(pair.approx_norm**2),
+        }
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Take the largest of the eigenvalues and add the rest."""
+        added = summed(blocks, "top")
+        return {**added, "top": added["top"].max()[None]}
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return the three ratios."""
+        ranks = [float(a["trace"]) ** 2 / float(a["size"]) for a in (approx, exact)]
+        return {
+            "top_ratio": float(approx["top"] / exact["top"]),
+            "trace_ratio": float(approx["trace"] / exact["trace"]),
+            "rank_ratio": ranks[0] / ranks[1],
+        }
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)

@@ -1,0 +1,143 @@
+"""Natural-gradient steps: how much of the exact step's decrease a method reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, final
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import FisherlabError
+from fisherlab.metrics.pairs import Pair
+from fisherlab.operators.dampings import Factored
+from fisherlab.purposes.base import Answers, Measure, of_block, summed
+from fisherlab.statistics import LayerStatistics, MeanGradient
+
+GRID: Final = tuple(10.0 ** (k / 2) for k in range(-6, 7))  # own dampings over the common
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Step:
+    r"""Natural gradient: the step −(F̂ + μI)⁻¹v in the quadratic model of F + λI.
+
+    .. math:: M(Δ) = ½ Δ^T (F + λI) Δ - v^T Δ, \qquad
+              \cos_P^2 = \frac{(v^T Δ)^2}{(Δ^T P Δ)(v^T P^{-1} v)}
+
+    A method is judged at the common μ = λ and at the μ of a grid that serves it best: an
+    approximation whose scale is wrong may need a damping of its own.
+
+    Parameters
+    ----------
+    gradient
+        v by block, from `fl.mean_gradient`.
+    damping
+        λ.
+    grid
+        μ/λ that are tried.
+    factored
+        Damp methods with Kronecker factors by `fl.Factored(μ)`.
+
+    References
+    ----------
+    Martens and Grosse 2015, arXiv 1503.05671, section 6 (the quadratic model and damping).
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> model, data = torch.nn.Linear(3, 2).double(), (torch.rand(9, 3).double(), None)
+    >>> stats = fl.collect(model, data, fl.Categorical())
+    >>> gradient = {"weight+bias": torch.ones(2, 4).double()}
+    >>> [one.name for one in Step(gradient, 0.1).measures][:2]
+    ['best_f_cosine_squared', 'f_cosine_squared']
+    """
+
+    gradient: Mapping[str, Any]
+    damping: float = 1e-2
+    grid: Sequence[float] = GRID
+    factored: bool = False
+
+    name: ClassVar[str] = "step"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure(
+            "best_f_cosine_squared",
+            "share of the best decrease at its best damping, rescaled",
+            1.0,
+            assured="at most 1; at least that at the common damping",
+        ),
+        Measure(
+            "f_cosine_squared",
+            "share of the best decrease, rescaled",
+            1.0,
+            assured="at most 1",
+        ),
+        Measure(
+            "decrease", "share of the best decrease, unscaled", 1.0, assured="at most 1"
+        ),
+        Measure("direction_cosine", "cosine of the directions", 1.0),
+        Measure("best_damping", "its best damping over the common one", 1.0),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse dampings that are none."""
+        if not self.damping > 0 or not all(mu > 0 for mu in self.grid):
+            raise ValueError(
+                f"Step: damping={self.damping!r} with grid {list(self.grid)!r} was given; "
+                "positive numbers are expected."
+            )
+
+    def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
+        """Return direction, slopes vᵀΔ and curvatures ΔᵀPΔ, at λ and then on the grid."""
+        given = of_block("Step", "gradient", self.gradient, layer.name)
+        v = given.gradient if isinstance(given, MeanGradient) else given
+        v = v.to(torch.float64)
+        damped = pair.damped(self.damping)
+        common = self._solved(pair, v, self.damping)
+        slopes, curvatures = [_dot(v, common)], [damped.form(common)]
+        for ratio in self.grid if not pair.same else ():
+            try:
+                taken = self._solved(pair, v, ratio * self.damping)
+            except FisherlabError:
+                slopes.append(float("nan"))
+                curvatures.append(float("nan"))
+                continue
+            slopes.append(_dot(v, taken))
+            curvatures.append(damped.form(taken))
+        return {
+            "direction": common.flatten(),
+            "slopes": torch.tensor(slopes, dtype=torch.float64),
+            "curvatures": torch.tensor(curvatures, dtype=torch.float64),
+        }
+
+    def _solved(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
+        if not self.factored or pair.same:
+            return pair.approx.solve(v, mu)
+        return pair.damped(Factored(mu)).pair.approx.solve(v, 0.0)
+
+    def joined(self, blocks: Sequence[Answers]) -> Answers:
+        """Put directions one after the other and add the rest."""
+        return summed(blocks, "direction")
+
+    def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
+        """Return the shares of the exact decrease at λ and at the best μ."""
+        goal = float(exact["slopes"][0])  # vᵀP⁻¹v
+        if goal <= 0:  # at a stationary point every direction is as good
+            return {one.name: float("nan") for one in self.measures}
+        slopes, curvatures = approx["slopes"], approx["curvatures"]
+        shares = slopes.square() / (curvatures * goal)
+        best = int(shares.nan_to_num(-1.0).argmax())
+        mine, other = exact["direction"], approx["direction"]
+        ratios = (1.0, *self.grid)
+        return {
+            "best_f_cosine_squared": float(shares[best]),
+            "f_cosine_squared": float(shares[0]),
+            "decrease": float(2 * slopes[0] - curvatures[0]) / goal,
+            "direction_cosine": float(mine @ other / (mine.norm() * other.norm())),
+            "best_damping": ratios[best],
+        }
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum())

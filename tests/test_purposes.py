@@ -1,0 +1,348 @@
+"""Every purpose, against a dense brute force for every method."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import fisherlab as fl
+from fisherlab import purposes
+from fisherlab.analysis.purposes import judge
+from tests.cases import METHODS, normal
+from tests.oracles import assert_close
+
+N, DAMPING = 12, 0.05
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3)
+        model = torch.nn.Sequential(*layers).double()
+    data = normal(N, 4, seed=1), torch.arange(N) % 3
+    stats = fl.collect(model, data, fl.Categorical())
+    return model, data, stats
+
+
+QUICK = ("kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal")
+EVERY = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+
+
+def dense(stats, name, layer):
+    """F and F̂ as formed matrices."""
+    exact = fl.ExactBlock()(stats[layer]).to(torch.float64)
+    approx = fl.approximators()[name](stats[layer]).to(torch.float64)
+    return exact.to_dense(), approx.to_dense()
+
+
+def judged(stats, name, purpose, layer):
+    found = judge(stats, [name], [purpose]).sel(layer=layer).isel(approximator=0)
+    values = found["value"]
+    return {
+        str(m).partition(".")[2]: float(v)
+        for m, v in zip(found["measure"].values, values.values, strict=True)
+    }, str(found["status"].values[0])
+
+
+def positive(matrix, damping):
+    return float(torch.linalg.eigvalsh(matrix)[0]) + damping > 1e-10
+
+
+def check(found, expected):
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-8, abs=1e-9), name
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+@pytest.mark.parametrize("name", EVERY)
+def test_steps_are_those_of_formed_matrices(name, layer, network):
+    model, data, stats = network
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    found, status = judged(stats, name, purposes.Step(gradient, DAMPING), layer)
+    f, g = dense(stats, name, layer)
+    eye, v = torch.eye(len(f)).double(), gradient[layer].gradient.flatten()
+    if not positive(g, DAMPING):
+        assert np.isnan(found["f_cosine_squared"])
+        assert "positive definite" in status
+        return
+    p = f + DAMPING * eye
+    best = torch.linalg.solve(p, v)
+
+    def share(mu):
+        if not positive(g, mu):
+            return -1.0, None
+        step = torch.linalg.solve(g + mu * eye, v)
+        return float((v @ step) ** 2 / ((step @ p @ step) * (v @ best))), step
+
+    common, step = share(DAMPING)
+    shares = [common, *(share(ratio * DAMPING)[0] for ratio in purposes.step.GRID)]
+    decrease = float((2 * v @ step - step @ p @ step) / (v @ best))
+    check(
+        found,
+        {
+            "f_cosine_squared": common,
+            "best_f_cosine_squared": max(shares),
+            "decrease": decrease,
+            "direction_cosine": float(step @ best / step.norm() / best.norm()),
+        },
+    )
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+@pytest.mark.parametrize("name", EVERY)
+def test_posteriors_are_those_of_formed_matrices(name, layer, network):
+    model, _, stats = network
+    held_out = normal(5, 4, seed=7), torch.arange(5) % 3
+    given = purposes.HeldOut.of(model, held_out)
+    prior, size = 0.6, N
+    purpose = purposes.Laplace(prior, size, given)
+    found, status = judged(stats, name, purpose, layer)
+    f, g = dense(stats, name, layer)
+    eye = torch.eye(len(f)).double()
+    if not positive(g, prior / size):
+        assert np.isnan(found["kl"])
+        assert "positive definite" in status
+        return
+    exact, own = (torch.linalg.inv(size * m + prior * eye) for m in (f, g))
+
+    def kl(a, b):
+        trace = torch.trace(torch.linalg.solve(b, a))
+        return float(trace - len(a) + b.logdet() - a.logdet()) / 2
+
+    rows = given.jacobians[layer].samples.matrices().flatten(2)
+    jacobian = output_jacobian(model, held_out[0], layer)
+    assert_close(rows.transpose(0, 1), jacobian, 1e-10)
+    before, after = (torch.einsum("vni,ij,vnj->vn", rows, s, rows) for s in (exact, own))
+    errors = (after - before).abs() / before
+    check(
+        found,
+        {
+            "kl": kl(exact, own),
+            "reverse_kl": kl(own, exact),
+            "log_evidence": float(own.logdet() - exact.logdet()) / 2,
+            "variance_error": float(errors.mean()),
+            "worst_variance_error": float(errors.max()),
+            "nll": predictive_loss(given, after) - predictive_loss(given, before),
+        },
+    )
+
+
+def output_jacobian(model, x, layer):
+    """J of (N, K, p) by autograd, the bias in the last column of the weight."""
+    rows = []
+    for one in x:
+        linear = model.get_submodule(layer)
+        for output in model(one):
+            grads = torch.autograd.grad(
+                output, [linear.weight, linear.bias], retain_graph=True
+            )
+            rows.append(torch.cat([grads[0], grads[1][:, None]], 1).flatten())
+    return torch.stack(rows).view(len(x), 3, -1)
+
+
+def predictive_loss(given, variances):
+    scale = (1 + torch.pi / 8 * variances.T).rsqrt()
+    chosen = (given.outputs * scale).log_softmax(1)[range(5), given.labels]
+    return -float(chosen.mean())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_influences_are_those_of_formed_matrices(name, network):
+    model, data, stats = network
+    losses = fl.collect(model, data, fl.Categorical(), fl.Empirical())
+    queries = fl.collect(
+        model, (normal(4, 4, seed=5), torch.arange(4) % 3), fl.Categorical(), fl.Empirical()
+    )
+    purpose = purposes.Influence(DAMPING, queries, losses, top=3)
+    found, status = judged(stats, name, purpose, "0")
+    f, g = dense(stats, name, "0")
+    if not positive(g, DAMPING):
+        assert "positive definite" in status
+        return
+    eye = torch.eye(len(f)).double()
+    rows, asked = (s["0"].samples.matrices()[0].flatten(1) for s in (losses, queries))
+    scores = [asked @ torch.linalg.solve(m + DAMPING * eye, rows.T) for m in (f, g)]
+    own = [(rows * torch.linalg.solve(m + DAMPING * eye, rows.T).T).sum(1) for m in (f, g)]
+    ranks = [spearmanr(a, b).statistic for a, b in zip(*scores, strict=True)]
+    tops = [[set(np.argsort(-row.numpy())[:3]) for row in s] for s in scores]
+    shared = [len(a & b) / 3 for a, b in zip(*tops, strict=True)]
+    check(
+        found,
+        {
+            "rank_correlation": np.median(ranks),
+            "top_overlap": np.median(shared),
+            "self_rank_correlation": spearmanr(*own).statistic,
+        },
+    )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_saliencies_are_those_of_formed_matrices(name, network):
+    model, _, stats = network
+    weights = dict(model.named_parameters())
+    found, status = judged(stats, name, purposes.Pruning(weights, DAMPING, 0.4), "0")
+    f, g = dense(stats, name, "0")
+    if not positive(g, DAMPING):
+        assert "positive definite" in status
+        return
+    linear = model[0]
+    w = torch.cat([linear.weight, linear.bias[:, None]], 1).detach().flatten()
+    eye, count = torch.eye(len(f)).double(), round(0.4 * len(f))
+    expected = {}
+    saliencies = {
+        "obd": [w**2 / 2 * m.diagonal() for m in (f, g)],
+        "obs": [w**2 / 2 / torch.linalg.inv(m + DAMPING * eye).diagonal() for m in (f, g)],
+    }
+    for kind, both in saliencies.items():
+        gone = [s.argsort()[:count] for s in both]
+        costs = []
+        for index in gone:
+            delta = torch.zeros_like(w)
+            delta[index] = w[index]
+            costs.append(float(delta @ f @ delta) / 2)
+        common = set(gone[0].tolist()) & set(gone[1].tolist())
+        expected |= {
+            f"{kind}_overlap": len(common) / count,
+            f"{kind}_rank_correlation": spearmanr(*both).statistic,
+            f"{kind}_increase": costs[1] / costs[0],
+        }
+    check(found, expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_penalties_and_sharpness_are_those_of_formed_matrices(name, network):
+    model, _, stats = network
+    here = dict(model.named_parameters())
+    there = {key: value + 0.1 * value.square() for key, value in here.items()}
+    found, _ = judged(stats, name, purposes.EWC(here, [there], random=4), "2")
+    f, g = dense(stats, name, "2")
+    delta = torch.cat(
+        [
+            (there[f"2.{n}"] - here[f"2.{n}"]).detach().view(3, -1)
+            for n in ("weight", "bias")
+        ],
+        1,
+    ).flatten()
+    check(found, {"penalty_ratio": float((delta @ g @ delta) / (delta @ f @ delta))})
+    sharp, _ = judged(stats, name, purposes.Sharpness(), "2")
+    values = [torch.linalg.eigvalsh(m) for m in (f, g)]
+    ranks = [float(v.sum() ** 2 / v.square().sum()) for v in values]
+    check(
+        sharp,
+        {
+            "top_ratio": float(values[1][-1] / values[0][-1]),
+            "trace_ratio": float(values[1].sum() / values[0].sum()),
+            "rank_ratio": ranks[1] / ranks[0],
+        },
+    )
+    matrix, _ = judged(stats, name, purposes.Matrix(), "2")
+    error = float((f - g).norm() / f.norm())
+    assert matrix["frobenius_error"] == pytest.approx(error, rel=1e-8, abs=2e-6)
+
+
+def all_purposes(network):
+    model, data, _ = network
+    weights = dict(model.named_parameters())
+    losses = fl.collect(model, data, fl.Categorical(), fl.Empirical())
+    there = {key: value + 0.1 for key, value in weights.items()}
+    return [
+        purposes.Step(fl.mean_gradient(model, data, fl.Categorical()), DAMPING),
+        purposes.Laplace(0.5, N, purposes.HeldOut.of(model, data)),
+        purposes.Influence(DAMPING, losses, losses, top=3),
+        purposes.Pruning(weights, DAMPING),
+        purposes.EWC(weights, [there], random=4),
+        purposes.Sharpness(),
+        purposes.Matrix(),
+    ]
+
+
+def test_the_exact_block_is_the_best_in_every_purpose(network):
+    found = judge(network[2], {"exact": fl.ExactBlock()}, all_purposes(network))
+    assert (found["status"] == "ok").all()
+    for values in (
+        found["value"].isel(approximator=0),
+        found["network"].isel(approximator=0),
+    ):
+        best = found["best"].broadcast_like(values)
+        np.testing.assert_allclose(values.values, best.values, atol=1e-9)
+
+
+def test_a_network_is_its_blocks_side_by_side(network):
+    """The table's network is that of one dense block-diagonal matrix."""
+    model, data, stats = network
+    found = judge(stats, ["kfac"], all_purposes(network)).isel(approximator=0)
+    numbers = dict(zip(found["measure"].values, found["network"].values, strict=True))
+    blocks = [dense(stats, "kfac", name) for name in stats]
+    f, g = (torch.block_diag(*parts) for parts in zip(*blocks, strict=True))
+    eye = torch.eye(len(f)).double()
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    v = torch.cat([one.gradient.flatten() for one in gradient.values()])
+    p = f + DAMPING * eye
+    best, step = torch.linalg.solve(p, v), torch.linalg.solve(g + DAMPING * eye, v)
+    share = float((v @ step) ** 2 / ((step @ p @ step) * (v @ best)))
+    a, b = f + 0.5 / N * eye, g + 0.5 / N * eye
+    expected = {
+        "step.f_cosine_squared": share,
+        "step.direction_cosine": float(step @ best / step.norm() / best.norm()),
+        "laplace.log_evidence": float(a.logdet() - b.logdet()) / 2,
+        "matrix.frobenius_error": float((f - g).norm() / f.norm()),
+        "sharpness.top_ratio": float(
+            torch.linalg.eigvalsh(g)[-1] / torch.linalg.eigvalsh(f)[-1]
+        ),
+    }
+    check(numbers, expected)
+
+
+def test_what_a_purpose_was_not_given_is_a_status(network):
+    _, _, stats = network
+    found = judge(stats, ["kfac"], [purposes.Step({}, DAMPING), purposes.Sharpness()])
+    assert "no gradient of block" in str(found["status"].sel(purpose="step").values[0, 0])
+    assert (found["status"].sel(purpose="sharpness") == "ok").all()
+    with pytest.raises(ValueError, match="each once"):
+        judge(stats, ["kfac"], [purposes.Matrix(), purposes.Matrix()])
+
+
+def test_influence_is_leave_one_out_of_a_linear_model():
+    """For least squares the influence is the change of a prediction without an example."""
+    x, w = normal(30, 3, seed=1), normal(1, 3, seed=2)
+    y = x @ w.T + 0.1 * normal(30, 1, seed=3)
+    ridge = 0.4
+    eye = torch.eye(3).double()
+
+    def fitted(keep):
+        a, b = x[keep], y[keep]
+        return torch.linalg.solve(a.T @ a + ridge * eye, a.T @ b).T
+
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(fitted(torch.arange(30)))
+    stats = fl.collect(model, (x, y), fl.Gaussian())
+    rows = fl.collect(model, (x, y), fl.Gaussian(), fl.Empirical())
+    purpose = purposes.Influence(ridge / 30, rows, rows)
+    exact = fl.ExactBlock()(stats["weight"])
+    pair = fl.metrics.pairs.Pair(exact, exact)
+    own = purpose.answers(stats["weight"], pair)["own"] / 30
+    for n in range(30):
+        keep = torch.arange(30) != n
+        change = fitted(keep) - model.weight.detach()
+        gradient = rows["weight"].samples.matrices()[0, n]
+        leverage = float(x[n] @ torch.linalg.solve(x.T @ x + ridge * eye, x[n]))
+        # Sherman and Morrison: without n the change is the influence over 1 − leverage.
+        assert float((change * gradient).sum()) * (1 - leverage) == pytest.approx(
+            float(own[n]), rel=1e-8
+        )
+
+
+def test_posterior_variances_are_those_of_samples(network):
+    model, data, stats = network
+    given = purposes.HeldOut.of(model, data)
+    purpose = purposes.Laplace(2.0, N, given)
+    exact = fl.ExactBlock()(stats["2"]).to(torch.float64)
+    answers = purpose.answers(stats["2"], fl.metrics.pairs.Pair(exact, exact))
+    covariance = torch.linalg.inv(N * exact.to_dense() + 2.0 * torch.eye(12).double())
+    root = torch.linalg.cholesky(covariance)
+    drawn = normal(20_000, 12, seed=4) @ root.T
+    rows = given.jacobians["2"].samples.matrices().flatten(2)
+    spread = torch.einsum("vni,si->svn", rows, drawn).var(0)
+    torch.testing.assert_close(answers["variances"], spread, rtol=0.06, atol=0)
