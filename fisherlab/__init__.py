@@ -106,6 +106,16 @@ _HOMES = {
         "KroneckerBlocks",
         "NetworkOperator",
     ],
+    "fisherlab.purposes": [
+        "EWC",
+        "HeldOut",
+        "Influence",
+        "Laplace",
+        "Matrix",
+        "Pruning",
+        "Sharpness",
+        "Step",
+    ],
     "fisherlab.statistics": [
         "Empirical",
         "Exact",
@@ -143,6 +153,7 @@ _MODULES = [
     "operators",
     "plots",
     "problems",
+    "purposes",
     "report",
     "statistics",
     "training",
@@ -263,6 +274,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.operators import Partition as Partition
     from fisherlab.operators import RelativeDamping as RelativeDamping
     from fisherlab.operators import Tikhonov as Tikhonov
+    from fisherlab.purposes import EWC as EWC
+    from fisherlab.purposes import HeldOut as HeldOut
+    from fisherlab.purposes import Influence as Influence
+    from fisherlab.purposes import Laplace as Laplace
+    from fisherlab.purposes import Matrix as Matrix
+    from fisherlab.purposes import Pruning as Pruning
+    from fisherlab.purposes import Sharpness as Sharpness
+    from fisherlab.purposes import Step as Step
     from fisherlab.statistics import Empirical as Empirical
     from fisherlab.statistics import Exact as Exact
     from fisherlab.statistics import LayerStatistics as LayerStatistics

@@ -301,6 +301,33 @@ def test_what_a_purpose_was_not_given_is_a_status(network):
     assert (found["status"].sel(purpose="sharpness") == "ok").all()
     with pytest.raises(ValueError, match="each once"):
         judge(stats, ["kfac"], [purposes.Matrix(), purposes.Matrix()])
+    with pytest.raises(ValueError, match="damping= was given beside purpose="):
+        fl.compare(stats, ["kfac"], purpose=fl.Matrix(), damping=0.1)
+    assert fl.compare(stats, ["kfac"], purpose=fl.Matrix()).sizes["measure"] == 3
+
+
+class Diagonal:
+    """A purpose of a user's own."""
+
+    name = "mine"
+    measures = (purposes.Measure("gap", "largest gap of the diagonals", 0.0),)
+
+    def answers(self, layer, pair):
+        return {"diagonal": pair.approx.diagonal().flatten()}
+
+    def joined(self, blocks):
+        return {"diagonal": torch.cat([one["diagonal"] for one in blocks])}
+
+    def measure(self, exact, approx):
+        return {"gap": float((exact["diagonal"] - approx["diagonal"]).abs().max())}
+
+
+def test_a_purpose_of_ones_own_is_a_column(network, tmp_path):
+    found = fl.compare(network[2], ["diagonal", "kfac"], purpose=[Diagonal(), fl.Matrix()])
+    gaps = found["value"].sel(measure="mine.gap")
+    assert (gaps.sel(approximator="diagonal") == 0).all()
+    assert (gaps.sel(approximator="kfac") > 0).all()
+    assert fl.open(fl.save(found, tmp_path / "a.nc")).identical(found)
 
 
 def test_influence_is_leave_one_out_of_a_linear_model():

@@ -12,6 +12,7 @@ from fisherlab.analysis.cells import Cells, layer_coordinates
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.filling import begin, fill
 from fisherlab.analysis.provenance import attributes
+from fisherlab.analysis.purposes import judge
 from fisherlab.analysis.questions import Metrics, Question, question
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
@@ -19,6 +20,7 @@ from fisherlab.catalogue import NEEDS
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import FactoredFisher
+from fisherlab.purposes import Purpose
 from fisherlab.statistics import LayerStatistics, Statistics
 
 
@@ -33,6 +35,7 @@ def compare(
     k: int = 10,
     budget: Budget = None,
     time: float | str | None = None,
+    purpose: Purpose | Sequence[Purpose] | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Hold every approximation of every layer against the exact block.
@@ -62,6 +65,10 @@ def compare(
         Seconds, or a text such as "5 min", counted in multiply-adds at the rate of two
         plain cores: what exceeds it is left out, the dearest cells first, and its
         `status` says so. Everything is computed by default.
+    purpose
+        What the matrix is used for: `fl.Step`, `fl.Laplace`, `fl.Influence`,
+        `fl.Pruning`, `fl.EWC`, `fl.Sharpness`, `fl.Matrix`, or a value of one's own. Its
+        measures take the place of metrics, in a table as `fisherlab.purposes` tells.
     progress
         Whether to show a bar.
 
@@ -76,7 +83,7 @@ def compare(
     ------
     ValueError
         For unknown names, a metric without what it needs, or a gradient that lacks
-        a layer.
+        a layer; metrics beside a purpose.
 
     Examples
     --------
@@ -87,6 +94,10 @@ def compare(
     >>> dict(ds.sizes)
     {'layer': 1, 'approximator': 2, 'damping': 1}
     """
+    if purpose is not None:
+        _alone(metrics=metrics, damping=damping, gradient=gradient, reference=reference)
+        several = purpose if isinstance(purpose, Sequence) else [purpose]
+        return judge(stats, approximators, several)
     chosen, levels = by_name(approximators), dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     device = next((layer.samples.device for layer in stats.values()), "cpu")
@@ -102,6 +113,16 @@ def compare(
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher
     return cells.dataset(layer_coordinates(stats), made)
+
+
+def _alone(**given: object) -> None:
+    """Refuse what a purpose brings along itself."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"compare: {name}= was given beside purpose=, which has its own. Give it "
+                "to the purpose, e.g. fl.Step(gradient, damping), or compare twice."
+            )
 
 
 def _cut(

@@ -34,6 +34,12 @@ class HeldOut:
         (N, K), the outputs f(x).
     labels
         (N,), classes; None without.
+
+    Examples
+    --------
+    >>> data = torch.ones(5, 3).double(), torch.zeros(5).long()
+    >>> HeldOut.of(torch.nn.Linear(3, 2).double(), data).outputs.shape
+    torch.Size([5, 2])
     """
 
     jacobians: Statistics
@@ -44,14 +50,7 @@ class HeldOut:
     def of(
         cls, model: nn.Module, data: tuple[Any, Any], layers: Sequence[str] | None = None
     ) -> HeldOut:
-        """Collect it from a model and held-out data (inputs, labels or None).
-
-        Examples
-        --------
-        >>> data = torch.ones(5, 3).double(), torch.zeros(5).long()
-        >>> HeldOut.of(torch.nn.Linear(3, 2).double(), data).outputs.shape
-        torch.Size([5, 2])
-        """
+        """Collect it from a model and held-out data (inputs, labels or None)."""
         x, labels = data
         found = collect(
             model, (x, None), Gaussian(), Exact(), layers=layers, compress=False
