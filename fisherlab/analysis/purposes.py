@@ -80,7 +80,9 @@ def judge(
         exact = {name: answers[name, "", p] for name in stats if (name, "", p) in answers}
         for column, method in enumerate(methods):
             own = {n: answers[n, method, p] for n in exact if (n, method, p) in answers}
-            measured = {n: purpose.measure(exact[n], own[n]) for n in own}
+            measured: dict[str | None, dict[str, float]] = {
+                n: purpose.measure(exact[n], own[n]) for n in own
+            }
             if own and len(own) == len(stats):
                 both = (purpose.joined([a[n] for n in stats]) for a in (exact, own))
                 measured[None] = purpose.measure(*both)
@@ -132,7 +134,7 @@ def _labelled(
         [[reasons.get((name, m, p), "ok") for p in purposes] for m in methods]
         for name in stats
     ]
-    facts = {
+    facts: dict[str, list[str | float]] = {
         "of_purpose": [p for p, _ in labels],
         "title": [one.title for _, one in labels],
         "unit": [one.unit for _, one in labels],
@@ -144,7 +146,7 @@ def _labelled(
         "approximator": list(methods),
         "measure": [f"{p}.{one.name}" for p, one in labels],
         "purpose": purposes,
-        **{name: ("measure", list(told)) for name, told in facts.items()},
+        **{name: ("measure", told) for name, told in facts.items()},
     }
     variables = {
         "value": (("layer", "approximator", "measure"), values[:-1]),
