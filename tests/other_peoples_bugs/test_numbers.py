@@ -171,6 +171,16 @@ def test_cancelled_terms_of_a_large_sum_are_marked():
     found = metrics.frobenius_error(exact, sums)
     assert isinstance(found, metrics.BelowFloor)
     assert found > 1e-4
+    gone = operators.KroneckerSum(
+        ((1e7 * large, one), (-1e7 * large, one), kept[2]), (70, 70)
+    )
+    for metric in (
+        metrics.frobenius_error,
+        metrics.cosine_similarity,
+        metrics.optimal_scale,
+    ):
+        with pytest.raises(fl.NumericalError, match="less than three digits"):
+            metric(exact, gone)
 
 
 @pytest.mark.parametrize("groups", [2, 4])
