@@ -119,9 +119,9 @@ class Pair:
         """
         if EPS * _terms_norm(self.approx) > LOST * self.approx_norm:
             raise NumericalError(
-                f"{self.approx!r} is a sum of size {self.approx_norm:.3g} of terms of size "
-                f"{_terms_norm(self.approx):.3g}: float64 leaves it less than three digits. "
-                "Scale the data, or leave out the example that rules them."
+                f"{self.approx!r} has the size {self.approx_norm:.3g} and terms of size "
+                f"{_terms_norm(self.approx):.3g}: float64 leaves the sum less than three "
+                "digits. Scale the data, or leave out the example that rules them."
             )
         return self.exact_norm**2 if self.same else self.exact.inner(self.approx)
 
