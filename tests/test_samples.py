@@ -10,9 +10,9 @@ from fisherlab.samples import (
     MatrixSamples,
     SharedSamples,
     TokenSamples,
+    base,
     cross,
     outer,
-    rows,
 )
 from tests import cases
 from tests.cases import normal
@@ -52,7 +52,7 @@ def chunked(request, monkeypatch):
         monkeypatch.setattr(outer, "GRAM_ROWS", 2)
         monkeypatch.setattr(outer, "KEPT_EXAMPLES", 1)
         # parts' limit is a default argument: chunks of one example through it
-        monkeypatch.setattr(rows, "parts", lambda s, limit=1: _ones(s))
+        monkeypatch.setattr(base.Samples, "parts", lambda s, limit=1: _ones(s))
 
 
 def _ones(samples):
@@ -180,7 +180,7 @@ def test_tokens_answer_without_tables_over_pairs_of_rows(shape):
 @pytest.mark.parametrize("kinds", ["outer outer", "outer matrices", "shared shared"])
 def test_inner_products_of_two_blocks_are_those_of_the_dense_ones(kinds, tile, monkeypatch):
     monkeypatch.setattr(cross, "TABLE_ROWS", tile)
-    monkeypatch.setattr(rows, "CHUNK_BYTES", 100 * tile)
+    monkeypatch.setattr(base, "CHUNK_BYTES", 100 * tile)
     a, b = cases.outer(2, 5, 3, 4), cases.outer(3, 4, 3, 4, seed=5)
     if kinds == "outer matrices":
         b = MatrixSamples(b.matrices())

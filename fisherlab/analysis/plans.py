@@ -24,8 +24,8 @@ from fisherlab.samples import (
     SharedSamples,
     TokenSamples,
     pairs,
-    rows,
 )
+from fisherlab.samples.base import CHUNK_BYTES
 from fisherlab.statistics import Exact, Fisher, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
@@ -287,7 +287,7 @@ def _workspace(samples: Samples) -> int:
             pairs.CHUNK_BYTES,
             size * samples.examples * samples.inputs.shape[1] ** 2 * (o * o + i * i),
         )
-    return min(rows.CHUNK_BYTES, size * samples.columns * samples.examples * o * i)
+    return min(CHUNK_BYTES, size * samples.columns * samples.examples * o * i)
 
 
 def _pass_flops(

@@ -7,7 +7,6 @@ from fisherlab.metrics.pairs import Damped
 from fisherlab.metrics.register import of_inverses
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.operators import FactoredFisher
-from fisherlab.samples import rows
 
 
 @of_inverses
@@ -114,7 +113,7 @@ def whitened_square(damped: Damped) -> float:
     exact, inverse = damped.pair.exact, damped.inverses.approx
     assert isinstance(exact, FactoredFisher)
     squares = lengths = 0.0
-    for part in rows.parts(exact.samples):
+    for part in exact.samples.parts():
         turned = inverse @ exact.samples.matrices(part).flatten(0, 1)
         squares += float(exact.samples.project(turned).square().sum())
         lengths += float(turned.square().sum())

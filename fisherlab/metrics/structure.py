@@ -10,7 +10,7 @@ from torch import Tensor
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, Operator, Partition
 from fisherlab.operators.base import unit_weights
-from fisherlab.samples import OuterSamples, Samples, TokenSamples, rows
+from fisherlab.samples import OuterSamples, Samples, TokenSamples
 from fisherlab.samples.cross import gram_block
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -248,7 +248,7 @@ def _panel_examples(samples: Samples) -> int:
     """Return how many examples a panel takes: few enough to form their matrices."""
     examples = PANEL_NUMBERS // max(1, samples.columns**2 * samples.examples)
     if not isinstance(samples, OuterSamples):
-        formed = next(rows.parts(samples), slice(0, 1))
+        formed = next(samples.parts(), slice(0, 1))
         examples = min(examples, formed.stop - formed.start)
     return max(1, examples)
 
@@ -259,10 +259,10 @@ def _gram_rows(samples: Samples, part: slice) -> Float[Tensor, "r m"]:
         return gram_block(samples, part, slice(0, samples.examples))
     if isinstance(samples, TokenSamples):
         return samples.project(samples.matrices(part).flatten(0, 1)).flatten(1)
-    here = rows.flat(samples, part)
+    here = samples.flat(part)
     table = here.new_empty(len(here), samples.columns, samples.examples)
-    for other in rows.parts(samples):
-        block = here @ rows.flat(samples, other).T
+    for other in samples.parts():
+        block = here @ samples.flat(other).T
         table[:, :, other] = block.unflatten(1, (samples.columns, -1))
     return table.flatten(1)
 

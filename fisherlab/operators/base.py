@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.arpack import extreme_eigenpairs
+from fisherlab.numerics.held import Held
 from fisherlab.numerics.linalg import require_positive
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
@@ -30,20 +31,6 @@ RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
 
 HALF = (torch.bfloat16, torch.float16)
-
-
-def _of_half(solve: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a solve take half-precision weights: it runs in the operator's precision."""
-
-    @wraps(solve)
-    def solved(operator: Operator, w: Any, *args: Any, **named: Any) -> Any:
-        if not isinstance(w, Tensor):  # the weights of a network, by block
-            return solve(operator, w, *args, **named)
-        if w.dtype not in HALF or w.dtype == operator.dtype:
-            return solve(operator, w, *args, **named)
-        return solve(operator, w.to(operator.dtype), *args, **named).to(w.dtype)
-
-    return solved
 
 
 @dataclass(frozen=True)
@@ -69,67 +56,74 @@ class Provenance:
         return replace(self, method=method)
 
 
-class Operator(ABC):
-    """A symmetric (p, p) matrix that acts on weights of shape (d_out, d_in)."""
+class Operator(Held, ABC):
+    """A symmetric (p, p) matrix that acts on weights of shape (d_out, d_in).
+
+    An operator says what it holds, its `weight_shape`, and its product `_apply`, or the
+    matrix it stands for, `formed`. It answers everything else through `formed`, the dense
+    block unless told otherwise; what it answers faster or better, it overrides.
+    """
 
     provenance: Provenance
-
-    def __init_subclass__(cls) -> None:
-        """Let solves take weights in half precision, as products do."""
-        super().__init_subclass__()
-        if "solve" in vars(cls):
-            cls.solve = _of_half(cls.solve)  # type: ignore[method-assign]
 
     @property
     @abstractmethod
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
 
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The precision of the numbers held."""
+    @cached_property
+    def formed(self) -> Operator:
+        """The matrix in the form that answers what this one does not: here dense."""
+        from fisherlab.operators.dense import Dense
+
+        return Dense(self.to_dense(), self.weight_shape, self.provenance)
 
     @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where the numbers are."""
+    def _stands(self) -> bool:
+        """Whether the matrix stands for another one, which is no dense block."""
+        return type(self).formed is not Operator.formed
 
     @property
-    @abstractmethod
-    def stored_numbers(self) -> int:
-        """How many numbers the operator stands on (a symmetric block: p(p+1)/2)."""
-
-    @property
-    @abstractmethod
     def product_flops(self) -> int:
         """Multiply-adds of one product with a weight."""
+        return self.formed.product_flops if self._stands else self.stored_numbers
 
-    @abstractmethod
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         """Return the products with k weights."""
+        return self.formed._apply(w)
 
-    @abstractmethod
     def _dense(self) -> Float[Tensor, "p p"]:
-        """Return the matrix, written from the definition."""
+        """Return the matrix; from products, unless it is written from the definition."""
+        if self._stands:
+            return self.formed._dense()
+        return torch.cat([self._apply(unit).flatten(1) for unit in unit_weights(self)])
 
-    @abstractmethod
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return the diagonal, shaped like the weight."""
+        return self.formed.diagonal()
 
-    @abstractmethod
     def trace(self) -> float:
         """Return the trace."""
+        return self.formed.trace()
 
-    @abstractmethod
     def frobenius_norm(self) -> float:
         """Return √Σ M_ij²."""
+        return self.formed.frobenius_norm()
 
-    @abstractmethod
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all p eigenvalues, descending."""
+        return self.formed.eigenvalues()
 
-    @abstractmethod
+    def inverse(self, damping: Damping) -> Operator:
+        """Return (M + damping·I)⁻¹ as an operator.
+
+        Raises
+        ------
+        NumericalError
+            If M + λI is not positive definite.
+        """
+        return self.formed.inverse(damping)
+
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping
     ) -> Float[Tensor, "*k o i"]:
@@ -137,7 +131,8 @@ class Operator(ABC):
 
         Rounding leaves a residual ‖(M + λI)x − w‖ of at most 4ε(1 + ‖M‖₂/λ)‖w‖, ε of the
         precision; conjugate gradients one of 1e-10‖w‖ (1e-5 in float32) where that is
-        more, unless they are meant to be cut.
+        more, unless they are meant to be cut. Weights in half precision are solved for in
+        that of the operator.
 
         Raises
         ------
@@ -146,14 +141,16 @@ class Operator(ABC):
             eigenvalue does not exceed ε·p·largest (of each block that stands alone), so
             that it may be rounding.
         """
+        self._check(w, "solve")
+        if w.dtype in HALF and w.dtype != self.dtype:
+            return self.solve(w.to(self.dtype), damping).to(w.dtype)
+        return self._solve(w.reshape(-1, *self.weight_shape), damping).reshape(w.shape)
 
-    @abstractmethod
-    def inverse(self, damping: Damping) -> Operator:
-        """Return (M + damping·I)⁻¹ as an operator."""
-
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> Operator:
-        """Return the same matrix in another precision."""
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Return the solves with k weights: by the inverse, or as `formed` has it."""
+        if type(self).inverse is Operator.inverse:
+            return self.formed._solve(w, damping)
+        return self.inverse(damping)._apply(w)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -237,6 +234,8 @@ class Operator(ABC):
         if isinstance(damping, Factored):
             return -self.inverse(damping)._log_volume()
         shift, total = tikhonov(damping, self), 0.0
+        if self._stands:
+            return self.formed.logdet(shift)
         for values in self._spectra():
             require_positive(values, shift, f"logdet of {self!r}")
             total += float((values.double() + shift).log().sum())
@@ -244,10 +243,15 @@ class Operator(ABC):
 
     def _spectra(self) -> Iterator[Float[Tensor, "*b k"]]:
         """Yield the eigenvalues of what stands alone on the diagonal, a row a block."""
-        yield self.eigenvalues()
+        if self._stands:
+            yield from self.formed._spectra()
+        else:
+            yield self.eigenvalues()
 
     def _log_volume(self) -> float:
         """Return log det M of what is positive as it was made: an inverse."""
+        if self._stands:
+            return self.formed._log_volume()
         return float(self.eigenvalues().double().log().sum())
 
     def top_eigenvalues(self, k: int) -> Float[Tensor, " k"]:
@@ -357,16 +361,23 @@ def inner_product(
 
 
 def _inner(a: Operator, b: Operator) -> float:
-    one, other = (b, a) if type(a) in _BY_SAMPLES else (a, b)
-    pairs: list[tuple[Pair, Operator, Operator]] = [
-        ((type(a), type(b)), a, b),
-        ((type(b), type(a)), b, a),
-        ((type(one), Operator), one, other),
-        ((type(other), Operator), other, one),
-    ]
-    for pair, left, right in pairs:
+    """Take the closed form of the pair, then forms they stand for, then products."""
+    kinds = type(a), type(b)
+    orders = [(kinds, a, b), (kinds[::-1], b, a)]
+    orders += [((type(one), Operator), one, other) for one, other in ((a, b), (b, a))]
+    for pair, left, right in orders:
+        if pair in _PAIRS and (pair[1] is not Operator or pair[0] not in _BY_SAMPLES):
+            return _PAIRS[pair](left, right)
+    if a._stands or b._stands:
+        return a.formed.inner(b) if a._stands else a.inner(b.formed)
+    for pair, left, right in orders:
         if pair in _PAIRS:
             return _PAIRS[pair](left, right)
+    return column_inner(a, b)
+
+
+def column_inner(a: Operator, b: Operator) -> float:
+    """Return Σ M_ij N_ij column by column: the general path, without p² numbers."""
     return sum(
         float(((a @ unit) * (b @ unit)).sum(dtype=torch.float64))
         for unit in unit_weights(a)

@@ -1,6 +1,6 @@
 """A matrix that is held whole, and its inverse through Cholesky."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
+from fisherlab.numerics.held import STAYS
 from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
@@ -51,16 +52,6 @@ class Dense(Operator):
         return self.block_shape
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.matrix.device
-
-    @property
     def stored_numbers(self) -> int:
         """p(p+1)/2, the free numbers of a symmetric block."""
         return pair_count(self.shape[0])
@@ -94,20 +85,19 @@ class Dense(Operator):
         values = factorised("eigvalsh", self.matrix.double(), self).flip(0)
         return values.to(self.dtype)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w by Cholesky in float64, refined once.
+    def logdet(self, damping: Damping = 0.0) -> float:
+        """Return log det(M + damping·I) by Cholesky in float64.
 
         Raises
         ------
         IndefiniteError
             If M + damping·I is not positive definite.
-        NumericalError
-            If the relative residual stays above 1e-6.
         """
+        return -self.inverse(damping)._log_volume()
+
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Solve by Cholesky in float64, refine once and check the residual."""
         damping = tikhonov(damping, self)
-        self._check(w, "solve")
         return refined_solve(self, self.inverse(damping), w, damping)
 
     def inverse(self, damping: Damping) -> "CholeskyInverse":
@@ -119,19 +109,13 @@ class Dense(Operator):
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Dense'}")
         return CholeskyInverse(factor, self.block_shape, self.dtype, made)
 
-    def to(self, dtype: torch.dtype) -> "Dense":
-        """Return the block in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, matrix=self.matrix.to(dtype))
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class CholeskyInverse(Operator):
     """The inverse of a positive definite block, held as its float64 Cholesky factor."""
 
-    factor: Float[Tensor, "p p"]
+    factor: Float[Tensor, "p p"] = field(metadata=STAYS)
     block_shape: tuple[int, int]
     precision: torch.dtype
     provenance: Provenance = Provenance()
@@ -142,27 +126,12 @@ class CholeskyInverse(Operator):
         return self.block_shape
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision of what goes in and out."""
-        return self.precision
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.factor.device
-
-    @property
     def stored_numbers(self) -> int:
         """p(p+1)/2."""
         return pair_count(self.shape[0])
 
-    @property
-    def product_flops(self) -> int:
-        """p², two triangular solves."""
-        return self.shape[0] ** 2
-
     @cached_property
-    def whole(self) -> Dense:
+    def formed(self) -> Dense:
         """The inverse as a dense block, formed at the first question that needs it."""
         matrix = torch.cholesky_inverse(self.factor).mT.to(self.precision)  # by rows
         return Dense(matrix, self.block_shape, self.provenance)
@@ -171,52 +140,15 @@ class CholeskyInverse(Operator):
         solved = torch.cholesky_solve(w.flatten(1).T.double(), self.factor)
         return solved.T.to(w.dtype).reshape(w.shape)
 
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.whole.matrix
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM²."""
-        return self.whole.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending."""
-        return self.whole.eigenvalues()
-
     def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(M + damping·I), from the factor where damping is 0."""
         damping = tikhonov(damping, self)
         if damping:
-            return self.whole.logdet(damping)
+            return self.formed.logdet(damping)
         return self._log_volume()
 
     def _log_volume(self) -> float:
         return -2 * float(self.factor.diagonal().log().sum())
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w."""
-        damping = tikhonov(damping, self)
-        return self.whole.solve(w, damping)
-
-    def inverse(self, damping: Damping) -> "CholeskyInverse":
-        """Return (M + damping·I)⁻¹."""
-        damping = tikhonov(damping, self)
-        return self.whole.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "CholeskyInverse":
-        """Return the inverse in another precision; the factor stays in float64."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, precision=dtype)
 
 
 def refined_solve(
@@ -248,13 +180,3 @@ def refined_solve(
 @inner_product(Dense, Dense)
 def _dense_dense(a: Dense, b: Dense) -> float:
     return float((a.matrix * b.matrix).sum(dtype=torch.float64))
-
-
-@inner_product(CholeskyInverse, CholeskyInverse)
-def _inverse_inverse(a: CholeskyInverse, b: CholeskyInverse) -> float:
-    return a.whole.inner(b.whole)
-
-
-@inner_product(CholeskyInverse, Dense)
-def _inverse_dense(a: CholeskyInverse, b: Dense) -> float:
-    return a.whole.inner(b)

@@ -1,7 +1,7 @@
 """A diagonal matrix."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -33,26 +33,6 @@ class Diagonal(Operator):
         """(d_out, d_in)."""
         return self.entries.shape[0], self.entries.shape[1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """P."""
-        return self.entries.numel()
-
-    @property
-    def product_flops(self) -> int:
-        """P."""
-        return self.entries.numel()
-
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         return self.entries * w
 
@@ -78,18 +58,6 @@ class Diagonal(Operator):
     def _spectra(self) -> Iterator[Float[Tensor, "p 1"]]:
         yield self.entries.flatten()[:, None]
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return w / (entries + damping).
-
-        Raises
-        ------
-        IndefiniteError
-            If an entry plus the damping is not positive.
-        """
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> "Diagonal":
         """Return the reciprocal of entries + damping.
 
@@ -103,12 +71,6 @@ class Diagonal(Operator):
         require_positive(self.entries.flatten()[:, None], damping, repr(self))
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Diagonal'}")
         return Diagonal(shifted.reciprocal(), made)
-
-    def to(self, dtype: torch.dtype) -> "Diagonal":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, entries=self.entries.to(dtype))
 
 
 @inner_product(Diagonal, Operator)

@@ -8,7 +8,7 @@ the p × p block ("dense"), or the M × M Gram matrix of the M = V·N samples ("
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, final
 
@@ -17,15 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.held import STAYS
 from fisherlab.numerics.linalg import damped_cholesky, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.dense import CholeskyInverse, Dense, refined_solve
+from fisherlab.operators.dense import Dense, refined_solve
 from fisherlab.operators.diagonal import Diagonal
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.samples import OuterSamples, Samples, SharedSamples, TokenSamples, rows
+from fisherlab.samples import OuterSamples, Samples, SharedSamples, TokenSamples
+from fisherlab.samples.base import CHUNK_BYTES
 from fisherlab.samples.cross import squared_inner
 
 Form = Literal["auto", "dense", "gram", "matrices", "pairs"]
@@ -63,22 +65,12 @@ class FactoredFisher(Operator):
     count: int
     provenance: Provenance = Provenance()
     form: Form = "auto"
-    _kept: dict[float, Operator] = field(default_factory=dict)
+    _kept: dict[float, Operator] = field(default_factory=dict, init=False)
 
     @property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.samples.weight_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.samples.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.samples.device
 
     @property
     def stored_numbers(self) -> int:
@@ -110,7 +102,7 @@ class FactoredFisher(Operator):
         if isinstance(self.samples, SharedSamples) and self.form == "pairs":
             return self.samples.add_pairs_(out, 1 / self.count)
         if self.form == "matrices":
-            return rows.add_dense_(self.samples, out, 1 / self.count)
+            return self.samples.add_matrices_(out, 1 / self.count)
         return self.samples.add_dense_(out, 1 / self.count)
 
     @cached_property
@@ -172,9 +164,7 @@ class FactoredFisher(Operator):
         logs = 2 * float(factor.diagonal().log().sum())
         return logs + (p - size) * math.log(damping)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Return (F + damping·I)⁻¹ w, refined once, residual checked.
 
         Where both spaces are large, by conjugate gradients on products with F, to a
@@ -188,7 +178,6 @@ class FactoredFisher(Operator):
             If the relative residual stays above 1e-6 (1e-3 in float32).
         """
         damping = tikhonov(damping, self)
-        self._check(w, "solve")
         if damping > 0 and damping not in self._kept and self.iterates:
             return IterativeInverse(self, damping, provenance=self.provenance) @ w
         return refined_solve(self, self.inverse(damping), w, damping)
@@ -209,8 +198,7 @@ class FactoredFisher(Operator):
         s, p = self.samples, self.shape[0]
         if isinstance(s, OuterSamples):
             return 2 * s.examples * (p + s.columns * self.weight_shape[0])
-        positions = s.inputs.shape[1] if isinstance(s, SharedSamples) else 1
-        each = min(p * positions, positions * sum(self.weight_shape) + p)
+        each = min(p * s.positions, s.positions * sum(self.weight_shape) + p)
         return 2 * s.columns * s.examples * each
 
     def inverse(self, damping: Damping) -> Operator:
@@ -247,12 +235,6 @@ class FactoredFisher(Operator):
         )
         return self.samples.gram().div_(self.count)
 
-    def to(self, dtype: torch.dtype) -> "FactoredFisher":
-        """Return the block in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, samples=self.samples.to(dtype), _kept={})
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
@@ -267,23 +249,13 @@ class WoodburyInverse(Operator):
     samples: Samples
     count: int
     damping: float
-    factor: Float[Tensor, "m m"]
+    factor: Float[Tensor, "m m"] = field(metadata=STAYS)
     provenance: Provenance = Provenance()
 
     @property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.samples.weight_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of what goes in and out."""
-        return self.samples.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.samples.device
 
     @property
     def stored_numbers(self) -> int:
@@ -308,7 +280,7 @@ class WoodburyInverse(Operator):
 
     def _rows(self) -> Float[Tensor, "m p"]:
         """Return L⁻¹ D / √N: the inverse is (I − RᵀR) / λ."""
-        samples = rows.flat(self.samples, slice(None)).double()
+        samples = self.samples.flat().double()
         solved = torch.linalg.solve_triangular(self.factor, samples, upper=False)
         return solved / self.count**0.5
 
@@ -355,27 +327,9 @@ class WoodburyInverse(Operator):
         """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ."""
         stack = self._rows().to(self.dtype).unflatten(1, self.weight_shape)
         inside = 0.0
-        for part in stack.split(max(1, rows.CHUNK_BYTES // (stack[0].nbytes or 1))):
+        for part in stack.split(max(1, CHUNK_BYTES // (stack[0].nbytes or 1))):
             inside += float((part * (other @ part)).sum(dtype=torch.float64))
         return (other.trace() - inside) / self.damping
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (self + damping·I)⁻¹ w through the dense block."""
-        damping = tikhonov(damping, self)
-        return Dense(self.to_dense(), self.weight_shape, self.provenance).solve(w, damping)
-
-    def inverse(self, damping: Damping) -> CholeskyInverse:
-        """Return (self + damping·I)⁻¹ through the dense block."""
-        damping = tikhonov(damping, self)
-        return Dense(self.to_dense(), self.weight_shape, self.provenance).inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "WoodburyInverse":
-        """Return the inverse in another precision; the factor stays in float64."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, samples=self.samples.to(dtype))
 
 
 @inner_product(FactoredFisher, FactoredFisher)
@@ -404,7 +358,7 @@ def _factored_dense(a: FactoredFisher, b: Dense) -> float:
 @inner_product(FactoredFisher, Operator, by_samples=True)
 def _factored_any(a: FactoredFisher, b: Operator) -> float:
     total = 0.0
-    for stack in rows.stacks(a.samples):
+    for stack in a.samples.stacks():
         total += float((stack * (b @ stack)).sum(dtype=torch.float64))
     return total / a.count
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.network.block_diagonal import BlockDiagonal
-from fisherlab.operators.stacked import Stacked
+from fisherlab.operators.stacked import Stacked, has_factors
 
 
 @final
@@ -30,6 +29,7 @@ class FactoredDamped(Operator):
 
     Examples
     --------
+    >>> import torch
     >>> from fisherlab.operators import KroneckerSum
     >>> pair = KroneckerSum(((torch.eye(2), torch.eye(3)),), (2, 3))
     >>> factored_form(pair, Factored(1.0)).trace()
@@ -52,24 +52,9 @@ class FactoredDamped(Operator):
         return self.law.weight_shape
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.law.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.law.device
-
-    @property
     def stored_numbers(self) -> int:
         """Those of the damped matrix."""
         return self.law.stored_numbers
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the damped matrix."""
-        return self.law.product_flops
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         return self.law._apply(w) - self.damping.value * w
@@ -110,19 +95,6 @@ class FactoredDamped(Operator):
             return self.law._log_volume()
         return super().logdet(shift)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return M⁻¹ w for λ, else that of the shifted matrix.
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> Operator:
         """Return M⁻¹ for λ, else that of the shifted matrix, densely.
 
@@ -137,10 +109,6 @@ class FactoredDamped(Operator):
             return found
         return Dense(self.to_dense(), self.weight_shape, self.provenance).inverse(shift)
 
-    def to(self, dtype: torch.dtype) -> "FactoredDamped":
-        """Return the matrix in another precision."""
-        return replace(self, source=self.source.to(dtype), law=self.law.to(dtype))
-
 
 def factored_form(operator: Operator, damping: Factored) -> Operator:
     """Return the matrix which λI makes the operator with damped factors.
@@ -152,7 +120,7 @@ def factored_form(operator: Operator, damping: Factored) -> Operator:
     """
     if isinstance(operator, BlockDiagonal):  # blocks without factors take λ
         blocks = {
-            name: factored_form(op, damping) if _has_factors(op) else op
+            name: factored_form(op, damping) if has_factors(op) else op
             for name, op in operator.blocks.items()
         }
         return replace(operator, blocks=blocks)
@@ -163,12 +131,6 @@ def factored_form(operator: Operator, damping: Factored) -> Operator:
         tikhonov(damping, operator)  # says what is needed
     source: Any = operator
     return FactoredDamped(operator, damping, source.damped(damping))
-
-
-def _has_factors(operator: Operator) -> bool:
-    if isinstance(operator, Stacked):
-        return all(_has_factors(part) for part in operator.parts)
-    return hasattr(operator, "damped")
 
 
 @inner_product(FactoredDamped, Operator)

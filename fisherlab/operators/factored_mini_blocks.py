@@ -1,7 +1,7 @@
 """The mini-blocks of an exact block, held as per-example gradients."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -17,7 +17,7 @@ from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition, same_partition
-from fisherlab.samples import OuterSamples, Samples, rows
+from fisherlab.samples import OuterSamples, Samples
 
 
 @final
@@ -38,16 +38,6 @@ class FactoredMiniBlocks(Operator):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.partition.weight_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.samples.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.samples.device
 
     @property
     def stored_numbers(self) -> int:
@@ -93,7 +83,7 @@ class FactoredMiniBlocks(Operator):
             for block, weights in zip(out, energy.T, strict=True):
                 block.add_(weighted_moment(self.samples.inputs, weights))
             return out
-        for stack in rows.stacks(self.samples):
+        for stack in self.samples.stacks():
             chosen = self.partition.take(stack)[group][:, part].permute(1, 2, 0)
             out.baddbmm_(chosen, chosen.transpose(1, 2), alpha=scale)
         return out
@@ -120,7 +110,7 @@ class FactoredMiniBlocks(Operator):
             energy = self.samples.output_energy.sum(1)
             return weighted_moment(self.samples.inputs, energy)[None] * scale
         total = self._zeros(size, size)
-        for stack in rows.stacks(self.samples):
+        for stack in self.samples.stacks():
             cut = self.partition.take(stack)[group]
             symmetric_product_(total, cut.flatten(0, 1), scale)
         return mirror_(total)[None]
@@ -154,12 +144,6 @@ class FactoredMiniBlocks(Operator):
         o, i = self.weight_shape
         return self.samples.examples * (i + o) < o * i * i
 
-    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        return self.formed._apply(w)
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.formed.to_dense()
-
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return the diagonal, that of the exact block."""
         return self.samples.squares() / self.count
@@ -189,42 +173,26 @@ class FactoredMiniBlocks(Operator):
         panels = (p for group in groups for _, p in self._panels(group))
         return sum(float(p.square().sum(dtype=torch.float64)) for p in panels) ** 0.5
 
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the eigenvalues of all blocks, descending."""
-        return self.formed.eigenvalues()
-
-    def _spectra(self) -> Iterator[Tensor]:
-        return self.formed._spectra()
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w, block by block, in the smaller space of each.
-
-        Raises
-        ------
-        IndefiniteError
-            If a damped block is not positive definite.
-        """
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Solve block by block, in the smaller space of each."""
         damping = tikhonov(damping, self)
         by_row = self.partition.is_by_row and isinstance(self.samples, OuterSamples)
         narrow = self.samples.examples < self.weight_shape[1]
         if damping > 0 and by_row and narrow:
             return self._solved_by_examples(w, damping)
-        return self.formed.solve(w, damping)
+        return self.formed._solve(w, damping)
 
     def _solved_by_examples(
-        self, w: Float[Tensor, "*k o i"], damping: float
-    ) -> Float[Tensor, "*k o i"]:
+        self, w: Float[Tensor, "k o i"], damping: float
+    ) -> Float[Tensor, "k o i"]:
         """Solve in the N examples: a row's block is B Bᵀ with B = Aᵀ E^½ / √N.
 
         (B Bᵀ + λI)⁻¹ w = (w − B (BᵀB + λI)⁻¹ Bᵀ w) / λ.
         """
-        self._check(w, "solve")
         assert isinstance(self.samples, OuterSamples)
         inputs = self.samples.inputs.double()
         roots = (self.samples.output_energy.double() / self.count).sqrt()
-        gram, flat = inputs @ inputs.T, w.reshape(-1, *self.weight_shape).double()
+        gram, flat = inputs @ inputs.T, w.double()
         out = torch.empty_like(flat)
         for part in chunks(len(roots.T), PANEL_BYTES // max(8 * gram.numel(), 1)):
             root = roots.T[part]  # (b, N)
@@ -234,23 +202,7 @@ class FactoredMiniBlocks(Operator):
             seen = (flat[:, part] @ inputs.T * root).permute(1, 2, 0)  # (b, N, k)
             turned = torch.cholesky_solve(seen, factor).permute(2, 0, 1) * root
             out[:, part] = (flat[:, part] - turned @ inputs) / damping
-        return out.to(w.dtype).view(w.shape)
-
-    def inverse(self, damping: Damping) -> MiniBlocks:
-        """Return the blockwise inverse.
-
-        Raises
-        ------
-        IndefiniteError
-            If a damped block is not positive definite.
-        """
-        return self.formed.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "FactoredMiniBlocks":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, samples=self.samples.to(dtype))
+        return out.to(w.dtype)
 
 
 @inner_product(FactoredFisher, FactoredMiniBlocks)
@@ -302,8 +254,8 @@ def _cuts_are_cheaper(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> bool:
 def _by_cuts(partition: Partition, left: Samples, right: Samples) -> float:
     """Return Σ_b Σ_mk ⟨D_mb, E_kb⟩²: no block is formed."""
     total = 0.0
-    for stack in rows.stacks(left):
-        for others in rows.stacks(right):
+    for stack in left.stacks():
+        for others in right.stacks():
             for one in others:
                 for cut in partition.take(stack * one):
                     total += float(cut.sum(-1).square().sum(dtype=torch.float64))
@@ -341,9 +293,4 @@ def _factored_formed(a: FactoredFisher, b: MiniBlocks) -> float:
 def _blocks_formed(a: FactoredMiniBlocks, b: MiniBlocks) -> float:
     if same_partition(a.partition, b.partition):
         return _factored_formed(FactoredFisher(a.samples, a.count), b)
-    return a.formed.inner(b)
-
-
-@inner_product(FactoredMiniBlocks, Operator)
-def _formed_any(a: FactoredMiniBlocks, b: Operator) -> float:
     return a.formed.inner(b)

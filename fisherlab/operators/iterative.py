@@ -1,8 +1,7 @@
 """Damped inverses that are solved for, never formed unasked."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.conjugate_gradients import Solution, conjugate_gradients
 from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping
-from fisherlab.operators.dense import CholeskyInverse, Dense
+from fisherlab.operators.dense import Dense
 
 
 @final
@@ -79,16 +77,6 @@ class IterativeInverse(Operator):
         return self.forward.weight_shape
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.forward.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.forward.device
-
-    @property
     def stored_numbers(self) -> int:
         """Those of M."""
         return self.forward.stored_numbers
@@ -99,12 +87,6 @@ class IterativeInverse(Operator):
         other = self.preconditioner.product_flops if self.preconditioner else 0
         count = min(20, self.stopping.max_iterations)
         return count * (self.forward.product_flops + other)
-
-    @cached_property
-    def whole(self) -> CholeskyInverse:
-        """The inverse as a dense block, formed at the first question that needs it."""
-        block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
-        return block.inverse(self.damping)
 
     def solution(
         self, w: Float[Tensor, "k o i"], start: Float[Tensor, "k o i"] | None = None
@@ -156,19 +138,8 @@ class IterativeInverse(Operator):
         return solution
 
     def _dense(self) -> Float[Tensor, "p p"]:
-        return self.whole.to_dense()
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal, through the dense block."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace, through the dense block."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM², through the dense block."""
-        return self.whole.frobenius_norm()
+        block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
+        return block.inverse(self.damping).to_dense()
 
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return the reciprocals of the damped eigenvalues, descending.
@@ -187,22 +158,7 @@ class IterativeInverse(Operator):
     def _spectra(self) -> Iterator[Float[Tensor, "p 1"]]:
         yield self.eigenvalues()[:, None]  # reciprocals: small, but no rounding
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (self + damping·I)⁻¹ w, through the dense block."""
-        return self.whole.solve(w, damping)
 
-    def inverse(self, damping: Damping) -> CholeskyInverse:
-        """Return (self + damping·I)⁻¹, through the dense block."""
-        return self.whole.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "IterativeInverse":
-        """Return the inverse in another precision."""
-        other = None if self.preconditioner is None else self.preconditioner.to(dtype)
-        return replace(self, forward=self.forward.to(dtype), preconditioner=other)
-
-
-@inner_product(CholeskyInverse, IterativeInverse)
-def _inverse_iterative(a: CholeskyInverse, b: IterativeInverse) -> float:
-    return a.whole.inner(b.whole.whole)
+@inner_product(Dense, IterativeInverse)
+def _dense_iterative(a: Dense, b: IterativeInverse) -> float:
+    return a.inner(b.formed)

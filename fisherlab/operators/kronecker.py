@@ -23,7 +23,7 @@ from fisherlab.operators.base import (
     inner_product,
 )
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
-from fisherlab.operators.dense import CholeskyInverse, Dense
+from fisherlab.operators.dense import Dense
 from fisherlab.operators.diagonal import Diagonal
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.iterative import IterativeInverse
@@ -77,17 +77,10 @@ class KroneckerSum(Operator):
         """(d_out, d_in)."""
         return self.block_shape
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        if self.terms:
-            return self.terms[0][0].dtype
-        return self.precision or torch.get_default_dtype()
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.terms[0][0].device if self.terms else self.place or torch.device("cpu")
+    def __post_init__(self) -> None:
+        """Settle the precision of a sum without terms."""
+        if not self.terms and self.precision is None:
+            object.__setattr__(self, "precision", torch.get_default_dtype())
 
     @property
     def stored_numbers(self) -> int:
@@ -163,10 +156,6 @@ class KroneckerSum(Operator):
         entries = torch.outer(row_values, col_values)
         return KroneckerEigen(row_basis, col_basis, entries, self.provenance)
 
-    @cached_property
-    def _block(self) -> Dense:
-        return Dense(self.to_dense(), self.block_shape, self.provenance)
-
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending.
 
@@ -183,7 +172,7 @@ class KroneckerSum(Operator):
                 f"eigenvalues of {self!r}: {len(self.terms)} terms have no closed form and "
                 f"p = {p} is above {DENSE_ROWS}. Use top_eigenvalues(k) instead."
             )
-        return self._block.eigenvalues()
+        return self.formed.eigenvalues()
 
     @cached_property
     def smallest_eigenvalue(self) -> float:
@@ -210,24 +199,6 @@ class KroneckerSum(Operator):
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
         require_positive(values, damping, repr(self), self.shape[0])
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (Σ + damping)⁻¹ w; a number means Tikhonov.
-
-        One term by its eigenbasis; several by conjugate gradients, preconditioned with
-        the leading term, to a relative residual of 1e-10 (1e-5 in float32).
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped sum is not positive definite.
-        NumericalError
-            If the residual is not reached within 2000 iterations.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (Σ + damping)⁻¹, a `KroneckerEigen` for one term.
@@ -332,13 +303,6 @@ class KroneckerSum(Operator):
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
         return Dense((vectors * powered) @ vectors.T, self.block_shape, made)
 
-    def to(self, dtype: torch.dtype) -> "KroneckerSum":
-        """Return the sum in another precision."""
-        if dtype == self.dtype:
-            return self
-        terms = tuple((rows.to(dtype), cols.to(dtype)) for rows, cols in self.terms)
-        return replace(self, terms=terms, precision=dtype)
-
 
 def _leading_inverse(forward: KroneckerSum, shift: float) -> KroneckerEigen:
     """Return the damped inverse of the leading term, kept positive definite."""
@@ -379,11 +343,6 @@ def _dense_sum(a: Dense, b: KroneckerSum) -> float:
         float((torch.einsum("aibj,ij->ab", folded, cols) * rows).sum(dtype=torch.float64))
         for rows, cols in b.terms
     )
-
-
-@inner_product(CholeskyInverse, KroneckerSum)
-def _inverse_sum(a: CholeskyInverse, b: KroneckerSum) -> float:
-    return _dense_sum(a.whole, b)
 
 
 @inner_product(KroneckerSum, KroneckerCongruence)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import final
 
 import torch
@@ -18,7 +17,6 @@ from fisherlab.numerics.linalg import (
 )
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
-from fisherlab.operators.dense import CholeskyInverse, Dense
 
 Term = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 SYMMETRY = 1e-5  # relative size of the wrong part below which a factor is (skew-)symmetric
@@ -59,22 +57,6 @@ class KroneckerCongruence(Operator):
         return self.entries.shape[0], self.entries.shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """d_out² + d_in² + p, the bases twice where they are complex."""
-        o, i = self.weight_shape
-        return (2 if self.row_basis.is_complex() else 1) * (o * o + i * i) + o * i
-
-    @property
     def product_flops(self) -> int:
         """2 d_out·d_in·(d_out + d_in)."""
         o, i = self.weight_shape
@@ -105,14 +87,6 @@ class KroneckerCongruence(Operator):
         square = (self.entries * (rows @ self.entries @ cols.mT)).sum(dtype=torch.float64)
         return float(square.clamp_min(0).sqrt())
 
-    @cached_property
-    def _block(self) -> Dense:
-        return Dense(self.to_dense(), self.weight_shape, self.provenance)
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending, through the dense block."""
-        return self._block.eigenvalues()
-
     def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(M + damping·I), from the bases where damping is 0.
 
@@ -135,20 +109,7 @@ class KroneckerCongruence(Operator):
         )
         return float(self.entries.double().log().sum()) + 2 * (i * rows + o * cols)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w.
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
-    def inverse(self, damping: Damping) -> "KroneckerCongruence | CholeskyInverse":
+    def inverse(self, damping: Damping) -> Operator:
         """Return (M + damping·I)⁻¹: the same form if damping is 0, else dense.
 
         Raises
@@ -158,7 +119,7 @@ class KroneckerCongruence(Operator):
         """
         damping = tikhonov(damping, self)
         if damping:
-            return self._block.inverse(damping)
+            return self.formed.inverse(damping)
         self._require_definite()
         return self.inverted()
 
@@ -187,16 +148,6 @@ class KroneckerCongruence(Operator):
             column_basis=_inverted(self.column_basis, self),
             entries=self.entries.reciprocal(),
             provenance=self.provenance.by(f"inverse of {self.provenance.method}"),
-        )
-
-    def to(self, dtype: torch.dtype) -> "KroneckerCongruence":
-        """Return the matrix in another precision."""
-        kind = dtype.to_complex() if self.row_basis.is_complex() else dtype
-        return replace(
-            self,
-            row_basis=self.row_basis.to(kind),
-            column_basis=self.column_basis.to(kind),
-            entries=self.entries.to(dtype),
         )
 
 

@@ -48,21 +48,6 @@ class RowwiseEigen(Operator):
         return self.entries.shape[0], self.entries.shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """d_in² + p."""
-        return self.column_basis.numel() + self.entries.numel()
-
-    @property
     def product_flops(self) -> int:
         """2 d_out·d_in²."""
         o, i = self.weight_shape
@@ -94,21 +79,6 @@ class RowwiseEigen(Operator):
     def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
         yield self.entries
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w; a number means Tikhonov.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        ValueError
-            For a factored damping: the eigenvalues are those of no two factors.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> "RowwiseEigen":
         """Return the same basis with 1/(s + damping).
 
@@ -135,13 +105,6 @@ class RowwiseEigen(Operator):
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
         entries = powers(self.entries, exponent, damping, repr(self))
         return replace(self, entries=entries, provenance=made)
-
-    def to(self, dtype: torch.dtype) -> "RowwiseEigen":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        basis, entries = self.column_basis.to(dtype), self.entries.to(dtype)
-        return replace(self, column_basis=basis, entries=entries)
 
 
 @final
@@ -171,16 +134,6 @@ class KroneckerDiagonal(Operator):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.row_diagonal), len(self.column_factor)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.column_factor.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.column_factor.device
 
     @property
     def stored_numbers(self) -> int:
@@ -230,19 +183,6 @@ class KroneckerDiagonal(Operator):
     def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
         yield self._eigen.entries
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping)⁻¹ w; a number means Tikhonov.
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> RowwiseEigen:
         """Return (M + damping)⁻¹ in the eigenbasis of A.
 
@@ -287,13 +227,6 @@ class KroneckerDiagonal(Operator):
             If an eigenvalue plus the damping is not positive.
         """
         return self._eigen.power(-0.5, damping)
-
-    def to(self, dtype: torch.dtype) -> "KroneckerDiagonal":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        rows, cols = self.row_diagonal.to(dtype), self.column_factor.to(dtype)
-        return replace(self, row_diagonal=rows, column_factor=cols)
 
 
 @inner_product(KroneckerDiagonal, KroneckerDiagonal)

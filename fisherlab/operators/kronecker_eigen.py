@@ -11,7 +11,7 @@ from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import require_finite, require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.dense import CholeskyInverse, Dense
+from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 
 
@@ -45,22 +45,6 @@ class KroneckerEigen(Operator):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.entries.shape[0], self.entries.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """d_out² + d_in² + p."""
-        o, i = self.weight_shape
-        return o * o + i * i + o * i
 
     @property
     def product_flops(self) -> int:
@@ -99,20 +83,6 @@ class KroneckerEigen(Operator):
         left = ((rows @ self.row_basis) * self.row_basis).sum(0)
         right = ((cols @ self.column_basis) * self.column_basis).sum(0)
         return torch.outer(left, right)
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w; a number means Tikhonov.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        ValueError
-            For a factored damping.
-        """
-        return self.inverse(damping) @ w
 
     def inverse(self, damping: Damping) -> "KroneckerEigen":
         """Return the same bases with 1/(s + damping).
@@ -162,17 +132,6 @@ class KroneckerEigen(Operator):
         entries = entries.view(self.entries.shape)
         return replace(self, entries=entries, provenance=made)
 
-    def to(self, dtype: torch.dtype) -> "KroneckerEigen":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(
-            self,
-            row_basis=self.row_basis.to(dtype),
-            column_basis=self.column_basis.to(dtype),
-            entries=self.entries.to(dtype),
-        )
-
 
 def powers(values: Tensor, exponent: float, damping: float, what: str) -> Tensor:
     """Return (values + damping)^exponent; rounding below zero counts as zero for roots.
@@ -220,8 +179,3 @@ def _dense_eigen(a: Dense, b: KroneckerEigen) -> float:
     )
     turned = torch.einsum("ar,abc,br->rc", b.row_basis, mixed, b.row_basis)
     return float((turned * b.entries).sum(dtype=torch.float64))
-
-
-@inner_product(CholeskyInverse, KroneckerEigen)
-def _inverse_eigen(a: CholeskyInverse, b: KroneckerEigen) -> float:
-    return _dense_eigen(a.whole, b)

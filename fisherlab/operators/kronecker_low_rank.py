@@ -55,16 +55,6 @@ class KroneckerLowRank(Operator):
         return self.row_basis.shape[0], self.column_basis.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
     def stored_numbers(self) -> int:
         """d_out·r + d_in·c + r·c, and the moments where they are kept."""
         held = (self.row_basis, self.column_basis, self.entries, *(self.moments or ()))
@@ -108,21 +98,6 @@ class KroneckerLowRank(Operator):
         every = torch.cat([self.entries.flatten(), rest]) + self.shift
         return every.sort(descending=True).values
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w; a number means Tikhonov.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        ValueError
-            For a factored damping.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> "KroneckerLowRank":
         """Return (M + damping·I)⁻¹, of the same form.
 
@@ -145,20 +120,6 @@ class KroneckerLowRank(Operator):
             row_values=None,
             provenance=made,
             moments=None,
-        )
-
-    def to(self, dtype: torch.dtype) -> "KroneckerLowRank":
-        """Return the matrix in another precision."""
-        values, moments = self.row_values, self.moments
-        return replace(
-            self,
-            row_basis=self.row_basis.to(dtype),
-            column_basis=self.column_basis.to(dtype),
-            entries=self.entries.to(dtype),
-            row_values=None if values is None else values.to(dtype),
-            moments=None
-            if moments is None
-            else (moments[0].to(dtype), moments[1].to(dtype)),
         )
 
 

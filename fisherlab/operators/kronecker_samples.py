@@ -1,6 +1,6 @@
 """One Kronecker product of second moments whose factors are never formed for a product."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.packed import second_moment
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping
+from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.kronecker import KroneckerSum
 
 
@@ -46,21 +45,6 @@ class KroneckerSamples(Operator):
         return self.row_samples.shape[1], self.column_samples.shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.row_samples.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.row_samples.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """m_r·d_out + m_c·d_in."""
-        return self.row_samples.numel() + self.column_samples.numel()
-
-    @property
     def product_flops(self) -> int:
         """2·(m_r + m_c)·d_out·d_in."""
         o, i = self.weight_shape
@@ -89,34 +73,3 @@ class KroneckerSamples(Operator):
         """Return ‖R‖² ‖C‖²."""
         rows = self.row_samples.square().sum(dtype=torch.float64)
         return float(rows * self.column_samples.square().sum(dtype=torch.float64))
-
-    def frobenius_norm(self) -> float:
-        """Return ‖RᵀR‖ ‖CᵀC‖."""
-        return self.formed.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending."""
-        return self.formed.eigenvalues()
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w through the formed factors."""
-        return self.formed.solve(w, damping)
-
-    def inverse(self, damping: Damping) -> Operator:
-        """Return (M + damping·I)⁻¹ through the formed factors."""
-        return self.formed.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "KroneckerSamples":
-        """Return the matrix in another precision."""
-        return replace(
-            self,
-            row_samples=self.row_samples.to(dtype),
-            column_samples=self.column_samples.to(dtype),
-        )
-
-
-@inner_product(KroneckerSamples, Operator)
-def _samples_any(a: KroneckerSamples, b: Operator) -> float:
-    return a.formed.inner(b)

@@ -8,7 +8,7 @@ different times are correlated as in a linear chain.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, final
 
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.held import STAYS
 from fisherlab.numerics.linalg import eigh, factorised, require_positive
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.kronecker_congruence import KroneckerCongruence, Term
@@ -55,8 +56,8 @@ class KroneckerSeries(Operator):
     12.0
     """
 
-    rows: tuple[Float[Tensor, "o o"], Float[Tensor, "o o"]]
-    cols: tuple[Float[Tensor, "i i"], Float[Tensor, "i i"]]
+    rows: tuple[Float[Tensor, "o o"], Float[Tensor, "o o"]] = field(metadata=STAYS)
+    cols: tuple[Float[Tensor, "i i"], Float[Tensor, "i i"]] = field(metadata=STAYS)
     length: int
     chain: Chain = "symmetric"
     provenance: Provenance = Provenance()
@@ -73,22 +74,12 @@ class KroneckerSeries(Operator):
         return self.precision or self.rows[0].dtype
 
     @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.rows[0].device
-
-    @property
     def stored_numbers(self) -> int:
         """3/2 (d_out² + d_in²): symmetric moments and full ones of neighbours."""
         return sum(n * (n + 1) // 2 + n * n for n in self.weight_shape)
 
-    @property
-    def product_flops(self) -> int:
-        """Those of the form that is multiplied."""
-        return self.whole.product_flops
-
     @cached_property
-    def whole(self) -> Operator:
+    def formed(self) -> Operator:
         """The series: one congruence (symmetric), or a sum of 2T − 1 terms."""
         rows, cols = self._transitions()
         if self.chain == "symmetric":
@@ -102,45 +93,10 @@ class KroneckerSeries(Operator):
         rows = transition(*self.rows, self.chain, f"the row moments of {self!r}")
         return rows, transition(*self.cols, self.chain, f"the column moments of {self!r}")
 
-    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        return self.whole._apply(w)
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.whole._dense()
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM²."""
-        return self.whole.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending, through the dense block."""
-        return self.whole.eigenvalues()
-
     def damped(self, damping: Factored) -> "KroneckerSeries":
         """Return the series of the damped G₀ and A₀; the neighbours stay as they are."""
         rows, cols = damping.damped(self.rows[0], self.cols[0])
         return replace(self, rows=(rows, self.rows[1]), cols=(cols, self.cols[1]))
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping)⁻¹ w; a number means Tikhonov.
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (M + damping)⁻¹.
@@ -160,12 +116,12 @@ class KroneckerSeries(Operator):
                 require_positive(torch.outer(*values).flatten(), 0.0, repr(self))
             chosen = self.damped(damping)
             if self.chain == "symmetric":
-                assert isinstance(chosen.whole, KroneckerCongruence)
-                return chosen.whole.inverted()
+                assert isinstance(chosen.formed, KroneckerCongruence)
+                return chosen.formed.inverted()
             return chosen._stationary_inverse()
-        if isinstance(self.whole, KroneckerSum):
-            return self.whole.inverse(damping)
-        return self.whole.inverse(tikhonov(damping, self))
+        if isinstance(self.formed, KroneckerSum):
+            return self.formed.inverse(damping)
+        return self.formed.inverse(tikhonov(damping, self))
 
     def _stationary_inverse(self) -> StationaryInverse:
         made = self.provenance.by(f"inverse of {self.provenance.method}")
@@ -175,11 +131,6 @@ class KroneckerSeries(Operator):
     def to(self, dtype: torch.dtype) -> "KroneckerSeries":
         """Return the series in another precision, of the same moments."""
         return replace(self, precision=dtype)
-
-
-@inner_product(KroneckerSeries, Operator)
-def _series_any(a: KroneckerSeries, b: Operator) -> float:
-    return a.whole.inner(b.whole if isinstance(b, KroneckerSeries) else b)
 
 
 def transition(

@@ -1,6 +1,6 @@
 """The inverse of a stationary chain in time, in closed form."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -11,8 +11,6 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping
-from fisherlab.operators.dense import CholeskyInverse, Dense
 
 Transition = tuple[Tensor, Tensor]  # X₀^½ and Ψ̂, square and of one size
 
@@ -72,16 +70,6 @@ class StationaryInverse(Operator):
         return len(self.row_root), len(self.column_root)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.row_root.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.row_root.device
-
-    @property
     def stored_numbers(self) -> int:
         """3/2 (d_out² + d_in²)."""
         return sum(n * (n + 1) // 2 + n * n for n in self.weight_shape)
@@ -115,44 +103,3 @@ class StationaryInverse(Operator):
         eye = torch.eye(len(step), dtype=self.dtype, device=self.device)
         middle: Tensor = factorised("solve", eye - step @ step.T, self, eye - step)
         return root @ (eye - step.T) @ middle @ root / self.length
-
-    @cached_property
-    def whole(self) -> Dense:
-        """The matrix as a dense block, formed at the first question that needs it."""
-        return Dense(self.to_dense(), self.weight_shape, self.provenance)
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal, through the dense block."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace, through the dense block."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM², through the dense block."""
-        return self.whole.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending, through the dense block."""
-        return self.whole.eigenvalues()
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (self + damping·I)⁻¹ w, through the dense block."""
-        return self.whole.solve(w, damping)
-
-    def inverse(self, damping: Damping) -> CholeskyInverse:
-        """Return (self + damping·I)⁻¹, through the dense block."""
-        return self.whole.inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "StationaryInverse":
-        """Return the matrix in another precision."""
-        return replace(
-            self,
-            row_root=self.row_root.to(dtype),
-            column_root=self.column_root.to(dtype),
-            row_step=self.row_step.to(dtype),
-            column_step=self.column_step.to(dtype),
-        )

@@ -1,6 +1,6 @@
 """A multiple of the identity plus a matrix of low rank."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -77,21 +77,6 @@ class LowRank(Operator):
         return self.vectors.shape[1], self.vectors.shape[2]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.vectors.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.vectors.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """r·(p + 1)."""
-        return self.vectors.numel() + self.values.numel()
-
-    @property
     def product_flops(self) -> int:
         """2·r·p."""
         return 2 * self.vectors.numel()
@@ -125,19 +110,6 @@ class LowRank(Operator):
         rest = self.values.new_zeros(self.shape[0] - len(self.values))
         return (torch.cat([self.values, rest]) + self.shift).sort(descending=True).values
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w (Woodbury).
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> "LowRank":
         """Return (M + damping·I)⁻¹, of the same form.
 
@@ -155,12 +127,6 @@ class LowRank(Operator):
         return LowRank(
             self.vectors, damped.reciprocal() - outside, outside, self.rank, made
         )
-
-    def to(self, dtype: torch.dtype) -> "LowRank":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, vectors=self.vectors.to(dtype), values=self.values.to(dtype))
 
     def rows(self) -> Float[Tensor, "r o i"]:
         """Return √e_k U_k, whose outer products add up to the matrix without its shift."""

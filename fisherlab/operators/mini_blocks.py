@@ -1,7 +1,7 @@
 """Block-diagonal matrices along a partition of one weight, their blocks formed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -13,7 +13,7 @@ from fisherlab.numerics.linalg import factorised, require_positive, stacked_chol
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.dense import CholeskyInverse, Dense
+from fisherlab.operators.dense import Dense
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.partition import Partition, same_partition
 
@@ -46,16 +46,6 @@ class MiniBlocks(Operator):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.partition.weight_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.blocks[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.blocks[0].device
 
     @property
     def stored_numbers(self) -> int:
@@ -118,19 +108,10 @@ class MiniBlocks(Operator):
             values = factorised("eigvalsh", blocks.double(), self).to(self.dtype)
             yield values.repeat(times, 1)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w, block by block, by Cholesky in float64.
-
-        Raises
-        ------
-        IndefiniteError
-            If a damped block is not positive definite.
-        """
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Solve block by block, by Cholesky in float64."""
         damping = tikhonov(damping, self)
-        self._check(w, "solve")
-        taken = self.partition.take(w.reshape(-1, *self.weight_shape))
+        taken = self.partition.take(w)
         parts = [torch.empty_like(x) for x in taken]
         for x, blocks, out in zip(taken, self.blocks, parts, strict=True):
             if len(blocks) == 1:
@@ -139,7 +120,7 @@ class MiniBlocks(Operator):
             for part in _panels(blocks):
                 factor = self._factor(blocks[part], damping)
                 out[:, part] = _solved(x[:, part].double(), factor).to(w.dtype)
-        return self.partition.assemble(parts).view(w.shape)
+        return self.partition.assemble(parts)
 
     def _factor(self, blocks: Tensor, damping: float) -> Tensor:
         """Return the float64 Cholesky factors of some damped blocks."""
@@ -170,12 +151,6 @@ class MiniBlocks(Operator):
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return MiniBlocks(self.partition, inverted, made)
 
-    def to(self, dtype: torch.dtype) -> "MiniBlocks":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, blocks=tuple(block.to(dtype) for block in self.blocks))
-
 
 def _panels(blocks: Tensor) -> Iterator[slice]:
     """Cut a stack so that its float64 copies stay within the workspace."""
@@ -202,11 +177,6 @@ def _blocks_dense(a: MiniBlocks, b: Dense) -> float:
         float((blocks * b.matrix[g[:, :, None], g[:, None, :]]).sum(dtype=torch.float64))
         for g, blocks in a._tables()
     )
-
-
-@inner_product(MiniBlocks, CholeskyInverse)
-def _blocks_inverse(a: MiniBlocks, b: CholeskyInverse) -> float:
-    return _blocks_dense(a, b.whole)
 
 
 @inner_product(MiniBlocks, KroneckerSum)

@@ -9,7 +9,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from fisherlab.numerics.linalg import eigh
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Provenance
 from fisherlab.operators.derived import FromState
 from fisherlab.operators.tensor_eigen import TensorEigen, TensorPiece
 
@@ -116,8 +116,3 @@ class ModeProducts(FromState):
             bases = tuple(vectors for _, vectors in pairs)
             pieces.append(TensorPiece(modes.start, modes.stop, bases, values))
         return TensorEigen(self.block_shape, tuple(pieces), self.provenance)
-
-
-@inner_product(ModeProducts, Operator)
-def _modes_any(a: ModeProducts, b: Operator) -> float:
-    return a.formed.inner(b)

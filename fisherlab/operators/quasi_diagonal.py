@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Provenance
 from fisherlab.operators.derived import FromState
 from fisherlab.operators.row_rank_one import RowRankOne
 
@@ -73,8 +73,3 @@ class QuasiDiagonal(FromState):
         # Not negative by Cauchy-Schwarz, but for rounding.
         left = (self.squares - energy[:, None] * directions.square()).clamp_min(0)
         return RowRankOne(left, directions, energy.clamp_min(0), self.provenance)
-
-
-@inner_product(QuasiDiagonal, Operator)
-def _quasi_any(a: QuasiDiagonal, b: Operator) -> float:
-    return a.formed.inner(b)

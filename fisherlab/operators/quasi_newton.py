@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.held import Held
 from fisherlab.numerics.linalg import factorised
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.derived import Derived
 from fisherlab.operators.kronecker import KroneckerSum
 
 Pair = tuple[Tensor, Tensor]
@@ -41,15 +41,10 @@ def bfgs(inverse: Float[Tensor, "n n"], s: Tensor, y: Tensor) -> Float[Tensor, "
 
 @final
 @dataclass(frozen=True, eq=False)
-class HeldInverse:
+class HeldInverse(Held):
     """An inverse held whole."""
 
     matrix: Float[Tensor, "n n"]
-
-    @property
-    def numbers(self) -> int:
-        """n²."""
-        return self.matrix.numel()
 
     def updated(self, s: Tensor, y: Tensor) -> "HeldInverse":
         """Return the BFGS update."""
@@ -63,14 +58,10 @@ class HeldInverse:
         """Return H."""
         return self.matrix
 
-    def to(self, dtype: torch.dtype) -> "HeldInverse":
-        """Return it in another precision."""
-        return HeldInverse(self.matrix.to(dtype))
-
 
 @final
 @dataclass(frozen=True, eq=False)
-class PairsInverse:
+class PairsInverse(Held):
     """An inverse known by the last pairs (s, y), oldest first, from the identity (L-BFGS).
 
     Parameters
@@ -86,7 +77,7 @@ class PairsInverse:
     pairs: Sequence[Pair] = ()
 
     @property
-    def numbers(self) -> int:
+    def stored_numbers(self) -> int:
         """2·n for each pair."""
         return 2 * len(self.like) * len(self.pairs)
 
@@ -112,15 +103,10 @@ class PairsInverse:
         like = self.like
         return self.apply(torch.eye(len(like), dtype=like.dtype, device=like.device))
 
-    def to(self, dtype: torch.dtype) -> "PairsInverse":
-        """Return it in another precision."""
-        pairs = tuple((s.to(dtype), y.to(dtype)) for s, y in self.pairs)
-        return replace(self, like=self.like.to(dtype), pairs=pairs)
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class QuasiNewtonFactors(Derived):
+class QuasiNewtonFactors(Operator):
     """The matrix whose inverse is H_g ⊗ H_a, with what the next update needs.
 
     Solves with damping 0 are two products. Every other question inverts the factors
@@ -159,19 +145,9 @@ class QuasiNewtonFactors(Derived):
         return len(size), len(self.columns)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.columns.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.columns.device
-
-    @property
     def stored_numbers(self) -> int:
         """Those of H_g, H_a and the moment."""
-        return self.rows.numbers + self.columns.numel() + self.moment.numel()
+        return self.rows.stored_numbers + self.columns.numel() + self.moment.numel()
 
     @cached_property
     def solver(self) -> KroneckerSum:
@@ -187,20 +163,11 @@ class QuasiNewtonFactors(Derived):
         terms = (((rows + rows.T) / 2, (cols + cols.T) / 2),)
         return KroneckerSum(terms, self.weight_shape, self.provenance)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w; with damping 0, H_g w H_a.
-
-        Raises
-        ------
-        ValueError
-            For a factored damping: the factors are damped already.
-        """
-        self._check(w, "solve")
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Return (M + damping·I)⁻¹ w; with damping 0, H_g w H_a."""
         shift = tikhonov(damping, self)
         if shift:
-            return self.formed.solve(w, shift)
+            return self.formed._solve(w, shift)
         flat = (w @ self.columns).movedim(-2, 0)
         turned = self.rows.apply(flat.flatten(1)).view(flat.shape)
         return turned.movedim(0, -2)
@@ -215,19 +182,3 @@ class QuasiNewtonFactors(Derived):
         """
         shift = tikhonov(damping, self)
         return self.formed.inverse(shift) if shift else self.solver
-
-    def to(self, dtype: torch.dtype) -> "QuasiNewtonFactors":
-        """Return the matrix in another precision."""
-        change = self.change
-        return replace(
-            self,
-            rows=self.rows.to(dtype),
-            columns=self.columns.to(dtype),
-            moment=self.moment.to(dtype),
-            change=None if change is None else (change[0].to(dtype), change[1].to(dtype)),
-        )
-
-
-@inner_product(QuasiNewtonFactors, Operator)
-def _quasi_newton_any(a: QuasiNewtonFactors, b: Operator) -> float:
-    return a.formed.inner(b)

@@ -8,7 +8,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Provenance
 from fisherlab.operators.derived import FromState
 from fisherlab.operators.diagonal import Diagonal
 
@@ -52,8 +52,3 @@ class RootDiagonal(FromState):
     def formed(self) -> Diagonal:
         """The diagonal matrix."""
         return Diagonal(self.squares.sqrt(), self.provenance)
-
-
-@inner_product(RootDiagonal, Operator)
-def _root_any(a: RootDiagonal, b: Operator) -> float:
-    return a.formed.inner(b)

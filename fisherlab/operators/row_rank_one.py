@@ -1,7 +1,6 @@
 """For every output a diagonal plus one outer product."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -14,7 +13,7 @@ from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition
-from fisherlab.samples import OuterSamples, rows
+from fisherlab.samples import OuterSamples
 
 
 @final
@@ -53,21 +52,6 @@ class RowRankOne(Operator):
         return self.entries.shape[0], self.entries.shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.entries.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.entries.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """2·d_out·d_in + d_out."""
-        return 2 * self.entries.numel() + self.scales.numel()
-
-    @property
     def product_flops(self) -> int:
         """3·d_out·d_in."""
         return 3 * self.entries.numel()
@@ -84,9 +68,6 @@ class RowRankOne(Operator):
         inside = (self.directions * w).sum(-1) * self.scales
         return self.entries * w + inside[..., None] * self.directions
 
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.formed.to_dense()
-
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return d + s u∘u."""
         return self.entries + self.scales[:, None] * self.directions.square()
@@ -101,26 +82,6 @@ class RowRankOne(Operator):
         squares = u.square()
         mixed = 2 * s * (d * squares).sum(1) + (s * squares.sum(1)).square()
         return float((d.square().sum() + mixed.sum()).clamp_min(0).sqrt())
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the eigenvalues of all blocks, descending, from formed blocks."""
-        return self.formed.eigenvalues()
-
-    def _spectra(self) -> Iterator[Tensor]:
-        return self.formed._spectra()
-
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w.
-
-        Raises
-        ------
-        IndefiniteError
-            If a damped block is not positive definite.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
 
     def inverse(self, damping: Damping) -> "RowRankOne | MiniBlocks":
         """Return (M + damping·I)⁻¹, of the same form where d + damping is positive.
@@ -141,17 +102,6 @@ class RowRankOne(Operator):
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return RowRankOne(shifted.reciprocal(), turned, -self.scales / pivots, made)
 
-    def to(self, dtype: torch.dtype) -> "RowRankOne":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(
-            self,
-            entries=self.entries.to(dtype),
-            directions=self.directions.to(dtype),
-            scales=self.scales.to(dtype),
-        )
-
 
 @inner_product(RowRankOne, FactoredFisher)
 def _row_rank_one_factored(a: RowRankOne, b: FactoredFisher) -> float:
@@ -160,11 +110,6 @@ def _row_rank_one_factored(a: RowRankOne, b: FactoredFisher) -> float:
     if isinstance(samples, OuterSamples):
         forms = (samples.output_energy * (samples.inputs @ u.T).square()).sum(0)
     else:
-        forms = rows.summed(samples, lambda d: (d * u).sum(-1).square().sum(0))
+        forms = samples.summed(lambda d: (d * u).sum(-1).square().sum(0))
     diagonal = (a.entries * samples.squares()).sum(dtype=torch.float64)
     return float(diagonal + (a.scales * forms).sum(dtype=torch.float64)) / b.count
-
-
-@inner_product(RowRankOne, Operator)
-def _row_rank_one_any(a: RowRankOne, b: Operator) -> float:
-    return a.formed.inner(b)

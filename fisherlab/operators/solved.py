@@ -1,14 +1,14 @@
 """A block whose damped solves are conjugate gradients on its products, nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.conjugate_gradients import Solution
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.iterative import TO_TOLERANCE, IterativeInverse, Stopping
 
@@ -27,6 +27,7 @@ class SolvedByProducts(Operator):
 
     Examples
     --------
+    >>> import torch
     >>> from fisherlab.operators import Diagonal
     >>> op = SolvedByProducts(Diagonal(torch.ones(2, 3)))
     >>> op.solve(torch.ones(2, 3), damping=1.0)[0, 0].item()
@@ -42,47 +43,10 @@ class SolvedByProducts(Operator):
         """(d_out, d_in)."""
         return self.forward.weight_shape
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.forward.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.forward.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the matrix."""
-        return self.forward.stored_numbers
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the matrix."""
-        return self.forward.product_flops
-
-    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        return self.forward._apply(w)
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.forward._dense()
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return the diagonal."""
-        return self.forward.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace."""
-        return self.forward.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM²."""
-        return self.forward.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending."""
-        return self.forward.eigenvalues()
+    @cached_property
+    def formed(self) -> Operator:
+        """The same matrix."""
+        return self.forward
 
     def solve(
         self,
@@ -106,7 +70,12 @@ class SolvedByProducts(Operator):
         NumericalError
             If the residual is not reached, unless the iteration is meant to be cut.
         """
+        if start is None:
+            return super().solve(w, damping)
         return self.solution(w, damping, start).value
+
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        return self.solution(w, damping).value
 
     def solution(
         self,
@@ -132,12 +101,3 @@ class SolvedByProducts(Operator):
         return IterativeInverse(
             self.forward, shift, stopping=self.stopping, provenance=made
         )
-
-    def to(self, dtype: torch.dtype) -> "SolvedByProducts":
-        """Return the matrix in another precision."""
-        return replace(self, forward=self.forward.to(dtype))
-
-
-@inner_product(SolvedByProducts, Operator)
-def _solved_any(a: SolvedByProducts, b: Operator) -> float:
-    return a.forward.inner(b)

@@ -1,9 +1,9 @@
 """Block-diagonal over groups of rows: an operator for each group, one on top of another."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,58 @@ from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.samples import GroupedSamples
-from fisherlab.samples.rows import stacks
+
+
+class Apart(Operator):
+    """Operators side by side on the diagonal, zero between them."""
+
+    parts: Sequence[Operator]
+
+    @property
+    def product_flops(self) -> int:
+        """Those of the parts."""
+        return sum(part.product_flops for part in self.parts)
+
+    def trace(self) -> float:
+        """Return the sum of the traces."""
+        return sum(part.trace() for part in self.parts)
+
+    def frobenius_norm(self) -> float:
+        """Return the root of the sum of squared norms."""
+        return math.hypot(*(part.frobenius_norm() for part in self.parts))
+
+    def eigenvalues(self) -> Float[Tensor, " p"]:
+        """Return the eigenvalues of all parts, descending."""
+        values = torch.cat([part.eigenvalues() for part in self.parts])
+        return values.sort(descending=True).values
+
+    def logdet(self, damping: Damping = 0.0) -> float:
+        """Return the sum of the log determinants, each with the damping of its part.
+
+        Raises
+        ------
+        NumericalError
+            If a damped part is not positive definite.
+        ValueError
+            For a damping that a part does not know.
+        """
+        return sum(part.logdet(self._own(part, damping)) for part in self.parts)
+
+    def _own(self, part: Any, damping: Damping) -> Damping:
+        """Return the damping that one part takes."""
+        return damping
+
+
+def has_factors(operator: Operator) -> bool:
+    """Tell whether an operator has Kronecker factors to damp."""
+    if isinstance(operator, Stacked):
+        return all(map(has_factors, operator.parts))
+    return hasattr(operator, "damped")
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Stacked(Operator):
+class Stacked(Apart):
     """blockdiag(M₁, M₂, …), M_g acting on the g-th group of rows of the weight.
 
     What the methods make of a grouped convolution: between groups everything is zero.
@@ -45,26 +91,6 @@ class Stacked(Operator):
         """(d_out, d_in), d_out over all groups."""
         rows = sum(part.weight_shape[0] for part in self.parts)
         return rows, self.parts[0].weight_shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.parts[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.parts[0].device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the parts."""
-        return sum(part.stored_numbers for part in self.parts)
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the parts."""
-        return sum(part.product_flops for part in self.parts)
 
     @property
     def converged(self) -> bool:
@@ -98,46 +124,13 @@ class Stacked(Operator):
         """Return the diagonals of the parts on top of one another."""
         return torch.cat([part.diagonal() for part in self.parts])
 
-    def trace(self) -> float:
-        """Return the sum of the traces."""
-        return sum(part.trace() for part in self.parts)
-
-    def frobenius_norm(self) -> float:
-        """Return the root of the sum of squared norms."""
-        return math.hypot(*(part.frobenius_norm() for part in self.parts))
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the eigenvalues of all parts, descending."""
-        found = torch.cat([part.eigenvalues() for part in self.parts])
-        return found.sort(descending=True).values
-
-    def logdet(self, damping: Damping = 0.0) -> float:
-        """Return the sum of the parts' log det(M_g + damping·I).
-
-        Raises
-        ------
-        NumericalError
-            If a damped part is not positive definite.
-        """
+    def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
+        """Solve group by group; any damping that the parts know."""
         own = parsed(damping, self)
-        return sum(part.logdet(own) for part in self.parts)
+        return torch.cat([part._solve(w[:, rows], own) for part, rows in self.spans()], 1)
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping)⁻¹ w, group by group; any damping that the parts know.
-
-        Raises
-        ------
-        NumericalError
-            If a damped part is not positive definite.
-        ValueError
-            For a damping that the parts do not know.
-        """
-        self._check(w, "solve")
-        own = parsed(damping, self)
-        pieces = [part.solve(w[..., rows, :], own) for part, rows in self.spans()]
-        return torch.cat(pieces, -2)
+    def _own(self, part: Operator, damping: Damping) -> Damping:
+        return parsed(damping, self)
 
     def inverse(self, damping: Damping) -> "Stacked":
         """Return (M + damping)⁻¹, group by group.
@@ -154,12 +147,6 @@ class Stacked(Operator):
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         own = parsed(damping, self)
         return Stacked(tuple(part.inverse(own) for part in self.parts), made)
-
-    def to(self, dtype: torch.dtype) -> "Stacked":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        return replace(self, parts=tuple(part.to(dtype) for part in self.parts))
 
 
 def _aligned(a: Stacked, b: Stacked) -> bool:
@@ -180,7 +167,7 @@ def _factored_stacked(a: FactoredFisher, b: Stacked) -> float:
         groups = [FactoredFisher(group, a.count) for group in samples.groups]
         return sum(f.inner(part) for f, part in zip(groups, b.parts, strict=True))
     total = 0.0
-    for stack in stacks(samples):
+    for stack in samples.stacks():
         total += float((stack * (b @ stack)).sum(dtype=torch.float64))
     return total / a.count
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.held import Held
 from fisherlab.numerics.linalg import require_positive
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -17,7 +18,7 @@ from fisherlab.operators.partition import positions
 
 @final
 @dataclass(frozen=True, eq=False)
-class TensorPiece:
+class TensorPiece(Held):
     """Columns start:stop of a weight, read as a tensor, with an eigenform over its modes.
 
     Parameters
@@ -80,24 +81,6 @@ class TensorEigen(Operator):
         return self.block_shape
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.pieces[0].values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.pieces[0].values.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Σ over pieces of p + Σ_j d_j²."""
-        return sum(
-            piece.values.numel() + sum(basis.numel() for basis in piece.bases)
-            for piece in self.pieces
-        )
-
-    @property
     def product_flops(self) -> int:
         """Σ over pieces of 2·p·Σ_j d_j."""
         return sum(
@@ -142,19 +125,6 @@ class TensorEigen(Operator):
         values = torch.cat([piece.values.flatten() for piece in self.pieces])
         return values.sort(descending=True).values
 
-    def solve(
-        self, w: Float[Tensor, "*k o i"], damping: Damping
-    ) -> Float[Tensor, "*k o i"]:
-        """Return (M + damping·I)⁻¹ w.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        """
-        self._check(w, "solve")
-        return self.inverse(damping) @ w
-
     def inverse(self, damping: Damping) -> "TensorEigen":
         """Return (M + damping·I)⁻¹, in the same bases.
 
@@ -173,20 +143,6 @@ class TensorEigen(Operator):
             pieces.append(replace(piece, values=damped.reciprocal()))
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return replace(self, pieces=tuple(pieces), provenance=made)
-
-    def to(self, dtype: torch.dtype) -> "TensorEigen":
-        """Return the matrix in another precision."""
-        if dtype == self.dtype:
-            return self
-        pieces = tuple(
-            replace(
-                piece,
-                bases=tuple(basis.to(dtype) for basis in piece.bases),
-                values=piece.values.to(dtype),
-            )
-            for piece in self.pieces
-        )
-        return replace(self, pieces=pieces)
 
 
 @inner_product(TensorEigen, TensorEigen)

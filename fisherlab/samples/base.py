@@ -1,36 +1,24 @@
-"""What every form of per-example gradients answers."""
+"""What every form of per-example gradients answers, by its matrices or by better means."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.held import Held
+from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.packed import mirror_, symmetric_product_
+
+CHUNK_BYTES = 64 * 2**20  # matrices formed at once
+WHOLE = slice(None)
 S = TypeVar("S", bound="Samples")
+Tiles = Iterator[tuple[slice, slice, Tensor]]
 _CASTS: WeakKeyDictionary[Any, WeakValueDictionary[torch.dtype, Any]] = WeakKeyDictionary()
-
-
-def cast_once(to: Callable[[S, torch.dtype], S]) -> Callable[[S, torch.dtype], S]:
-    """Let `to` return one object a precision, for as long as somebody holds it.
-
-    Two operators of the same samples then still have the same samples in float64, and
-    what those keep (tables of inner products, norms) serves both.
-    """
-
-    @wraps(to)
-    def again(samples: S, dtype: torch.dtype) -> S:
-        if dtype == samples.dtype:
-            return samples
-        known = _CASTS.setdefault(samples, WeakValueDictionary())
-        cast: S | None = known.get(dtype)
-        if cast is None:
-            cast = known[dtype] = to(samples, dtype)
-        return cast
-
-    return again
 
 
 def kept_once(sums: Callable[[S], Tensor]) -> Callable[[S], Tensor]:
@@ -48,84 +36,196 @@ def kept_once(sums: Callable[[S], Tensor]) -> Callable[[S], Tensor]:
     return again
 
 
-@runtime_checkable
-class Samples(Protocol):
-    """Matrices D_vn (V columns, N examples) of shape (o, i), and sums over them."""
+class Samples(Held, ABC):
+    """Matrices D_vn (V columns, N examples) of shape (o, i), and sums over them.
+
+    A form says what it holds, its matrices, their projections and combinations, and what
+    it sums faster than matrix by matrix.
+    """
 
     @property
+    @abstractmethod
     def columns(self) -> int:
         """V, the number of columns of the output-Fisher root."""
 
     @property
+    @abstractmethod
     def examples(self) -> int:
         """N, the number of examples."""
 
     @property
+    @abstractmethod
     def weight_shape(self) -> tuple[int, int]:
         """(o, i) = (d_out, d_in)."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the samples."""
+    def positions(self) -> int:
+        """T, the uses of the weight an example that a product goes through."""
+        return 1
 
-    @property
-    def device(self) -> torch.device:
-        """Where the samples are."""
+    def to(self, dtype: torch.dtype) -> Self:
+        """Return the same samples in another precision, one object a precision.
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
+        Two operators of the same samples then still have the same samples in float64, and
+        what those keep (tables of inner products, norms) serves both.
+        """
+        if dtype == self.dtype:
+            return self
+        known = _CASTS.setdefault(self, WeakValueDictionary())
+        cast: Self | None = known.get(dtype)
+        if cast is None:
+            cast = known[dtype] = super().to(dtype)
+        return cast
 
-    def to(self, dtype: torch.dtype) -> "Samples":
-        """Return the same samples in another precision."""
-
-    def some_columns(self, columns: slice) -> "Samples":
+    @abstractmethod
+    def some_columns(self, columns: slice) -> Self:
         """Return the samples of some columns."""
 
-    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
+    @abstractmethod
+    def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""
 
+    @abstractmethod
     def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
         """Return ⟨D_vn, w⟩."""
 
+    @abstractmethod
     def combine(self, c: Float[Tensor, "k v n"]) -> Float[Tensor, "k o i"]:
         """Return Σ c_vn D_vn."""
 
+    @abstractmethod
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖D_vn‖²."""
 
+    @kept_once
     def squares(self) -> Float[Tensor, "o i"]:
         """Return Σ D_vn∘D_vn, the diagonal of S."""
+        return self.summed(lambda d: d.square().sum(0))
 
     def rotated_squares(
         self, rows: Float[Tensor, "o r"], cols: Float[Tensor, "i c"]
     ) -> Float[Tensor, "r c"]:
         """Return Σ (rowsᵀ D_vn cols)∘², the diagonal of S in another basis."""
+        return self.summed(lambda d: (rows.T @ d @ cols).square().sum(0))
 
     def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
         """Return Σ D M Dᵀ: the rearranged S applied to vec(M)."""
+        return self.summed(lambda d: row_product(d, middle))
 
     def column_side(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
         """Return Σ Dᵀ M D: the transposed rearranged S applied to vec(M)."""
+        return self.summed(lambda d: column_product(d, middle))
 
     def kronecker_inner(
         self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
     ) -> float:
         """Return ⟨S, rows ⊗ cols⟩ = Σ ⟨D, rows D cols⟩."""
+        return float((self.row_side(cols) * rows).sum())
 
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0
     ) -> Float[Tensor, "p p"]:
         """Write scale · S into `out`, which is overwritten."""
+        return self.add_matrices_(out, scale)
+
+    def add_matrices_(
+        self, out: Float[Tensor, "p p"], scale: float
+    ) -> Float[Tensor, "p p"]:
+        """Write scale · S into `out` from matrices: half a product of p × M × p."""
+        if self.examples == 0:
+            return out.zero_()
+        for number, stack in enumerate(self.stacks()):
+            symmetric_product_(out, stack.flatten(1), scale, beta=float(number > 0))
+        return mirror_(out)
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return ⟨D_a, D_b⟩ for all pairs of the M = V·N samples, v-major."""
+        v, n = self.columns, self.examples
+        table = torch.empty(v, n, v, n, dtype=self.dtype, device=self.device)
+        for left, right, tile in self._tiles():
+            size = (v, left.stop - left.start, v, right.stop - right.start)
+            block = tile.view(size)
+            table[:, left, :, right] = block
+            table[:, right, :, left] = block.permute(2, 3, 0, 1)
+        return table.view(v * n, v * n)
 
     def squared_norm(self) -> float:
-        """Return ‖S‖² = Σ ⟨D_a, D_b⟩²."""
+        """Return ‖S‖² = Σ ⟨D_a, D_b⟩², tile by tile and summed in float64."""
+        return sum(
+            (1.0 if left == right else 2.0) * float(tile.square().sum(dtype=torch.float64))
+            for left, right, tile in self._tiles()
+        )
+
+    def _tiles(self) -> Tiles:
+        """Yield tiles of the inner products, rows before columns."""
+        pieces = list(self.parts())
+        for at, left in enumerate(pieces):
+            rows = self.flat(left)
+            for right in pieces[at:]:
+                others = rows if left == right else self.flat(right)
+                yield left, right, rows @ others.T
 
     def dense_flops(self) -> int:
-        """Count the multiply-adds of `add_dense_`."""
+        """Count the multiply-adds of `add_dense_`, here half a product."""
+        o, i = self.weight_shape
+        return self.columns * self.examples * (o * i) ** 2 // 2
 
+    @abstractmethod
     def gram_flops(self) -> int:
         """Count the multiply-adds of `gram`."""
+
+    def parts(self, limit: int = CHUNK_BYTES) -> Iterator[slice]:
+        """Cut the examples so that their matrices stay below `limit` bytes."""
+        o, i = self.weight_shape
+        each = self.columns * o * i * self.dtype.itemsize
+        return chunks(self.examples, limit // max(each, 1))
+
+    def stacks(self, limit: int = CHUNK_BYTES) -> Iterator[Float[Tensor, "m o i"]]:
+        """Yield all matrices in stacks below `limit` bytes, for sums over all of them.
+
+        Where those of one example are more, its columns are cut too: 1,000 classes on a
+        convolution are gigabytes an example.
+        """
+        o, i = self.weight_shape
+        width = max(1, limit // max(o * i * self.dtype.itemsize, 1))
+        for columns in chunks(self.columns, width):
+            some = self.some_columns(columns)
+            for part in some.parts(limit):
+                yield _in_memory_order(some.matrices(part))
+
+    def flat(self, part: slice = WHOLE) -> Float[Tensor, "m p"]:
+        """Return the matrices of some examples as rows vec(D), v-major."""
+        o, i = self.weight_shape
+        return self.matrices(part).reshape(-1, o * i)
+
+    def summed(self, term: Callable[[Float[Tensor, "m o i"]], Tensor]) -> Tensor:
+        """Add up term(matrices) over all stacks."""
+        total: Tensor | None = None
+        for stack in self.stacks():
+            value = term(stack)
+            total = value if total is None else total + value
+        if total is None:  # no examples: an empty chunk has the right shape
+            total = term(self.matrices(slice(0, 0)).flatten(0, 1))
+        return total
+
+
+def _in_memory_order(matrices: Float[Tensor, "v n o i"]) -> Float[Tensor, "m o i"]:
+    """Return a stack in the order that needs no copy; sums do not mind."""
+    turned = matrices.transpose(0, 1)
+    chosen = turned if turned.is_contiguous() else matrices
+    return chosen.flatten(0, 1)
+
+
+def row_product(
+    matrices: Float[Tensor, "m o i"], middle: Float[Tensor, "i i"]
+) -> Float[Tensor, "o o"]:
+    """Return Σ D M Dᵀ of formed matrices as one product over (m, i)."""
+    left = (matrices @ middle).transpose(0, 1).flatten(1)
+    return left @ matrices.transpose(0, 1).flatten(1).T
+
+
+def column_product(
+    matrices: Float[Tensor, "m o i"], middle: Float[Tensor, "o o"]
+) -> Float[Tensor, "i i"]:
+    """Return Σ Dᵀ M D of formed matrices as one product over (m, o)."""
+    return matrices.flatten(0, 1).T @ (middle @ matrices).flatten(0, 1)

@@ -7,15 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
-from fisherlab.samples.base import Samples
+from fisherlab.samples.base import WHOLE, Samples
 from fisherlab.samples.outer import OuterSamples
-from fisherlab.samples.rows import flat, parts
 from fisherlab.samples.shared import SharedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
 TABLE_ROWS = 2048  # rows and columns of a tile of inner products
 Index = Sequence[int] | slice | Tensor
-WHOLE = slice(None)
 
 
 def cross_product(
@@ -45,7 +43,7 @@ def gram_block(samples: Samples, left: slice, right: slice) -> Float[Tensor, "m 
     if isinstance(samples, SharedSamples):
         return samples.inner_table(samples, left, right)
     if not isinstance(samples, OuterSamples):
-        return flat(samples, left) @ flat(samples, right).T
+        return samples.flat(left) @ samples.flat(right).T
     return _outer_table(samples, samples, left, right)
 
 
@@ -82,10 +80,10 @@ def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
             for others in chunks(right.examples, right.tile):
                 yield left.inner_table(right, some, others)
         return
-    for some in parts(left):
-        formed = flat(left, some)
-        for others in parts(right):
-            yield formed @ flat(right, others).T
+    for some in left.parts():
+        formed = left.flat(some)
+        for others in right.parts():
+            yield formed @ right.flat(others).T
 
 
 def _is_whole(index: Index) -> bool:
@@ -97,8 +95,8 @@ def _product(left: Samples, right: Samples, at: Index, to: Index) -> Tensor:
     sizes = index_length(left, at), index_length(right, to)
     out = torch.zeros(*sizes, dtype=left.dtype, device=left.device)
     larger = max(left, right, key=lambda s: s.weight_shape[0] * s.weight_shape[1])
-    for part in parts(larger):
-        a, b = flat(left, part)[:, at], flat(right, part)[:, to]
+    for part in larger.parts():
+        a, b = left.flat(part)[:, at], right.flat(part)[:, to]
         out.addmm_(a.T, b)
     return out
 

@@ -24,7 +24,7 @@ from fisherlab.numerics.packed import (
     triangle_chunks,
     weighted_moment,
 )
-from fisherlab.samples.base import cast_once, kept_once
+from fisherlab.samples.base import WHOLE, Samples, kept_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
@@ -35,7 +35,7 @@ KEPT_PAIRS = 2**22  # packed rearrangements up to this size are kept
 
 @final
 @dataclass(frozen=True, eq=False)
-class OuterSamples:
+class OuterSamples(Samples):
     """Hold D_vn = g_vn a_nᵀ; every sum works on a_n and G_n = Σ_v g_vn g_vnᵀ."""
 
     inputs: Float[Tensor, "n i"]
@@ -56,31 +56,11 @@ class OuterSamples:
         """(o, i)."""
         return self.gradients.shape[2], self.inputs.shape[1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.inputs.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.inputs.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.inputs.nbytes + self.gradients.nbytes
-
-    @cast_once
-    def to(self, dtype: torch.dtype) -> "OuterSamples":
-        """Return the samples in another precision."""
-        return OuterSamples(self.inputs.to(dtype), self.gradients.to(dtype))
-
     def some_columns(self, columns: slice) -> "OuterSamples":
         """Return the samples of some columns."""
         return OuterSamples(self.inputs, self.gradients[columns])
 
-    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
+    def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
         return self.gradients[:, part, :, None] * self.inputs[part, None, :]
 

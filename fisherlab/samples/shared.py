@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks, empty
 from fisherlab.numerics.packed import mirror_, symmetric_flops, symmetric_product_
-from fisherlab.samples import rows
-from fisherlab.samples.base import cast_once, kept_once
-from fisherlab.samples.matrices import MatrixSamples, column_product, row_product
+from fisherlab.samples import base
+from fisherlab.samples.base import WHOLE, Samples, kept_once
+from fisherlab.samples.matrices import MatrixSamples
 from fisherlab.samples.pairs import (
     add_pairs_,
     form_flops,
@@ -24,12 +24,11 @@ from fisherlab.samples.pairs import (
 )
 
 TILE = 2048  # samples on one side of a tile of inner products
-WHOLE = slice(None)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class SharedSamples:
+class SharedSamples(Samples):
     """Hold D_vn = Σ_t g_vnt a_ntᵀ: convolutions, sequences, repeated calls."""
 
     inputs: Float[Tensor, "n t i"]
@@ -46,35 +45,20 @@ class SharedSamples:
         return self.inputs.shape[0]
 
     @property
+    def positions(self) -> int:
+        """T."""
+        return self.inputs.shape[1]
+
+    @property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i)."""
         return self.gradients.shape[3], self.inputs.shape[2]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.inputs.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.inputs.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.inputs.nbytes + self.gradients.nbytes
-
-    @cast_once
-    def to(self, dtype: torch.dtype) -> "SharedSamples":
-        """Return the samples in another precision."""
-        return SharedSamples(self.inputs.to(dtype), self.gradients.to(dtype))
 
     def some_columns(self, columns: slice) -> "SharedSamples":
         """Return the samples of some columns."""
         return SharedSamples(self.inputs, self.gradients[columns])
 
-    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n o i"]:
+    def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples: one product per example, all columns."""
         return self._formed(part).transpose(0, 1)
 
@@ -132,30 +116,24 @@ class SharedSamples:
                 a, g = self.inputs[part], self.gradients[:, part]
                 out[:, part] = ((g @ g.mT) * (a @ a.mT)).sum((2, 3))
             return out
-        for part in rows.parts(self):
+        for part in self.parts():
             out[:, part] = self.matrices(part).square().sum((2, 3))
         return out
 
-    @kept_once
-    def squares(self) -> Float[Tensor, "o i"]:
-        """Return Σ D∘D."""
-        return rows.summed(self, lambda d: d.square().sum(0))
-
     def rotated_squares(
-        self, rows_basis: Float[Tensor, "o r"], cols_basis: Float[Tensor, "i c"]
+        self, rows: Float[Tensor, "o r"], cols: Float[Tensor, "i c"]
     ) -> Float[Tensor, "r c"]:
         """Return Σ (rowsᵀ D cols)∘²: rotate positions or matrices, whichever is less."""
         (o, i), t = self.weight_shape, self.inputs.shape[1]
         if t * (self.columns * o * o + i * i) > self.columns * o * i * (o + i):
-            turn = lambda d: (rows_basis.T @ d @ cols_basis).square().sum(0)
-            return rows.summed(self, turn)
-        turned = SharedSamples(self.inputs @ cols_basis, self.gradients @ rows_basis)
+            return super().rotated_squares(rows, cols)
+        turned = SharedSamples(self.inputs @ cols, self.gradients @ rows)
         return turned.squares()
 
     def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
         """Return Σ D M Dᵀ, through pairs of positions where they are cheaper."""
         if not self._forms_by_pairs:
-            return rows.summed(self, lambda d: row_product(d, middle))
+            return super().row_side(middle)
         o = self.weight_shape[0]
         out = self.gradients.new_zeros(o, o)
         for part in self._pair_parts():
@@ -166,7 +144,7 @@ class SharedSamples:
     def column_side(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
         """Return Σ Dᵀ M D, through pairs of positions where they are cheaper."""
         if not self._forms_by_pairs:
-            return rows.summed(self, lambda d: column_product(d, middle))
+            return super().column_side(middle)
         i = self.weight_shape[1]
         out = self.inputs.new_zeros(i, i)
         for part in self._pair_parts():
@@ -175,15 +153,15 @@ class SharedSamples:
         return out
 
     def kronecker_inner(
-        self, rows_factor: Float[Tensor, "o o"], cols_factor: Float[Tensor, "i i"]
+        self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
     ) -> float:
         """Return Σ ⟨D, rows D cols⟩, through pairs of positions where they are cheaper."""
         if not self._forms_by_pairs:
-            return float((self.row_side(cols_factor) * rows_factor).sum())
+            return super().kronecker_inner(rows, cols)
         total = 0.0
         for part in self._pair_parts():
-            inside = input_tables(self.inputs[part], cols_factor)
-            outside = output_tables(self.gradients[:, part], rows_factor)
+            inside = input_tables(self.inputs[part], cols)
+            outside = output_tables(self.gradients[:, part], rows)
             total += float((inside * outside).sum(dtype=torch.float64))
         return total
 
@@ -201,7 +179,7 @@ class SharedSamples:
         """Cut the examples so that tables over pairs of positions stay small."""
         (o, i), t = self.weight_shape, self.inputs.shape[1]
         each = t * (tables * t + self.columns * o + i) * self.dtype.itemsize
-        return chunks(self.examples, rows.CHUNK_BYTES // max(each, 1))
+        return chunks(self.examples, base.CHUNK_BYTES // max(each, 1))
 
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0
@@ -216,7 +194,7 @@ class SharedSamples:
     ) -> Float[Tensor, "p p"]:
         """Write scale · Σ vec(D) vec(D)ᵀ into `out`; fresh memory would cost a fifth."""
         buffer = None
-        for part in rows.parts(self):
+        for part in self.parts():
             formed = self._formed(part, buffer)
             buffer = formed if buffer is None else buffer
             stacked = formed.flatten(2).flatten(0, 1)
@@ -241,14 +219,6 @@ class SharedSamples:
         samples = self.columns * self.examples
         return samples * p * self.inputs.shape[1] + symmetric_flops(p, samples)
 
-    def gram(self) -> Float[Tensor, "m m"]:
-        """Return all inner products."""
-        return rows.gram(self, self._tiles())
-
-    def squared_norm(self) -> float:
-        """Return Σ ⟨D_a, D_b⟩², tile by tile of the inner products."""
-        return rows.squared_norm(self, self._tiles())
-
     def _tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield tiles of inner products, rows before columns."""
         pieces = list(chunks(self.examples, self.tile))
@@ -260,7 +230,7 @@ class SharedSamples:
     def tile(self) -> int:
         """Examples whose inner products are one tile; wide weights take fewer."""
         row = self.weight_shape[1] * self.dtype.itemsize
-        return max(1, min(TILE, rows.CHUNK_BYTES // (2 * row)) // max(1, self.columns))
+        return max(1, min(TILE, base.CHUNK_BYTES // (2 * row)) // max(1, self.columns))
 
     def inner_table(
         self, other: "SharedSamples", left: slice, right: slice
@@ -278,11 +248,11 @@ class SharedSamples:
             return position_table((a, g), (b, h))
         table = g.new_zeros(m, k)
         row = (m + k) * self.weight_shape[1] * self.dtype.itemsize
-        for cut in chunks(self.weight_shape[0], rows.CHUNK_BYTES // max(row, 1)):
-            formed = rows.flat(SharedSamples(a, g[..., cut]), WHOLE)
+        for cut in chunks(self.weight_shape[0], base.CHUNK_BYTES // max(row, 1)):
+            formed = SharedSamples(a, g[..., cut]).flat()
             others = formed
             if not same:
-                others = rows.flat(SharedSamples(b, h[..., cut]), WHOLE)
+                others = SharedSamples(b, h[..., cut]).flat()
             table.addmm_(formed, others.T)
         return table
 

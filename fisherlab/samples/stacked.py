@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
-from fisherlab.samples import rows
-from fisherlab.samples.base import Samples, cast_once
+from fisherlab.samples.base import WHOLE, Samples
 from fisherlab.samples.cross import cross_product, gram_block
 from fisherlab.samples.outer import OuterSamples
 
@@ -21,7 +20,7 @@ DENSE_ROWS = 4000  # sums up to this size may be formed to take their norm
 
 @final
 @dataclass(frozen=True, eq=False)
-class StackedSamples:
+class StackedSamples(Samples):
     """Stack D_vn of several weights below each other: vectors (p, 1), p = Σ p_b.
 
     The columns and the examples of all weights must match. Products and inner products
@@ -56,31 +55,11 @@ class StackedSamples:
         """(p, 1)."""
         return sum(self.sizes), 1
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.pieces[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.pieces[0].device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(piece.nbytes for piece in self.pieces)
-
-    @cast_once
-    def to(self, dtype: torch.dtype) -> "StackedSamples":
-        """Return the samples in another precision."""
-        return StackedSamples(tuple(piece.to(dtype) for piece in self.pieces))
-
     def some_columns(self, columns: slice) -> "StackedSamples":
         """Return the samples of some columns."""
         return StackedSamples(tuple(s.some_columns(columns) for s in self.pieces))
 
-    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n p 1"]:
+    def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n p 1"]:
         """Form the long vectors of some examples."""
         return torch.cat([s.matrices(part).flatten(2) for s in self.pieces], 2)[..., None]
 
@@ -105,12 +84,6 @@ class StackedSamples:
         """Return Σ D∘D."""
         return torch.cat([piece.squares().flatten() for piece in self.pieces])[:, None]
 
-    def rotated_squares(
-        self, rows_basis: Float[Tensor, "p r"], cols_basis: Float[Tensor, "1 c"]
-    ) -> Float[Tensor, "r c"]:
-        """Return Σ (rowsᵀ D cols)∘²."""
-        return rows.summed(self, lambda d: (rows_basis.T @ d @ cols_basis).square().sum(0))
-
     def row_side(self, middle: Float[Tensor, "1 1"]) -> Float[Tensor, "p p"]:
         """Return Σ D M Dᵀ."""
         p = self.weight_shape[0]
@@ -119,7 +92,7 @@ class StackedSamples:
 
     def column_side(self, middle: Float[Tensor, "p p"]) -> Float[Tensor, "1 1"]:
         """Return Σ Dᵀ M D."""
-        return rows.summed(self, lambda d: (d * (middle @ d)).sum(0)).sum(0, keepdim=True)
+        return self.summed(lambda d: (d * (middle @ d)).sum(0)).sum(0, keepdim=True)
 
     def kronecker_inner(
         self, rows_factor: Float[Tensor, "p p"], cols_factor: Float[Tensor, "1 1"]

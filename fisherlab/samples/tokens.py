@@ -12,14 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
-from fisherlab.samples import rows
-from fisherlab.samples.base import cast_once
-from fisherlab.samples.rows import CHUNK_BYTES
+from fisherlab.samples.base import CHUNK_BYTES, WHOLE, Samples
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class TokenSamples:
+class TokenSamples(Samples):
     """Hold the rows looked up and the gradients of what was found there.
 
     Parameters
@@ -51,26 +49,6 @@ class TokenSamples:
         """(rows of the table, width)."""
         return self.size, self.gradients.shape[3]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.gradients.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.gradients.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.tokens.nbytes + self.gradients.nbytes
-
-    @cast_once
-    def to(self, dtype: torch.dtype) -> "TokenSamples":
-        """Return the samples in another precision."""
-        return TokenSamples(self.tokens, self.gradients.to(dtype), self.size)
-
     @cached_property
     def merged(self) -> "TokenSamples":
         """The same gradients with every token of an example looked up once."""
@@ -101,7 +79,7 @@ class TokenSamples:
         """Return the samples of some columns."""
         return TokenSamples(self.tokens, self.gradients[columns], self.size)
 
-    def matrices(self, part: slice = slice(None)) -> Float[Tensor, "v n k i"]:
+    def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n k i"]:
         """Form the matrices of some examples: V·rows·width numbers each."""
         gradients = self.gradients[:, part]
         v, n, t, i = gradients.shape
@@ -137,12 +115,6 @@ class TokenSamples:
         turned = (self.merged.gradients @ cols).square_().sum(0)
         return self.merged._add_rows(turned)
 
-    def rotated_squares(
-        self, rows_basis: Float[Tensor, "k r"], cols: Float[Tensor, "i c"]
-    ) -> Float[Tensor, "r c"]:
-        """Return Σ (rowsᵀ D cols)∘²."""
-        return rows.summed(self, lambda d: (rows_basis.T @ d @ cols).square().sum(0))
-
     def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "k k"]:
         """Return Σ D M Dᵀ from pairs of positions."""
         out = self.gradients.new_zeros(self.size, self.size)
@@ -167,12 +139,6 @@ class TokenSamples:
         each = self.tokens.shape[1] ** 2 * self.dtype.itemsize
         return list(chunks(self.examples, CHUNK_BYTES // max(each, 1)))
 
-    def kronecker_inner(
-        self, rows_factor: Float[Tensor, "k k"], cols_factor: Float[Tensor, "i i"]
-    ) -> float:
-        """Return Σ ⟨D, rows D cols⟩."""
-        return float((self.row_side(cols_factor) * rows_factor).sum())
-
     def diagonal_inner(
         self, diagonal: Float[Tensor, " k"], cols: Float[Tensor, "i i"]
     ) -> float:
@@ -181,16 +147,10 @@ class TokenSamples:
         forms = ((g @ cols) * g).sum((0, 3))
         return float((diagonal[self.merged.tokens.clamp_min(0)] * forms).sum())
 
-    def add_dense_(
-        self, out: Float[Tensor, "p p"], scale: float = 1.0
-    ) -> Float[Tensor, "p p"]:
-        """Write scale · Σ vec(D) vec(D)ᵀ into `out`."""
-        return rows.add_dense_(self, out, scale)
-
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products, Σ over pairs of positions with one token."""
         if not self._pairs_are_cheaper:
-            return rows.gram(self)
+            return super().gram()
         v, n = self.columns, self.examples
         table = self.gradients.new_empty(v, n, v, n)
         once = self.merged
@@ -208,18 +168,13 @@ class TokenSamples:
     def squared_norm(self) -> float:
         """Return Σ ⟨D_a, D_b⟩²."""
         if not self._pairs_are_cheaper:
-            return rows.squared_norm(self)
+            return super().squared_norm()
         return float(self.gram().square().sum(dtype=torch.float64))
 
     @property
     def _pairs_are_cheaper(self) -> bool:
         """Whether pairs of positions are fewer than rows of the table."""
         return self.tokens.shape[1] ** 2 < self.size
-
-    def dense_flops(self) -> int:
-        """Count the multiply-adds of the dense sum (half a product)."""
-        p = self.weight_shape[0] * self.weight_shape[1]
-        return self.columns * self.examples * p * p // 2
 
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.layers import Block
+from fisherlab.numerics.held import Held
 from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import readable
 from fisherlab.operators.base import Provenance
@@ -31,7 +32,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerStatistics:
+class LayerStatistics(Held):
     r"""Per-example gradients :math:`D_{vn}` of one block, weighted by output columns.
 
     .. math:: F = \frac{1}{\mathrm{count}} \sum_{vn} vec(D_{vn}) vec(D_{vn})^T
@@ -132,19 +133,6 @@ class LayerStatistics:
             for g in range(self.groups)
         )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of what is held; `samples` are float32 where it is half."""
-        held = self.matrices if self.gradients is None else self.gradients
-        assert held is not None
-        return held.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        held = (self.inputs, self.gradients, self.matrices, self.tokens)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
-
     def example_gradients(self) -> Float[Tensor, "v n o i"]:
         """Form D_vn for all columns and examples.
 
@@ -185,17 +173,6 @@ class LayerStatistics:
     def unpack(self, w: Tensor) -> dict[str, Tensor]:
         """Return tensors by parameter name from w (..., d_out, d_in)."""
         return self.block.unpack(w)
-
-    def to(self, dtype: torch.dtype) -> "LayerStatistics":
-        """Return the statistics in another precision."""
-        if dtype == self.dtype:
-            return self
-        names = ("inputs", "gradients", "matrices")
-        held = {name: getattr(self, name) for name in names}
-        cast: dict[str, Any] = {
-            n: None if t is None else t.to(dtype) for n, t in held.items()
-        }
-        return replace(self, **cast)
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -245,7 +222,7 @@ def pair_samples(
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class MeanGradient:
+class MeanGradient(Held):
     """The gradient of the mean loss over a batch, for one block.
 
     Parameters
@@ -283,7 +260,7 @@ class MeanGradient:
             "weight (d_out, d_in)": self.weight_shape,
             "norm": f"{float(self.gradient.norm()):.6g}",
             "numbers": f"{self.gradient.dtype}, {self.gradient.device}, "
-            f"{readable(self.gradient.nbytes)}",
+            f"{readable(self.nbytes)}",
         }
         return html_table("MeanGradient", rows)
 

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
 import fisherlab as fl
-from fisherlab.samples.matrices import column_product, row_product
+from fisherlab.samples.base import column_product, row_product
 from tests.benchmarks.cases import AUTOENCODER, autoencoder_statistics, mnist_available
 from tests.benchmarks.timing import interleaved
 

@@ -182,7 +182,7 @@ def test_sums_over_positions_take_the_cheaper_order(shape, columns):
 
 def test_a_norm_forms_every_matrix_once(monkeypatch):
     """Matrices were formed again for every pair of chunks, at 18 times the products."""
-    monkeypatch.setattr("fisherlab.samples.rows.CHUNK_BYTES", 20_000)
+    monkeypatch.setattr("fisherlab.samples.base.CHUNK_BYTES", 20_000)
     samples = layer(20, 30, 12, 40).samples
     m, p, t = 12, 600, 40
     assert multiply_adds(samples.squared_norm) <= m * p * (t + m)

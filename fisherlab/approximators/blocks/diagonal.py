@@ -9,7 +9,7 @@ from torch import Tensor
 from fisherlab import operators
 from fisherlab.approximators.states import Sums, add
 from fisherlab.operators import Operator
-from fisherlab.samples import OuterSamples, rows
+from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -126,4 +126,4 @@ def _with_bias(statistics: LayerStatistics) -> Tensor:
     if isinstance(samples, OuterSamples):
         inputs = samples.inputs
         return samples.output_energy.T @ (inputs * inputs[:, -1:])
-    return rows.summed(samples, lambda d: (d * d[..., -1:]).sum(0))
+    return samples.summed(lambda d: (d * d[..., -1:]).sum(0))

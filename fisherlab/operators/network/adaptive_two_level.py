@@ -1,13 +1,12 @@
 """A two-level inverse whose coarse space follows each right-hand side."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Never, final
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.base import Provenance
 from fisherlab.operators.dampings import Damping
 from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
 from fisherlab.operators.network.coarse_spaces import Coarse, right_side_space
@@ -57,21 +56,6 @@ class AdaptiveTwoLevelInverse(NetworkOperator):
         return self.fine.weight_shapes
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.fine.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.fine.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of both levels."""
-        return self.fine.stored_numbers + self.exact.stored_numbers
-
-    @property
     def product_flops(self) -> int:
         """Solves of the fine level, and two products with F."""
         return (1 + self.vectors) * self.fine.product_flops + 2 * self.exact.product_flops
@@ -91,44 +75,19 @@ class AdaptiveTwoLevelInverse(NetworkOperator):
             found.append(one)
         return {name: torch.cat([one[name] for one in found]) for name in ws}
 
-    def _refuse(self, question: str) -> Never:
+    @property
+    def formed(self) -> Never:
+        """Raise ValueError, as every question about a matrix does: there is none."""
         msg = (
-            f"{question} of {self!r}: the coarse space {self.coarse!r} follows the "
-            "right-hand side, so this is no matrix. Take products, or another space."
+            f"{self!r}: the coarse space {self.coarse!r} follows the right-hand side, so "
+            "this is no matrix. Take products, or another space."
         )
         raise ValueError(msg)
 
-    def diagonal_block(self, name: str) -> Operator:
+    def block(self, row: str, column: str) -> Tensor:
         """Raise ValueError: there is no matrix."""
-        self._refuse("diagonal_block")
-
-    def block(self, row: str, column: str) -> Float[Tensor, "p q"]:
-        """Raise ValueError: there is no matrix."""
-        self._refuse("block")
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        self._refuse("to_dense")
-
-    def diagonal(self) -> Float[Tensor, "p 1"]:
-        """Raise ValueError: there is no matrix."""
-        self._refuse("diagonal")
-
-    def trace(self) -> float:
-        """Raise ValueError: there is no matrix."""
-        self._refuse("trace")
-
-    def frobenius_norm(self) -> float:
-        """Raise ValueError: there is no matrix."""
-        self._refuse("frobenius_norm")
-
-    def inner(self, other: Operator) -> float:
-        """Raise ValueError: there is no matrix."""
-        self._refuse("inner")
+        return self.formed
 
     def inverse(self, damping: Damping) -> NetworkOperator:
         """Raise ValueError: there is no matrix."""
-        self._refuse("inverse")
-
-    def to(self, dtype: torch.dtype) -> "AdaptiveTwoLevelInverse":
-        """Return both levels in another precision."""
-        return replace(self, fine=self.fine.to(dtype), exact=self.exact.to(dtype))
+        return self.formed

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import readable
-from fisherlab.operators.base import Operator, unit_weights
+from fisherlab.operators.base import Operator
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.showing import html_table
@@ -49,17 +49,14 @@ class NetworkOperator(Operator):
     def _apply_blocks(self, ws: Weights) -> dict[str, Tensor]:
         """Return the products with k weights of every block, each (k, d_out, d_in)."""
 
-    @abstractmethod
     def diagonal_block(self, name: str) -> Operator:
-        """Return the block on the diagonal that belongs to one weight."""
+        """Return the block on the diagonal that belongs to one weight, here dense."""
+        shape = self.weight_shapes[name]
+        return Dense(self.block(name, name), shape, self.provenance)
 
     @abstractmethod
     def inverse(self, damping: Damping) -> NetworkOperator:
         """Return the damped inverse as an operator; a number means Tikhonov."""
-
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> NetworkOperator:
-        """Return the same matrix in another precision."""
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -115,6 +112,10 @@ class NetworkOperator(Operator):
         found = self._apply_blocks(self._stacked(w))
         return {name: found[name].reshape(w[name].shape) for name in self.weight_shapes}
 
+    def _stacked(self, ws: Weights) -> dict[str, Tensor]:
+        shapes = self.weight_shapes.items()
+        return {name: ws[name].reshape(-1, *shape) for name, shape in shapes}
+
     @overload
     def solve(self, w: Tensor, damping: Damping) -> Tensor: ...
     @overload
@@ -130,20 +131,29 @@ class NetworkOperator(Operator):
             If the damped matrix is not positive definite.
         """
         if isinstance(w, Tensor):
-            self._check(w, "solve")
-            stacked = self.split(w.reshape(-1, *self.weight_shape))
-            return self.join(self._solve_blocks(stacked, damping)).view(w.shape)
+            return super().solve(w, damping)
         self._check_blocks(w, "solve")
         found = self._solve_blocks(self._stacked(w), damping)
         return {name: found[name].reshape(w[name].shape) for name in self.weight_shapes}
+
+    def _solve(self, w: Float[Tensor, "k p 1"], damping: Damping) -> Float[Tensor, "k p 1"]:
+        return self.join(self._solve_blocks(self.split(w), damping))
 
     def _solve_blocks(self, ws: Weights, damping: Damping) -> dict[str, Tensor]:
         """Return the damped inverse times k weights of every block."""
         return self.inverse(damping)._apply_blocks(ws)
 
-    def _stacked(self, ws: Weights) -> dict[str, Tensor]:
-        shapes = self.weight_shapes.items()
-        return {name: ws[name].reshape(-1, *shape) for name, shape in shapes}
+    def logdet(self, damping: Damping = 0.0) -> float:
+        """Return log det of the damped matrix.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped matrix is not positive definite.
+        """
+        if isinstance(damping, Factored):
+            return -self.inverse(damping).logdet()
+        return self.formed.logdet(tikhonov(damping, self))
 
     def quadratic_form(self, w: Tensor | Weights) -> Tensor:
         """Return ⟨w, M w⟩, summed over the blocks."""
@@ -180,25 +190,6 @@ class NetworkOperator(Operator):
             parts = [torch.einsum("moi,koi->mk", space[n], image[n]) for n in space]
             columns.append(torch.cat(parts))
         return torch.cat(columns, 1)
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending, through the dense matrix."""
-        return self._whole().eigenvalues()
-
-    def logdet(self, damping: Damping = 0.0) -> float:
-        """Return log det of the damped matrix, through the dense matrix.
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        if isinstance(damping, Factored):
-            return -self.inverse(damping).logdet()
-        return -self._whole().inverse(tikhonov(damping, self)).logdet()
-
-    def _whole(self) -> Dense:
-        return Dense(self.to_dense(), self.weight_shape, self.provenance)
 
     def __repr__(self) -> str:
         """Return one line: what, of what, how many blocks, how large."""
@@ -262,17 +253,3 @@ def spans(lengths: Sequence[int]) -> list[slice]:
 def same_blocks(a: NetworkOperator, b: NetworkOperator) -> bool:
     """Tell whether two operators have the same blocks in the same order."""
     return list(a.weight_shapes.items()) == list(b.weight_shapes.items())
-
-
-def block_of(operator: NetworkOperator, name: str) -> Dense:
-    """Form one diagonal block from products."""
-    shape = operator.weight_shapes[name]
-    return Dense(operator.block(name, name), shape, operator.provenance)
-
-
-def column_inner(a: Operator, b: Operator) -> float:
-    """Return Σ M_ij N_ij column by column: the general path, without p² numbers."""
-    return sum(
-        float(((a @ unit) * (b @ unit)).sum(dtype=torch.float64))
-        for unit in unit_weights(a)
-    )

@@ -98,20 +98,6 @@ class BlockTridiagonal(NetworkOperator):
         return {name: (len(g), len(a)) for name, (g, a) in self.factors.items()}
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self._first.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self._first.device
-
-    @property
-    def _first(self) -> Tensor:
-        return next(iter(self.factors.values()))[0]
-
-    @property
     def stored_numbers(self) -> int:
         """The free numbers of the factors and the numbers of the links."""
         own = sum(o * (o + 1) + i * (i + 1) for o, i in self.weight_shapes.values()) // 2
@@ -267,14 +253,6 @@ class BlockTridiagonal(NetworkOperator):
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return BlockTridiagonalInverse(middles, self.regressions, made)
 
-    def to(self, dtype: torch.dtype) -> "BlockTridiagonal":
-        """Return the matrix in another precision."""
-        factors = {
-            name: (g.to(dtype), a.to(dtype)) for name, (g, a) in self.factors.items()
-        }
-        links = [(g.to(dtype), a.to(dtype)) for g, a in self.links]
-        return replace(self, factors=factors, links=links)
-
 
 def _regression(
     cross: Float[Tensor, "a b"], factor: Float[Tensor, "b b"], what: str
@@ -332,7 +310,6 @@ def _inverse_conditional(
     return KroneckerCongruence(row_basis, col_basis, entries.reciprocal().to(kind))
 
 
-@inner_product(BlockTridiagonal, WholeNetwork)
 @inner_product(BlockTridiagonal, Operator)
 def _chain_any(a: BlockTridiagonal, b: Operator) -> float:
     other = b.completion if isinstance(b, BlockTridiagonal) else b

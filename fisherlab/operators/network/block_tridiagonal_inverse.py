@@ -1,7 +1,7 @@
 """The inverse of a chain of layers: block tridiagonal, applied in matrix form."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
 
@@ -49,22 +49,6 @@ class BlockTridiagonalInverse(NetworkOperator):
     def weight_shapes(self) -> Shapes:
         """Layer name to (d_out, d_in)."""
         return {name: op.weight_shape for name, op in self.middles.items()}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return next(iter(self.middles.values())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return next(iter(self.middles.values())).device
-
-    @property
-    def stored_numbers(self) -> int:
-        """The bases, their entries and Ψ."""
-        own = sum(op.stored_numbers for op in self.middles.values())
-        return own + sum(g.numel() + a.numel() for g, a in self.regressions)
 
     @property
     def product_flops(self) -> int:
@@ -174,12 +158,6 @@ class BlockTridiagonalInverse(NetworkOperator):
     def inverse(self, damping: Damping) -> WholeNetwork:
         """Return (M + damping·I)⁻¹: dense up to 2000 rows, else iterative."""
         return tikhonov_inverse(self, tikhonov(damping, self), None)
-
-    def to(self, dtype: torch.dtype) -> "BlockTridiagonalInverse":
-        """Return the matrix in another precision."""
-        middles = {name: op.to(dtype) for name, op in self.middles.items()}
-        links = [(g.to(dtype), a.to(dtype)) for g, a in self.regressions]
-        return replace(self, middles=middles, regressions=links)
 
 
 def _formed(part: Part) -> Tensor:

@@ -1,29 +1,28 @@
 """Network operators over different blocks, side by side."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Operator, Provenance, column_inner, inner_product
 from fisherlab.operators.dampings import Damping
 from fisherlab.operators.network.base import (
     NetworkOperator,
     Shapes,
     Weights,
-    column_inner,
     same_blocks,
 )
 from fisherlab.operators.network.whole import WholeNetwork
+from fisherlab.operators.stacked import Apart
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class DirectSum(NetworkOperator):
+class DirectSum(Apart, NetworkOperator):
     """Operators that share no block, zero between them, in any order of the blocks.
 
     Parameters
@@ -59,26 +58,6 @@ class DirectSum(NetworkOperator):
         known = {n: shape for part in self.parts for n, shape in part.weight_shapes.items()}
         return {name: known[name] for name in self.order}
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.parts[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.parts[0].device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the parts."""
-        return sum(part.stored_numbers for part in self.parts)
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the parts."""
-        return sum(part.product_flops for part in self.parts)
-
     def part_of(self, name: str) -> NetworkOperator:
         """Return the part that holds a block."""
         return next(part for part in self.parts if name in part.weight_shapes)
@@ -110,29 +89,6 @@ class DirectSum(NetworkOperator):
             found |= part.split(part.diagonal())
         return self.join(found)
 
-    def trace(self) -> float:
-        """Return the sum of the parts' traces."""
-        return sum(part.trace() for part in self.parts)
-
-    def frobenius_norm(self) -> float:
-        """Return (Σ ‖M_part‖²)^½."""
-        return math.hypot(*(part.frobenius_norm() for part in self.parts))
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the eigenvalues of all parts, descending."""
-        values = torch.cat([part.eigenvalues() for part in self.parts])
-        return values.sort(descending=True).values
-
-    def logdet(self, damping: Damping = 0.0) -> float:
-        """Return the sum of the parts' log determinants.
-
-        Raises
-        ------
-        NumericalError
-            If a damped part is not positive definite.
-        """
-        return sum(part.logdet(damping) for part in self.parts)
-
     def inverse(self, damping: Damping) -> "DirectSum":
         """Return the damped inverse of every part.
 
@@ -150,10 +106,6 @@ class DirectSum(NetworkOperator):
             own = {name: ws[name] for name in part.weight_shapes}
             out |= part._solve_blocks(own, damping)
         return out
-
-    def to(self, dtype: torch.dtype) -> "DirectSum":
-        """Return the parts in another precision."""
-        return replace(self, parts=[part.to(dtype) for part in self.parts])
 
     def inner_with(self, other: NetworkOperator) -> float:
         """Return ⟨self, other⟩ for an operator over the same blocks in the same order."""

@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Provenance, inner_product
+from fisherlab.operators.base import Provenance, column_inner, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.dense import Dense
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import (
     NetworkOperator,
     Shapes,
     Weights,
-    column_inner,
     same_blocks,
     spans,
 )
@@ -87,16 +87,6 @@ class KroneckerBlocks(NetworkOperator):
         return self.shapes
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.rows.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.rows.device
-
-    @property
     def stored_numbers(self) -> int:
         """The free numbers of both matrices."""
         o, i = len(self.rows), len(self.columns)
@@ -156,7 +146,7 @@ class KroneckerBlocks(NetworkOperator):
             shift = tikhonov(damping, self)
             matrix = self.to_dense()
             matrix.diagonal().add_(shift)
-            whole = replace(self._whole(), matrix=matrix)
+            whole = Dense(matrix, self.weight_shape, self.provenance)
             return WholeNetwork(whole, self.shapes, self.provenance)
         rows, columns = self.rows.clone(), self.columns.clone()
         for name, (o, i) in self.places.items():
@@ -182,10 +172,6 @@ class KroneckerBlocks(NetworkOperator):
             return None
         blocks = {name: self.diagonal_block(name) for name in self.shapes}
         return BlockDiagonal(blocks, self.provenance).inverse(damping)
-
-    def to(self, dtype: torch.dtype) -> "KroneckerBlocks":
-        """Return the matrix in another precision."""
-        return replace(self, rows=self.rows.to(dtype), columns=self.columns.to(dtype))
 
 
 def _block_sums(table: Tensor, lengths: list[int]) -> Tensor:

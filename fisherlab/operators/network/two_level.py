@@ -9,11 +9,10 @@ additive: :math:`K^{-1} + C`; multiplicative: :math:`K^{-1} + C (I - P K^{-1})`,
 correction of what the fine level leaves.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance
@@ -55,6 +54,7 @@ class TwoLevel(NetworkOperator):
 
     Examples
     --------
+    >>> import torch
     >>> from fisherlab.operators.diagonal import Diagonal
     >>> one, two = (
     ...     BlockDiagonal({n: Diagonal(torch.full((1, 2), x)) for n in "ab"})
@@ -80,25 +80,10 @@ class TwoLevel(NetworkOperator):
         """Block name to (d_out, d_in)."""
         return self.local.weight_shapes
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.local.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.local.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the block diagonal and of F."""
-        return self.local.stored_numbers + self.exact.stored_numbers
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the block diagonal."""
-        return self.local.product_flops
+    @cached_property
+    def formed(self) -> BlockDiagonal:
+        """The block diagonal."""
+        return self.local
 
     def _apply_blocks(self, ws: Weights) -> dict[str, Tensor]:
         return self.local._apply_blocks(ws)
@@ -106,25 +91,6 @@ class TwoLevel(NetworkOperator):
     def diagonal_block(self, name: str) -> Operator:
         """Return the operator of one weight."""
         return self.local.diagonal_block(name)
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.local._dense()
-
-    def diagonal(self) -> Float[Tensor, "p 1"]:
-        """Return the diagonal; `split` cuts it into blocks."""
-        return self.local.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace."""
-        return self.local.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM²."""
-        return self.local.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the eigenvalues of the block diagonal, descending."""
-        return self.local.eigenvalues()
 
     def logdet(self, damping: Damping = 0.0) -> float:
         """Return −log det of the two-level inverse.
@@ -158,7 +124,3 @@ class TwoLevel(NetworkOperator):
             )
         space = fixed_space(self.coarse, self.local, self.vectors)
         return TwoLevelInverse(fine, self.exact, shift, space, self.combination, made)
-
-    def to(self, dtype: torch.dtype) -> "TwoLevel":
-        """Return both levels in another precision."""
-        return replace(self, local=self.local.to(dtype), exact=self.exact.to(dtype))

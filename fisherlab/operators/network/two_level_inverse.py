@@ -1,7 +1,7 @@
 """K⁻¹ corrected on a few directions per layer, in additive or multiplicative form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, final
 
@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import eigh
-from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.base import Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights, block_of
+from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
 from fisherlab.operators.network.whole import WholeNetwork, tikhonov_inverse
 
 Combination = Literal["additive", "multiplicative"]
@@ -55,16 +55,6 @@ class TwoLevelInverse(NetworkOperator):
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.fine.weight_shapes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.fine.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.fine.device
 
     @property
     def stored_numbers(self) -> int:
@@ -120,10 +110,6 @@ class TwoLevelInverse(NetworkOperator):
             images = self.exact._apply(rows[..., None]) + self.shift * rows[..., None]
             rows = rows - self.fine._apply(images).squeeze(-1)
         return self.coarse_inverse.to(self.dtype) @ rows
-
-    def diagonal_block(self, name: str) -> Operator:
-        """Return the block of one weight, dense."""
-        return block_of(self, name)
 
     def _dense(self) -> Float[Tensor, "p p"]:
         return self.fine._dense() + self._rows.T @ self._right()
@@ -184,13 +170,6 @@ class TwoLevelInverse(NetworkOperator):
         """
         self._require_symmetric("inverse")
         return tikhonov_inverse(self, tikhonov(damping, self), None)
-
-    def to(self, dtype: torch.dtype) -> "TwoLevelInverse":
-        """Return both levels in another precision."""
-        space = {name: ws.to(dtype) for name, ws in self.space.items()}
-        return replace(
-            self, fine=self.fine.to(dtype), exact=self.exact.to(dtype), space=space
-        )
 
 
 def _gram(vectors: Float[Tensor, "m o i"]) -> Float[Tensor, "m m"]:

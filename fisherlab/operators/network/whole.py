@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights, block_of
+from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
 from fisherlab.samples import StackedSamples
 
 DENSE_ROWS = 2000  # matrices up to this size are inverted densely, others iteratively
@@ -52,24 +52,9 @@ class WholeNetwork(NetworkOperator):
         return self.shapes
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision."""
-        return self.whole.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device."""
-        return self.whole.device
-
-    @property
-    def stored_numbers(self) -> int:
-        """Those of the matrix."""
-        return self.whole.stored_numbers
-
-    @property
-    def product_flops(self) -> int:
-        """Those of the matrix."""
-        return self.whole.product_flops
+    def formed(self) -> Operator:
+        """The matrix without the names."""
+        return self.whole
 
     def _apply(self, w: Float[Tensor, "k p 1"]) -> Float[Tensor, "k p 1"]:
         return self.whole._apply(w)
@@ -84,7 +69,7 @@ class WholeNetwork(NetworkOperator):
         if isinstance(self.whole, Dense):
             at, made = self.offsets[name], replace(self.provenance, layer=name)
             return Dense(self.whole.matrix[at, at], self.shapes[name], made)
-        return block_of(self, name)
+        return super().diagonal_block(name)
 
     @cached_property
     def pieces(self) -> dict[str, FactoredFisher] | None:
@@ -114,35 +99,6 @@ class WholeNetwork(NetworkOperator):
         rows = torch.cat([one.flatten(1) for one in found])
         return rows @ rows.T / next(iter(pieces.values())).count
 
-    def _dense(self) -> Float[Tensor, "p p"]:
-        return self.whole._dense()
-
-    def diagonal(self) -> Float[Tensor, "p 1"]:
-        """Return the diagonal; `split` cuts it into blocks."""
-        return self.whole.diagonal()
-
-    def trace(self) -> float:
-        """Return the trace."""
-        return self.whole.trace()
-
-    def frobenius_norm(self) -> float:
-        """Return √ΣM²."""
-        return self.whole.frobenius_norm()
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return all eigenvalues, descending."""
-        return self.whole.eigenvalues()
-
-    def logdet(self, damping: Damping = 0.0) -> float:
-        """Return log det(M + damping·I).
-
-        Raises
-        ------
-        IndefiniteError
-            If the damped matrix is not positive definite.
-        """
-        return self.whole.logdet(tikhonov(damping, self))
-
     def inverse(self, damping: Damping) -> "WholeNetwork":
         """Return (M + damping·I)⁻¹, by the matrix's own means.
 
@@ -153,10 +109,6 @@ class WholeNetwork(NetworkOperator):
         """
         inverse = self.whole.inverse(tikhonov(damping, self))
         return replace(self, whole=inverse, provenance=inverse.provenance)
-
-    def to(self, dtype: torch.dtype) -> "WholeNetwork":
-        """Return the matrix in another precision."""
-        return replace(self, whole=self.whole.to(dtype))
 
 
 def tikhonov_inverse(
@@ -171,13 +123,7 @@ def tikhonov_inverse(
     """
     made = forward.provenance.by(f"inverse of {forward.provenance.method}")
     if forward.shape[0] <= DENSE_ROWS:
-        whole: Operator = forward._whole().inverse(shift)
+        whole: Operator = forward.formed.inverse(shift)
     else:
         whole = IterativeInverse(forward, shift, preconditioner, provenance=made)
     return WholeNetwork(whole, forward.weight_shapes, made)
-
-
-@inner_product(WholeNetwork, Operator)
-def _whole_any(a: WholeNetwork, b: Operator) -> float:
-    other = b.whole if isinstance(b, WholeNetwork) else b
-    return a.whole.inner(other)

@@ -1,0 +1,131 @@
+"""Values that hold tensors: what follows from the tensors is read off their fields."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+STAYS = {"stays": True}  # metadata of a field that keeps its precision under `to`
+
+
+class Held:
+    """A frozen dataclass whose fields hold tensors, or values that hold tensors.
+
+    Precision, device, size and casts of every such value are said here once. A field may
+    nest them in tuples, lists and mappings. One with the metadata `STAYS` keeps its
+    precision; one that is a `torch.dtype` is the precision of results.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Pair(Held):
+    ...     one: Tensor
+    ...     rest: tuple[Tensor, ...]
+    >>> pair = Pair(torch.ones(2), (torch.ones(3), torch.arange(4)))
+    >>> half = pair.to(torch.float16)
+    >>> half.dtype, half.nbytes, half.stored_numbers
+    (torch.float16, 42, 5)
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what goes in and out."""
+        return next(_precisions(list(_cast_fields(self).values())), None) or _default()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(_devices(_parts(self)), torch.device("cpu"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in tensors(self))
+
+    @property
+    def stored_numbers(self) -> int:
+        """How many numbers the value stands on."""
+        return _numbers(_parts(self))
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Return the same value in another precision."""
+        if dtype == self.dtype:
+            return self
+        cast = {name: _cast(part, dtype) for name, part in _cast_fields(self).items()}
+        changed: Any = replace(self, **cast)  # type: ignore[type-var]
+        return changed
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a value, in the order of its fields."""
+    if isinstance(value, Tensor):
+        yield value
+    for part in _parts(value):
+        yield from tensors(part)
+
+
+def _default() -> torch.dtype:
+    return torch.get_default_dtype()
+
+
+def _cast_fields(value: Any) -> dict[str, Any]:
+    chosen = (f for f in fields(value) if f.init and "stays" not in f.metadata)
+    return {field.name: getattr(value, field.name) for field in chosen}
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Held):
+        held: Any = value
+        return [getattr(value, field.name) for field in fields(held)]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (tuple, list)) else []
+
+
+def _precisions(value: Any) -> Iterator[torch.dtype]:
+    if isinstance(value, torch.dtype):
+        yield value
+    elif isinstance(value, Held):
+        yield value.dtype
+    elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        yield value.dtype.to_real()
+    elif isinstance(value, (tuple, list, Mapping)):
+        for part in _parts(value):
+            yield from _precisions(part)
+
+
+def _devices(value: Any) -> Iterator[torch.device]:
+    if isinstance(value, torch.device):
+        yield value
+    elif isinstance(value, (Held, Tensor)):
+        yield value.device
+    else:
+        for part in _parts(value):
+            yield from _devices(part)
+
+
+def _numbers(value: Any) -> int:
+    if isinstance(value, Held):
+        return value.stored_numbers
+    if isinstance(value, Tensor):
+        real = value.numel() if value.is_floating_point() else 0
+        return 2 * value.numel() if value.is_complex() else real
+    return sum(map(_numbers, _parts(value)))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value with its real and complex numbers in another precision."""
+    if isinstance(value, Tensor) and value.is_complex():
+        return value.to(dtype.to_complex())
+    if isinstance(value, Held) or (isinstance(value, Tensor) and value.is_floating_point()):
+        return value.to(dtype)
+    if isinstance(value, torch.dtype):
+        return dtype
+    if isinstance(value, Mapping):
+        return {key: _cast(part, dtype) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_cast(part, dtype) for part in value)
+    return value
