@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+H = TypeVar("H", bound="Held")
 STAYS = {"stays": True}  # metadata of a field that keeps its precision under `to`
 
 
@@ -50,7 +51,7 @@ class Held:
         """How many numbers the value stands on."""
         return _numbers(_parts(self))
 
-    def to(self, dtype: torch.dtype) -> Self:
+    def to(self: H, dtype: torch.dtype) -> H:
         """Return the same value in another precision."""
         if dtype == self.dtype:
             return self

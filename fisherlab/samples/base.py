@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -63,7 +63,7 @@ class Samples(Held, ABC):
         """T, the uses of the weight an example that a product goes through."""
         return 1
 
-    def to(self, dtype: torch.dtype) -> Self:
+    def to(self: S, dtype: torch.dtype) -> S:
         """Return the same samples in another precision, one object a precision.
 
         Two operators of the same samples then still have the same samples in float64, and
@@ -72,13 +72,13 @@ class Samples(Held, ABC):
         if dtype == self.dtype:
             return self
         known = _CASTS.setdefault(self, WeakValueDictionary())
-        cast: Self | None = known.get(dtype)
+        cast: S | None = known.get(dtype)
         if cast is None:
             cast = known[dtype] = super().to(dtype)
         return cast
 
     @abstractmethod
-    def some_columns(self, columns: slice) -> Self:
+    def some_columns(self, columns: slice) -> "Samples":
         """Return the samples of some columns."""
 
     @abstractmethod
