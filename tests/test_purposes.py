@@ -1,13 +1,19 @@
 """Every purpose, against a dense brute force for every method."""
 
+import json
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import fisherlab as fl
 from fisherlab import purposes
-from fisherlab.analysis.purposes import judge
+from fisherlab.analysis.purposes import judge, verdict
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close
 
@@ -373,3 +379,61 @@ def test_posterior_variances_are_those_of_samples(network):
     rows = given.jacobians["2"].samples.matrices().flatten(2)
     spread = torch.einsum("vni,si->svn", rows, drawn).var(0)
     torch.testing.assert_close(answers["variances"], spread, rtol=0.06, atol=0)
+
+
+NUMBERS = st.one_of(st.just(np.nan), st.floats(0.01, 3).map(lambda x: round(x, 3)))
+
+
+@given(
+    st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=4), st.data()
+)
+def test_no_sentence_of_a_verdict_is_false(rows, data):
+    """The winner is nearest to the exact block, and none without a number is ranked."""
+    methods, layers = ["kfac", "kpsvd", "mine"], [str(n) for n in range(len(rows))]
+    values = np.array(rows)[:, :, None]
+    network = np.where(np.isnan(values).any(0), np.nan, values.sum(0))
+    best = data.draw(st.sampled_from([0.0, 1.0]))
+    status = np.where(np.isnan(values), "not positive definite", "ok").astype(object)
+    sizes = np.arange(1, len(rows) + 1)
+    found = xr.Dataset(
+        {
+            "value": (("layer", "approximator", "measure"), values),
+            "network": (("approximator", "measure"), network),
+            "status": (("layer", "approximator", "purpose"), status),
+        },
+        {
+            "layer": layers,
+            "approximator": methods,
+            "measure": ["p.m"],
+            "purpose": ["p"],
+            "of_purpose": ("measure", ["p"]),
+            "title": ("measure", ["gap"]),
+            "best": ("measure", [best]),
+            "d_out": ("layer", sizes),
+            "d_in": ("layer", sizes),
+        },
+        {"approximators": json.dumps(dict.fromkeys(methods, "Mine()"))},
+    )
+    (sentence,) = verdict(found)
+    ranked = sentence.partition(";")[0]
+    gaps = np.abs(network[:, 0] - best)
+    for name, gap, numbers in zip(methods, gaps, values[:, :, 0].T, strict=True):
+        first = f"{name} " in ranked.partition("closest")[0]
+        assert first == (np.isfinite(gap) and gap <= np.nanmin(gaps) + 1e-6)
+        if np.isnan(numbers).any():
+            share = (sizes**2)[np.isnan(numbers)].sum() / (sizes**2).sum()
+            assert f"{name} has none in" in sentence
+            assert f"({share:.0%} of the parameters): not positive definite" in sentence
+    assert ("no approximation has a number in every layer" in sentence) == np.isnan(
+        gaps
+    ).all()
+
+
+def test_every_measure_of_a_purpose_is_drawn(network):
+    found = fl.compare(network[2], ["kfac", "kpsvd-2"], purpose=all_purposes(network))
+    figure = fl.plots.purposes(found)
+    drawn = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert len(drawn) == found.sizes["measure"]
+    with pytest.raises(ValueError, match="the table holds step, laplace"):
+        fl.plots.purposes(found, "nothing")
+    plt.close(figure)

@@ -10,6 +10,7 @@ from fisherlab.analysis.intervals import uncertainty
 from fisherlab.analysis.inverses import inverse_blocks
 from fisherlab.analysis.merging import merge
 from fisherlab.analysis.networks import compare_networks
+from fisherlab.analysis.purposes import verdict
 from fisherlab.analysis.ranks import rank_curve
 from fisherlab.analysis.spectrum_trees import spectra
 from fisherlab.analysis.structures import structure
@@ -36,4 +37,5 @@ __all__ = [
     "structure",
     "sweep",
     "uncertainty",
+    "verdict",
 ]

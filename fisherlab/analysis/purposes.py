@@ -19,6 +19,7 @@ from fisherlab.purposes import Answers, Measure, Purpose
 from fisherlab.statistics import Statistics
 
 Key = tuple[str, str, str]  # layer, approximator, purpose
+TIED = 1e-6  # distances from the best that differ by less are called equal
 
 
 def judge(
@@ -90,7 +91,24 @@ def judge(
                 for row, name in enumerate(rows):
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
+    _note_missing(values, list(stats), list(methods), labels, reasons)
     return _labelled(stats, methods, labels, values, reasons)
+
+
+def _note_missing(
+    values: Any,
+    layers: Sequence[str],
+    methods: Sequence[str],
+    labels: Sequence[tuple[str, Measure]],
+    reasons: dict[Key, str],
+) -> None:
+    """Say which measures of an answered cell have no number."""
+    for row, column, place in np.argwhere(np.isnan(values[:-1])):
+        purpose, measure = labels[place]
+        key = layers[row], methods[column], purpose
+        known = reasons.setdefault(key, "not to be had for this form and size:")
+        if known.startswith("not to be had"):
+            reasons[key] = f"{known} {measure.name}"
 
 
 def _answered(
@@ -158,3 +176,86 @@ def _labelled(
     }
     made = attributes(stats, methods, analysis="purposes", purposes=json.dumps(purposes))
     return xr.Dataset(variables, coords, made)
+
+
+def verdict(found: xr.Dataset) -> list[str]:
+    """Say for every purpose which approximation serves it best, and which not at all.
+
+    Ranked by the first measure of a purpose for all layers together, by how far it is
+    from what the exact block has. Approximations without a number in some layer are not
+    ranked: the sentence names the layers and the share of the parameters in them.
+
+    Parameters
+    ----------
+    found
+        What `compare` returned with `purpose=`.
+
+    Returns
+    -------
+    list of str
+        One sentence or more a purpose.
+
+    Raises
+    ------
+    ValueError
+        If the table holds no purposes.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> found = fl.compare(stats, ["kfac", "diagonal"], purpose=fl.Matrix())
+    >>> verdict(found)[0].split(",")[0]
+    'matrix: kfac is the closest to the exact block'
+    """
+    if "of_purpose" not in found.coords:
+        raise ValueError(
+            "verdict: the table holds no purposes; compare(..., purpose=[...]) makes one."
+        )
+    return [_verdict(found, str(purpose)) for purpose in found["purpose"].values]
+
+
+def _verdict(found: xr.Dataset, purpose: str) -> str:
+    mine = found.isel(measure=(found["of_purpose"] == purpose).values)
+    first = mine.isel(measure=0)
+    methods = [m for m in first["approximator"].values.tolist() if not _exact(first, m)]
+    numbers = {m: float(first["network"].sel(approximator=m)) for m in methods}
+    best, title = float(first["best"]), str(first["title"].item())
+    usable = [m for m in methods if np.isfinite(numbers[m])]
+    usable.sort(key=lambda m: abs(numbers[m] - best))
+    said = [_ranked(usable, numbers, best, title)]
+    said += [_unusable(found, purpose, m) for m in methods if m not in usable]
+    return f"{purpose}: " + "; ".join(said) + "."
+
+
+def _exact(first: xr.Dataset, method: str) -> bool:
+    made = json.loads(first.attrs["approximators"])
+    return str(made[method]).startswith("ExactBlock")
+
+
+def _ranked(
+    usable: Sequence[str], numbers: Mapping[str, float], best: float, title: str
+) -> str:
+    """Say who is closest to the best, and who is next."""
+    if not usable:
+        return "no approximation has a number in every layer"
+    gaps = {m: abs(numbers[m] - best) for m in usable}
+    tied = [m for m in usable if gaps[m] <= gaps[usable[0]] + TIED]
+    who = " and ".join(tied)
+    verb = "are" if len(tied) > 1 else "is"
+    said = f"{who} {verb} the closest to the exact block, {title} {numbers[tied[0]]:.3g}"
+    rest = usable[len(tied) :]
+    return f"{said}, then {rest[0]} with {numbers[rest[0]]:.3g}" if rest else said
+
+
+def _unusable(found: xr.Dataset, purpose: str, method: str) -> str:
+    """Say where a method has no number, why, and how much of the network that is."""
+    status = found["status"].sel(approximator=method, purpose=purpose)
+    failed = status["layer"].values[(status != "ok").values].tolist()
+    sizes = found["d_out"] * found["d_in"]
+    share = float(sizes.sel(layer=failed).sum() / sizes.sum())
+    where = ", ".join(map(str, failed[:3])) + (", …" if len(failed) > 3 else "")
+    why = str(status.sel(layer=failed[0]).item()) if failed else "no number for the network"
+    why = why.removesuffix(".")
+    return f"{method} has none in {where} ({share:.0%} of the parameters): {why}"

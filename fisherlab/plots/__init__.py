@@ -21,6 +21,7 @@ from fisherlab.plots.parts import decomposition as decomposition
 from fisherlab.plots.parts import error_sources as error_sources
 from fisherlab.plots.profiles import direction_cosines as direction_cosines
 from fisherlab.plots.profiles import errors as errors
+from fisherlab.plots.purposes import purposes as purposes
 from fisherlab.plots.saving import save as save
 from fisherlab.plots.style import Style as Style
 from fisherlab.plots.style import publication as publication

@@ -8,14 +8,20 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fisherlab.errors import DataError
+from fisherlab.errors import (
+    BudgetError,
+    DataError,
+    IndefiniteError,
+    NumericalError,
+)
 from fisherlab.metrics.pairs import Pair
 from fisherlab.statistics import LayerStatistics
 
@@ -128,6 +134,28 @@ def weights_of(
             f"{purpose}: the parameter {error} of block {layer.name!r} is missing; "
             "`dict(model.named_parameters())` has all."
         ) from error
+
+
+def number(ask: Callable[[], float]) -> Tensor:
+    """Return a number as an answer; NaN where this form and size have none.
+
+    Raises
+    ------
+    IndefiniteError
+        If the matrix serves no purpose that inverts it.
+
+    Examples
+    --------
+    >>> number(lambda: 2.0)
+    tensor(2., dtype=torch.float64)
+    """
+    try:
+        value = float(ask())
+    except IndefiniteError:
+        raise
+    except (ValueError, NumericalError, BudgetError):
+        value = math.nan
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def spearman(first: Tensor, second: Tensor) -> float:

@@ -15,7 +15,7 @@ from fisherlab.likelihoods import Gaussian
 from fisherlab.metrics.divergences import backward, forward
 from fisherlab.metrics.pairs import Pair
 from fisherlab.numerics.memory import chunks
-from fisherlab.purposes.base import CHUNK, Answers, Measure, of_block, summed
+from fisherlab.purposes.base import CHUNK, Answers, Measure, number, of_block, summed
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
 
 BINS = 15  # of the calibration error
@@ -138,10 +138,11 @@ class Laplace:
         """Return the divergences from the exact posterior, log det and variances."""
         damped = pair.damped(self.damping)
         # Covariances are inverses: the divergence of posteriors is that of P and Q turned.
-        numbers = backward(damped), forward(damped), damped.logdets[1]
-        found = dict(
-            zip(("kl", "reverse_kl", "logdet"), map(_number, numbers), strict=True)
-        )
+        found = {
+            "kl": number(lambda: backward(damped)),
+            "reverse_kl": number(lambda: forward(damped)),
+            "logdet": number(lambda: damped.logdets[1]),
+        }
         if self.held_out is not None:
             found["variances"] = self._variances(layer, pair)
         return found
@@ -213,7 +214,3 @@ def calibration_error(
         0, bins, hits - confidence
     )
     return float(gaps.abs().sum()) / len(labels)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.spectra import spectrum_error
-from fisherlab.purposes.base import Answers, Measure, summed
+from fisherlab.purposes.base import Answers, Measure, number, summed
 from fisherlab.statistics import LayerStatistics
 
 BY_DEFINITION = (
@@ -46,14 +45,13 @@ class Matrix:
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return squares of sizes and errors, and the inner product."""
         size = pair.exact_norm**2
-        numbers = {
-            "size": size,
-            "own": pair.approx_norm**2,
-            "inner": pair.inner,
-            "rest": pair.distance() ** 2 * size,
-            "spectrum": spectrum_error.of(pair) ** 2 * size,
+        return {
+            "size": number(lambda: size),
+            "own": number(lambda: pair.approx_norm**2),
+            "inner": number(lambda: pair.inner),
+            "rest": number(lambda: pair.distance() ** 2 * size),
+            "spectrum": number(lambda: spectrum_error.of(pair) ** 2 * size),
         }
-        return {name: _number(value) for name, value in numbers.items()}
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Add everything."""
@@ -95,8 +93,8 @@ class Sharpness:
         top = pair.approx.top_eigenvalues(1)[:1].to(torch.float64)
         return {
             "top": top,
-            "trace": _number(pair.approx.trace()),
-            "size": _number(pair.approx_norm**2),
+            "trace": number(pair.approx.trace),
+            "size": number(lambda: pair.approx_norm**2),
         }
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
@@ -112,7 +110,3 @@ class Sharpness:
             "trace_ratio": float(approx["trace"] / exact["trace"]),
             "rank_ratio": ranks[0] / ranks[1],
         }
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
