@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.approximators import solvers
+from fisherlab.approximators.kpsvd import solvers
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.approximators.states import Held

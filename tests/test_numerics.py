@@ -97,6 +97,17 @@ def test_krylov_triplets_are_the_singular_ones(rows, cols, rank, seed, long):
     assert_close(found.right.T @ found.right, torch.eye(size), 1e-8)
 
 
+def test_a_long_side_in_float32_keeps_its_small_values(monkeypatch):
+    monkeypatch.setattr(krylov, "GRAM_ROWS", 50)
+    rows, cols = (torch.linalg.qr(normal(n, 3, seed=n)).Q for n in (200, 30))
+    values = torch.tensor([1.0, 1e-1, 1e-2]).double()
+    matrix = ((rows * values) @ cols.T).float()
+    found = block_krylov(linear_map(matrix), 3, normal(30, 4).float(), tolerance=2e-6)
+    assert found.converged
+    assert_close(found.values, values, 1e-6)
+    assert float((found.left.T @ rows.float()).abs().diagonal().min()) > 1 - 1e-5
+
+
 def test_a_long_side_is_held_once(monkeypatch):
     """The right vectors of a layer with 4,609 inputs were held six times: 12 GB."""
     monkeypatch.setattr(krylov, "GRAM_ROWS", 100)

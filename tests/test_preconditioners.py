@@ -12,8 +12,8 @@ from scipy.linalg import fractional_matrix_power
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.approximators import joined as joined_blocks
-from fisherlab.approximators import low_rank as low_rank_file
+from fisherlab.approximators import averages
+from fisherlab.approximators.blocks import exact as exact_file
 from fisherlab.approximators.costs import building_flops, result_numbers
 from fisherlab.approximators.online.k_bfgs import damped_pair
 from fisherlab.layers import Block
@@ -52,7 +52,7 @@ def test_a_low_rank_leaves_the_tail_of_the_spectrum(layer, way, monkeypatch):
     whole = dense(stats)
     values = torch.linalg.eigvalsh(whole).flip(0).clamp_min(0)
     if way != "gram":  # as if the samples were too many, and then the block too large
-        monkeypatch.setattr(low_rank_file, "DIRECT", 0 if way == "products" else 14)
+        monkeypatch.setattr(exact_file, "DIRECT", 0 if way == "products" else 14)
     for rank in (1, 2):
         if way == "products" and rank >= len(whole):
             continue
@@ -174,7 +174,7 @@ def test_the_average_of_quasi_diagonals_averages_what_they_are_made_of():
 
 @EVERY_FORM
 def test_the_average_of_wide_exact_blocks_keeps_samples_and_is_exact(form, monkeypatch):
-    monkeypatch.setattr(joined_blocks, "KEPT_BLOCK", 0)
+    monkeypatch.setattr(averages, "KEPT_BLOCK", 0)
     few = {
         "outer": lambda s: cases.outer(1, 3, 4, 6, seed=s),
         "shared": lambda s: cases.shared(1 + s % 2, 2, 2 + s % 2, 4, 6, seed=s),
@@ -197,7 +197,7 @@ def test_the_average_of_wide_exact_blocks_keeps_samples_and_is_exact(form, monke
 
 
 def test_samples_of_batches_long_past_fade_from_the_average(monkeypatch):
-    monkeypatch.setattr(joined_blocks, "KEPT_BLOCK", 0)
+    monkeypatch.setattr(averages, "KEPT_BLOCK", 0)
     blocks = [
         fl.ExactBlock()(cases.layer_statistics(cases.outer(1, 1, 30, 40, seed=s)))
         for s in range(40)

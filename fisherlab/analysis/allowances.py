@@ -30,6 +30,8 @@ RATE = 2e10  # multiply-adds a second that two plain cores do in float64, about
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
+TERM_READS = 25  # of the factors of one term, until its errors are known
+STEP_READS = 9  # of a column in a step of a Krylov space
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
@@ -292,8 +294,8 @@ def _own(s: Samples, method: Approximator, part: Needs) -> Work:
     if isinstance(method, ExactBlock):
         return Work(0)
     if part == "matrix":
-        swept = SWEEPS * _reading(s)
-        return Work(_building(s, method) + _inner(s, method) + swept, _space(s, method))
+        read = SWEEPS * _reading(s) + _factor_reading(s, method)
+        return Work(_building(s, method) + _inner(s, method) + read, _space(s, method))
     if part == "gradient":  # two quadratic forms of the exact block beside the solve
         return _solve(s, method) + Work(2 * _product(s))
     return _solve(s, method) + _against_inverse(s, method)
@@ -303,6 +305,17 @@ def _building(s: Samples, method: Approximator) -> float:
     counted = building_flops(method, s) or 0
     iterated = isinstance(method, ITERATED)
     return counted * (EFFORT if iterated and not isinstance(s, OuterSamples) else 1)
+
+
+def _factor_reading(s: Samples, method: Approximator) -> float:
+    """Count the readings of Kronecker factors, which take longer than what is done."""
+    if isinstance(method, (Diagonal, MiniBlock)):
+        return 0.0
+    o, i = s.weight_shape
+    reads, terms = TERM_READS * _terms(method), _terms(method)
+    if isinstance(method, ITERATED) and not isinstance(s, OuterSamples):
+        reads += STEP_READS * STEPS * (terms + 1)
+    return READ * reads * (o * o + i * i)
 
 
 def _space(s: Samples, method: Approximator) -> float:

@@ -141,10 +141,12 @@ def scaled(pairs: list[Pair], found: Pairs) -> tuple[Pair, ...]:
 
 def _pure(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Drop the rounding of a symmetric or skew factor: terms that cancel would show it."""
-    parts = (factor + factor.T) / 2, (factor - factor.T) / 2
     allowed = max(MIXED, 1e2 * torch.finfo(factor.dtype).eps) * float(factor.norm())
-    smaller = [float(part.norm()) <= allowed for part in parts[::-1]]
-    return parts[smaller.index(True)] if any(smaller) else factor
+    turned = factor.T.contiguous()  # large factors are read by rows three times faster
+    skew = (factor - turned).div_(2)
+    if float(skew.norm()) <= allowed:
+        return turned.add_(factor).div_(2)
+    return skew if float(turned.add_(factor).norm()) <= 2 * allowed else factor
 
 
 def terms_of_passes(found: Pairs, whole: bool) -> tuple[Pair, ...]:
