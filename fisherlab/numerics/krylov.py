@@ -218,9 +218,8 @@ def _upright(blocks: Sequence[Tensor], what: str) -> Tensor:
         return torch.cat(list(blocks), 1)
     parts = zip(*(block.split(GRAM_ROWS) for block in blocks), strict=True)
     if blocks[0].dtype == torch.float32:
-        gram = sum(
-            wide.T @ wide for wide in (torch.cat(part, 1).double() for part in parts)
-        )
+        wide = (torch.cat(part, 1).double() for part in parts)
+        gram = torch.stack([part.T @ part for part in wide]).sum(0)
         values, vectors = factorised("eigh", gram, what)
         return (vectors * values.clamp_min(0).sqrt()).T.float()
     each = (factorised("qr", torch.cat(part, 1), what, mode="r").R for part in parts)
