@@ -416,6 +416,8 @@ _ALL: Final = (
     Quantity("status", "ok, or why a value is missing"),
 )
 QUANTITIES: Final = {each.name: each for each in _ALL}
+TEXTS: Final = ("floored", "status")
+"""Those that are words, not numbers."""
 METRICS: Final = {name: each for name, each in QUANTITIES.items() if each.needs}
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 
 from fisherlab import cli
-from fisherlab.cli import listings
+from fisherlab.cli import commands
 from fisherlab.cli.program import parser
 from fisherlab.cli.report import configuration
 from fisherlab.errors import NumericalError
@@ -106,7 +106,7 @@ def test_errors_become_exit_codes(monkeypatch, capsys, error, code):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(listings, "_problems", fail)
+    monkeypatch.setattr(commands, "_problems", fail)
     assert cli.main(["problems"]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -115,7 +115,7 @@ def test_a_defect_is_not_hidden(monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(listings, "_problems", fail)
+    monkeypatch.setattr(commands, "_problems", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(["problems"])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fisherlab import plots
-from fisherlab.plots import hover, saving
+from fisherlab.plots import saving
 from fisherlab.plots.matrices import maxima
 from tests import analyses
 from tests.datasets import comparison, inverses
@@ -248,7 +248,7 @@ def test_marks_lie_where_their_points_are_drawn(tmp_path):
     ds = comparison(layers={"fc1": (3, 4), "fc2": (2, 4)}, approximators=("exact", "kfac"))
     ax = plots.errors(ds)
     (file,), kept = saving.write(ax, tmp_path / "errors", formats=("png",), dpi=100)
-    found = hover.marks(ax.figure, kept)
+    found = saving.marks(ax.figure, kept)
     with saving.Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     blue = np.array([0, 114, 178])

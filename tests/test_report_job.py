@@ -21,7 +21,7 @@ from fisherlab.problems.splits import drawn
 from fisherlab.report import analysis, figures, job
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.provenance import describe_run, git_commit
+from fisherlab.report.record import describe_run, git_commit
 
 QUICK = ReportConfig(
     problem="tiny",

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from fisherlab.plots import quantity
-from fisherlab.report import choices, laws, rankings, summary, tables
+from fisherlab.report import rankings, summary, tables
 from fisherlab.report.moments import moment
 from fisherlab.report.page import write_page
 from tests import analyses
@@ -317,9 +317,9 @@ def test_errors_above_one_and_loose_iterations_are_cautioned():
 
 
 def test_laws_hold_on_a_result_that_obeys_them():
-    checked = laws.laws(comparison())
+    checked = rankings.laws(comparison())
     assert {(law.smaller, law.larger) for law in checked} == {
-        (low, high) for low, high, _ in laws.LAWS if {low, high} <= set(LEVEL)
+        (low, high) for low, high, _ in rankings.LAWS if {low, high} <= set(LEVEL)
     }
     assert all(law.holds and law.checked == 24 for law in checked)
 
@@ -329,7 +329,7 @@ def test_a_broken_law_names_its_cell_and_reaches_the_page(tmp_path):
     ds = small()
     cell = {"layer": "fc", "approximator": "kpsvd", "step": 0}
     ds["frobenius_error"].loc[cell] = 0.9
-    (broken,) = [law for law in laws.laws(ds) if law.smaller == "kpsvd"]
+    (broken,) = [law for law in rankings.laws(ds) if law.smaller == "kpsvd"]
     assert len(broken.broken) == 1
     assert broken.broken[0].startswith("step=0, layer=fc: kpsvd 0.900 > kfac 0.")
     assert "Broken in 1 of 4 cells" in page_of(ds, tmp_path).words
@@ -338,7 +338,7 @@ def test_a_broken_law_names_its_cell_and_reaches_the_page(tmp_path):
 def test_a_law_ignores_differences_below_the_floor():
     ds = small()
     ds["frobenius_error"].loc[{"approximator": ["kfac", "kpsvd"]}] = [1e-9, 5e-7]
-    assert all(law.holds for law in laws.laws(ds) if law.smaller == "kpsvd")
+    assert all(law.holds for law in rankings.laws(ds) if law.smaller == "kpsvd")
 
 
 # --- noise ---------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_the_choice_at_each_cost_is_the_closest_that_holds_no_more():
     ds = comparison()
     m = moment(ds)
     ranking = rankings.standings(m)
-    found = choices.choices(m, ranking)
+    found = rankings.choices(m, ranking)
     share = {s.name: s.share for s in ranking}
     limits = sorted({share[s] for s in ("diagonal", "kpsvd", "kpsvd-2")})
     assert len(found.limits) == len(limits)

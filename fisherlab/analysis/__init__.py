@@ -1,18 +1,16 @@
 """The border from torch to xarray: labelled comparisons of approximations."""
 
-from fisherlab.analysis.comparison import compare
+from fisherlab.analysis.comparison import compare, compare_networks
 from fisherlab.analysis.coverages import Coverage, coverage
 from fisherlab.analysis.decomposition import decompose
 from fisherlab.analysis.estimates import Estimate, estimate
 from fisherlab.analysis.files import open, save
-from fisherlab.analysis.fronts import front, pareto
 from fisherlab.analysis.intervals import uncertainty
 from fisherlab.analysis.inverses import inverse_blocks
 from fisherlab.analysis.merging import merge
-from fisherlab.analysis.networks import compare_networks
+from fisherlab.analysis.pareto_front import front, pareto
 from fisherlab.analysis.purposes import verdict
-from fisherlab.analysis.ranks import rank_curve
-from fisherlab.analysis.spectrum_trees import spectra
+from fisherlab.analysis.spectrum import rank_curve, spectra
 from fisherlab.analysis.structures import structure
 from fisherlab.analysis.sweeps import sweep
 from fisherlab.operators.dampings import RelativeDamping

@@ -1,17 +1,24 @@
-"""Arrays that are filled cell by cell and become a labelled Dataset."""
+"""Cells of a labelled table, with the reason where a value is missing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+import fisherlab
 from fisherlab.analysis.damping import Dampings
+from fisherlab.approximators import Approximator
+from fisherlab.approximators.costs import result_numbers
 from fisherlab.catalogue import QUANTITIES, Needs, quantity
-from fisherlab.errors import FisherlabError, IndefiniteError
+from fisherlab.errors import FisherlabError, IndefiniteError, NeedsSharedForm
 from fisherlab.metrics import BelowFloor
-from fisherlab.statistics import Statistics
+from fisherlab.numerics.memory import require
+from fisherlab.operators import Operator
+from fisherlab.statistics import LayerStatistics, Statistics
 
 # What one cell may fail with without ending the table: refusals (ValueError, too), and what
 # factorisations, iterations and allocations of the libraries below raise.
@@ -148,3 +155,80 @@ def reason(error: Exception, step: str = "") -> str:
     lines = str(error).splitlines()
     told = lines[0] if lines else type(error).__name__
     return told if step in told else f"{step}: {told}"
+
+
+CONVENTIONS = (
+    "row-major vec, bias in the last column; F = (1/N) sum over examples of the outer "
+    "products of gradients of the summed loss"
+)
+
+
+def attributes(
+    stats: Statistics, approximators: Mapping[str, object], **more: str
+) -> dict[str, str | int]:
+    """Return netCDF attributes: who made it, from what, with which methods."""
+    import torch
+
+    first = next(iter(stats.values()))
+    made: dict[str, str | int] = {
+        "creation_library": "fisherlab",
+        "creation_library_version": fisherlab.__version__,
+        "creation_library_language": "Python",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torch_version": str(torch.__version__),
+        "fisher": stats.provenance.fisher,
+        "likelihood": stats.provenance.likelihood,
+        "examples": stats.provenance.examples,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "device": str(first.samples.device),
+        "approximators": json.dumps({n: repr(a) for n, a in approximators.items()}),
+        "conventions": CONVENTIONS,
+    }
+    if stats.provenance.seed is not None:
+        made["seed"] = stats.provenance.seed
+    return made | more
+
+
+def build(
+    cells: Cells,
+    layer: LayerStatistics,
+    method: str,
+    approximator: Approximator,
+    limit: int | None = None,
+) -> Operator | None:
+    """Return the approximation of a layer, or None with the reason noted.
+
+    One that would hold more than `limit` bytes, in the float64 of the metrics, is not
+    made at all.
+    """
+    if cells.leaves_out(layer.name, method, "matrix"):
+        return None
+    try:
+        if limit is not None:
+            require_room(layer, method, approximator, limit)
+        return approximator(layer)
+    except NeedsSharedForm:
+        needed = "needs the inputs and output gradients of the layer"
+        cells.blame(layer.name, method, needed)
+    except REFUSALS as error:
+        cells.blame(layer.name, method, f"{method} of {layer.name!r}: {reason(error)}")
+    return None
+
+
+def require_room(
+    layer: LayerStatistics, method: str, approximator: Approximator, limit: int
+) -> None:
+    """Refuse an approximation whose numbers alone exceed a budget.
+
+    Raises
+    ------
+    BudgetError
+        Naming the bytes, the budget and the remedy.
+    """
+    numbers = result_numbers(approximator, layer.samples) or 0
+    require(
+        8 * numbers,
+        limit,
+        f"{method} of block {layer.name!r}",
+        "Raise the budget, or leave the method or the layer out.",
+    )

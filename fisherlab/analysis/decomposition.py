@@ -19,10 +19,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.building import build
-from fisherlab.analysis.cells import Cells, described, layer_coordinates
+from fisherlab.analysis.cells import Cells, attributes, build, described, layer_coordinates
 from fisherlab.analysis.damping import dampings
-from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
 from fisherlab.approximators.kronecker.kfac import Sharing
 from fisherlab.approximators.register import by_name

@@ -12,8 +12,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from fisherlab.analysis.cost import Collection, Plan, Probed, route
 from fisherlab.analysis.coverages import text_table
-from fisherlab.analysis.plans import Collection, Plan, Probed, route
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import NEEDS_INPUTS, building_flops, result_numbers
 from fisherlab.approximators.register import by_name

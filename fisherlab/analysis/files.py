@@ -1,13 +1,27 @@
-"""Results on disk: netCDF through h5netcdf, or zarr, written whole or not at all."""
+"""Results on disk, written whole or not at all: netCDF, zarr, a folder of steps."""
 
+from __future__ import annotations
+
+import math
 import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import xarray as xr
 
-from fisherlab.analysis.zarrs import is_zarr, read_zarr, write_zarr
-from fisherlab.durable import check_seal, write_sealed
+from fisherlab.durable import (
+    PARTIAL,
+    check_folder,
+    check_seal,
+    flush,
+    flush_tree,
+    seal_folder,
+    write_sealed,
+)
 from fisherlab.errors import DataError
 
 _ENGINE: Final = "h5netcdf"
@@ -126,7 +140,7 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     if file.is_dir() and is_zarr(file):
         return _unwrapped(read_zarr(file))
     if file.is_dir():
-        from fisherlab.analysis.parts import read_parts
+        from fisherlab.analysis.files import read_parts
 
         return read_parts(file)
     return _unwrapped(read_netcdf(file))
@@ -137,3 +151,204 @@ def _unwrapped(tree: xr.DataTree) -> xr.Dataset | xr.DataTree:
         return tree
     ds = tree.to_dataset()  # `sel(method=…)` of xarray means another thing
     return ds.rename(method="approximator") if "method" in ds.dims else ds
+
+
+FORMAT: Final = 2  # version 3 has no stable form of text yet
+_MARKS: Final = (".zgroup", "zarr.json")
+
+
+def is_zarr(path: Path) -> bool:
+    """Tell whether a path is, or is meant to be, a zarr folder.
+
+    Examples
+    --------
+    >>> is_zarr(Path("results.zarr")), is_zarr(Path("results.nc"))
+    (True, False)
+    """
+    return path.suffix == ".zarr" or any((path / mark).is_file() for mark in _MARKS)
+
+
+def write_zarr(result: xr.Dataset | xr.DataTree, target: Path) -> Path:
+    """Write a result beside the target and put it there in one move.
+
+    Raises
+    ------
+    DataError
+        If zarr is not installed.
+    OSError
+        If the folder cannot be written; an existing result is left as it was.
+    """
+    _require_zarr("save", target)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))
+    fresh, old = folder / "new", folder / "old"
+    try:
+        result.to_zarr(fresh, zarr_format=FORMAT, consolidated=True)
+        seal_folder(fresh)
+        flush_tree(fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        flush(target.parent)
+    except BaseException:  # Ctrl-C too may come between the two moves
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def read_zarr(folder: Path) -> xr.DataTree:
+    """Load a zarr folder into memory.
+
+    Raises
+    ------
+    DataError
+        If zarr is not installed, or the folder is damaged or holds no zarr result.
+    """
+    _require_zarr("open", folder)
+    try:
+        check_folder(folder)
+        tree: xr.DataTree = xr.load_datatree(folder, engine="zarr")
+    except DataError:
+        raise
+    except Exception as error:  # zarr raises anything where nothing is sealed
+        msg = f"open: {folder} is not a readable zarr folder: {error}"
+        raise DataError(msg) from error
+    return xr.DataTree.from_dict(
+        {node.path: _plain_texts(node.to_dataset(inherit=False)) for node in tree.subtree}
+    )
+
+
+def _plain_texts(ds: xr.Dataset) -> xr.Dataset:
+    """Return texts as Python strings, as they were saved."""
+    texts = {name: ds[name].astype(object) for name in ds if ds[name].dtype.kind == "T"}
+    return ds.assign(texts)
+
+
+def _require_zarr(call: str, path: Path) -> None:
+    try:
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"{call}: {path} needs the package zarr, which is not installed. Use a path "
+            "that ends in .nc, or `pip install 'fisherlab[zarr]'`."
+        ) from error
+
+
+_AFTER: Final = "after_step"  # the last step of the part before, by which a lost one shows
+_NONE: Final = -1
+_PART: Final = re.compile(r"results-(\d+)-(\d+)\.nc")
+
+
+def write_part(rows: xr.Dataset, folder: Path) -> Path:
+    """Write some steps of a result into a file of its own, durably.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rows = xr.Dataset({"loss": ("step", [0.2, 0.1])}, {"step": [3, 5]})
+    >>> write_part(rows, Path(tempfile.mkdtemp())).name
+    'results-000000003-000000005.nc'
+    """
+    first, last = (int(rows["step"].values[i]) for i in (0, -1))
+    before = max((end for _, _, end in _parts(folder) if end < first), default=_NONE)
+    name = f"results-{first:09d}-{last:09d}.nc"
+    return netcdf_file(rows.assign_attrs({_AFTER: before}), folder / name)
+
+
+def _parts(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """Give the files of a result in order, with the first and the last step of each."""
+    for path in sorted(folder.glob("results-*")):
+        if found := _PART.fullmatch(path.name):
+            yield path, int(found[1]), int(found[2])
+
+
+def drop_parts(folder: Path, after: int) -> None:
+    """Remove the files whose steps come after a step, and what unfinished writes left.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rows = xr.Dataset({"loss": ("step", [0.2])}, {"step": [3]})
+    >>> folder = write_part(rows, Path(tempfile.mkdtemp())).parent
+    >>> drop_parts(folder, after=2)
+    >>> list(folder.iterdir())
+    []
+    """
+    for path in folder.glob(f"{PARTIAL}*"):
+        path.unlink()
+    for path, first, _ in _parts(folder):
+        if first > after:
+            path.unlink()
+
+
+def last_step(folder: Path) -> int | None:
+    """Return the last step of which there are results, None without any.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> last_step(Path(tempfile.mkdtemp())) is None
+    True
+    """
+    return max((last for _, _, last in _parts(folder)), default=None)
+
+
+def read_parts(folder: Path, last: float = math.inf) -> xr.Dataset:
+    """Load all steps of a result into memory, or those up to the last one asked for.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no parts, or a damaged one, or one before another is missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> rows = xr.Dataset({"loss": ("step", [0.2])}, {"step": [3]})
+    >>> folder = write_part(rows, Path(tempfile.mkdtemp())).parent
+    >>> read_parts(folder).step.values.tolist()
+    [3]
+    """
+    found: list[xr.Dataset] = []
+    end = _NONE
+    for path, first, last_here in _parts(folder):
+        if first > last:
+            break
+        part = read_netcdf(path).to_dataset()
+        if (before := part.attrs.pop(_AFTER, end)) != end:
+            raise DataError(
+                f"{folder} does not hold the results up to step {before}, which "
+                f"{path.name} follows. Put that file back, or open the others one by one."
+            )
+        found.append(part)
+        end = last_here
+    if not found:
+        raise DataError(f"{folder} holds no results of a training.")
+    return join_steps(found)
+
+
+def join_steps(rows: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join results of successive steps; attributes that differ are left out.
+
+    Examples
+    --------
+    >>> one = xr.Dataset({"loss": ("step", [0.2])}, {"step": [3]})
+    >>> join_steps([one, one.assign_coords(step=[4])]).step.values.tolist()
+    [3, 4]
+    """
+    return xr.concat(
+        rows,
+        dim="step",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="outer",
+        combine_attrs="drop_conflicts",
+    )

@@ -15,6 +15,7 @@ from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.damping import Damping
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.catalogue import FLOOR, METRICS
+from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.halves import noise_floors
 from fisherlab.statistics import MonteCarlo, Statistics, collect
@@ -23,6 +24,7 @@ from fisherlab.statistics.fishers import Fisher
 SAMPLED = MonteCarlo(1)
 SEEDS = tuple(range(5))
 ERROR = "frobenius_error"
+SPLITS = 8  # random halvings of the examples
 _LABELS = {
     "noise_floor": "relative distance of the reference from its limit, ½‖F_A − F_B‖/‖F‖",
     "noise_floor_low": "smallest over the splits",
@@ -46,7 +48,7 @@ def uncertainty(
     gradient: Mapping[str, Any] | None = None,
     layers: Sequence[str] | None = None,
     level: float = 0.95,
-    splits: int = 8,
+    splits: int = SPLITS,
 ) -> xr.Dataset:
     """Repeat a comparison over seeds and say which differences are larger than noise.
 
@@ -119,7 +121,7 @@ def uncertainty(
     assert floors is not None
     ds = _joined(runs)
     ds = ds.assign(floors).assign(_intervals(ds, level))
-    ds["below_noise"] = _below_noise(ds)
+    ds["below_noise"] = _below_noise(ds[f"{ERROR}_mean"], ds["noise_floor"])
     ds["tied_with_best"] = _tied(ds, level)
     made = {"analysis": "uncertainty", "confidence": level, "splits": splits}
     return described(ds.assign_attrs(made), _LABELS | _interval_labels(ds))
@@ -200,8 +202,7 @@ def _interval_labels(ds: xr.Dataset) -> dict[str, str]:
     }
 
 
-def _below_noise(ds: xr.Dataset) -> xr.DataArray:
-    error, floor = ds[f"{ERROR}_mean"], ds["noise_floor"]
+def _below_noise(error: xr.DataArray, floor: xr.DataArray) -> xr.DataArray:
     known = np.isfinite(error) & np.isfinite(floor)
     return (error <= floor).astype("int8").where(known, -1).transpose(*error.dims)
 
@@ -219,3 +220,43 @@ def _tied(ds: xr.Dataset, level: float) -> xr.DataArray:
     if errors.sizes["seed"] < 2:  # only the best itself is known to be as good
         known = known & (means <= best)
     return tied.astype("int8").where(known, -1).transpose(*means.dims)
+
+
+def with_noise(ds: xr.Dataset, stats: Statistics) -> xr.Dataset:
+    """Add `noise_floor(layer)` from random halves, and which errors lie below it.
+
+    NaN, and -1 in `below_noise`, where the halves do not fit the free memory.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> ds = with_noise(fl.compare(stats, ["kfac"]), stats)
+    >>> 0 < float(ds.noise_floor[0]) < 0.5
+    True
+    """
+    floors = xr.DataArray(
+        [_floor(stats, name) for name in stats],
+        {"layer": list(stats)},
+        "layer",
+        attrs={
+            "long_name": "relative distance of the exact block from its limit, "
+            "½‖F_A − F_B‖/‖F‖ of random halves",
+            "units": "1",
+        },
+    )
+    ds = ds.assign(noise_floor=floors)
+    if ERROR not in ds:
+        return ds
+    words = "1 if the error is within the noise of the exact block, -1 unknown"
+    below = _below_noise(ds[ERROR], floors).assign_attrs(long_name=words, units="1")
+    return ds.assign(below_noise=below)
+
+
+def _floor(stats: Statistics, name: str) -> float:
+    try:
+        halves = noise_floors(ExactBlock()(stats[name]), SPLITS)
+    except BudgetError:
+        return float("nan")
+    return float(np.sqrt(np.mean(np.square(halves))))

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fisherlab.analysis.cells import attributes
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import by_name

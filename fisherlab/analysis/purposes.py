@@ -10,8 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fisherlab.analysis.cells import REFUSALS, layer_coordinates, reason
-from fisherlab.analysis.provenance import attributes
+from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, reason
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.metrics.pairs import Pair, paired

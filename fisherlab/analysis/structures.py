@@ -8,9 +8,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.cells import described, layer_coordinates, reason
+from fisherlab.analysis.cells import attributes, described, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.provenance import attributes
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.errors import FisherlabError

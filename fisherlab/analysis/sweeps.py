@@ -6,11 +6,9 @@ from typing import Any, Final
 import torch
 import xarray as xr
 
-from fisherlab.analysis.building import build
-from fisherlab.analysis.cells import Cells, layer_coordinates, reason
+from fisherlab.analysis.cells import Cells, attributes, build, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.provenance import attributes
-from fisherlab.analysis.questions import mean_gradients
+from fisherlab.analysis.metric_table import mean_gradients
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError

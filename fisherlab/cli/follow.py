@@ -217,7 +217,7 @@ def table(results: Any) -> str:
     0      2.5
     9     1.25
     """
-    from fisherlab.report.table import aligned
+    from fisherlab.report.text import aligned
 
     names = [str(n) for n, v in results.data_vars.items() if v.dims == ("step",)]
     rows = [

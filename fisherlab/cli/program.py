@@ -7,21 +7,21 @@ import sys
 from collections.abc import Sequence
 
 import fisherlab
-from fisherlab.cli import (
-    compare,
-    estimate,
-    follow,
-    lab,
-    listings,
-    report,
-    reproduce,
-    sweep,
-    tune,
-)
+from fisherlab.cli import commands, follow, lab, report, tune
 from fisherlab.cli.parsing import Parser
 from fisherlab.errors import FisherlabError
 
-COMMANDS = (report, follow, tune, compare, sweep, reproduce, estimate, listings, lab)
+COMMANDS = (
+    report.add,
+    follow.add,
+    tune.add,
+    commands.add_compare,
+    report.add_sweep,
+    commands.add_reproduce,
+    commands.add_estimate,
+    commands.add_listings,
+    lab.add,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def parser() -> Parser:
     program.add_argument(
         "--version", action="version", version=f"fisherlab {fisherlab.__version__}"
     )
-    commands = program.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        command.add(commands)
+    known = program.add_subparsers(required=True, metavar="command")
+    for add in COMMANDS:
+        add(known)
     return program

@@ -1,13 +1,13 @@
-"""`fisherlab report`: train, analyse, write a page; or the page of a saved result."""
+"""`fisherlab report` and `sweep`: train, analyse, write a page; or a saved result."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import add_command, many
 from fisherlab.report.config import ReportConfig
@@ -34,12 +34,13 @@ def add_options(
     parser: argparse.ArgumentParser, without: Collection[str] = (), **defaults: Any
 ) -> None:
     """Add an option for each field of the configuration, but for those left out."""
+    kinds = get_type_hints(ReportConfig)
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
-        for field, (text, settings) in options.items():
+        for field, text in options.items():
             if field not in without:
                 default = defaults.get(field, getattr(ReportConfig(), field))
-                _option(group, field, text, default, settings)
+                _option(group, field, text, default, _settings(field, kinds[field]))
 
 
 def _option(
@@ -53,85 +54,68 @@ def _option(
     group.add_argument(option, default=default, help=text, **settings)
 
 
-def _several(kind: Callable[[str], Any], metavar: str) -> dict[str, Any]:
-    return {"nargs": "+", "type": many(kind), "metavar": metavar}
+def _settings(field: str, kind: Any) -> dict[str, Any]:
+    """Return how argparse reads a field, from its type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    named = {"metavar": METAVARS[field]} if field in METAVARS else {}
+    if get_origin(kind) is tuple:
+        return {"nargs": "+", "type": many(get_args(kind)[0])} | named
+    plain = next((one for one in get_args(kind) if one is not type(None)), kind)
+    return {"type": plain} | named
 
 
-_SWITCH: Final = {"action": "store_true"}
-_FOLDER: Final = {"type": Path, "metavar": "FOLDER"}
-_SUBJECT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "problem": ("problem, see `fisherlab problems`", {}),
-    "model": (
-        "your own model: a function without arguments that returns it",
-        {"metavar": "MODULE:FUNCTION"},
-    ),
-    "data": (
-        "its data: an .npz or .pt file with x and y, or a function that returns (x, y)",
-        {"metavar": "FILE|MODULE:FUNCTION"},
-    ),
-    "likelihood": (
-        "what its output means",
-        {"choices": ("categorical", "bernoulli", "gaussian")},
-    ),
-    "approximators": (
-        "approximations, see `fisherlab approximators`",
-        _several(str, "NAME"),
-    ),
-    "fisher": (
-        "labels from the model's own distribution, sampled from it, or from the data; "
-        "auto is exact where it fits, else sampled",
-        {"choices": ("auto", "exact", "monte-carlo", "empirical")},
-    ),
-    "samples": ("sampled labels per example (monte-carlo)", {"type": int}),
-    "damping": ("dampings λ, beside the matrix", _several(float, "LAMBDA")),
-    "alpha": (
-        "dampings relative to each block's mean eigenvalue (2 if no damping is given)",
-        _several(float, "ALPHA"),
-    ),
-    "factored": (
-        "dampings λ on the factors of Kronecker products",
-        _several(float, "LAMBDA"),
-    ),
-    "examples": ("most examples that the Fisher is taken over", {"type": int}),
-    "layers": (
-        "blocks whose inverse is drawn (default: those up to 2,000 parameters)",
-        _several(str, "BLOCK"),
-    ),
-    "device": ("cpu, cuda or cuda:<number>", {}),
-    "budget": ("memory of the analysis, e.g. 4GiB; what exceeds it is left out", {}),
-    "time": ("time of the analysis, e.g. 20min; what exceeds it is left out", {}),
+METAVARS: Final = {
+    "model": "MODULE:FUNCTION",
+    "data": "FILE|MODULE:FUNCTION",
+    "approximators": "NAME",
+    "damping": "LAMBDA",
+    "alpha": "ALPHA",
+    "factored": "LAMBDA",
+    "layers": "BLOCK",
+    "checkpoints": "STEP",
+    "data_dir": "FOLDER",
+    "out": "FOLDER",
 }
-_TRAINING: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "steps": (
-        "training steps (default: 1000; 0 for a model of your own)",
-        {"type": int},
-    ),
-    "checkpoints": (
-        "steps after which to analyse (default: four, spaced logarithmically)",
-        _several(int, "STEP"),
-    ),
-    "batch_size": ("examples in a minibatch", {"type": int}),
-    "lr": (
-        "learning rate (default: 0.05 divided by the labels of an example)",
-        {"type": float},
-    ),
-    "seed": ("decides weights, order and sampled labels", {"type": int}),
-    "data_dir": (
-        "folder of the data files (default: $FISHERLAB_DATA, then the cache)",
-        _FOLDER,
-    ),
+OPTIONS: Final[dict[str, dict[str, str]]] = {
+    "what is analysed": {
+        "problem": "problem, see `fisherlab problems`",
+        "model": "your own model: a function without arguments that returns it",
+        "data": "its data: an .npz or .pt file with x and y, or a function that returns "
+        "(x, y)",
+        "likelihood": "what its output means",
+        "approximators": "approximations, see `fisherlab approximators`",
+        "fisher": "labels from the model's own distribution, sampled from it, or from the "
+        "data; auto is exact where it fits, else sampled",
+        "samples": "sampled labels per example (monte-carlo)",
+        "damping": "dampings λ, beside the matrix",
+        "alpha": "dampings relative to each block's mean eigenvalue (2 if no damping is "
+        "given)",
+        "factored": "dampings λ on the factors of Kronecker products",
+        "examples": "most examples that the Fisher is taken over",
+        "layers": "blocks whose inverse is drawn (default: those up to 2,000 parameters)",
+        "device": "cpu, cuda or cuda:<number>",
+        "budget": "memory of the analysis, e.g. 4GiB; what exceeds it is left out",
+        "time": "time of the analysis, e.g. 20min; what exceeds it is left out",
+    },
+    "training": {
+        "steps": "training steps (default: 1000; 0 for a model of your own)",
+        "checkpoints": "steps after which to analyse (default: four, spaced "
+        "logarithmically)",
+        "batch_size": "examples in a minibatch",
+        "lr": "learning rate (default: 0.05 divided by the labels of an example)",
+        "seed": "decides weights, order and sampled labels",
+        "data_dir": "folder of the data files (default: $FISHERLAB_DATA, then the cache)",
+    },
+    "output": {
+        "out": "folder of the report (default: a new one in reports)",
+        "overwrite": "replace the report in --out",
+        "quiet": "print the path of the page only",
+    },
 }
-_OUTPUT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "out": ("folder of the report (default: a new one in reports)", _FOLDER),
-    "overwrite": ("replace the report in --out", _SWITCH),
-    "quiet": ("print the path of the page only", _SWITCH),
-}
-OPTIONS: Final = {
-    "what is analysed": _SUBJECT,
-    "training": _TRAINING,
-    "output": _OUTPUT,
-}
-"""Group, field of the configuration, help and settings of its option."""
+"""Group, field of the configuration and help of its option; the type says the rest."""
 
 
 def _report(arguments: argparse.Namespace, command: str) -> None:
@@ -177,3 +161,26 @@ def configuration(arguments: argparse.Namespace) -> ReportConfig:
         if isinstance(value, list):
             values[name] = tuple(chain.from_iterable(value))
     return ReportConfig(**values)
+
+
+ALPHAS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+
+
+def add_sweep(commands: Any) -> None:
+    """Add the command."""
+    text = (
+        "Train a problem, or take a model of your own, and hold the damped inverse and "
+        "step of every approximation against the exact ones over decades of damping."
+    )
+    sweep = add_command(commands, "sweep", _sweep, text)
+    add_options(sweep, without=("checkpoints", "layers", "budget"), alpha=ALPHAS)
+
+
+def _sweep(arguments: argparse.Namespace, command: str) -> None:
+    config = configuration(arguments)
+    if arguments.alpha is ALPHAS and (config.damping or config.factored):
+        config = replace(config, alpha=())
+
+    from fisherlab.report.job import run_sweep
+
+    print(run_sweep(config, command))

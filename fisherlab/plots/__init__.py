@@ -13,12 +13,11 @@ from fisherlab.plots.costs import cost as cost
 from fisherlab.plots.costs import pareto as pareto
 from fisherlab.plots.curves import rank_curve as rank_curve
 from fisherlab.plots.curves import spectra as spectra
+from fisherlab.plots.decomposition import decomposition as decomposition
+from fisherlab.plots.decomposition import error_sources as error_sources
 from fisherlab.plots.frames import table as table
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap
-from fisherlab.plots.pairs import runs as runs
-from fisherlab.plots.parts import decomposition as decomposition
-from fisherlab.plots.parts import error_sources as error_sources
 from fisherlab.plots.profiles import direction_cosines as direction_cosines
 from fisherlab.plots.profiles import errors as errors
 from fisherlab.plots.purposes import purposes as purposes
@@ -30,4 +29,5 @@ from fisherlab.plots.tables import coverage_map as coverage_map
 from fisherlab.plots.tables import layer_table as layer_table
 from fisherlab.plots.trajectories import damping_sweep as damping_sweep
 from fisherlab.plots.trajectories import losses as losses
+from fisherlab.plots.trajectories import runs as runs
 from fisherlab.plots.trajectories import trajectory as trajectory

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from fisherlab.plots import (
     costs,
     curves,
+    decomposition,
     frames,
     matrices,
-    parts,
     profiles,
     tables,
     trajectories,
@@ -80,11 +80,11 @@ class DatasetAccessor:
 
     def decomposition(self, **options: Any) -> Axes:
         """Draw the parts of the squared error; see `fisherlab.plots.decomposition`."""
-        return parts.decomposition(self._ds, **options)
+        return decomposition.decomposition(self._ds, **options)
 
     def error_sources(self, **options: Any) -> sns.FacetGrid:
         """Draw the error by statistics; see `fisherlab.plots.error_sources`."""
-        return parts.error_sources(self._ds, **options)
+        return decomposition.error_sources(self._ds, **options)
 
     def layer_table(self, name: str = "coupling", **options: Any) -> Axes:
         """Draw a layer × layer variable; see `fisherlab.plots.layer_table`."""

@@ -12,12 +12,12 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.analysis.intervals import with_noise
 from fisherlab.errors import FisherlabError
 from fisherlab.problems import Problem
 from fisherlab.problems.splits import drawn
 from fisherlab.report.config import ReportConfig
-from fisherlab.report.noise import with_noise
-from fisherlab.report.phases import Phases
+from fisherlab.report.record import Phases
 from fisherlab.report.sizes import Size
 from fisherlab.statistics import Statistics
 from fisherlab.training import trajectory

@@ -14,13 +14,13 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.intervals import with_noise
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.noise import with_noise
 from fisherlab.report.page import write_page
-from fisherlab.report.provenance import environment
+from fisherlab.report.record import environment
 
 DEFAULT_DAMPING = RelativeDamping(2.0)
 PARTS = ("report.html", "results.nc", "inverse_blocks.nc", "run.json", "figures")

@@ -16,7 +16,7 @@ from fisherlab.plots.matrices import typical_maximum
 from fisherlab.report.moments import Moment
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.summary import damping_words
-from fisherlab.report.words import number
+from fisherlab.report.text import number
 
 PANELS: Final = 12
 """Panels a faceted figure has at most; the tables hold every layer."""

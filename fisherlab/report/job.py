@@ -1,9 +1,10 @@
-"""The job behind `fisherlab report`: check, load, analyse, write."""
+"""The jobs behind `fisherlab report` and `sweep`: check, load, analyse, write."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,26 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.analysis.allowances import parse_time
+from fisherlab.analysis.intervals import with_noise
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
 from fisherlab.report import own
-from fisherlab.report.analysis import Analysis, analyse, count_phases
+from fisherlab.report.analysis import (
+    Analysis,
+    analyse,
+    attributes_of,
+    checkpoints,
+    collected,
+    count_phases,
+)
 from fisherlab.report.config import ReportConfig
-from fisherlab.report.direct import PARTS, single
+from fisherlab.report.direct import PARTS, single, write_parts
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import write_page
-from fisherlab.report.phases import Phases
-from fisherlab.report.provenance import describe_run
+from fisherlab.report.record import Phases, describe_run
 from fisherlab.report.sizes import Size, fitted
-from fisherlab.report.table import aligned
+from fisherlab.report.text import aligned
 
 
 def run(config: ReportConfig, command: str = "") -> Path:
@@ -170,3 +178,53 @@ def summary_table(results: xr.Dataset) -> str:
     ]
     title = f"Relative Frobenius error at step {int(last['step'])}"
     return f"{title}\n{aligned([head, *rows], numbers=True)}"
+
+
+def run_sweep(config: ReportConfig, command: str = "") -> Path:
+    """Write the page of a damping sweep after the training, and return its path.
+
+    The folder holds `report.html`, `results.nc` (`fl.sweep`, and `fl.compare`'s metrics
+    that need no damping), `run.json` and `figures/`.
+
+    Raises
+    ------
+    ValueError
+        If a name, a device or the folder is refused; nothing is written then.
+
+    Examples
+    --------
+    >>> run_sweep(ReportConfig(problem="digit"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: There is no problem 'digit'. The problems are digits, mnist, ...
+    """
+    started = datetime.now().astimezone()
+    config = replace(config, checkpoints=(config.training_steps,))
+    check(config)
+    phase = Phases(5, quiet=config.quiet)
+    with phase("load"):
+        problem = load(config)
+        size = fitted(problem, config)
+    fallback = Path("reports") / f"sweep-{config.subject}-{started:%Y%m%d-%H%M%S}"
+    folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
+    with folder as (scratch, place), phase:
+        for step, model in checkpoints(problem, config, phase):
+            stats, gradient = collected(problem, model, step, config, size, phase)
+        ds = _swept(stats, gradient, config, phase)
+        ds = ds.assign_coords(step=config.training_steps)
+        ds = ds.assign_attrs(attributes_of(problem, config))
+        record = describe_run(config, command, started) | {"seconds": phase.seconds}
+        with phase("page"):
+            write_parts(ds, None, record, scratch)
+    return place / "report.html"
+
+
+def _swept(
+    stats: fl.statistics.Statistics, gradient: Any, config: ReportConfig, phase: Phases
+) -> xr.Dataset:
+    with phase("compare"):
+        plain = with_noise(fl.compare(stats, config.approximators), stats)
+    with phase("sweep"):
+        levels = config.dampings
+        ds = fl.sweep(stats, config.approximators, damping=levels, gradient=gradient)
+    ds["status"] = ds["status"].where(ds["status"] != "ok", plain["status"])
+    return ds.assign({n: plain[n] for n in plain.data_vars if n not in ds})

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from fisherlab.catalogue import Quantity, below_floor, quantity
 from fisherlab.durable import write_durably
 from fisherlab.plots.style import styles
-from fisherlab.report import choices, laws, rankings, summary, tables
+from fisherlab.report import rankings, summary, tables
 from fisherlab.report.figures import write_figures
 from fisherlab.report.moments import Moment, moment
 
@@ -122,14 +122,14 @@ def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
         "damping": summary.damping_words(ds, m).strip(),
         "sentences": summary.verdict(ds),
         "standings": tables.standing_rows(ranking, m),
-        "choices": choices.choices(m, ranking),
+        "choices": rankings.choices(m, ranking),
         "looks": looks(m.approximators),
         "provenance": tables.provenance(ds),
         "methods": tables.methods(ds),
         "errors": tables.error_table(m, _columns(ds, m)),
         "metrics": tables.metric_table(m),
         "earlier": _earlier(ds, m),
-        "laws": laws.laws(ds),
+        "laws": rankings.laws(ds),
         "unavailable": summary.unavailable(m),
         "absent": _absent(ds),
         "definitions": _definitions(m),

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fisherlab.plots import hover, saving
+from fisherlab.plots import saving
 
 COLOURS: Final = 128
 """Colours of a picture without vectors: greys, and the blue of the outlines."""
@@ -104,7 +104,7 @@ def write_plate(drawing: Drawing, folder: Path) -> Plate:
     )
     shown = files[kinds.index("svg")] if drawing.vector else files[0]
     figure: Any = drawing.drawn.figure
-    found = hover.marks(figure, kept) if drawing.vector else ()
+    found = saving.marks(figure, kept) if drawing.vector else ()
     return Plate(
         drawing.name,
         drawing.title,

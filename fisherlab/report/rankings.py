@@ -1,13 +1,16 @@
-"""Which approximation is closest: a ranking over the layers of one moment."""
+"""Which approximation is closest, what to choose at each cost, and what theory orders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+import xarray as xr
 
 from fisherlab.catalogue import FLOOR, overall
-from fisherlab.report.moments import Grid, Moment
-from fisherlab.report.words import error_text
+from fisherlab.plots.costs import undominated
+from fisherlab.report.moments import Grid, Moment, moment
+from fisherlab.report.text import error_text, number, percent
 
 
 @dataclass(frozen=True)
@@ -135,3 +138,171 @@ def spread(standing: Standing) -> str:
     low, high = error_text(standing.lowest), error_text(standing.highest)
     average = "all layers together" if standing.pooled else "median"
     return f"{low}–{high} ({average} {error_text(standing.error)})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The closest approximation of one layer at one cost.
+
+    Examples
+    --------
+    >>> Choice("kfac", "0.400", "0.4", "frobenius_error[...] = 0.4").name
+    'kfac'
+    """
+
+    name: str
+    error: str
+    key: str
+    title: str
+    noise: str = ""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Costs in ascending order, and for each layer what to choose at each of them.
+
+    Examples
+    --------
+    >>> Choices((), ()).limits
+    ()
+    """
+
+    limits: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[Choice | None, ...]], ...]
+
+
+def choices(m: Moment, ranking: Sequence[Standing]) -> Choices:
+    """Name the closest approximation at each cost on the front, layer by layer.
+
+    A cost is what an approximation of the front holds over all layers together,
+    as a share of the exact blocks; candidates are those that hold no more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fisherlab.report.rankings import standings
+    >>> grids = {
+    ...     "frobenius_error": np.array([[0.4, 0.8]]),
+    ...     "stored_numbers": np.array([[42.0, 20.0]]),
+    ...     "storage_share": np.array([[0.2, 0.1]]),
+    ... }
+    >>> ok = np.array([["ok", "ok"]])
+    >>> m = Moment(None, None, ("0",), ("kfac", "diagonal"), ("",), grids, ok)
+    >>> found = choices(m, standings(m))
+    >>> found.limits, [c.name for c in found.rows[0][2]]
+    (('10 %', '20 %'), ['diagonal', 'kfac'])
+    """
+    known = [s for s in ranking if np.isfinite(s.share)]
+    front = undominated([(s.share, s.error) for s in known])
+    rows = []
+    for index, layer in enumerate(m.layers):
+        cells = tuple(
+            _closest(m, index, [s.name for s in known if s.share <= share * (1 + 1e-9)])
+            for share, _ in front
+        )
+        rows.append((layer, m.shapes[index], cells))
+    return Choices(tuple(percent(share) for share, _ in front), tuple(rows))
+
+
+def _closest(m: Moment, layer: int, names: Sequence[str]) -> Choice | None:
+    errors = {name: float(m.column("frobenius_error", name)[layer]) for name in names}
+    errors = {name: error for name, error in errors.items() if np.isfinite(error)}
+    if not errors:
+        return None
+    name = min(errors, key=errors.__getitem__)
+    origin = m.cell("frobenius_error", m.layers[layer], name)
+    return Choice(
+        name,
+        error_text(errors[name]),
+        f"{errors[name]:.12g}",
+        f"{origin} = {errors[name]:.9g}",
+        _noise(m, layer, name),
+    )
+
+
+def _noise(m: Moment, layer: int, name: str) -> str:
+    """Say how sure the error is: its confidence interval, or that it is within noise."""
+    told = []
+    low, high = (
+        float(m.column(f"frobenius_error_{end}", name)[layer]) for end in ("low", "high")
+    )
+    if np.isfinite([low, high]).all():
+        told.append(f"{number(low)}–{number(high)}")
+    if m.column("below_noise", name)[layer] == 1:
+        told.append("within noise")
+    return ", ".join(told)
+
+
+@dataclass(frozen=True)
+class Law:
+    """An inequality that theory guarantees, checked on every cell of a result.
+
+    Examples
+    --------
+    >>> Law("kpsvd", "kfac", "why", checked=6, broken=()).holds
+    True
+    """
+
+    smaller: str
+    larger: str
+    why: str
+    checked: int
+    broken: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Say whether no cell breaks the law."""
+        return not self.broken
+
+
+LAWS: Final = (
+    ("kpsvd", "kfac", "KPSVD is the best single Kronecker product"),
+    ("kpsvd-2", "kpsvd", "a second term cannot hurt the best fit"),
+    ("kfac-corrected", "kfac", "the correction is the best fit to what KFAC leaves"),
+    ("kpsvd-2", "kfac-corrected", "KPSVD of rank 2 is the best sum of two products"),
+    ("kpsvd-2", "deflation", "KPSVD of rank 2 is the best sum of two products"),
+    ("deflation", "kpsvd", "deflation adds a best-fitting second term"),
+    ("ekfac", "kfac", "EKFAC's scalings are the best in KFAC's eigenbasis"),
+    ("kpsvd", "tkfac", "KPSVD is the best single Kronecker product"),
+    ("mini-block", "diagonal", "mini-blocks hold the diagonal and more"),
+)
+
+
+def laws(ds: xr.Dataset) -> tuple[Law, ...]:
+    """Check the inequalities of theory on every layer and step of a result.
+
+    A law is broken where the smaller error exceeds the larger one by more than
+    1e-5 of it and more than the numerical floor.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> dims = ("layer", "approximator")
+    >>> coords = {"layer": ["0"], "approximator": ["kfac", "kpsvd"]}
+    >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4, 0.5]])}, coords)
+    >>> laws(ds)[0].broken
+    ('layer=0: kpsvd 0.500 > kfac 0.400',)
+    """
+    if "frobenius_error" not in ds:
+        return ()
+    steps: list[int | None] = (
+        [int(s) for s in ds["step"].values] if "step" in ds.dims else [None]
+    )
+    moments = [moment(ds, step) for step in steps]
+    checked = [_law(moments, *law) for law in LAWS]
+    return tuple(law for law in checked if law.checked)
+
+
+def _law(moments: list[Moment], smaller: str, larger: str, why: str) -> Law:
+    checked, broken = 0, []
+    for m in moments:
+        low, high = (m.column("frobenius_error", name) for name in (smaller, larger))
+        known = np.isfinite(low) & np.isfinite(high)
+        checked += int(known.sum())
+        for i in np.flatnonzero(known & (low > high * (1 + 1e-5) + FLOOR)):
+            where = "" if m.step is None else f"step={m.step}, "
+            broken.append(
+                f"{where}layer={m.layers[i]}: {smaller} {number(low[i])} > "
+                f"{larger} {number(high[i])}"
+            )
+    return Law(smaller, larger, why, checked, tuple(broken))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import xarray as xr
 
 import fisherlab as fl
-from fisherlab.catalogue import QUANTITIES
+from fisherlab.catalogue import QUANTITIES, TEXTS
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import EXPECTED, write_page
 
@@ -111,7 +111,7 @@ def _fault(ds: xr.Dataset) -> str:
         if dim in ds.dims and (not ds.sizes[dim] or ds[dim].dtype.kind not in kinds):
             return f"{dim} is no row of {'whole ' if dim == 'step' else ''}numbers"
     for name in map(str, ds.data_vars):
-        if name in QUANTITIES and ds[name].dtype.kind not in "iuf":
+        if name in QUANTITIES and name not in TEXTS and ds[name].dtype.kind not in "iuf":
             return f"{name} is {ds[name].dtype}, no real number"
         lacking = {"layer", "approximator"} - set(ds[name].dims)
         more = set(map(str, ds[name].dims)) - set(_DIMS)

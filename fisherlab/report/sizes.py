@@ -19,7 +19,7 @@ from fisherlab.analysis.allowances import (
     parse_time,
     told,
 )
-from fisherlab.analysis.plans import Collection, Plan, Probed
+from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.splits import drawn

@@ -12,7 +12,7 @@ from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
 from fisherlab.report.moments import Grid, Moment, damping_kind, moment
 from fisherlab.report.rankings import Standing, spread, standings, winners
-from fisherlab.report.words import error_text, layers, percent, quoted, span
+from fisherlab.report.text import error_text, layers, percent, quoted, span
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import xarray as xr
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.report.moments import Moment, damping_kind
 from fisherlab.report.rankings import Standing
-from fisherlab.report.words import error_text, number, percent, span
+from fisherlab.report.text import error_text, number, percent, span
 
 HIDDEN: Final = {
     "storage_share",

@@ -23,7 +23,7 @@ from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.rankings import standings
 from fisherlab.report.saved import load, located, read_run
 from fisherlab.report.summary import Sentence
-from fisherlab.report.words import error_text, number
+from fisherlab.report.text import error_text, number
 
 PARTS: Final = ("report.html", "runs.nc", "figures")
 _UNTOLD: Final = {"created_at", "approximators", "conventions", "creation_library"}

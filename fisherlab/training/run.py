@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from fisherlab.analysis.parts import join_steps
+from fisherlab.analysis.files import join_steps
 from fisherlab.problems.problem import Problem
 from fisherlab.training.checkpoints import Checkpoint, restore
 from fisherlab.training.loop import take_step

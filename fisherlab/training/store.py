@@ -12,7 +12,7 @@ from typing import Any, Final, final
 
 import xarray as xr
 
-from fisherlab.analysis.parts import drop_parts, last_step, read_parts, write_part
+from fisherlab.analysis.files import drop_parts, last_step, read_parts, write_part
 from fisherlab.durable import PARTIAL, claimed, write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xarray as xr
 
-from fisherlab.analysis.parts import last_step, read_parts
+from fisherlab.analysis.files import last_step, read_parts
 from fisherlab.errors import DataError
 
 if TYPE_CHECKING:

@@ -540,7 +540,7 @@ ANALYSIS = [
     ),
     mutant(
         "two entries that are equal beat each other",
-        "analysis/fronts.py",
+        "analysis/pareto_front.py",
         "beaten = (no_worse & better).any(twin)",
         "beaten = (no_worse | better).any(twin)",
         "analysis_depth::a_front_is_what_nothing_else_beats",

@@ -19,7 +19,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import fisherlab as fl
-from fisherlab.analysis.parts import write_part
+from fisherlab.analysis.files import write_part
 from fisherlab.durable import write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.report.folder import whole_folder
@@ -569,7 +569,7 @@ def test_files_get_their_names_in_few_places():
     found = {
         str(p.relative_to(root)) for p in root.rglob("*.py") if moves.search(p.read_text())
     }
-    assert found == {"durable.py", "analysis/zarrs.py"}
+    assert found == {"durable.py", "analysis/files.py"}
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -8,11 +8,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fisherlab.analysis.building import require_room
-from fisherlab.analysis.cells import described, layer_coordinates, reason
+from fisherlab.analysis.cells import (
+    attributes,
+    described,
+    layer_coordinates,
+    reason,
+    require_room,
+)
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.filling import require_inverses
-from fisherlab.analysis.provenance import attributes
+from fisherlab.analysis.metric_table import require_inverses
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import building_flops
 from fisherlab.approximators.register import by_name

@@ -1,8 +1,4 @@
-"""What a request will hold and compute, layer by layer, from two examples.
-
-Layers are described by tensors without storage, so the counts are those of the samples
-themselves. Flops are multiply-adds.
-"""
+"""What a request will hold and compute, layer by layer, from two examples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Numbers and names as text, the same way everywhere on the page."""
+"""Numbers, names and small tables as text, the same way everywhere."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -94,3 +96,30 @@ def layers(names: Sequence[str]) -> str:
     """
     listed = ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
     return f"{'layer' if len(names) == 1 else 'layers'} {listed}"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Return rows of cells as lines with aligned columns.
+
+    Parameters
+    ----------
+    rows
+        The cells, row by row.
+    numbers
+        Align all columns but the first to the right.
+
+    Examples
+    --------
+    >>> print(aligned([("layer", "kfac"), ("fc1", "0.5")], numbers=True))
+    layer  kfac
+    fc1     0.5
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<", *(">" if numbers else "<") * (len(widths) - 1)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{side}{width}}"
+            for cell, side, width in zip(row, sides, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )

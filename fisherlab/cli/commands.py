@@ -1,0 +1,177 @@
+"""The commands that take a few options: estimate, compare, reproduce and what there is."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fisherlab.cli.parsing import add_command, many
+from fisherlab.report.config import DEFAULT_APPROXIMATORS
+
+if TYPE_CHECKING:
+    from fisherlab.problems import Description
+
+
+def add_estimate(commands: Any) -> None:
+    """Add the command."""
+    text = "Count bytes and flops of an analysis, and where every parameter goes."
+    estimate = add_command(commands, "estimate", _estimate, text)
+    for name, default, help_text in (
+        ("problem", "digits", "problem, see `fisherlab problems`"),
+        ("fisher", "exact", "exact, monte-carlo or empirical"),
+        (
+            "budget",
+            None,
+            "bytes everything may take, e.g. 4GiB (default: half of the free)",
+        ),
+        ("data-dir", None, "folder of the data files"),
+    ):
+        estimate.add_argument(f"--{name}", default=default, help=help_text)
+    estimate.add_argument("--samples", type=int, default=1, help="sampled labels")
+    estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
+    estimate.add_argument(
+        "--approximators",
+        nargs="+",
+        type=many(str),
+        default=[list(DEFAULT_APPROXIMATORS)],
+        metavar="NAME",
+        help="approximations, see `fisherlab approximators`",
+    )
+
+
+def _estimate(arguments: argparse.Namespace, command: str) -> None:
+    import fisherlab as fl
+
+    fishers: dict[str, Any] = {
+        "exact": fl.Exact(),
+        "monte-carlo": fl.MonteCarlo(arguments.samples),
+        "empirical": fl.Empirical(),
+    }
+    if arguments.fisher not in fishers:
+        known = ", ".join(fishers)
+        raise ValueError(f"--fisher must be one of {known}, but is {arguments.fisher!r}.")
+    problem = fl.problems.load(arguments.problem, data_dir=arguments.data_dir)
+    x, y = problem.train
+    batch = x[: arguments.examples], y[: arguments.examples]
+    print(fl.coverage(problem.model, batch))
+    print()
+    print(
+        fl.estimate(
+            problem.model,
+            batch,
+            problem.likelihood,
+            list(chain.from_iterable(arguments.approximators)),
+            fishers[arguments.fisher],
+            budget=arguments.budget,
+        )
+    )
+
+
+def add_compare(commands: Any) -> None:
+    """Add the command."""
+    text = "Set two saved results, or two reports, side by side on a page."
+    compare = add_command(commands, "compare", _compare, text)
+    for name in ("first", "second"):
+        compare.add_argument(
+            name, type=Path, help="saved results (.nc), or the folder of a report"
+        )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the page (default: a new one, reports/compare-<time>)",
+    )
+    compare.add_argument("--overwrite", action="store_true", help="replace a page in --out")
+
+
+def _compare(arguments: argparse.Namespace, command: str) -> None:
+    from fisherlab.report.two_runs import compare_runs
+
+    page = compare_runs(
+        arguments.first, arguments.second, arguments.out, overwrite=arguments.overwrite
+    )
+    print(page)
+
+
+def add_reproduce(commands: Any) -> None:
+    """Add the command."""
+    text = "Compute a figure of a paper; without a name, list the figures."
+    command = add_command(commands, "reproduce", _reproduce, text)
+    command.add_argument("name", nargs="?", help="a figure, see `fisherlab reproduce`")
+    command.add_argument("--seed", type=int, default=0, help="decides everything random")
+    command.add_argument("--quick", action="store_true", help="a size that runs in seconds")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="new or empty folder (default: a new one, reproduced/<name>)",
+    )
+
+
+def _reproduce(arguments: argparse.Namespace, command: str) -> None:
+    from fisherlab.reproduce.catalogue import figures, write
+
+    if arguments.name is None:
+        from fisherlab.report.text import aligned
+
+        rows = [(name, figure.summary) for name, figure in figures().items()]
+        print(aligned([("name", "what it shows"), *rows]))
+        return
+    print(write(arguments.name, arguments.seed, arguments.quick, arguments.out))
+
+
+def add_listings(commands: Any) -> None:
+    """Add the commands."""
+    parser = add_command(commands, "problems", _problems, "List data sets and networks.")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="where data files are (default: $FISHERLAB_DATA, then the cache folder)",
+    )
+    parser.add_argument(
+        "--download",
+        metavar="NAME",
+        help="fetch the data files of this problem instead (needs pooch)",
+    )
+    add_command(commands, "approximators", _approximators, "List the approximations.")
+
+
+def _problems(arguments: argparse.Namespace, command: str) -> None:
+    from fisherlab import problems
+    from fisherlab.report.text import aligned
+
+    if arguments.download is not None:
+        paths = problems.download(arguments.download, arguments.data_dir)
+        print(*paths or [f"{arguments.download} needs no files."], sep="\n")
+        return
+    rows = [("name", "network", "data", "likelihood", "files")]
+    for name in problems.names():
+        known = problems.describe(name)
+        likelihood = type(known.likelihood).__name__
+        files = _files(known, arguments.data_dir)
+        rows.append((name, known.network, known.summary, likelihood, files))
+    print(aligned(rows))
+
+
+def _files(known: Description, data_dir: Path | None) -> str:
+    """Name the folders of the files, and say whether the files are there."""
+    from fisherlab.problems.files import find
+
+    if not known.files:
+        return "none needed"
+    folders = " ".join(dict.fromkeys(f"{file.folder}/" for file in known.files))
+    there = all(find(file, data_dir) for file in known.files)
+    return f"{folders} ({'there' if there else 'missing'})"
+
+
+def _approximators(arguments: argparse.Namespace, command: str) -> None:
+    import fisherlab as fl
+    from fisherlab.report.text import aligned
+
+    rows = [("name", "what it is", "in Python")]
+    for name, value in fl.approximators().items():
+        summary = (type(value).__doc__ or "").strip().partition("\n")[0]
+        rows.append((name, summary, repr(value)))
+    print(aligned(rows))
