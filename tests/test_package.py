@@ -2,9 +2,12 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 import fisherlab as fl
@@ -93,3 +96,14 @@ UNSHOWN = {
     "SampleGram",
     "Subspace",
 }
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """All of them one after the other, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    exec("\n".join(blocks), {})
+    assert "closest to the exact block" in capsys.readouterr().out
+    plt.close("all")

@@ -107,7 +107,7 @@ def _panel(ax: Axes, one: xr.Dataset) -> None:
     ax.set_xticks(range(len(names)), [text(n) for n in names], rotation=30, ha="right")
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.grid(visible=False, axis="x")
-    ax.set_title(str(one["of_purpose"].item()), loc="left", fontweight="semibold")
+    ax.set_title(str(one["of_purpose"].item()), loc="left", fontweight="bold")
     unit = str(one["unit"].item())
     label = "\n".join(textwrap.wrap(str(one["title"].item()), LABEL))
     ax.set_ylabel(f"{label} [{unit}]" if unit != "1" else label)
