@@ -206,3 +206,10 @@ def test_unpacking_makes_only_dataclasses_and_runs_none_of_their_code():
         unpack({"__kind__": "os:system", "fields": {}})
     with pytest.raises(ValueError, match="no_such_module"):
         unpack({"__kind__": "no_such_module:Thing", "fields": {}})
+
+
+def test_operators_are_found_where_they_stand_now():
+    held = pack(fl.operators.Diagonal(torch.ones(2, 2)))
+    assert (
+        unpack(held | {"__kind__": "fisherlab.operators.diagonal:Diagonal"}).trace() == 4.0
+    )

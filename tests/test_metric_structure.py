@@ -143,7 +143,7 @@ def test_decompositions_rebuild_the_matrix(name, samples):
     assert_close(vectors @ vectors.T, torch.eye(len(vectors)), 1e-8)
     rebuilt = vectors.T @ torch.diag(basis.values - basis.rest) @ vectors
     assert_close(rebuilt + basis.rest * eye, dense, 1e-9)
-    assert_close(basis.every(), torch.linalg.eigvalsh(dense).flip(0), 1e-9)
+    assert_close(basis.eigenvalues(), torch.linalg.eigvalsh(dense).flip(0), 1e-9)
     w = normal(3, *operator.weight_shape)
     assert_close(basis.rotate(w), w.flatten(1) @ vectors.T, 1e-9, atol=1e-12)
 
@@ -348,7 +348,7 @@ def test_metrics_take_network_operators(network):
 
 def test_sweeps_know_the_eigenvalue_outside_of_the_span():
     made = fl.operators.LowRank.of_rows(normal(2, 2, 3)).inverse(0.5)
-    assert made.shift == 2.0
+    assert made.rest == 2.0
     other = Diagonal(normal(2, 3).square())
     f, g = made.to_dense(), other.to_dense()
     v = normal(2, 3, seed=4)

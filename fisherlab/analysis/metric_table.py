@@ -11,13 +11,14 @@ from fisherlab.analysis.cells import REFUSALS, Cells, reason
 from fisherlab.analysis.damping import Dampings
 from fisherlab.catalogue import quantity
 from fisherlab.errors import BudgetError, IndefiniteError
-from fisherlab.metrics.eigen import Eigen, decomposed
+from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.metrics.register import Entry, entries
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.numerics.memory import readable
 from fisherlab.operators import (
+    Eigenform,
     Factored,
     FactoredFisher,
     FactoredMiniBlocks,
@@ -231,7 +232,7 @@ def _curves(
         return {}
     found: dict[str, dict[str, list[float]]] = {}
     gradient = asked.gradient[name] if asked.of("gradient") else None
-    mine: Eigen | None = None
+    mine: Eigenform | None = None
     for method, pair in pairs.items():
         try:
             require_inverses("compare", pair, limit)

@@ -12,9 +12,10 @@ from fisherlab.analysis.metric_table import mean_gradients
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
-from fisherlab.metrics.eigen import Eigen, decomposed
+from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
+from fisherlab.operators import Eigenform
 from fisherlab.operators.dampings import Factored, RelativeDamping
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -143,8 +144,8 @@ def _fill(
 def _put(
     cells: Cells,
     place: tuple[str, str],
-    mine: Eigen,
-    other: Eigen,
+    mine: Eigenform,
+    other: Eigenform,
     gradient: torch.Tensor | None,
     wanted: Sequence[str],
 ) -> None:
@@ -159,7 +160,7 @@ def _put(
 def _put_factored(
     cells: Cells,
     place: tuple[str, str],
-    mine: Eigen,
+    mine: Eigenform,
     pair: Pair,
     gradient: torch.Tensor | None,
     wanted: Sequence[str],

@@ -25,6 +25,7 @@ from fisherlab.metrics.floors import (
 )
 from fisherlab.operators import (
     Dense,
+    Eigenform,
     FactoredFisher,
     IterativeInverse,
     KroneckerEigen,
@@ -43,7 +44,14 @@ from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.operators.network import BlockDiagonal
 
 SOLVED = 1e-9  # relative error of traces whose solves stop at a residual of 1e-10
-ORTHONORMAL = (KroneckerEigen, KroneckerLowRank, LowRank, RowwiseEigen, TensorEigen)
+ORTHONORMAL = (
+    Eigenform,
+    KroneckerEigen,
+    KroneckerLowRank,
+    LowRank,
+    RowwiseEigen,
+    TensorEigen,
+)
 
 
 @final

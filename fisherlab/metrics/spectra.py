@@ -234,7 +234,7 @@ def overlap(pair: Pair, k: int) -> float:
 def _leading(operator: Operator, k: int) -> Float[Tensor, "k o i"]:
     basis = decomposed(operator, "subspace_overlap")
     values, order = basis.values.sort(descending=True)
-    every = basis.every()
+    every = basis.eigenvalues()
     gap = float(every[k - 1] - every[k])
     known = len(values) >= k and torch.equal(every[:k], values[:k])
     if gap <= TIE * float(every.abs().max()) or not known:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fisherlab.metrics import directions
 from fisherlab.metrics.divergences import divergence
-from fisherlab.metrics.eigen import Eigen, decomposed
+from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import EPS, LOST, BelowFloor
 from fisherlab.metrics.pairs import paired
-from fisherlab.operators import Operator
+from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Damping, tikhonov
 
 FLOOR = 1e-5  # relative error that overlaps of computed eigenvectors resolve
@@ -102,8 +102,8 @@ def damping_curve(
 
 
 def curve(
-    exact: Eigen,
-    approx: Eigen,
+    exact: Eigenform,
+    approx: Eigenform,
     dampings: Sequence[float],
     gradient: Float[Tensor, "o i"] | None = None,
 ) -> dict[str, list[float]]:
@@ -136,23 +136,23 @@ class _Spectrum:
 @final
 @dataclass(frozen=True, eq=False)
 class _Matrices:
-    exact: Eigen
-    approx: Eigen
+    exact: Eigenform
+    approx: Eigenform
     shifts: Float[Tensor, " l"]
 
-    def damped(self, basis: Eigen) -> _Spectrum:
+    def damped(self, basis: Eigenform) -> _Spectrum:
         return _Spectrum(basis.values + self.shifts[:, None], basis.rest + self.shifts)
 
-    def inverted(self, basis: Eigen) -> _Spectrum:
+    def inverted(self, basis: Eigenform) -> _Spectrum:
         plain = self.damped(basis)
         rest = plain.rest.reciprocal() if basis.free else torch.zeros_like(plain.rest)
         return _Spectrum(plain.inside.reciprocal(), rest)
 
-    def squares(self, basis: Eigen) -> Tensor:
+    def squares(self, basis: Eigenform) -> Tensor:
         one = self.inverted(basis)
         return one.inside.square().sum(1) + basis.free * one.rest.square()
 
-    def logdets(self, basis: Eigen) -> Tensor:
+    def logdets(self, basis: Eigenform) -> Tensor:
         one = self.damped(basis)
         outside = basis.free * one.rest.log() if basis.free else 0.0
         return one.inside.log().sum(1) + outside
@@ -184,7 +184,7 @@ class _Matrices:
         first, second = self.logdets(self.exact), self.logdets(self.approx)
         product, trace, reverse = (squares, squares, squares) if same else self.traces
         found: dict[str, list[float]] = {name: [] for name in OF_MATRICES}
-        spectra = self.exact.every(), self.approx.every()
+        spectra = self.exact.eigenvalues(), self.approx.eigenvalues()
         for at in range(len(self.shifts)):
             rounded = self.rounded[at]
             floor = max(FLOOR, rounded**0.5)
@@ -217,7 +217,7 @@ def _stacked(parts: Sequence[_Spectrum]) -> _Spectrum:
     return _Spectrum(inside, torch.cat([part.rest for part in parts]))
 
 
-def _cross(mine: Eigen, other: Eigen, f: _Spectrum, g: _Spectrum) -> Tensor:
+def _cross(mine: Eigenform, other: Eigenform, f: _Spectrum, g: _Spectrum) -> Tensor:
     """Return tr f(F) g(F̂) for every row of f and g.
 
     f = f₀I + Σ (f_j − f₀) u_j u_jᵀ and alike g, so four sums; panels run over the
@@ -237,12 +237,12 @@ def _cross(mine: Eigen, other: Eigen, f: _Spectrum, g: _Spectrum) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    exact: Eigen
-    approx: Eigen
+    exact: Eigenform
+    approx: Eigenform
     shifts: Float[Tensor, " l"]
     gradient: Float[Tensor, "o i"]
 
-    def solved(self, basis: Eigen) -> Float[Tensor, "l o i"]:
+    def solved(self, basis: Eigenform) -> Float[Tensor, "l o i"]:
         """Return (M + λI)⁻¹ v at every damping."""
         inside = basis.rotate(self.gradient[None])
         found = basis.combine(inside / (basis.values + self.shifts[:, None]))

@@ -3,18 +3,23 @@
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.diagonal import Diagonal
+from fisherlab.operators.eigenform import Eigenform
+from fisherlab.operators.eigenforms import (
+    Diagonal,
+    KroneckerEigen,
+    KroneckerLowRank,
+    LowRank,
+    RowwiseEigen,
+    TensorEigen,
+)
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.factored_mini_blocks import FactoredMiniBlocks
 from fisherlab.operators.inverse_factors import InverseFactors
 from fisherlab.operators.iterative import IterativeInverse, Stopping
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.kronecker_congruence import KroneckerCongruence
-from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal, RowwiseEigen
-from fisherlab.operators.kronecker_eigen import KroneckerEigen
-from fisherlab.operators.kronecker_low_rank import KroneckerLowRank
+from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal
 from fisherlab.operators.kronecker_samples import KroneckerSamples
-from fisherlab.operators.low_rank import LowRank
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.mode_products import ModeProducts
 from fisherlab.operators.network import (
@@ -33,7 +38,6 @@ from fisherlab.operators.root_diagonal import RootDiagonal
 from fisherlab.operators.row_rank_one import RowRankOne
 from fisherlab.operators.solved import SolvedByProducts
 from fisherlab.operators.stacked import Stacked
-from fisherlab.operators.tensor_eigen import TensorEigen
 
 __all__ = [
     "BlockDiagonal",
@@ -42,6 +46,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "DirectSum",
+    "Eigenform",
     "Factored",
     "FactoredFisher",
     "FactoredMiniBlocks",

@@ -27,6 +27,8 @@ from fisherlab.showing import html_table
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+    from fisherlab.operators.eigenform import Eigenform
+
 RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
 
@@ -123,6 +125,10 @@ class Operator(Held, ABC):
             If M + λI is not positive definite.
         """
         return self.formed.inverse(damping)
+
+    def eigenform(self) -> Eigenform | None:
+        """Return the matrix in an orthonormal basis, if one is known in closed form."""
+        return self.formed.eigenform() if self._stands else None
 
     def solve(
         self, w: Float[Tensor, "*k o i"], damping: Damping

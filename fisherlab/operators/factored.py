@@ -18,13 +18,13 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.held import STAYS
-from fisherlab.numerics.linalg import damped_cholesky, factorised
+from fisherlab.numerics.linalg import damped_cholesky, eigh, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense, refined_solve
-from fisherlab.operators.diagonal import Diagonal
+from fisherlab.operators.eigenform import Eigenform, Turned
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.samples import OuterSamples, Samples, SharedSamples, TokenSamples
 from fisherlab.samples.base import CHUNK_BYTES
@@ -224,6 +224,29 @@ class FactoredFisher(Operator):
             return WoodburyInverse(self.samples, self.count, damping, factor, made)
         return Dense(self._formed(), self.weight_shape, self.provenance).inverse(damping)
 
+    def eigenform(self) -> Eigenform | None:
+        """Go through the Gram matrix: u_j = Dᵀ q_j / √(N κ_j).
+
+        Vectors of small κ_j are far from orthonormal, which is harmless where they are
+        measured against the rest. As many samples as rows may leave no rest: then the
+        block is decomposed.
+        """
+        samples, count, p = self.samples, self.count, self.shape[0]
+        wide = samples.columns * samples.examples >= p
+        if not self.uses_gram or (wide and p <= FACTORED):
+            return None
+        values, vectors = eigh(samples.gram().div_(count), f"the Gram matrix of {self!r}")
+        top = float(values[-1]) if len(values) else 0.0
+        kept = values > top * len(values) * torch.finfo(values.dtype).eps
+        values, vectors = values[kept], vectors[:, kept]
+        turn = vectors / (values * count).sqrt()
+        size = samples.columns, samples.examples
+        basis = Turned(
+            lambda w: samples.project(w).flatten(1) @ turn,
+            lambda c: samples.combine((c @ turn.T).unflatten(1, size)),
+        )
+        return Eigenform(basis, (values[None],), self.weight_shape, 0.0, self.provenance)
+
     def _gram(self) -> Float[Tensor, "m m"]:
         m = self.samples.columns * self.samples.examples
         require(
@@ -343,9 +366,10 @@ def _factored_factored(a: FactoredFisher, b: FactoredFisher) -> float:
     return squared_inner(a.samples, b.samples) / (a.count * b.count)
 
 
-@inner_product(FactoredFisher, Diagonal)
-def _factored_diagonal(a: FactoredFisher, b: Diagonal) -> float:
-    return float((a.diagonal() * b.entries).sum(dtype=torch.float64))
+@inner_product(FactoredFisher, Eigenform)
+def _factored_eigenform(a: FactoredFisher, b: Eigenform) -> float:
+    total = float((b.basis.energies(a.samples) * b._inside).sum(dtype=torch.float64))
+    return total / a.count + (b.rest * a.trace() if b.rest else 0.0)
 
 
 @inner_product(FactoredFisher, Dense)

@@ -24,7 +24,8 @@ from fisherlab.operators.base import (
 )
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.diagonal import Diagonal
+from fisherlab.operators.eigenform import Eigenform, powers, quadratic_forms
+from fisherlab.operators.eigenforms import Diagonal, KroneckerEigen
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.kronecker_congruence import (
@@ -33,7 +34,6 @@ from fisherlab.operators.kronecker_congruence import (
     factored_pair,
     inverse_pair,
 )
-from fisherlab.operators.kronecker_eigen import KroneckerEigen, powers
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
@@ -148,13 +148,13 @@ class KroneckerSum(Operator):
         return len(self.terms) > 1 and self.terms_norm > hidden
 
     @cached_property
-    def _eigen(self) -> KroneckerEigen:
+    def _eigen(self) -> Eigenform:
         """One term in its eigenbasis."""
         (rows, cols), *_ = self.terms
         row_values, row_basis = eigh(rows, f"the row factor of {self!r}")
         col_values, col_basis = eigh(cols, f"the column factor of {self!r}")
         entries = torch.outer(row_values, col_values)
-        return KroneckerEigen(row_basis, col_basis, entries, self.provenance)
+        return KroneckerEigen(row_basis, col_basis, entries, self.provenance).formed
 
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending.
@@ -173,6 +173,10 @@ class KroneckerSum(Operator):
                 f"p = {p} is above {DENSE_ROWS}. Use top_eigenvalues(k) instead."
             )
         return self.formed.eigenvalues()
+
+    def eigenform(self) -> Eigenform | None:
+        """Return one term in its eigenbasis; several have none in closed form."""
+        return self._eigen if len(self.terms) == 1 else None
 
     @cached_property
     def smallest_eigenvalue(self) -> float:
@@ -201,7 +205,7 @@ class KroneckerSum(Operator):
         require_positive(values, damping, repr(self), self.shape[0])
 
     def inverse(self, damping: Damping) -> Operator:
-        """Return (Σ + damping)⁻¹, a `KroneckerEigen` for one term.
+        """Return (Σ + damping)⁻¹, an `Eigenform` for one term.
 
         One term with factored damping becomes the product of the inverse factors, whose
         products cost half of those in an eigenbasis.
@@ -304,12 +308,13 @@ class KroneckerSum(Operator):
         return Dense((vectors * powered) @ vectors.T, self.block_shape, made)
 
 
-def _leading_inverse(forward: KroneckerSum, shift: float) -> KroneckerEigen:
+def _leading_inverse(forward: KroneckerSum, shift: float) -> Eigenform:
     """Return the damped inverse of the leading term, kept positive definite."""
     leading = replace(forward, terms=forward.terms[:1])._eigen
-    entries = leading.entries.clamp_min(0) + shift
-    floor = torch.finfo(entries.dtype).eps * float(entries.max())
-    return replace(leading, entries=entries.clamp_min(floor).reciprocal())
+    (values,) = leading.tables
+    damped = values.clamp_min(0) + shift
+    floor = torch.finfo(damped.dtype).eps * float(damped.max())
+    return replace(leading, tables=(damped.clamp_min(floor).reciprocal(),))
 
 
 @inner_product(KroneckerSum, KroneckerSum)
@@ -321,12 +326,17 @@ def _sum_sum(a: KroneckerSum, b: KroneckerSum) -> float:
     )
 
 
-@inner_product(KroneckerSum, KroneckerEigen)
-def _sum_eigen(a: KroneckerSum, b: KroneckerEigen) -> float:
-    return sum(
-        float((b.entries * b.kronecker_diagonal(rows, cols)).sum(dtype=torch.float64))
-        for rows, cols in a.terms
-    )
+@inner_product(KroneckerSum, Eigenform)
+def _sum_eigenform(a: KroneckerSum, b: Eigenform) -> float:
+    if b.basis.pair is None:
+        return b.inner_by_vectors(a)
+    total = b.rest * a.trace() if b.rest else 0.0
+    for term in a.terms:
+        pairs = zip(term, b.basis.pair, strict=True)
+        left, right = (quadratic_forms(factor, basis) for factor, basis in pairs)
+        inside = b._inside.view(len(left), len(right)) * torch.outer(left, right)
+        total += float(inside.sum(dtype=torch.float64))
+    return total
 
 
 @inner_product(FactoredFisher, KroneckerSum)

@@ -1,6 +1,5 @@
 """Kronecker structures whose row factor is diagonal: the rows of a table are apart."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -10,106 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import eigh
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, Factored, shifted, tikhonov
+from fisherlab.operators.base import Provenance, inner_product
+from fisherlab.operators.dampings import Damping, Factored, shifted
+from fisherlab.operators.eigenform import Eigenform, quadratic_forms
+from fisherlab.operators.eigenforms import InBasis, RowwiseEigen
 from fisherlab.operators.factored import FactoredFisher
-from fisherlab.operators.kronecker_eigen import powers
-from fisherlab.samples import TokenSamples
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class RowwiseEigen(Operator):
-    """(I ⊗ V) diag(s) (I ⊗ V)ᵀ: every row of the weight in one common basis.
-
-    EKFAC of an embedding, and diag(d) ⊗ A after any function.
-
-    Parameters
-    ----------
-    column_basis
-        V, orthogonal, shape (d_in, d_in).
-    entries
-        s, the eigenvalues, shape (d_out, d_in).
-
-    Examples
-    --------
-    >>> op = RowwiseEigen(torch.eye(3), torch.ones(1000, 3))
-    >>> op.trace(), op.inverse(1.0).trace()
-    (3000.0, 1500.0)
-    """
-
-    column_basis: Float[Tensor, "i i"]
-    entries: Float[Tensor, "o i"]
-    provenance: Provenance = Provenance()
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.entries.shape[0], self.entries.shape[1]
-
-    @property
-    def product_flops(self) -> int:
-        """2 d_out·d_in²."""
-        o, i = self.weight_shape
-        return 2 * o * i * i
-
-    def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        return ((w @ self.column_basis) * self.entries) @ self.column_basis.T
-
-    def _dense(self) -> Float[Tensor, "p p"]:
-        basis = self.column_basis
-        return torch.block_diag(*((basis * one) @ basis.T for one in self.entries))
-
-    def diagonal(self) -> Float[Tensor, "o i"]:
-        """Return s V∘²ᵀ."""
-        return self.entries @ self.column_basis.square().T
-
-    def trace(self) -> float:
-        """Return Σ s."""
-        return float(self.entries.sum(dtype=torch.float64))
-
-    def frobenius_norm(self) -> float:
-        """Return ‖s‖."""
-        return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))
-
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return s, descending."""
-        return self.entries.flatten().sort(descending=True).values
-
-    def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
-        yield self.entries
-
-    def inverse(self, damping: Damping) -> "RowwiseEigen":
-        """Return the same basis with 1/(s + damping).
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        ValueError
-            For a factored damping: the eigenvalues are those of no two factors.
-        """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
-        shift = tikhonov(damping, self)
-        return replace(self.power(-1.0, shift), provenance=made)
-
-    def power(self, exponent: float, damping: Damping) -> "RowwiseEigen":
-        """Return (M + damping·I)^exponent.
-
-        Raises
-        ------
-        IndefiniteError
-            If the power does not exist.
-        """
-        damping = tikhonov(damping, self)
-        made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
-        entries = powers(self.entries, exponent, damping, repr(self))
-        return replace(self, entries=entries, provenance=made)
-
-
-@final
-@dataclass(frozen=True, eq=False, repr=False)
-class KroneckerDiagonal(Operator):
+class KroneckerDiagonal(InBasis):
     """diag(d) ⊗ A in d_out + d_in² numbers: KFAC of an embedding.
 
     Parameters
@@ -171,19 +80,13 @@ class KroneckerDiagonal(Operator):
         return float(self.row_diagonal.norm()) * float(self.column_factor.norm())
 
     @cached_property
-    def _eigen(self) -> RowwiseEigen:
+    def formed(self) -> Eigenform:
+        """The matrix in the eigenbasis of A."""
         values, basis = eigh(self.column_factor, f"the column factor of {self!r}")
         entries = torch.outer(self.row_diagonal, values)
-        return RowwiseEigen(basis, entries, self.provenance)
+        return RowwiseEigen(basis, entries, self.provenance).formed
 
-    def eigenvalues(self) -> Float[Tensor, " p"]:
-        """Return the products of d with the eigenvalues of A, descending."""
-        return self._eigen.eigenvalues()
-
-    def _spectra(self) -> Iterator[Float[Tensor, "o i"]]:
-        yield self._eigen.entries
-
-    def inverse(self, damping: Damping) -> RowwiseEigen:
+    def inverse(self, damping: Damping) -> Eigenform:
         """Return (M + damping)⁻¹ in the eigenbasis of A.
 
         Raises
@@ -193,10 +96,11 @@ class KroneckerDiagonal(Operator):
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         if isinstance(damping, Factored) and damping.value:  # positive as it is made
-            eigen = self.damped(damping)._eigen
-            return replace(eigen, entries=eigen.entries.reciprocal(), provenance=made)
+            eigen = self.damped(damping).formed
+            (values,) = eigen.tables
+            return replace(eigen, tables=(values.reciprocal(),), provenance=made)
         shift = 0.0 if isinstance(damping, Factored) else damping
-        return replace(self._eigen.inverse(shift), provenance=made)
+        return replace(self.formed.inverse(shift), provenance=made)
 
     def damped(self, damping: Factored) -> "KroneckerDiagonal":
         """Return diag(d + √λ/π) ⊗ (A + π√λ I), π as for any two factors."""
@@ -208,26 +112,6 @@ class KroneckerDiagonal(Operator):
             column_factor=shifted(self.column_factor, root * ratio),
         )
 
-    def sqrt(self, damping: Damping = 0.0) -> RowwiseEigen:
-        """Return (M + damping·I)^½.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is negative.
-        """
-        return self._eigen.power(0.5, damping)
-
-    def inverse_sqrt(self, damping: Damping) -> RowwiseEigen:
-        """Return (M + damping·I)^-½.
-
-        Raises
-        ------
-        IndefiniteError
-            If an eigenvalue plus the damping is not positive.
-        """
-        return self._eigen.power(-0.5, damping)
-
 
 @inner_product(KroneckerDiagonal, KroneckerDiagonal)
 def _diagonal_diagonal(a: KroneckerDiagonal, b: KroneckerDiagonal) -> float:
@@ -235,32 +119,18 @@ def _diagonal_diagonal(a: KroneckerDiagonal, b: KroneckerDiagonal) -> float:
     return rows * float((a.column_factor * b.column_factor).sum(dtype=torch.float64))
 
 
-@inner_product(RowwiseEigen, RowwiseEigen)
-def _rowwise_rowwise(a: RowwiseEigen, b: RowwiseEigen) -> float:
-    turn = (a.column_basis.T @ b.column_basis).square()
-    return float((a.entries * (b.entries @ turn.T)).sum(dtype=torch.float64))
-
-
-@inner_product(KroneckerDiagonal, RowwiseEigen)
-def _diagonal_rowwise(a: KroneckerDiagonal, b: RowwiseEigen) -> float:
-    turned = ((a.column_factor @ b.column_basis) * b.column_basis).sum(0)
-    return float((b.entries * torch.outer(a.row_diagonal, turned)).sum(dtype=torch.float64))
+@inner_product(KroneckerDiagonal, Eigenform)
+def _diagonal_eigenform(a: KroneckerDiagonal, b: Eigenform) -> float:
+    if b.basis.pair is None:
+        return b.inner(a.formed)
+    rows, cols = b.basis.pair
+    left = a.row_diagonal if rows is None else a.row_diagonal @ rows.square()
+    right = quadratic_forms(a.column_factor, cols)
+    inside = b._inside.view(len(left), len(right)) * torch.outer(left, right)
+    outside = b.rest * a.trace() if b.rest else 0.0
+    return outside + float(inside.sum(dtype=torch.float64))
 
 
 @inner_product(FactoredFisher, KroneckerDiagonal)
 def _factored_diagonal(a: FactoredFisher, b: KroneckerDiagonal) -> float:
-    if isinstance(a.samples, TokenSamples):
-        total = a.samples.diagonal_inner(b.row_diagonal, b.column_factor)
-    else:
-        total = a.samples.kronecker_inner(*b.terms[0])
-    return total / a.count
-
-
-@inner_product(FactoredFisher, RowwiseEigen)
-def _factored_rowwise(a: FactoredFisher, b: RowwiseEigen) -> float:
-    if isinstance(a.samples, TokenSamples):
-        squares = a.samples.column_squares(b.column_basis)
-    else:
-        eye = torch.eye(b.weight_shape[0], dtype=b.dtype, device=b.device)
-        squares = a.samples.rotated_squares(eye, b.column_basis)
-    return float((squares * b.entries).sum(dtype=torch.float64)) / a.count
+    return a.samples.diagonal_inner(b.row_diagonal, b.column_factor) / a.count

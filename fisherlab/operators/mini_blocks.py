@@ -14,6 +14,7 @@ from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense
+from fisherlab.operators.eigenform import Eigenform, Turned
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.partition import Partition, same_partition
 
@@ -107,6 +108,29 @@ class MiniBlocks(Operator):
         for blocks, times in self._counted():
             values = factorised("eigvalsh", blocks.double(), self).to(self.dtype)
             yield values.repeat(times, 1)
+
+    def eigenform(self) -> Eigenform:
+        """Diagonalise block by block: coefficients in the order of the groups."""
+        partition, pieces, tables = self.partition, [], []
+        for (count, size), blocks in zip(partition.sizes, self.blocks, strict=True):
+            found = factorised("eigh", blocks, self)
+            pieces.append(found.eigenvectors)  # (1, k, k) for blocks that all share
+            tables.append(found.eigenvalues.expand(count, size))
+
+        def rotate(w: Tensor) -> Tensor:
+            inside = zip(partition.take(w), pieces, strict=True)
+            return torch.cat([(x[:, :, None] @ basis).flatten(1) for x, basis in inside], 1)
+
+        def combine(c: Tensor) -> Tensor:
+            runs = c.split([count * size for count, size in partition.sizes], 1)
+            parts = [
+                (run.unflatten(1, size)[:, :, None] @ basis.mT)[:, :, 0]
+                for run, size, basis in zip(runs, partition.sizes, pieces, strict=True)
+            ]
+            return partition.assemble(parts)
+
+        basis = Turned(rotate, combine)
+        return Eigenform(basis, tuple(tables), self.weight_shape, 0.0, self.provenance)
 
     def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Solve block by block, by Cholesky in float64."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators.base import Provenance
 from fisherlab.operators.derived import FromState
-from fisherlab.operators.tensor_eigen import TensorEigen, TensorPiece
+from fisherlab.operators.eigenforms import TensorEigen, TensorPiece
 
 Rule = Literal["shampoo", "tnt"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherlab.operators.base import Provenance
 from fisherlab.operators.derived import FromState
-from fisherlab.operators.diagonal import Diagonal
+from fisherlab.operators.eigenforms import Diagonal
 
 
 @final

@@ -108,6 +108,13 @@ class Samples(Held, ABC):
         """Return Σ (rowsᵀ D_vn cols)∘², the diagonal of S in another basis."""
         return self.summed(lambda d: (rows.T @ d @ cols).square().sum(0))
 
+    def column_squares(self, cols: Float[Tensor, "i c"]) -> Float[Tensor, "o c"]:
+        """Return Σ (D cols)∘²: the diagonal of S with the columns rotated alone."""
+        o = self.weight_shape[0]
+        return self.rotated_squares(
+            torch.eye(o, dtype=self.dtype, device=self.device), cols
+        )
+
     def row_side(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
         """Return Σ D M Dᵀ: the rearranged S applied to vec(M)."""
         return self.summed(lambda d: row_product(d, middle))
@@ -121,6 +128,12 @@ class Samples(Held, ABC):
     ) -> float:
         """Return ⟨S, rows ⊗ cols⟩ = Σ ⟨D, rows D cols⟩."""
         return float((self.row_side(cols) * rows).sum())
+
+    def diagonal_inner(
+        self, diagonal: Float[Tensor, " o"], cols: Float[Tensor, "i i"]
+    ) -> float:
+        """Return Σ ⟨D, diag(d) D cols⟩."""
+        return self.kronecker_inner(torch.diag(diagonal), cols)
 
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0

@@ -40,7 +40,7 @@ def pack(value: Any, where: str = "state") -> Any:
     >>> from fisherlab.operators import Diagonal
     >>> packed = pack({"fc1": Diagonal(torch.ones(2, 2))})
     >>> packed["fc1"]["__kind__"]
-    'fisherlab.operators.diagonal:Diagonal'
+    'fisherlab.operators.eigenforms:Diagonal'
     """
     if isinstance(value, _PLAIN) and not isinstance(value, np.generic):
         return value
@@ -177,6 +177,8 @@ def _class_called(kind: str) -> Any:
         with suppress(ImportError):
             importlib.import_module(module)
     found: Any = sys.modules.get(module)
+    if found is None and module.startswith("fisherlab.operators."):  # it stood elsewhere
+        found = sys.modules["fisherlab.operators"]
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and is_dataclass(found)):

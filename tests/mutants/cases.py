@@ -28,9 +28,9 @@ def mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 OPERATORS = [
     mutant(
         "a column factor is transposed in products",
-        "operators/kronecker_eigen.py",
-        "return self.row_basis @ (turned * self.entries) @ self.column_basis.T",
-        "return self.row_basis @ (turned * self.entries) @ self.column_basis",
+        "operators/eigenform.py",
+        "back = [None if basis is None else basis.T for basis in self.bases]",
+        "back = [None if basis is None else basis for basis in self.bases]",
         "operators::products_are_those_of_the_matrix",
     ),
     mutant(
@@ -79,16 +79,16 @@ OPERATORS = [
     ),
     mutant(
         "a diagonal is inverted without its damping",
-        "operators/diagonal.py",
-        "shifted = self.entries + damping",
-        "shifted = self.entries + 0 * damping",
+        "operators/eigenform.py",
+        "shifted = values + damping",
+        "shifted = values + 0 * damping",
         "operators::damped_solves_are_those_of_the_matrix",
     ),
     mutant(
         "the norm of a diagonal is its sum",
-        "operators/diagonal.py",
-        "return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))",
-        "return float(self.entries.abs().sum(dtype=torch.float64))",
+        "operators/eigenform.py",
+        "inside = float(torch.linalg.vector_norm(self.values, dtype=torch.float64))",
+        "inside = float(self.values.abs().sum(dtype=torch.float64))",
         "operators::it_is_the_matrix_of_its_definition",
     ),
     mutant(
@@ -109,16 +109,16 @@ OPERATORS = [
     ),
     mutant(
         "the inner product of two eigenbases takes no squares",
-        "operators/kronecker_eigen.py",
-        "rows = (a.row_basis.T @ b.row_basis).square()",
-        "rows = (a.row_basis.T @ b.row_basis).abs()",
+        "operators/eigenform.py",
+        "squares = [None if turn is None else turn.square() for turn in turns]",
+        "squares = [None if turn is None else turn.abs() for turn in turns]",
         "operators::inner_products_with_every_operator",
     ),
     mutant(
         "the exact block forgets the number of examples in an inner product",
-        "operators/kronecker_eigen.py",
-        "return float((energy * b.entries).sum(dtype=torch.float64)) / a.count",
-        "return float((energy * b.entries).sum(dtype=torch.float64))",
+        "operators/factored.py",
+        "return total / a.count + (b.rest * a.trace() if b.rest else 0.0)",
+        "return total + (b.rest * a.trace() if b.rest else 0.0)",
         "operators::inner_products_with_every_operator",
     ),
     mutant(

@@ -208,7 +208,7 @@ def test_a_structured_form_has_no_decomposition(kind):
     vectors = basis.vectors(torch.arange(len(basis.values))).flatten(1)
     assert basis.free == 0
     assert_close((vectors.T * basis.values) @ vectors, operator.to_dense())
-    assert metrics.eigen._structured(operator) is not None
+    assert operator.eigenform() is not None
 
 
 def test_a_bias_without_effect_adds_rounding_noise():

@@ -34,7 +34,7 @@ class BlockDiagonal(Apart, NetworkOperator):
 
     Examples
     --------
-    >>> from fisherlab.operators.diagonal import Diagonal
+    >>> from fisherlab.operators.eigenforms import Diagonal
     >>> ones = Diagonal(torch.ones(2, 3)), Diagonal(torch.ones(1, 4))
     >>> op = BlockDiagonal({"a": ones[0], "b": ones[1]})
     >>> op.shape, op.trace()

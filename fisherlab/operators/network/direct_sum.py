@@ -34,7 +34,7 @@ class DirectSum(Apart, NetworkOperator):
 
     Examples
     --------
-    >>> from fisherlab.operators.diagonal import Diagonal
+    >>> from fisherlab.operators.eigenforms import Diagonal
     >>> from fisherlab.operators.network.block_diagonal import BlockDiagonal
     >>> one, two = (BlockDiagonal({n: Diagonal(torch.ones(1, 2))}) for n in "ab")
     >>> DirectSum((one, two), ("b", "a")).trace()

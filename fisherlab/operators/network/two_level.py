@@ -55,7 +55,7 @@ class TwoLevel(NetworkOperator):
     Examples
     --------
     >>> import torch
-    >>> from fisherlab.operators.diagonal import Diagonal
+    >>> from fisherlab.operators.eigenforms import Diagonal
     >>> one, two = (
     ...     BlockDiagonal({n: Diagonal(torch.full((1, 2), x)) for n in "ab"})
     ...     for x in (1.0, 2.0)
