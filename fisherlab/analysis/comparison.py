@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.allowances import Allowance, Cut, cut
-from fisherlab.analysis.cells import Cells, attributes, build, layer_coordinates, reason
+from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import (
     Metrics,
@@ -15,6 +15,7 @@ from fisherlab.analysis.metric_table import (
     begin,
     fill,
     mean_gradients,
+    pairs_of,
     question,
 )
 from fisherlab.analysis.purposes import judge
@@ -154,14 +155,11 @@ def _fill_layer(
     limit: int,
 ) -> None:
     """Fill the cells of one layer."""
-    name = statistics.name
     double = exact.to(torch.float64)
-    pairs: dict[str, Pair] = {}
-    for method, approximator in chosen.items():
-        approx = build(cells, statistics, method, approximator, limit)
-        if approx is not None:
-            pairs[method] = paired("compare", double, approx, asked.mixed)
-    fill(cells, asked, (name, double), pairs, limit)
+    pairs = pairs_of(
+        cells, "compare", statistics, double, chosen, mixed=asked.mixed, limit=limit
+    )
+    fill(cells, asked, (statistics.name, double), pairs, limit)
 
 
 def _progress(stats: Statistics, show: bool) -> Any:

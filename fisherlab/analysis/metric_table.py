@@ -1,19 +1,20 @@
 """Metrics of operator pairs, put into a table: what is asked, and one row at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 from typing import Any
 
 from torch import Tensor
 
-from fisherlab.analysis.cells import REFUSALS, Cells, reason
+from fisherlab.analysis.cells import REFUSALS, Cells, build, reason
 from fisherlab.analysis.damping import Dampings
+from fisherlab.approximators import Approximator
 from fisherlab.catalogue import quantity
 from fisherlab.errors import BudgetError, IndefiniteError
 from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
-from fisherlab.metrics.pairs import Damped, Pair
+from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import Entry, entries
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.numerics.memory import readable
@@ -26,7 +27,7 @@ from fisherlab.operators import (
     Operator,
     Stacked,
 )
-from fisherlab.statistics import MeanGradient, Statistics
+from fisherlab.statistics import LayerStatistics, MeanGradient, Statistics
 
 Metrics = Sequence[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]]
 
@@ -42,7 +43,7 @@ class Question:
 
     def of(self, *needs: str) -> tuple[Entry, ...]:
         """Return the metrics that need one of some things, in order."""
-        return tuple(entry for entry in self.metrics if entry.needs in needs)
+        return tuple(entry for entry in self.metrics if entry.facts.needs in needs)
 
 
 def question(
@@ -118,7 +119,7 @@ def _own(name: str, metric: Callable[..., Any]) -> Entry:
             msg = f"{name}: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
 
-    return Entry(quantity(name), value)
+    return Entry(replace(quantity(name), needs="matrix"), value)
 
 
 def mean_gradients(
@@ -161,7 +162,26 @@ def begin(cells: Cells, asked: Question) -> None:
     for name in ("stored_numbers", "converged"):
         cells.begin(name, "")
     for entry in asked.metrics:
-        cells.begin(entry.name, "", *([] if entry.needs == "matrix" else [0]))
+        cells.begin(entry.facts.name, "", *([] if entry.facts.needs == "matrix" else [0]))
+
+
+def pairs_of(
+    cells: Cells,
+    call: str,
+    layer: LayerStatistics,
+    exact: Operator,
+    chosen: Mapping[str, Approximator],
+    *,
+    mixed: bool = False,
+    limit: int | None = None,
+) -> dict[str, Pair]:
+    """Return every approximation of a layer that can be had beside the exact block."""
+    pairs: dict[str, Pair] = {}
+    for method, approximator in chosen.items():
+        approx = build(cells, layer, method, approximator, limit)
+        if approx is not None:
+            pairs[method] = paired(call, exact, approx, mixed)
+    return pairs
 
 
 def fill(
@@ -189,7 +209,8 @@ def fill(
         Bytes that inverses may take.
     """
     name, exact = reference
-    _describe(cells, asked, name, exact)
+    locate(cells, name, exact)
+    cells.put("fisher_norm", exact.frobenius_norm(), name)
     for method, pair in pairs.items():
         _fill_plain(cells, asked, (name, method), pair)
     levels = asked.dampings.read(exact)
@@ -227,7 +248,9 @@ def _curves(
     One decomposition of each matrix serves all dampings, where there is one; what it
     does not tell (NaN, or a bound) is asked of the damped inverses themselves.
     """
-    wanted = [e.name for e in asked.metrics if e.name in OF_MATRICES + OF_DIRECTIONS]
+    wanted = [
+        e.facts.name for e in asked.metrics if e.facts.name in OF_MATRICES + OF_DIRECTIONS
+    ]
     if not wanted:
         return {}
     found: dict[str, dict[str, list[float]]] = {}
@@ -236,12 +259,25 @@ def _curves(
     for method, pair in pairs.items():
         try:
             require_inverses("compare", pair, limit)
-            mine = decomposed(pair.exact, "compare") if mine is None else mine
-            other = mine if pair.same else decomposed(pair.approx, "compare")
+            mine, other = eigenbases("compare", pair, mine)
             found[method] = curve(mine, other, levels, gradient)
         except REFUSALS:
             continue  # the metric itself says why
     return found
+
+
+def eigenbases(
+    call: str, pair: Pair, known: Eigenform | None = None
+) -> tuple[Eigenform, Eigenform]:
+    """Decompose both matrices of a pair, the exact one unless that is known.
+
+    Raises
+    ------
+    UnsupportedMetric
+        If one has no structured eigenbasis and is too large for a dense one.
+    """
+    mine = decomposed(pair.exact, call) if known is None else known
+    return mine, mine if pair.same else decomposed(pair.approx, call)
 
 
 def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair) -> None:
@@ -251,9 +287,9 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
     cells.put("converged", _converged(approx), *cell)
     for entry in asked.of("matrix"):
         try:
-            cells.put(entry.name, entry.of(pair), *cell)
+            cells.put(entry.facts.name, entry.of(pair), *cell)
         except REFUSALS as error:
-            cells.blame(*cell, reason(error, entry.name))
+            cells.blame(*cell, reason(error, entry.facts.name))
     if isinstance(approx, (KroneckerSum, Stacked)) and not approx.converged:
         cells.blame(*cell, f"not converged (residual {approx.residual:.1g})")
 
@@ -274,7 +310,7 @@ class _DampedCell:
 
     def lacks(self, metrics: Sequence[Entry]) -> bool:
         """Whether one of the metrics is not."""
-        return any(not self.told(entry.name) for entry in metrics)
+        return any(not self.told(entry.facts.name) for entry in metrics)
 
 
 def _fill_damped(
@@ -291,22 +327,22 @@ def _fill_damped(
     if cells.lacks("solve_flops", *place) and (inverts or best is not None):
         cells.put("solve_flops", _solve_flops(damped, inverts), *place)
     for entry in asked.metrics:
-        if cell.told(entry.name):
-            cells.put(entry.name, cell.known[entry.name], *place, cell.level)
+        if cell.told(entry.facts.name):
+            cells.put(entry.facts.name, cell.known[entry.facts.name], *place, cell.level)
     if best is not None and cell.lacks(asked.of("gradient")):
         step = damped.along(asked.gradient[cell.layer], best)
         for entry in asked.of("gradient"):
-            cells.put(entry.name, entry.of(step), *place, cell.level)
+            cells.put(entry.facts.name, entry.of(step), *place, cell.level)
     for entry in asked.of("damping") if inverts else ():
-        if cell.told(entry.name):
+        if cell.told(entry.facts.name):
             continue
         try:
-            require_inverses(entry.name, damped.pair, limit)
-            cells.put(entry.name, entry.of(damped), *place, cell.level)
+            require_inverses(entry.facts.name, damped.pair, limit)
+            cells.put(entry.facts.name, entry.of(damped), *place, cell.level)
         except IndefiniteError:
             raise
         except REFUSALS as error:
-            cells.blame_damping(*place, cell.level, error, entry.name)
+            cells.blame_damping(*place, cell.level, error, entry.facts.name)
 
 
 def _solve_flops(damped: Damped, inverts: bool) -> float:
@@ -335,10 +371,10 @@ def require_inverses(metric: str, pair: Pair, limit: int) -> None:
         )
 
 
-def _describe(cells: Cells, asked: Question, name: str, exact: Operator) -> None:
+def locate(cells: Cells, name: str, exact: Operator) -> None:
+    """Fill the scale of a row: its mean eigenvalue, and every damping as a λ."""
     cells.put("mean_eigenvalue", exact.trace() / max(exact.shape[0], 1), name)
-    cells.put("fisher_norm", exact.frobenius_norm(), name)
-    for level, damping in enumerate(asked.dampings.values(exact)):
+    for level, damping in enumerate(cells.dampings.values(exact)):
         cells.put("lambda", damping, name, level)
 
 

@@ -6,18 +6,17 @@ from typing import Any, Final
 import torch
 import xarray as xr
 
-from fisherlab.analysis.cells import Cells, attributes, build, layer_coordinates, reason
+from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.metric_table import mean_gradients
+from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.errors import FisherlabError
-from fisherlab.metrics.eigen import decomposed
-from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
-from fisherlab.operators import Eigenform
+from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Statistics
 
 DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])
 
@@ -80,7 +79,10 @@ def sweep(
     for metric in wanted:
         cells.begin(metric, "", 0)
     for layer in stats.values():
-        _fill(cells, layer, chosen, directions.get(layer.name), wanted)
+        exact = ExactBlock()(layer).to(torch.float64)
+        locate(cells, layer.name, exact)
+        pairs = pairs_of(cells, "sweep", layer, exact, chosen)
+        _fill(cells, (layer.name, exact), pairs, directions.get(layer.name), wanted)
     made = attributes(stats, chosen, analysis="sweep", damping_kind=levels.kind)
     return cells.dataset(layer_coordinates(stats), made)
 
@@ -101,80 +103,48 @@ def _wanted(metrics: Sequence[str] | None, with_gradient: bool) -> tuple[str, ..
 
 def _fill(
     cells: Cells,
-    layer: LayerStatistics,
-    chosen: Mapping[str, Approximator],
+    reference: tuple[str, Operator],
+    pairs: Mapping[str, Pair],
     gradient: torch.Tensor | None,
     wanted: Sequence[str],
 ) -> None:
-    name, exact = layer.name, ExactBlock()(layer)
-    double = exact.to(torch.float64)
-    values = cells.dampings.values(double)
-    cells.put("mean_eigenvalue", double.trace() / max(double.shape[0], 1), name)
-    for level, value in enumerate(values):
-        cells.put("lambda", value, name, level)
-    try:
-        mine = decomposed(double, "sweep")
-    except FisherlabError as error:
-        for method in chosen:
-            cells.blame(name, method, reason(error))
-        return
-    for method, approximator in chosen.items():
-        approx = build(cells, layer, method, approximator)
-        if approx is None:
-            continue
+    """Fill one row from eigenbases; a factored damping has one of its own."""
+    name, exact = reference
+    shifts, mine = cells.dampings.values(exact), None
+    for method, pair in pairs.items():
         try:
-            pair = paired("sweep", double, approx, mixed=False)
-            other = mine if pair.same else decomposed(pair.approx, "sweep")
+            mine, other = eigenbases("sweep", pair, mine)
         except FisherlabError as error:
             cells.blame(name, method, reason(error))
             continue
-        _put(cells, (name, method), mine, other, gradient, wanted)
-        _put_factored(cells, (name, method), mine, pair, gradient, wanted)
-        lowest = min(mine.smallest, other.smallest)
-        if lowest + min(values) <= 0:
-            cells.blame(
-                name, method, f"not positive definite where λ is at most {-lowest:.3g}"
-            )
-        hidden = [v for v in values if not (mine.resolves(v) and other.resolves(v))]
-        if hidden and lowest + max(hidden) > 0:
-            told = f"rounding hides the inverses where λ is at most {max(hidden):.3g}"
-            cells.blame(name, method, told)
+        found = curve(mine, other, shifts, gradient)
+        for level, damping in enumerate(cells.dampings.each):
+            at, told = level, found
+            if isinstance(damping, Factored):
+                try:
+                    damped = pair.damped(damping)
+                    _, shifted = eigenbases("sweep", damped.pair, mine)
+                except (FisherlabError, ValueError) as error:
+                    cells.blame_damping(name, method, level, error)
+                    continue
+                at, told = 0, curve(mine, shifted, [damped.damping], gradient)
+            for metric in wanted:
+                cells.put(metric, told[metric][at], name, method, level)
+        _blame_hidden(cells, (name, method), mine, other, shifts)
 
 
-def _put(
+def _blame_hidden(
     cells: Cells,
     place: tuple[str, str],
     mine: Eigenform,
     other: Eigenform,
-    gradient: torch.Tensor | None,
-    wanted: Sequence[str],
+    shifts: Sequence[float],
 ) -> None:
-    row = cells.arrays["lambda"][cells.layers.index(place[0])]
-    found = curve(mine, other, [float(value) for value in row], gradient)
-    for metric in wanted:
-        for level, value in enumerate(found[metric]):
-            if cells.dampings.kinds[level] != "factored":
-                cells.put(metric, value, *place, level)
-
-
-def _put_factored(
-    cells: Cells,
-    place: tuple[str, str],
-    mine: Eigenform,
-    pair: Pair,
-    gradient: torch.Tensor | None,
-    wanted: Sequence[str],
-) -> None:
-    """Fill the levels that shift factors: each is a matrix of its own."""
-    for level, damping in enumerate(cells.dampings.each):
-        if not isinstance(damping, Factored):
-            continue
-        try:
-            damped = pair.damped(damping)
-            other = decomposed(damped.pair.approx, "sweep")
-        except (FisherlabError, ValueError) as error:
-            cells.blame_damping(*place, level, error)
-            continue
-        found = curve(mine, other, [damped.damping], gradient)
-        for metric in wanted:
-            cells.put(metric, found[metric][0], *place, level)
+    """Say from which λ down a damped matrix is indefinite, or its inverse unknown."""
+    lowest = min(mine.smallest, other.smallest)
+    if lowest + min(shifts) <= 0:
+        cells.blame(*place, f"not positive definite where λ is at most {-lowest:.3g}")
+    hidden = [v for v in shifts if not (mine.resolves(v) and other.resolves(v))]
+    if hidden and lowest + max(hidden) > 0:
+        told = f"rounding hides the inverses where λ is at most {max(hidden):.3g}"
+        cells.blame(*place, told)
