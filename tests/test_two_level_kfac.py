@@ -273,8 +273,6 @@ def test_block_diagonal_refuses_unknown_names():
         fl.block_diagonal("kfaq", stats)
     with pytest.raises(ValueError, match="unknown; known"):
         fl.approximate_network(nn.Linear(2, 2), [], fl.Gaussian(), ["kfaq"])
-    with pytest.raises(ValueError, match="cannot be streamed"):
-        fl.approximate_network(nn.Linear(2, 2), [], fl.Gaussian(), ["exact-network"])
 
 
 def test_factored_damping_of_blocks_without_kronecker_terms_is_tikhonov():

@@ -20,10 +20,8 @@ from fisherlab.analysis.metric_table import (
 )
 from fisherlab.analysis.purposes import judge
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.network.base import NetworkApproximator
-from fisherlab.approximators.network.register import network_by_name
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.catalogue import NEEDS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, paired
@@ -35,7 +33,7 @@ from fisherlab.statistics import LayerStatistics, Statistics
 
 def compare(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
     *,
     metrics: Metrics | None = None,
     damping: Damping = None,
@@ -175,7 +173,7 @@ NETWORK = "network"
 
 def compare_networks(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, NetworkApproximator] | None = None,
+    approximators: Chosen = None,
     *,
     metrics: Metrics | None = None,
     damping: Damping = None,

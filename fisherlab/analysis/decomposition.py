@@ -23,7 +23,7 @@ from fisherlab.analysis.cells import Cells, attributes, build, described, layer_
 from fisherlab.analysis.damping import dampings
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
 from fisherlab.approximators.kronecker.kfac import Sharing
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics import cross_squares, frobenius
@@ -61,7 +61,7 @@ def decompose(
     model: nn.Module,
     data: Any,
     likelihood: Likelihood,
-    approximators: Sequence[str] | Mapping[str, Approximator] = METHODS,
+    approximators: Chosen = METHODS,
     *,
     samples: int = 1,
     seed: int = 0,

@@ -15,9 +15,10 @@ from torch import nn
 from fisherlab.analysis.cost import Collection, Plan, Probed, route
 from fisherlab.analysis.coverages import text_table
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.costs import NEEDS_INPUTS, building_flops, result_numbers
-from fisherlab.approximators.register import by_name
-from fisherlab.approximators.streaming import streams_by_column
+from fisherlab.approximators.base import facts
+from fisherlab.approximators.costs import cost_of
+from fisherlab.approximators.register import Chosen, by_name
+from fisherlab.approximators.streaming import streaming, streams_by_column
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
 from fisherlab.operators.factored import Form
@@ -203,7 +204,7 @@ def estimate(
     model: nn.Module,
     batch: Any,
     likelihood: Likelihood,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
     fisher: Fisher | None = None,
     budget: Budget = None,
     *,
@@ -257,7 +258,7 @@ def estimate(
     )
     blocks = [method for method in chosen.values() if isinstance(method, ExactBlock)]
     others = [m for m in chosen.values() if not isinstance(m, ExactBlock)]
-    held = any(getattr(method, "holds_samples", False) for method in others)
+    held = any(facts(streaming(method)).holds_samples for method in others)
     forms = frozenset(method.form for method in blocks)
     return Estimate(collection, planned, rows, forms, held, dense, limit)
 
@@ -267,15 +268,13 @@ def _cost(plan: Plan, name: str, method: Approximator) -> Cost:
         way = route(plan.samples, method.form)
         flops = plan.gram_flops if way == "Gram" else plan.dense_flops
         return Cost(plan.layer, name, 0.0, float(flops), way)
-    numbers = result_numbers(method, plan.samples)
-    work = building_flops(method, plan.samples)
-    if numbers is None or work is None:
-        shared = not isinstance(plan.samples, MatrixSamples)
-        needs = isinstance(method, NEEDS_INPUTS) and not shared
-        note = "needs the shared form" if needs else "not counted"
+    told = cost_of(method, plan.samples)
+    if told is None:
+        lacking = isinstance(plan.samples, MatrixSamples) and facts(method).needs_inputs
+        note = "needs the shared form" if lacking else "not counted"
         return Cost(plan.layer, name, nan, nan, note)
-    size = float(numbers * plan.samples.dtype.itemsize)
-    return Cost(plan.layer, name, size, float(work), "")
+    size = float(told.numbers * plan.samples.dtype.itemsize)
+    return Cost(plan.layer, name, size, float(told.flops), "")
 
 
 def _advice(found: Estimate) -> str:

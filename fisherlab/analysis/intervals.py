@@ -13,7 +13,8 @@ from torch import nn
 from fisherlab.analysis.cells import described
 from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.damping import Damping
-from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators import ExactBlock
+from fisherlab.approximators.register import Chosen
 from fisherlab.catalogue import FLOOR, METRICS
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
@@ -38,7 +39,7 @@ def uncertainty(
     model: nn.Module,
     data: Any,
     likelihood: Likelihood,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
     *,
     fisher: Fisher = SAMPLED,
     seeds: Sequence[int] | int = SEEDS,

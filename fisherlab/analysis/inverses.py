@@ -10,7 +10,7 @@ from fisherlab.analysis.cells import attributes
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
@@ -22,7 +22,7 @@ LARGEST = 2000  # rows of the blocks taken when none are named
 
 def inverse_blocks(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator],
+    approximators: Chosen,
     damping: Damping,
     layers: Sequence[str] | None = None,
     budget: Budget = None,

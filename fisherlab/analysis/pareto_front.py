@@ -1,7 +1,7 @@
 """Error against cost: what each approximation takes, and which ones nothing beats."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import require_inverses
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import building_flops
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import METRICS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
@@ -48,7 +48,7 @@ _LABELS = {
 
 def pareto(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
     *,
     error: str = "frobenius_error",
     damping: Damping = DAMPING,

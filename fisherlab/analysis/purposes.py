@@ -12,7 +12,7 @@ import xarray as xr
 
 from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, reason
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.purposes import Answers, Measure, Purpose
 from fisherlab.statistics import Statistics
@@ -23,7 +23,7 @@ TIED = 1e-6  # distances from the best that differ by less are called equal
 
 def judge(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None,
+    approximators: Chosen,
     purposes: Sequence[Purpose],
 ) -> xr.Dataset:
     """Hold every approximation against the exact block in what it is used for.

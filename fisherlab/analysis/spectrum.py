@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.analysis.cells import attributes, described, layer_coordinates, reason
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics import effective_rank
 from fisherlab.metrics.kronecker import kronecker_spectrum, tails
@@ -20,7 +20,7 @@ from fisherlab.statistics import LayerStatistics, Statistics
 
 def spectra(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
 ) -> xr.DataTree:
     """Return all eigenvalues of the exact block and of approximations, layer by layer.
 

@@ -9,8 +9,8 @@ import xarray as xr
 from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
-from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators import ExactBlock
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
@@ -23,7 +23,7 @@ DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])
 
 def sweep(
     stats: Statistics,
-    approximators: Sequence[str] | Mapping[str, Approximator] | None = None,
+    approximators: Chosen = None,
     *,
     damping: Damping = DECADES,
     gradient: Mapping[str, Any] | None = None,

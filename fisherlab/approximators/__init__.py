@@ -3,46 +3,55 @@
 import sys
 from types import ModuleType
 
-from fisherlab.approximators.averages import average
-from fisherlab.approximators.base import Approximator, Streaming
-from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
+# isort: off
+# The methods in the order in which tables show them: each names itself as it is imported.
 from fisherlab.approximators.blocks.exact import ExactBlock, LowRank
-from fisherlab.approximators.blocks.method_by_block import MethodByBlock
-from fisherlab.approximators.blocks.mini_block import ByInput, ByOutput, ByTile, MiniBlock
-from fisherlab.approximators.kpsvd.deflation import Deflation
-from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
-from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos, Power, Subspace
-from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
-from fisherlab.approximators.kpsvd.kpsvd import KPSVD
-from fisherlab.approximators.kpsvd.passes import Passes
-from fisherlab.approximators.kpsvd.solvers import Auto
-from fisherlab.approximators.kronecker.cg_fac import CGFAC
-from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
 from fisherlab.approximators.kronecker.kfac import FOOF, KFAC
-from fisherlab.approximators.kronecker.kfra import kfra
+from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
 from fisherlab.approximators.kronecker.partial_traces import TKFAC, Shampoo
 from fisherlab.approximators.kronecker.recurrent import RecurrentKFAC
+from fisherlab.approximators.kronecker.cg_fac import CGFAC
+from fisherlab.approximators.kpsvd.kpsvd import KPSVD
+from fisherlab.approximators.kpsvd.deflation import Deflation
+from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
+from fisherlab.approximators.blocks.mini_block import ByInput, ByOutput, ByTile, MiniBlock
+from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
+from fisherlab.approximators.blocks.method_by_block import MethodByBlock
 from fisherlab.approximators.mean_gradients import (
     AdamPreconditioner,
     ShampooPreconditioner,
     TNTPreconditioner,
 )
-from fisherlab.approximators.network import (
-    ExactNetwork,
-    KFACTridiagonal,
-    KhatriRao,
-    NetworkApproximator,
-    PerBlock,
-    TwoLevelKFAC,
-    approximate_network,
-    block_diagonal,
-    network_approximators,
-)
-from fisherlab.approximators.online.b_kfac import BKFAC, Correction, RandomisedSVD
 from fisherlab.approximators.online.k_bfgs import KBFGS, Observation
+from fisherlab.approximators.online.b_kfac import BKFAC, Correction, RandomisedSVD
 from fisherlab.approximators.online.singd import SINGD
-from fisherlab.approximators.register import approximators, by_name, preconditioners
-from fisherlab.approximators.streaming import approximate
+from fisherlab.approximators.network.two_level_kfac import ExactNetwork, TwoLevelKFAC
+from fisherlab.approximators.network.block_diagonal import PerBlock, block_diagonal
+from fisherlab.approximators.network.kfac_tridiagonal import KFACTridiagonal
+from fisherlab.approximators.network.khatri_rao import KhatriRao
+
+# isort: on
+from fisherlab.approximators.averages import average
+from fisherlab.approximators.base import (
+    Approximator,
+    NetworkApproximator,
+    OfSamples,
+    OfSums,
+    Streaming,
+)
+from fisherlab.approximators.costs import Cost
+from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
+from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos, Power, Subspace
+from fisherlab.approximators.kpsvd.passes import Passes
+from fisherlab.approximators.kpsvd.solvers import Auto
+from fisherlab.approximators.kronecker.kfra import kfra
+from fisherlab.approximators.register import (
+    approximators,
+    by_name,
+    network_approximators,
+    preconditioners,
+)
+from fisherlab.approximators.streaming import approximate, approximate_network
 
 __all__ = [
     "BKFAC",
@@ -62,6 +71,7 @@ __all__ = [
     "ByOutput",
     "ByTile",
     "Correction",
+    "Cost",
     "Deflation",
     "DenseSVD",
     "Diagonal",
@@ -76,6 +86,8 @@ __all__ = [
     "MiniBlock",
     "NetworkApproximator",
     "Observation",
+    "OfSamples",
+    "OfSums",
     "Passes",
     "PerBlock",
     "Power",

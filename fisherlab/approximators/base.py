@@ -1,28 +1,101 @@
-"""What an approximator is: a small value, called on statistics, returning an operator."""
+"""What an approximator is, what it says of itself, and how it goes through a stream."""
 
 import inspect
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    final,
+    runtime_checkable,
+)
 
+from fisherlab.approximators.states import Held
 from fisherlab.operators import Operator
+from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics
 
 State = TypeVar("State")
+Result = TypeVar("Result")
+Takes = Literal["per_example", "mean_gradient", "network"]
+NetworkStatistics = Mapping[str, LayerStatistics]
 
 
 @runtime_checkable
 class Approximator(Protocol):
     """Statistics of one block in, an operator out.
 
-    An approximator may say which statistics an optimiser gives it by an attribute
-    ``takes``: "per_example" for `LayerStatistics` (also where there is none),
-    "mean_gradient" for `MeanGradient`, "network" for those of all blocks at once (see
-    `NetworkApproximator`).
+    Any function of the statistics is one. What else it has to say stands in attributes
+    (`Facts`), in a method ``cost`` (see `fisherlab.approximators.costs`), and in the four
+    steps of `Streaming`; `fisherlab.approximators.register.add` gives it a name.
     """
 
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
         """Approximate one block; `previous` warm-starts what iterates."""
+
+
+@runtime_checkable
+class NetworkApproximator(Protocol):
+    """Statistics of all blocks in, one operator over all of them out.
+
+    It says so by an attribute ``takes = "network"``.
+    """
+
+    def __call__(self, statistics: NetworkStatistics) -> NetworkOperator:
+        """Approximate the Fisher of the network."""
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What an approximator says of itself, by attributes of these names.
+
+    Parameters
+    ----------
+    takes
+        Which statistics it is given: "per_example" for the `LayerStatistics` of a block,
+        "mean_gradient" for its `MeanGradient`, "network" for the statistics of all blocks
+        at once.
+    holds_samples
+        Whether its result, or its stream, keeps every sample.
+    by_column
+        Whether columns may come one by one at no more arithmetic.
+    needs_inputs
+        Whether it needs the inputs and output gradients of the layer.
+    entrywise
+        Whether it treats every entry of the weight alone, also those of an embedding.
+    """
+
+    takes: Takes = "per_example"
+    holds_samples: bool = False
+    by_column: bool = False
+    needs_inputs: bool = False
+    entrywise: bool = False
+
+    @property
+    def couples(self) -> bool:
+        """Whether it takes the statistics of all blocks at once."""
+        return self.takes == "network"
+
+
+def facts(approximator: Any) -> Facts:
+    """Return what an approximator says of itself; a plain function says nothing.
+
+    Examples
+    --------
+    >>> facts(lambda statistics: None).takes
+    'per_example'
+    """
+    known = fields(Facts)
+    told: dict[str, Any] = {f.name: getattr(approximator, f.name, f.default) for f in known}
+    return Facts(**told)
 
 
 def called(approximator: Any, statistics: Any, previous: Any) -> Any:
@@ -40,15 +113,13 @@ def called(approximator: Any, statistics: Any, previous: Any) -> Any:
 
 @runtime_checkable
 class Streaming(Protocol):
-    """An approximator that can be fed chunk by chunk; calling it does all of it.
+    """An approximator that is fed chunk by chunk; calling it does all of it.
 
-    `next_pass` returns the state to begin another pass over the data with, or None when
-    the state is ready for `finish`. An approximator to which columns may come one by one
-    at no more arithmetic says so by an attribute ``by_column = True``, one that holds
-    every sample to the end by ``holds_samples = True``.
+    `OfSums` and `OfSamples` have these steps for most methods. A method without them is
+    called at the end, with all samples of the stream.
     """
 
-    def accumulate(self, state: Any | None, statistics: LayerStatistics) -> Any:
+    def accumulate(self, state: Any | None, statistics: Any) -> Any:
         """Add a chunk of examples or columns to the state (None to begin).
 
         The state may grow in place: go on with what is returned.
@@ -58,7 +129,72 @@ class Streaming(Protocol):
         """Add up the states of two parts of the data."""
 
     def next_pass(self, state: Any) -> Any | None:
-        """Return the state that begins another pass, or None."""
+        """Return the state that begins another pass, or None if it is ready to finish."""
 
-    def finish(self, state: Any) -> Operator:
+    def finish(self, state: Any) -> Any:
         """Turn the state into the operator."""
+
+
+class OfSums(ABC, Generic[State, Result]):
+    """The default of a method that adds up over its stream: a call is a stream of one.
+
+    Its own are `accumulate` and `finish`, and `next_pass` where one pass is not enough.
+    """
+
+    @abstractmethod
+    def accumulate(self, state: State | None, statistics: Any) -> State:
+        """Add a chunk, in place or not: go on with what is returned."""
+
+    @abstractmethod
+    def finish(self, state: State) -> Result:
+        """Turn the sums into the operator."""
+
+    def __call__(self, statistics: Any, previous: Operator | None = None) -> Result:
+        """Return the approximation; `accumulate` tells what it refuses."""
+        state = self.accumulate(self.begun(statistics, previous), statistics)
+        while (following := self.next_pass(state)) is not None:
+            state = self.accumulate(following, statistics)
+        return self.finish(state)
+
+    def begun(self, statistics: Any, previous: Operator | None) -> State | None:
+        """Return what a call goes on from; most methods begin anew."""
+        return None
+
+    def merge(self, first: State, second: State) -> State:
+        """Add up two parts of the same pass."""
+        added: State = first + second  # type: ignore[operator]
+        return added
+
+    def next_pass(self, state: State) -> State | None:
+        """Return None: one pass is enough."""
+        return None
+
+
+class OfSamples(ABC, Generic[Result]):
+    """The default of a method that needs every sample: it keeps the stream.
+
+    Its own is the call.
+    """
+
+    holds_samples: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(
+        self, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Result:
+        """Return the approximation of one block."""
+
+    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
+        """Keep the chunk."""
+        return (state or Held()).add(statistics)
+
+    def merge(self, first: Held, second: Held) -> Held:
+        """Keep both parts."""
+        return first + second
+
+    def next_pass(self, state: Held) -> None:
+        """Return None: one pass is enough."""
+
+    def finish(self, state: Held) -> Result:
+        """Return the approximation of all that was kept."""
+        return self(state.joined())

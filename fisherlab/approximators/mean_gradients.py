@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, final
 
+from fisherlab.approximators import register
 from fisherlab.errors import NeedsMeanGradient
 from fisherlab.layers import Block
 from fisherlab.operators import ModeProducts, Operator, RootDiagonal
@@ -265,3 +266,13 @@ class TNTPreconditioner:
             If the statistics give no mean gradient.
         """
         return _made(statistics, self, "tnt", self.epsilon)
+
+
+register.add(
+    {
+        "shampoo-mean": ShampooPreconditioner(),
+        "tnt-mean": TNTPreconditioner(),
+        "adam": AdamPreconditioner(),
+    },
+    estimates=False,
+)

@@ -1,66 +1,60 @@
-"""Names of approximators, for the command line and for tables."""
+"""The register: names of approximators, which each of them gives itself in its own file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
-from fisherlab.approximators.base import Approximator
-from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
-from fisherlab.approximators.blocks.exact import ExactBlock, LowRank
-from fisherlab.approximators.blocks.mini_block import ByOutput, MiniBlock
-from fisherlab.approximators.kpsvd.deflation import Deflation
-from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
-from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
-from fisherlab.approximators.kpsvd.kpsvd import KPSVD
-from fisherlab.approximators.kronecker.cg_fac import CGFAC
-from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
-from fisherlab.approximators.kronecker.kfac import FOOF, KFAC
-from fisherlab.approximators.kronecker.partial_traces import TKFAC, Shampoo
-from fisherlab.approximators.mean_gradients import (
-    AdamPreconditioner,
-    ShampooPreconditioner,
-    TNTPreconditioner,
-)
-from fisherlab.approximators.online.k_bfgs import KBFGS
+from fisherlab.approximators.base import Approximator, NetworkApproximator, facts
 
-_REGISTER: dict[str, Approximator] = {
-    "exact": ExactBlock(),
-    "kfac": KFAC(),
-    "kfac-reduce": KFAC(sharing="reduce"),
-    "ekfac": EKFAC(),
-    "tkfac": TKFAC(),
-    "tekfac": TEKFAC(),
-    "shampoo": Shampoo(),
-    "foof": FOOF(),
-    "cg-fac": CGFAC(),
-    "kpsvd": KPSVD(),
-    "kpsvd-2": KPSVD(rank=2),
-    "kpsvd-3": KPSVD(rank=3),
-    "kpsvd-4": KPSVD(rank=4),
-    "deflation": Deflation(),
-    "lanczos-2": KPSVD(rank=2, solver=Lanczos()),
-    "lanczos-paper": KPSVD(rank=2, solver=Lanczos(steps=2, reorthogonalise=False)),
-    "kfac-corrected": KFACCorrected(),
-    "mini-block": MiniBlock(),
-    "mini-block-shared": MiniBlock(spatial_average=True),
-    "unit-wise": MiniBlock(partition=ByOutput()),
-    "low-rank": LowRank(),
-    "quasi-diagonal": QuasiDiagonal(),
-    "diagonal": Diagonal(),
-}
-# Matrices that precondition a gradient but are no estimates of the block, or of F/N.
-_PRECONDITIONERS: dict[str, Approximator] = {
-    "mini-block-mean": MiniBlock(statistic="mean_gradient"),
-    "mini-block-mean-shared": MiniBlock(statistic="mean_gradient", spatial_average=True),
-    "shampoo-mean": ShampooPreconditioner(),
-    "tnt-mean": TNTPreconditioner(),
-    "adam": AdamPreconditioner(),
-    "k-bfgs": KBFGS(),
-    "k-bfgs-l": KBFGS(memory=100),
-}
-_ALIASES = {  # other names of the same matrix
-    "kflr": "kfac",  # with all output columns, Exact()
-    "kfc": "kfac",  # on convolutions
-    "tnt": "tkfac",  # its per-example form
-}
+Scope = Literal["block", "network", "any"]
+Chosen = str | Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None
+
+
+class _Entry(NamedTuple):
+    approximator: Any
+    estimates: bool
+
+    @property
+    def scope(self) -> Scope:
+        return "network" if facts(self.approximator).couples else "block"
+
+
+_ENTRIES: Final[dict[str, _Entry]] = {}
+_ALIASES: Final[dict[str, str]] = {}
+
+
+def add(
+    named: Mapping[str, Any],
+    *,
+    estimates: bool = True,
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Give approximators names, by which tables, reports, optimisers and probes know them.
+
+    Parameters
+    ----------
+    named
+        Values by name; any function of the statistics is one. What a value says of
+        itself (`Facts`), and what it costs, stand in its class.
+    estimates
+        Whether they estimate the block, so that a comparison takes them unasked; else
+        they are `preconditioners`.
+    aliases
+        Other names of the same matrices.
+
+    Raises
+    ------
+    ValueError
+        If a name stands for another value already.
+
+    Examples
+    --------
+    >>> add({"kfac": approximators()["kfac"]})
+    """
+    taken = [n for n, value in named.items() if n in _ENTRIES and _value(n) != value]
+    if taken:
+        raise ValueError(f"register.add: {', '.join(map(repr, taken))} are names already.")
+    _ENTRIES.update({name: _Entry(value, estimates) for name, value in named.items()})
+    _ALIASES.update(aliases or {})
 
 
 def approximators() -> dict[str, Approximator]:
@@ -71,7 +65,7 @@ def approximators() -> dict[str, Approximator]:
     >>> approximators()["kpsvd-2"]
     KPSVD(rank=2, solver='auto')
     """
-    return dict(_REGISTER)
+    return _listed("block", estimates=True)
 
 
 def preconditioners() -> dict[str, Approximator]:
@@ -85,21 +79,38 @@ def preconditioners() -> dict[str, Approximator]:
     >>> preconditioners()["adam"]
     AdamPreconditioner()
     """
-    return dict(_PRECONDITIONERS)
+    return _listed("block", estimates=False)
 
 
-def by_name(
-    chosen: Sequence[str] | Mapping[str, Approximator] | None,
-) -> dict[str, Approximator]:
+def network_approximators() -> dict[str, NetworkApproximator]:
+    """Return all named approximators of a whole network.
+
+    Examples
+    --------
+    >>> network_approximators()["kfac-tridiagonal"]
+    KFACTridiagonal(chain=None)
+    """
+    return _listed("network", estimates=True)
+
+
+def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
     """Return approximators by name, values as they are; all named ones by default.
 
-    Other names of the same matrix are understood: kflr and kfc (kfac), tnt (tkfac). So
-    are the names of `preconditioners`.
+    Parameters
+    ----------
+    chosen
+        Names, values or functions, one or several, or a mapping of names to values. A
+        value is called as it is registered, else by its repr, a function by its own name.
+        Other names of the same matrix are understood: kflr and kfc (kfac), tnt (tkfac).
+        So are the names of `preconditioners`.
+    scope
+        Whether names of methods of single blocks, of those that couple layers, or both
+        are known.
 
     Raises
     ------
     ValueError
-        If a name is unknown; the known ones are listed.
+        If a name is unknown, where the known ones are listed, or two values have one.
 
     Examples
     --------
@@ -107,17 +118,64 @@ def by_name(
     {'kfac': KFAC(sharing='expand')}
     """
     if chosen is None:
-        return approximators()
+        return _listed(scope, estimates=True)
     if isinstance(chosen, Mapping):
         return dict(chosen)
-    if isinstance(chosen, str):
-        chosen = [chosen]
-    known = _REGISTER | _PRECONDITIONERS
-    unknown = [name for name in chosen if _ALIASES.get(name, name) not in known]
+    given = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
+    known = {n for n, entry in _ENTRIES.items() if scope in ("any", entry.scope)}
+    names = [one for one in given if isinstance(one, str)]
+    unknown = [name for name in names if _ALIASES.get(name, name) not in known]
     if unknown:
-        msg = (
-            f"approximators: {', '.join(map(repr, unknown))} unknown; known: "
-            f"{', '.join(known)}."
-        )
+        what = "network approximators" if scope == "network" else "approximators"
+        listed = ", ".join(n for n in _ENTRIES if n in known)
+        msg = f"{what}: {', '.join(map(repr, unknown))} unknown; known: {listed}."
         raise ValueError(msg)
-    return {name: known[_ALIASES.get(name, name)] for name in chosen}
+    found: dict[str, Any] = {}
+    for one in given:
+        label, value = _label(one), _value(one) if isinstance(one, str) else one
+        if found.setdefault(label, value) != value:
+            msg = f"approximators: two are called {label!r}; give a mapping of names."
+            raise ValueError(msg)
+    return found
+
+
+def network_by_name(chosen: Chosen) -> dict[str, NetworkApproximator]:
+    """Return network approximators by name; as `by_name` of that scope.
+
+    Examples
+    --------
+    >>> network_by_name(["khatri-rao"])
+    {'khatri-rao': KhatriRao()}
+    """
+    return by_name(chosen, "network")
+
+
+def named(chosen: Any, scope: Scope = "any") -> Any:
+    """Return the approximator of a name; any other value, such as None, as it is.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    return by_name([chosen], scope)[chosen] if isinstance(chosen, str) else chosen
+
+
+def _value(name: str) -> Any:
+    return _ENTRIES[_ALIASES.get(name, name)].approximator
+
+
+def _listed(scope: Scope, *, estimates: bool) -> dict[str, Any]:
+    return {
+        name: entry.approximator
+        for name, entry in _ENTRIES.items()
+        if scope in ("any", entry.scope) and entry.estimates == estimates
+    }
+
+
+def _label(one: Any) -> str:
+    """Return what a value is called in a table."""
+    if isinstance(one, str):
+        return one
+    known = [name for name, entry in _ENTRIES.items() if entry.approximator == one]
+    return known[0] if known else str(getattr(one, "__name__", repr(one)))

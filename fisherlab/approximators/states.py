@@ -149,7 +149,7 @@ def by_group(cls: type[Method]) -> type[Method]:
         ("next_pass", _next_pass),
         ("finish", _finish),
     ):
-        single = cls.__dict__[name]
+        single = getattr(cls, name)
         setattr(cls, name, wraps(single)(over(single)))
     return cls
 

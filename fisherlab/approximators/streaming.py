@@ -1,25 +1,82 @@
-"""Approximate every block without holding its statistics."""
+"""Approximate every block, or a whole network, without holding its statistics."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import Approximator, Streaming
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.base import OfSamples, Streaming, called, facts
+from fisherlab.approximators.costs import result_numbers
+from fisherlab.approximators.register import Chosen, by_name, network_by_name
+from fisherlab.approximators.states import Held
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
+from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Progress, Repeated
+
+NETWORK = "network"  # the one unit of a method that couples layers
+
+
+@final
+@dataclass(frozen=True)
+class Kept(OfSamples[Any]):
+    """A method of blocks without steps of its own: called with all samples of a stream."""
+
+    method: Callable[..., Any]
+
+    def __call__(
+        self, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Any:
+        """Call the method."""
+        return called(self.method, statistics, previous)
+
+
+@final
+@dataclass(frozen=True)
+class KeptNetwork:
+    """A method of the network without steps of its own: called with all samples."""
+
+    method: Callable[..., Any]
+
+    def accumulate(self, state: Any, statistics: Mapping[str, LayerStatistics]) -> Any:
+        """Keep the chunk of every block."""
+        held = state or dict.fromkeys(statistics, Held())
+        return {name: held[name].add(piece) for name, piece in statistics.items()}
+
+    def merge(self, first: Any, second: Any) -> Any:
+        """Keep both parts."""
+        return {name: held + second[name] for name, held in first.items()}
+
+    def next_pass(self, state: Any) -> None:
+        """Return None: one pass is enough."""
+
+    def finish(self, state: Any) -> Any:
+        """Call the method."""
+        return self.method({name: held.joined() for name, held in state.items()})
+
+
+def streaming(method: Any) -> Streaming:
+    """Return a method that streams: itself, or one that keeps all samples for its call.
+
+    Examples
+    --------
+    >>> streaming(repr)
+    Kept(method=<built-in function repr>)
+    """
+    if isinstance(method, Streaming):
+        return method
+    return KeptNetwork(method) if facts(method).couples else Kept(method)
 
 
 def approximate(
     model: nn.Module,
     data: Any,
     likelihood: Likelihood,
-    approximators: Sequence[str] | Mapping[str, Approximator],
+    approximators: Chosen,
     fisher: Fisher | None = None,
     *,
     layers: Sequence[str] | None = None,
@@ -28,31 +85,31 @@ def approximate(
     budget: Budget = None,
     progress: Progress = False,
     first: int = 0,
-) -> dict[str, dict[str, Operator]]:
+) -> dict[str, Any]:
     """Stream chunks of examples and columns through approximators.
 
     Methods that are sums over examples hold their sums alone; those that need every
-    sample at the end (exact, mini-block) hold the samples. KPSVD, Deflation and
-    KFACCorrected hold them up to 256 MiB a block and then go over to passes. Methods
-    with several passes read the data again, so it must be re-iterable.
+    sample at the end (exact, mini-block, functions of one's own) hold the samples.
+    KPSVD, Deflation and KFACCorrected hold them up to 256 MiB a block and then go over to
+    passes. Methods with several passes read the data again, so it must be re-iterable.
 
     Parameters
     ----------
     model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress, first
         As in `collect`.
     approximators
-        Names, or a mapping of names to values.
+        Names, values or functions, or a mapping of names to them; of blocks or networks.
 
     Returns
     -------
     dict
-        ``{approximator: {block: operator}}``.
+        ``{approximator: {block: operator}}``; of a method that couples layers
+        ``{approximator: operator}``.
 
     Raises
     ------
     ValueError
-        For unknown names, methods that cannot stream, or data that change from pass to
-        pass; else as `collect`.
+        For unknown names, or data that change from pass to pass; else as `collect`.
     BudgetError
         If the numbers of the results alone exceed the budget.
 
@@ -64,15 +121,12 @@ def approximate(
     >>> found["kfac"]["weight"].weight_shape
     (2, 5)
     """
-    chosen = by_name(approximators)
-    deaf = [name for name, method in chosen.items() if not isinstance(method, Streaming)]
-    if deaf:
-        msg = f"approximate: {', '.join(deaf)} cannot be streamed; use collect."
-        raise ValueError(msg)
-    methods: dict[str, Any] = dict(chosen)
+    chosen = by_name(approximators, "any")
+    methods = {name: streaming(method) for name, method in chosen.items()}
+    coupled = {name for name, method in chosen.items() if facts(method).couples}
     states: dict[str, dict[str, Any]] = {name: {} for name in chosen}
     done: dict[str, set[str]] = {name: set() for name in chosen}
-    by_column = streams_by_column(methods.values())
+    by_column = streams_by_column(chosen.values())
     repeated = data
     if not isinstance(data, (tuple, Tensor)) and isinstance(data, Iterable):
         repeated = Repeated(data, ordered=isinstance(fisher, MonteCarlo))
@@ -91,22 +145,58 @@ def approximate(
             by_column=by_column,
         ):
             if not all(states.values()):
-                _require_room(methods, pieces, parse_budget(budget))
-            _feed(methods, states, done, pieces)
+                _require_room(chosen, pieces, parse_budget(budget))
+            for name, method in methods.items():
+                units = {NETWORK: pieces} if name in coupled else pieces
+                _feed(method, states[name], done[name], units)
         for name, method in methods.items():
             _begin_again(method, states[name], done[name])
-    return {
-        name: {block: methods[name].finish(state) for block, state in blocks.items()}
-        for name, blocks in states.items()
-    }
+    found: dict[str, Any] = {}
+    for name, units in states.items():
+        operators = {unit: methods[name].finish(state) for unit, state in units.items()}
+        found[name] = operators[NETWORK] if name in coupled else operators
+    return found
+
+
+def approximate_network(
+    model: nn.Module, data: Any, likelihood: Likelihood, approximators: Chosen, **how: Any
+) -> dict[str, NetworkOperator]:
+    """Stream chunks of examples and columns through approximators of the whole network.
+
+    Parameters
+    ----------
+    model, data, likelihood, how
+        As in `approximate`, which takes such methods beside others.
+    approximators
+        Names, or a mapping of names to values. KhatriRao and KFACTridiagonal hold their
+        sums alone, others the samples.
+
+    Returns
+    -------
+    dict
+        ``{approximator: operator}``.
+
+    Raises
+    ------
+    ValueError
+        For unknown names; else as `collect`.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
+    >>> data = (torch.ones(5, 3), None)
+    >>> found = approximate_network(model, data, fl.Gaussian(), ["khatri-rao"])
+    >>> found["khatri-rao"].shape
+    (20, 20)
+    """
+    return approximate(model, data, likelihood, network_by_name(approximators), **how)
 
 
 def _require_room(
-    methods: Mapping[str, Approximator], pieces: Mapping[str, LayerStatistics], limit: int
+    methods: Mapping[str, Any], pieces: Mapping[str, LayerStatistics], limit: int
 ) -> None:
     """Refuse, at the first pieces, sums that alone exceed the budget."""
-    from fisherlab.approximators.costs import result_numbers  # knows every method
-
     needed = sum(
         (result_numbers(method, piece.samples) or 0) * piece.samples.dtype.itemsize
         for method in methods.values()
@@ -116,9 +206,9 @@ def _require_room(
     require(needed, limit, f"approximate by {', '.join(methods)}", remedy)
 
 
-def streams_by_column(methods: Iterable[Approximator]) -> bool:
+def streams_by_column(methods: Iterable[Any]) -> bool:
     """Tell whether all methods take columns one by one at no more arithmetic."""
-    return all(getattr(method, "by_column", False) for method in methods)
+    return all(facts(method).by_column for method in methods)
 
 
 def _unfinished(
@@ -129,16 +219,11 @@ def _unfinished(
 
 
 def _feed(
-    methods: Mapping[str, Streaming],
-    states: dict[str, dict[str, Any]],
-    done: Mapping[str, set[str]],
-    pieces: Mapping[str, LayerStatistics],
+    method: Streaming, states: dict[str, Any], done: set[str], units: Mapping[str, Any]
 ) -> None:
-    for name, method in methods.items():
-        for block, piece in pieces.items():
-            if block not in done[name]:
-                known = states[name].get(block)
-                states[name][block] = method.accumulate(known, piece)
+    for name, piece in units.items():
+        if name not in done:
+            states[name] = method.accumulate(states.get(name), piece)
 
 
 def _begin_again(method: Streaming, states: dict[str, Any], done: set[str]) -> None:

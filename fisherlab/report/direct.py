@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.intervals import with_noise
+from fisherlab.approximators.register import Chosen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
@@ -32,7 +33,7 @@ def of_model(
     likelihood: Likelihood,
     out: str | Path | None = None,
     *,
-    approximators: Sequence[str] | Mapping[str, Any] = DEFAULT_APPROXIMATORS,
+    approximators: Chosen = DEFAULT_APPROXIMATORS,
     fisher: Any = None,
     damping: Damping = DEFAULT_DAMPING,
     budget: str | int | None = "1 GiB",

@@ -17,7 +17,7 @@ from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.training import portable
 from fisherlab.training.averaging import Averaging, Ramped, averaging
-from fisherlab.training.curvature import Coupled, Fallback, handler
+from fisherlab.training.curvature import Fallback, handler
 from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
 from fisherlab.training.moves import Parameters, check_group, match_
 from fisherlab.training.passes import Passes
@@ -138,7 +138,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         self.average = averaging(Ramped(0.95) if average is None else average)
         kept = Ramped(0.99) if parameter_average is None else parameter_average
         self.parameter_average = averaging(kept)
-        compress = not isinstance(self.curvature, Coupled)
+        compress = not self.curvature.couples
         self._passes = Passes(
             model,
             likelihood,

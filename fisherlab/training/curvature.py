@@ -7,10 +7,9 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from fisherlab.approximators.base import called
-from fisherlab.approximators.network import network_approximators
+from fisherlab.approximators.base import called, facts
 from fisherlab.approximators.online.k_bfgs import Observation
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import named
 from fisherlab.errors import FisherlabError, NeedsSharedForm
 from fisherlab.operators import Operator
 from fisherlab.operators.iterative import IterativeInverse
@@ -23,52 +22,13 @@ Fallback = Any  # "gradient", or the name or the value of an approximator
 
 @final
 @dataclass(frozen=True)
-class Coupled:
-    """Handle an approximator of the whole network: one unit for all blocks."""
-
-    approximator: Callable[..., Any]
-    learns = False
-
-    def fresh(
-        self, statistics: Mapping[str, Any], units: Units
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the new operator under the name "network", and no exceptions."""
-        with _named(repr(self.approximator), "the network"):
-            return {NETWORK: self.approximator(statistics)}, {}
-
-    def directions(
-        self, units: Units, gradients: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the inverse times the gradients of all blocks, zero where unused."""
-        inverse = units[NETWORK].inverse
-        like = next(iter(gradients.values()))
-        unused = inverse.weight_shapes.keys() - gradients.keys()
-        filled = {n: like.new_zeros(inverse.weight_shapes[n]) for n in unused}
-        found = inverse @ {**gradients, **filled}
-        return {name: found[name] for name in gradients}
-
-    def passed_by(self, statistics: Any) -> dict[str, str]:
-        """Return nothing: the method takes every block."""
-        return {}
-
-    def seen(self, statistics: Any, parameters: Any, exceptions: Any) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def learned(self, units: Units, before: Any, after: Any) -> dict[str, Unit]:
-        """Return the units as they are."""
-        return dict(units)
-
-
-@final
-@dataclass(frozen=True)
-class Blockwise:
-    """Handle an approximator of single blocks: one unit each, with a fallback.
+class Curvature:
+    """Handle an approximator: a unit for each block, or one where it couples them.
 
     Parameters
     ----------
     approximator
-        Called with a block's statistics and its last operator.
+        Called with a block's statistics and its last operator, or with those of all.
     fallback
         What takes the blocks that the approximator cannot: "gradient", an approximator,
         or None to raise.
@@ -76,6 +36,11 @@ class Blockwise:
 
     approximator: Callable[..., Operator]
     fallback: Callable[..., Operator] | Literal["gradient"] | None = None
+
+    @property
+    def couples(self) -> bool:
+        """Whether the approximator takes the statistics of all blocks at once."""
+        return facts(self.approximator).couples
 
     @property
     def learns(self) -> bool:
@@ -117,6 +82,9 @@ class Blockwise:
         NeedsSharedForm
             If there is no fallback for a block without inputs and output gradients.
         """
+        if self.couples:
+            with _named(repr(self.approximator), "the network"):
+                return {NETWORK: self.approximator(statistics)}, {}
         made: dict[str, Any] = {}
         exceptions: dict[str, str] = {}
         for name, layer in statistics.items():
@@ -149,7 +117,7 @@ class Blockwise:
             Of a few examples: enough to see the form of every block.
         """
         found: dict[str, str] = {}
-        if self.fallback != "gradient":
+        if self.couples or self.fallback != "gradient":
             return found
         for name, layer in statistics.items():
             try:
@@ -165,6 +133,8 @@ class Blockwise:
         self, units: Units, gradients: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the inverses times the gradients; gradients of blocks without unit."""
+        if self.couples:
+            return _joint_directions(units[NETWORK].inverse, gradients)
         return {
             name: _direction(units[name], gradient) if name in units else gradient
             for name, gradient in gradients.items()
@@ -185,7 +155,16 @@ def _direction(unit: Unit, gradient: Tensor) -> Tensor:
     return inverse.checked(inverse.solution(gradient[None], start)).value[0]
 
 
-def handler(chosen: Any, fallback: Fallback) -> Blockwise | Coupled:
+def _joint_directions(inverse: Any, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inverse times the gradients of all blocks, zero where unused."""
+    like = next(iter(gradients.values()))
+    unused = inverse.weight_shapes.keys() - gradients.keys()
+    filled = {n: like.new_zeros(inverse.weight_shapes[n]) for n in unused}
+    found = inverse @ {**gradients, **filled}
+    return {name: found[name] for name in gradients}
+
+
+def handler(chosen: Any, fallback: Fallback) -> Curvature:
     """Read an approximator and a fallback, given by name or as values.
 
     Raises
@@ -193,39 +172,12 @@ def handler(chosen: Any, fallback: Fallback) -> Blockwise | Coupled:
     ValueError
         If a name is unknown.
     """
-    approximator = named(chosen)
-    if couples(approximator):
-        return Coupled(approximator)
-    if fallback is None or fallback == "gradient":
-        return Blockwise(approximator, fallback)
-    return Blockwise(approximator, named(fallback))
-
-
-def named(chosen: Any) -> Any:
-    """Return the approximator of a name, of blocks or of the network, or the value itself.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    """
-    if not isinstance(chosen, str):
-        return chosen
-    of_networks = network_approximators()
-    return of_networks[chosen] if chosen in of_networks else by_name([chosen])[chosen]
-
-
-def couples(approximator: Any) -> bool:
-    """Tell whether an approximator takes the statistics of all blocks at once.
-
-    It says so by an attribute ``takes = "network"``; any other callable is given the
-    statistics of one block.
-    """
-    return getattr(approximator, "takes", None) == "network"
+    other = fallback if fallback == "gradient" else named(fallback, "block")
+    return Curvature(named(chosen), other)
 
 
 def warmed(
-    curvature: Blockwise | Coupled, observed: Iterable[tuple[int, Mapping[str, Any]]]
+    curvature: Curvature, observed: Iterable[tuple[int, Mapping[str, Any]]]
 ) -> tuple[dict[str, Unit], dict[str, str]]:
     """Return units and exceptions after one pass over the data.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from fisherlab.approximators.base import facts
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import Damping
@@ -15,7 +16,7 @@ from fisherlab.statistics.batches import Batch
 from fisherlab.training import portable
 from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.clipping import KLClip
-from fisherlab.training.curvature import Coupled, Fallback, handler, warmed
+from fisherlab.training.curvature import Fallback, handler, warmed
 from fisherlab.training.moves import (
     Parameters,
     check_group,
@@ -157,8 +158,7 @@ class NaturalGradient(torch.optim.Optimizer):
         check_schedule(statistics_every, inverse_every, statistics_fraction, momentum_of)
         self.curvature = handler(approximator, fallback)
         method = self.curvature.approximator
-        takes = getattr(method, "takes", "per_example")
-        of_mean = takes == "mean_gradient"
+        of_mean = facts(method).takes == "mean_gradient"
         of_data = of_mean or self.curvature.learns
         self.fisher: Fisher = fisher or (Empirical() if of_data else MonteCarlo(1))
         self.model, self.likelihood, self.clip = uncompiled(model), likelihood, clip
@@ -171,7 +171,7 @@ class NaturalGradient(torch.optim.Optimizer):
             likelihood,
             self.fisher,
             "mean_gradient" if of_mean else "per_example",
-            compress=not isinstance(self.curvature, Coupled),
+            compress=not self.curvature.couples,
             left=self.curvature.passed_by,
         )
         self.steps = 0

@@ -1,15 +1,17 @@
 """The diagonal of the exact block, alone and with the couplings of weights and bias."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from fisherlab import operators
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSums
+from fisherlab.approximators.costs import Cost, entry_count, square_flops
 from fisherlab.approximators.states import Sums, add
-from fisherlab.operators import Operator
-from fisherlab.samples import OuterSamples
+from fisherlab.samples import OuterSamples, Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -17,7 +19,7 @@ from fisherlab.statistics import LayerStatistics
 @shown
 @final
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(OfSums[Sums, operators.Diagonal]):
     r"""The exact diagonal (1/N) Σ D∘D.
 
     Notes
@@ -33,35 +35,26 @@ class Diagonal:
     torch.Size([2, 4])
     """
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> operators.Diagonal:
-        """Return the diagonal of one block."""
-        return self.finish(self.accumulate(None, statistics))
+    entrywise: ClassVar[bool] = True
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the squares of a chunk."""
         return add(state, Sums.of(statistics, statistics.samples.squares()))
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> operators.Diagonal:
         """Divide by the examples."""
         made = state.provenance.by("diagonal")
         return operators.Diagonal(state.tensors[0] / state.count, made)
 
+    def cost(self, samples: Samples) -> Cost:
+        """Count the squares."""
+        return Cost(square_flops(samples), entry_count(samples))
+
 
 @shown
 @final
 @dataclass(frozen=True)
-class QuasiDiagonal:
+class QuasiDiagonal(OfSums[Sums, operators.QuasiDiagonal]):
     r"""The diagonal and the terms between every weight and the bias of its output.
 
     For one output, with 0 its bias,
@@ -91,31 +84,20 @@ class QuasiDiagonal:
     [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> operators.QuasiDiagonal:
-        """Return the quasi-diagonal of one block."""
-        return self.finish(self.accumulate(None, statistics))
-
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the squares and the products with the bias of a chunk."""
         squares = statistics.samples.squares()
         return add(state, Sums.of(statistics, squares, _with_bias(statistics)))
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> operators.QuasiDiagonal:
         """Divide by the examples."""
         squares, with_bias = (total / state.count for total in state.tensors)
         made = state.provenance.by("quasi-diagonal")
         return operators.QuasiDiagonal(squares, with_bias, made)
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count the squares and the products with the bias."""
+        return Cost(2 * square_flops(samples), 2 * entry_count(samples))
 
 
 def _with_bias(statistics: LayerStatistics) -> Tensor:
@@ -127,3 +109,6 @@ def _with_bias(statistics: LayerStatistics) -> Tensor:
         inputs = samples.inputs
         return samples.output_energy.T @ (inputs * inputs[:, -1:])
     return samples.summed(lambda d: (d * d[..., -1:]).sum(0))
+
+
+register.add({"quasi-diagonal": QuasiDiagonal(), "diagonal": Diagonal()})

@@ -1,16 +1,19 @@
 """The exact block, and the best of a given rank: its largest eigenvalues."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
 from fisherlab import operators
-from fisherlab.approximators.states import Held
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSamples
+from fisherlab.approximators.costs import Cost, entry_count, leading_flops
 from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.factored import Form
+from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -18,7 +21,7 @@ from fisherlab.statistics import LayerStatistics
 @shown
 @final
 @dataclass(frozen=True)
-class ExactBlock:
+class ExactBlock(OfSamples[FactoredFisher]):
     r"""The exact block F = (1/N) Σ vec(D) vec(D)ᵀ, never formed unless asked.
 
     Parameters
@@ -40,8 +43,6 @@ class ExactBlock:
     8.0
     """
 
-    holds_samples: ClassVar[bool] = True
-
     form: Form = "auto"
 
     def __call__(
@@ -54,21 +55,6 @@ class ExactBlock:
         made = s.provenance.by("exact")
         return FactoredFisher(s.samples, s.count, made, self.form)
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
-        """Keep the chunk."""
-        return (state or Held()).add(statistics)
-
-    def merge(self, first: Held, second: Held) -> Held:
-        """Keep both parts."""
-        return first + second
-
-    def next_pass(self, state: Held) -> None:
-        """One pass is enough."""
-
-    def finish(self, state: Held) -> FactoredFisher:
-        """Return the exact block of all that was kept."""
-        return self(state.joined())
-
 
 DIRECT = 4096  # eigenvalue problems up to this size are solved whole
 
@@ -76,7 +62,7 @@ DIRECT = 4096  # eigenvalue problems up to this size are solved whole
 @shown
 @final
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(OfSamples[operators.LowRank]):
     r"""The best approximation of the exact block of a given rank.
 
     .. math:: F \approx \sum_{k \le r} e_k\, vec(U_k) vec(U_k)^T
@@ -113,8 +99,6 @@ class LowRank:
     [4.0]
     """
 
-    holds_samples: ClassVar[bool] = True
-
     rank: int = 10
 
     def __post_init__(self) -> None:
@@ -141,20 +125,11 @@ class LowRank:
             rows = _by_products(exact, self.rank)
         return operators.LowRank.of_rows(rows, self.rank, made)
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
-        """Keep the chunk."""
-        return (state or Held()).add(statistics)
-
-    def merge(self, first: Held, second: Held) -> Held:
-        """Keep both parts."""
-        return first + second
-
-    def next_pass(self, state: Held) -> None:
-        """One pass is enough."""
-
-    def finish(self, state: Held) -> operators.LowRank:
-        """Return the best approximation of all that was kept."""
-        return self(state.joined())
+    def cost(self, samples: Samples) -> Cost:
+        """Count the eigenvalues of the block by its cheaper space."""
+        p = entry_count(samples)
+        rank = min(self.rank, p, samples.columns * samples.examples)
+        return Cost(leading_flops(samples), rank * (p + 1))
 
 
 def _by_gram(exact: FactoredFisher, rank: int) -> Tensor:
@@ -183,3 +158,7 @@ def _scaled(values: Tensor, vectors: Tensor, exact: FactoredFisher) -> Tensor:
     rows = (vectors * values.clamp_min(0).sqrt()).T
     rows = rows.to(dtype=exact.dtype, device=exact.device)
     return rows.reshape(-1, *exact.weight_shape)
+
+
+register.add({"exact": ExactBlock()})
+register.add({"low-rank": LowRank()})

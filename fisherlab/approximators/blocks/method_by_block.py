@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from fisherlab.approximators.base import Approximator, called
+from fisherlab.approximators.base import Approximator, called, facts
 from fisherlab.operators import Operator
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
@@ -51,7 +51,7 @@ class MethodByBlock:
 
     def __post_init__(self) -> None:
         """Check that all methods take the same statistics."""
-        kinds = {_takes(method) for method in (self.default, *self.choices.values())}
+        kinds = {facts(m).takes for m in (self.default, *self.choices.values())}
         if len(kinds) != 1:
             named = " and ".join(sorted(kinds))
             msg = f"MethodByBlock: the methods take {named}, not the same statistics."
@@ -60,7 +60,7 @@ class MethodByBlock:
     @property
     def takes(self) -> str:
         """Which statistics an optimiser gives it."""
-        return _takes(self.default)
+        return facts(self.default).takes
 
     def __call__(
         self,
@@ -76,7 +76,3 @@ class MethodByBlock:
         """Return the method of a block."""
         named = [n for n in self.choices if block == n or block.startswith(f"{n}.")]
         return self.choices[max(named, key=len)] if named else self.default
-
-
-def _takes(method: Approximator) -> str:
-    return str(getattr(method, "takes", "per_example"))

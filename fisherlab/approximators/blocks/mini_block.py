@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSamples
+from fisherlab.approximators.costs import Cost
 from fisherlab.approximators.mean_gradients import mean_of
-from fisherlab.approximators.states import Held
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredMiniBlocks, MiniBlocks, Operator, Partition
 from fisherlab.samples import MatrixSamples, Samples
@@ -125,7 +127,7 @@ STATISTICS = ("per_example", "mean_gradient", "scaled_mean_gradient")
 @shown
 @final
 @dataclass(frozen=True)
-class MiniBlock:
+class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
     r"""The mini-blocks of a Fisher block.
 
     .. math:: F_b = \frac1N \sum_{vn} D_b D_b^T \qquad\text{or}\qquad
@@ -179,8 +181,6 @@ class MiniBlock:
     >>> fl.MiniBlock(spatial_average=True)(stats["weight"]).blocks[0].shape
     torch.Size([1, 4, 4])
     """
-
-    holds_samples: ClassVar[bool] = True
 
     statistic: Statistic = "per_example"
     spatial_average: bool = False
@@ -252,17 +252,22 @@ class MiniBlock:
             raise ValueError(msg)
         return chosen
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
-        """Keep the chunk."""
-        return (state or Held()).add(statistics)
+    def cost(self, samples: Samples) -> Cost | None:
+        """Count nothing: formed on demand; the size of shared ones is the partition's."""
+        return None if self.spatial_average else Cost(0, 0)
 
-    def merge(self, first: Held, second: Held) -> Held:
-        """Keep both parts."""
-        return first + second
 
-    def next_pass(self, state: Held) -> None:
-        """One pass is enough."""
-
-    def finish(self, state: Held) -> FactoredMiniBlocks | MiniBlocks:
-        """Return the mini-blocks of all that was kept."""
-        return self(state.joined())
+register.add(
+    {
+        "mini-block": MiniBlock(),
+        "mini-block-shared": MiniBlock(spatial_average=True),
+        "unit-wise": MiniBlock(partition=ByOutput()),
+    }
+)
+register.add(
+    {
+        "mini-block-mean": MiniBlock("mean_gradient"),
+        "mini-block-mean-shared": MiniBlock("mean_gradient", spatial_average=True),
+    },
+    estimates=False,
+)

@@ -1,11 +1,18 @@
 """Rank-1 sums of Kronecker products, each of what the others left over."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from fisherlab.approximators import register
+from fisherlab.approximators.costs import (
+    Cost,
+    alternation_flops,
+    factor_flops,
+    pair_numbers,
+)
 from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
@@ -15,15 +22,15 @@ from fisherlab.approximators.kpsvd.leading_pairs import (
 from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged
 from fisherlab.approximators.kpsvd.solvers import (
+    HeldOrPassed,
     SolverChoice,
-    check,
-    is_held,
     passes_of,
     solver_of,
     warm_pairs,
 )
 from fisherlab.approximators.states import Held, by_group
 from fisherlab.operators import Operator
+from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -44,12 +51,20 @@ class Turns:
     current: Pass
     steps: tuple[Pairs, ...] = ()
 
+    def seeing(self, statistics: LayerStatistics) -> "Turns":
+        """Add a chunk's part of the images."""
+        return replace(self, current=self.current.seeing(statistics))
+
+    def __add__(self, other: "Turns") -> "Turns":
+        """Add up two parts of the data within the same pass."""
+        return replace(self, current=self.current + other.current)
+
 
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class Deflation:
+class Deflation(HeldOrPassed[Turns]):
     """Rank-1 solves in turn, each on what the others left over.
 
     Equals `KPSVD` of the same rank up to the solver's tolerance.
@@ -71,14 +86,8 @@ class Deflation:
     Deflation(rank=2, solver='auto')
     """
 
-    holds_samples: ClassVar[bool] = True
-
     rank: int = 2
     solver: SolverChoice = "auto"
-
-    def __post_init__(self) -> None:
-        """Check the rank and the solver."""
-        check("Deflation", self.rank, self.solver)
 
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
@@ -99,26 +108,12 @@ class Deflation:
         found = _together(steps, block.start(1))
         return kronecker_sum(terms, found, statistics.weight_shape, made)
 
-    def accumulate(
-        self, state: Held | Turns | None, statistics: LayerStatistics
-    ) -> Held | Turns:
-        """Keep the chunk, or add its products where samples are not held."""
-        if isinstance(state, Turns):
-            return replace(state, current=state.current.seeing(statistics))
-        held = (state or Held()).add(statistics)
-        return held if is_held(self.solver, held) else self._turns(held)
+    def passing(self, held: Held) -> Turns:
+        """Return the first pass for the first pair."""
+        return Turns(passes_of(self.solver).over(held, 1))
 
-    def merge(self, first: Held | Turns, second: Held | Turns) -> Held | Turns:
-        """Keep both parts, or add up their products."""
-        if isinstance(first, Held) and isinstance(second, Held):
-            return first + second
-        one, other = (self._turns(s) if isinstance(s, Held) else s for s in (first, second))
-        return replace(one, current=one.current + other.current)
-
-    def next_pass(self, state: Held | Turns) -> Turns | None:
+    def following(self, state: Turns) -> Turns | None:
         """Return what the next pass multiplies, for this pair or for the next."""
-        if isinstance(state, Held):
-            return None
         passes = passes_of(self.solver)
         following = passes.next_pass(state.current, 1)
         if following is not None:
@@ -130,10 +125,8 @@ class Deflation:
         again = passes.again(state.current, 1, removed)
         return Turns(again, (*state.steps, found))
 
-    def finish(self, state: Held | Turns) -> Operator:
-        """Solve for all that was kept, or return what the passes have found."""
-        if isinstance(state, Held):
-            return self(state.joined())
+    def found(self, state: Turns) -> Operator:
+        """Return the sum of the pairs found."""
         steps, terms = state.steps, state.current.removed
         found = passes_of(self.solver).finish(state.current, 1)
         if _worth(found, steps):
@@ -144,8 +137,10 @@ class Deflation:
         made = sums.provenance.by(repr(self))
         return kronecker_sum(terms, together, sums.weight_shape, made)
 
-    def _turns(self, held: Held) -> Turns:
-        return Turns(passes_of(self.solver).over(held, 1))
+    def cost(self, samples: Samples) -> Cost:
+        """Count the power steps of every product, and the products."""
+        each = alternation_flops(samples) + factor_flops(samples)
+        return Cost(self.rank * each, self.rank * pair_numbers(samples))
 
 
 def _worth(found: Pairs, steps: tuple[Pairs, ...]) -> bool:
@@ -165,3 +160,6 @@ def _together(steps: tuple[Pairs, ...], like: Tensor) -> Pairs:
         sum(step.iterations for step in steps),
         max((step.residual for step in steps), default=0.0),
     )
+
+
+register.add({"deflation": Deflation()})

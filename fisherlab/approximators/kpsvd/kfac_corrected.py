@@ -5,6 +5,13 @@ from typing import ClassVar, final
 
 import torch
 
+from fisherlab.approximators import register
+from fisherlab.approximators.costs import (
+    Cost,
+    alternation_flops,
+    factor_flops,
+    pair_numbers,
+)
 from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
@@ -13,9 +20,8 @@ from fisherlab.approximators.kpsvd.leading_pairs import (
 from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import Pairs, Rearranged, Weights
 from fisherlab.approximators.kpsvd.solvers import (
+    HeldOrPassed,
     SolverChoice,
-    check,
-    is_held,
     passes_of,
     solver_of,
     warm_pairs,
@@ -23,7 +29,7 @@ from fisherlab.approximators.kpsvd.solvers import (
 from fisherlab.approximators.kronecker.kfac import KFAC
 from fisherlab.approximators.states import Held, Sums, by_group
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
-from fisherlab.samples import OuterSamples
+from fisherlab.samples import OuterSamples, Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -40,12 +46,24 @@ class CorrectedPass:
     kfac: Sums
     current: Pass
 
+    def seeing(self, statistics: LayerStatistics) -> "CorrectedPass":
+        """Add a chunk's part of the images, and to KFAC's sums in the first pass."""
+        current = self.current.seeing(statistics)
+        if self.current.removed:
+            return replace(self, current=current)
+        return CorrectedPass(KFAC().accumulate(self.kfac, statistics), current)
+
+    def __add__(self, other: "CorrectedPass") -> "CorrectedPass":
+        """Add up two parts of the data within the same pass."""
+        kfac = self.kfac if self.current.removed else self.kfac + other.kfac
+        return CorrectedPass(kfac, self.current + other.current)
+
 
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class KFACCorrected:
+class KFACCorrected(HeldOrPassed[CorrectedPass]):
     r"""KFAC plus the best sum of k products of what it leaves.
 
     .. math:: F \approx G \otimes A + \sum_{j \le k} P_j \otimes Q_j, \quad
@@ -73,14 +91,10 @@ class KFACCorrected:
     2
     """
 
-    holds_samples: ClassVar[bool] = True
+    needs_inputs: ClassVar[bool] = True
 
     rank: int = 1
     solver: SolverChoice = "auto"
-
-    def __post_init__(self) -> None:
-        """Check the rank and the solver."""
-        check("KFACCorrected", self.rank, self.solver)
 
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
@@ -102,43 +116,23 @@ class KFACCorrected:
         made = statistics.provenance.by(repr(self))
         return kronecker_sum(terms, found, statistics.weight_shape, made)
 
-    def accumulate(
-        self, state: Held | CorrectedPass | None, statistics: LayerStatistics
-    ) -> Held | CorrectedPass:
-        """Keep the chunk, or add its products where samples are not held."""
-        if isinstance(state, CorrectedPass):
-            current = state.current.seeing(statistics)
-            if state.current.removed:
-                return replace(state, current=current)
-            return CorrectedPass(KFAC().accumulate(state.kfac, statistics), current)
-        held = (state or Held()).add(statistics)
-        return held if is_held(self.solver, held) else self._passing(held)
+    def passing(self, held: Held) -> CorrectedPass:
+        """Return the first pass, and KFAC's sums."""
+        kfac: Sums | None = None
+        for piece in held.pieces:
+            kfac = KFAC().accumulate(kfac, piece)
+        assert kfac is not None
+        return CorrectedPass(kfac, passes_of(self.solver).over(held, self.rank))
 
-    def merge(
-        self, first: Held | CorrectedPass, second: Held | CorrectedPass
-    ) -> Held | CorrectedPass:
-        """Keep both parts, or add up their products."""
-        if isinstance(first, Held) and isinstance(second, Held):
-            return first + second
-        one, other = (
-            self._passing(s) if isinstance(s, Held) else s for s in (first, second)
-        )
-        kfac = one.kfac if one.current.removed else one.kfac + other.kfac
-        return CorrectedPass(kfac, one.current + other.current)
-
-    def next_pass(self, state: Held | CorrectedPass) -> CorrectedPass | None:
-        """Return what the next pass multiplies; one pass is enough for held samples."""
-        if isinstance(state, Held):
-            return None
+    def following(self, state: CorrectedPass) -> CorrectedPass | None:
+        """Return what the next pass multiplies, less what KFAC has."""
         removed = tuple(_kfac(state.kfac).terms)
         current = replace(state.current, removed=removed)
         following = passes_of(self.solver).next_pass(current, self.rank)
         return None if following is None else replace(state, current=following)
 
-    def finish(self, state: Held | CorrectedPass) -> Operator:
-        """Solve for all that was kept, or return what the passes have found."""
-        if isinstance(state, Held):
-            return self(state.joined())
+    def found(self, state: CorrectedPass) -> Operator:
+        """Return KFAC and the pairs found."""
         kfac, sums = _kfac(state.kfac), state.current.seen
         found = passes_of(self.solver).finish(state.current, self.rank)
         if not _above_rounding(found, kfac):
@@ -147,12 +141,11 @@ class KFACCorrected:
         made = sums.provenance.by(repr(self))
         return kronecker_sum(terms, found, sums.weight_shape, made)
 
-    def _passing(self, held: Held) -> CorrectedPass:
-        kfac: Sums | None = None
-        for piece in held.pieces:
-            kfac = KFAC().accumulate(kfac, piece)
-        assert kfac is not None
-        return CorrectedPass(kfac, passes_of(self.solver).over(held, self.rank))
+    def cost(self, samples: Samples) -> Cost:
+        """Count KFAC, and the power steps of every further product."""
+        kfac = factor_flops(samples)
+        flops = kfac + self.rank * (alternation_flops(samples) + kfac)
+        return Cost(flops, (self.rank + 1) * pair_numbers(samples))
 
 
 def _kfac(sums: Sums) -> KroneckerSum | KroneckerDiagonal:
@@ -177,3 +170,6 @@ def _above_rounding(found: Pairs, kfac: KroneckerSum | KroneckerDiagonal) -> boo
         return False
     eps = torch.finfo(found.values.dtype).eps
     return float(found.values[0]) > 1e2 * eps * kfac.frobenius_norm()
+
+
+register.add({"kfac-corrected": KFACCorrected()})

@@ -1,8 +1,16 @@
 """The best sum of Kronecker products in Frobenius norm."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
+from fisherlab.approximators import register
+from fisherlab.approximators.costs import (
+    Cost,
+    alternation_flops,
+    factor_flops,
+    pair_numbers,
+)
+from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
 from fisherlab.approximators.kpsvd.leading_pairs import (
     kronecker_sum,
     terms_of,
@@ -11,15 +19,15 @@ from fisherlab.approximators.kpsvd.leading_pairs import (
 from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import (
+    HeldOrPassed,
     SolverChoice,
-    check,
-    is_held,
     passes_of,
     solver_of,
     warm_pairs,
 )
 from fisherlab.approximators.states import Held, by_group
 from fisherlab.operators import Operator
+from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -28,7 +36,7 @@ from fisherlab.statistics import LayerStatistics
 @by_group
 @final
 @dataclass(frozen=True)
-class KPSVD:
+class KPSVD(HeldOrPassed[Pass]):
     r"""The best sum of k Kronecker products in Frobenius norm.
 
     .. math:: \min_{G_j, A_j} \Big\| F - \sum_{j \le k} G_j \otimes A_j \Big\|_F
@@ -64,14 +72,8 @@ class KPSVD:
     1
     """
 
-    holds_samples: ClassVar[bool] = True
-
     rank: int = 1
     solver: SolverChoice = "auto"
-
-    def __post_init__(self) -> None:
-        """Check the rank and the solver."""
-        check("KPSVD", self.rank, self.solver)
 
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
@@ -82,38 +84,31 @@ class KPSVD:
         made = statistics.provenance.by(repr(self))
         return kronecker_sum(terms_of(found, block), found, statistics.weight_shape, made)
 
-    def accumulate(
-        self, state: Held | Pass | None, statistics: LayerStatistics
-    ) -> Held | Pass:
-        """Keep the chunk, or add its products where samples are not held."""
-        if isinstance(state, Pass):
-            return state.seeing(statistics)
-        held = (state or Held()).add(statistics)
-        if is_held(self.solver, held):
-            return held
+    def passing(self, held: Held) -> Pass:
+        """Return the first pass."""
         return passes_of(self.solver).over(held, self.rank)
 
-    def merge(self, first: Held | Pass, second: Held | Pass) -> Held | Pass:
-        """Keep both parts, or add up their products."""
-        if isinstance(first, Held) and isinstance(second, Held):
-            return first + second
-        one, other = (
-            passes_of(self.solver).over(s, self.rank) if isinstance(s, Held) else s
-            for s in (first, second)
-        )
-        return one + other
-
-    def next_pass(self, state: Held | Pass) -> Pass | None:
-        """Return what the next pass multiplies; one pass is enough for held samples."""
-        if isinstance(state, Held):
-            return None
+    def following(self, state: Pass) -> Pass | None:
+        """Return what the next pass multiplies."""
         return passes_of(self.solver).next_pass(state, self.rank)
 
-    def finish(self, state: Held | Pass) -> Operator:
-        """Solve for all that was kept, or return what the passes have found."""
-        if isinstance(state, Held):
-            return self(state.joined())
-        found, sums = passes_of(self.solver).finish(state, self.rank), state.seen
-        terms = terms_of_passes(found, whole=True)
+    def found(self, state: Pass) -> Operator:
+        """Return the sum of the pairs found."""
+        pairs, sums = passes_of(self.solver).finish(state, self.rank), state.seen
+        terms = terms_of_passes(pairs, whole=True)
         made = sums.provenance.by(repr(self))
-        return kronecker_sum(terms, found, sums.weight_shape, made)
+        return kronecker_sum(terms, pairs, sums.weight_shape, made)
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count the power steps and the products."""
+        flops = alternation_flops(samples) + self.rank * factor_flops(samples)
+        return Cost(flops, self.rank * pair_numbers(samples))
+
+
+register.add({"kpsvd": KPSVD()} | {f"kpsvd-{rank}": KPSVD(rank) for rank in (2, 3, 4)})
+register.add(
+    {
+        "lanczos-2": KPSVD(rank=2, solver=Lanczos()),
+        "lanczos-paper": KPSVD(rank=2, solver=Lanczos(steps=2, reorthogonalise=False)),
+    }
+)

@@ -1,7 +1,17 @@
 """The choice of a solver, by counted cost, and of how a stream is treated."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import (
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    final,
+    runtime_checkable,
+)
 
 import torch
 
@@ -14,6 +24,7 @@ from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples
 from fisherlab.showing import shown
+from fisherlab.statistics import LayerStatistics
 
 SolverChoice = Solver | Literal["auto"]
 DENSE_NUMBERS = 2**22  # rearrangements up to this size are decomposed whole
@@ -131,3 +142,79 @@ def is_held(choice: SolverChoice, held: Held) -> bool:
     if choice != "auto" and not isinstance(choice, Auto):
         return True
     return held.nbytes <= HELD_BYTES
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """What goes through a stream in passes: it sees chunks, and parts add up."""
+
+    def seeing(self, statistics: LayerStatistics) -> Any:
+        """Add a chunk."""
+
+    def __add__(self, other: Any) -> Any:
+        """Add up two parts of the data within the same pass."""
+
+
+Going = TypeVar("Going", bound=Passing)
+
+
+class HeldOrPassed(ABC, Generic[Going]):
+    """The default of the sums of products: samples are held, or gone through in passes.
+
+    Their own are the call, which solves for held samples, and what passes begin with
+    (`passing`), go on with (`following`) and end in (`found`).
+    """
+
+    holds_samples: ClassVar[bool] = True
+
+    rank: int
+    solver: SolverChoice
+
+    def __post_init__(self) -> None:
+        """Check the rank and the solver."""
+        check(type(self).__name__, self.rank, self.solver)
+
+    @abstractmethod
+    def __call__(
+        self, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Operator:
+        """Return the sum of products of one block."""
+
+    @abstractmethod
+    def passing(self, held: Held) -> Going:
+        """Return the first pass, over samples that were held until now."""
+
+    @abstractmethod
+    def following(self, state: Going) -> Going | None:
+        """Return what the next pass multiplies, or None."""
+
+    @abstractmethod
+    def found(self, state: Going) -> Operator:
+        """Return what the passes have found."""
+
+    def accumulate(self, state: Held | Going | None, statistics: LayerStatistics) -> Any:
+        """Keep the chunk, or add its products where samples are not held."""
+        if state is not None and not isinstance(state, Held):
+            return state.seeing(statistics)
+        held = (state or Held()).add(statistics)
+        return held if is_held(self.solver, held) else self.passing(held)
+
+    def merge(self, first: Held | Going, second: Held | Going) -> Any:
+        """Keep both parts, or add up their products."""
+        if isinstance(first, Held) and isinstance(second, Held):
+            return first + second
+        one, other = (
+            self.passing(part) if isinstance(part, Held) else part
+            for part in (first, second)
+        )
+        return one + other
+
+    def next_pass(self, state: Held | Going) -> Going | None:
+        """Return what the next pass multiplies; one pass is enough for held samples."""
+        return None if isinstance(state, Held) else self.following(state)
+
+    def finish(self, state: Held | Going) -> Operator:
+        """Solve for all that was kept, or return what the passes have found."""
+        if isinstance(state, Held):
+            return self(state.joined())
+        return self.found(state)

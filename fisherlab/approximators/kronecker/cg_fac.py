@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSamples
 from fisherlab.approximators.blocks.exact import ExactBlock
-from fisherlab.approximators.states import Held
+from fisherlab.approximators.costs import Cost
 from fisherlab.operators import KroneckerSamples, Operator, SolvedByProducts, Stopping
+from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -15,7 +18,7 @@ Variant = Literal["kfac", "exact"]
 @shown
 @final
 @dataclass(frozen=True)
-class CGFAC:
+class CGFAC(OfSamples[SolvedByProducts]):
     r"""The block of a variant, damped systems in it solved by conjugate gradients.
 
     With 𝒢 (V·N·T × d_out) and 𝒜 (N·T × d_in) the products are
@@ -54,7 +57,7 @@ class CGFAC:
     0.20000000298023224
     """
 
-    holds_samples: ClassVar[bool] = True
+    needs_inputs: ClassVar[bool] = True
 
     variant: Variant = "kfac"
     tolerance: float | None = None
@@ -87,20 +90,9 @@ class CGFAC:
         stopping = Stopping(self.tolerance, self.max_iterations or 2000, cut)
         return SolvedByProducts(forward, stopping, statistics.provenance.by(repr(self)))
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
-        """Keep the chunk."""
-        return (state or Held()).add(statistics)
-
-    def merge(self, first: Held, second: Held) -> Held:
-        """Keep both parts."""
-        return first + second
-
-    def next_pass(self, state: Held) -> None:
-        """One pass is enough."""
-
-    def finish(self, state: Held) -> SolvedByProducts:
-        """Return the block of all that was kept."""
-        return self(state.joined())
+    def cost(self, samples: Samples) -> Cost:
+        """Count nothing: the samples are all it holds."""
+        return Cost(0, 0)
 
 
 def _kfac(statistics: LayerStatistics) -> KroneckerSamples:
@@ -109,3 +101,6 @@ def _kfac(statistics: LayerStatistics) -> KroneckerSamples:
     rows = gradients.flatten(0, 2) / max(statistics.positions, 1) ** 0.5
     cols = inputs.flatten(0, 1) / statistics.count**0.5
     return KroneckerSamples(rows, cols, statistics.provenance.by("CGFAC"))
+
+
+register.add({"cg-fac": CGFAC()})

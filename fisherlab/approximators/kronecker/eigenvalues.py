@@ -1,17 +1,30 @@
 """The best eigenvalues for a Kronecker eigenbasis: of KFAC, and of the partial traces."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSums
+from fisherlab.approximators.costs import (
+    EIGEN,
+    Cost,
+    cubes,
+    entry_count,
+    factor_flops,
+    pair_numbers,
+    partial_trace_flops,
+    rotation_flops,
+)
 from fisherlab.approximators.kronecker.kfac import factors, kfac_sums
 from fisherlab.approximators.kronecker.partial_traces import partial_traces
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import KroneckerEigen, Operator, Provenance, RowwiseEigen
-from fisherlab.samples import TokenSamples
+from fisherlab.samples import Samples, TokenSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -80,11 +93,51 @@ class Projection:
         return KroneckerEigen(self.row_basis, self.column_basis, entries, self.provenance)
 
 
+class _Corrected(OfSums[Sums | Projection, Operator]):
+    """Two passes: sums that give a basis, and the second moments of the gradient in it."""
+
+    keep_basis: bool
+
+    @abstractmethod
+    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add a chunk to the sums of the first pass."""
+
+    @abstractmethod
+    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+        """Return the matrices whose eigenvectors are the basis; a diagonal as a vector."""
+
+    def begun(
+        self, statistics: LayerStatistics, previous: Operator | None
+    ) -> Projection | None:
+        """Keep the basis of `previous`, if that is asked for."""
+        made = statistics.provenance.by(repr(self))
+        return Projection.kept(previous, made) if self.keep_basis else None
+
+    def accumulate(
+        self, state: Sums | Projection | None, statistics: LayerStatistics
+    ) -> Sums | Projection:
+        """Add the sums in the first pass, squared projections in the second."""
+        if isinstance(state, Projection):
+            return state.seeing(statistics)
+        return self.sums(state, statistics)
+
+    def next_pass(self, state: Sums | Projection) -> Projection | None:
+        """Diagonalise the factors after the first pass."""
+        if isinstance(state, Projection):
+            return None
+        return Projection.onto(*self.factors(state), state.provenance.by(repr(self)))
+
+    def finish(self, state: Sums | Projection) -> KroneckerEigen | RowwiseEigen:
+        """Divide the squared projections by the examples."""
+        assert isinstance(state, Projection)
+        return state.finished()
+
+
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class EKFAC:
+class EKFAC(_Corrected):
     r"""KFAC's eigenbasis with the exact second moments of the gradient in it.
 
     .. math:: F \approx (U_G \otimes U_A)\,\mathrm{diag}(s)\,(U_G \otimes U_A)^T, \quad
@@ -117,62 +170,34 @@ class EKFAC:
     8.0
     """
 
+    needs_inputs: ClassVar[bool] = True
+
     keep_basis: bool = False
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return the eigenvalue-corrected block.
+    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add KFAC's sums.
 
         Raises
         ------
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        made = statistics.provenance.by(repr(self))
-        kept = Projection.kept(previous, made) if self.keep_basis else None
-        if kept is not None:
-            return kept.seeing(statistics).finished()
-        second = self.next_pass(self.accumulate(None, statistics))
-        return self.finish(self.accumulate(second, statistics))
-
-    def accumulate(
-        self, state: Sums | Projection | None, statistics: LayerStatistics
-    ) -> Sums | Projection:
-        """Add KFAC's sums in the first pass, squared projections in the second."""
-        if isinstance(state, Projection):
-            return state.seeing(statistics)
         return kfac_sums(state, statistics, "expand", "EKFAC")
 
-    def merge(
-        self, first: Sums | Projection, second: Sums | Projection
-    ) -> Sums | Projection:
-        """Add up two parts of the same pass."""
-        if isinstance(first, Sums) and isinstance(second, Sums):
-            return first + second
-        assert isinstance(first, Projection)
-        assert isinstance(second, Projection)
-        return first + second
+    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+        """Return KFAC's factors."""
+        return factors(state, "expand")
 
-    def next_pass(self, state: Sums | Projection) -> Projection | None:
-        """Diagonalise the factors after the first pass."""
-        if isinstance(state, Projection):
-            return None
-        return Projection.onto(*factors(state, "expand"), state.provenance.by(repr(self)))
-
-    def finish(self, state: Sums | Projection) -> KroneckerEigen | RowwiseEigen:
-        """Divide the squared projections by the examples."""
-        assert isinstance(state, Projection)
-        return state.finished()
+    def cost(self, samples: Samples) -> Cost:
+        """Count KFAC, two eigendecompositions and the squares in their basis."""
+        return Cost(factor_flops(samples) + _basis_flops(samples), _numbers(samples))
 
 
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class TEKFAC:
+class TEKFAC(_Corrected):
     r"""TKFAC's eigenbasis with the exact second moments of the gradient in it.
 
     .. math:: F \approx (U_Ψ \otimes U_Φ)\,\mathrm{diag}(s)\,(U_Ψ \otimes U_Φ)^T, \quad
@@ -203,45 +228,28 @@ class TEKFAC:
 
     keep_basis: bool = False
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return the eigenvalue-corrected block."""
-        made = statistics.provenance.by(repr(self))
-        kept = Projection.kept(previous, made) if self.keep_basis else None
-        if kept is not None:
-            return kept.seeing(statistics).finished()
-        second = self.next_pass(self.accumulate(None, statistics))
-        return self.finish(self.accumulate(second, statistics))
-
-    def accumulate(
-        self, state: Sums | Projection | None, statistics: LayerStatistics
-    ) -> Sums | Projection:
-        """Add partial traces in the first pass, squared projections in the second."""
-        if isinstance(state, Projection):
-            return state.seeing(statistics)
+    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add partial traces."""
         return add(state, partial_traces(statistics))
 
-    def merge(
-        self, first: Sums | Projection, second: Sums | Projection
-    ) -> Sums | Projection:
-        """Add up two parts of the same pass."""
-        if isinstance(first, Sums) and isinstance(second, Sums):
-            return first + second
-        assert isinstance(first, Projection)
-        assert isinstance(second, Projection)
-        return first + second
-
-    def next_pass(self, state: Sums | Projection) -> Projection | None:
-        """Diagonalise the partial traces after the first pass."""
-        if isinstance(state, Projection):
-            return None
+    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+        """Return the partial traces."""
         rows, cols = state.tensors
-        return Projection.onto(rows, cols, state.provenance.by(repr(self)))
+        return rows, cols
 
-    def finish(self, state: Sums | Projection) -> KroneckerEigen | RowwiseEigen:
-        """Divide the squared projections by the examples."""
-        assert isinstance(state, Projection)
-        return state.finished()
+    def cost(self, samples: Samples) -> Cost:
+        """Count partial traces, two eigendecompositions and the squares in their basis."""
+        flops = partial_trace_flops(samples) + _basis_flops(samples)
+        return Cost(flops, _numbers(samples))
+
+
+def _basis_flops(samples: Samples) -> int:
+    return EIGEN * cubes(samples) + rotation_flops(samples)
+
+
+def _numbers(samples: Samples) -> int:
+    return pair_numbers(samples) + entry_count(samples)
+
+
+register.add({"ekfac": EKFAC()})
+register.add({"tekfac": TEKFAC()})

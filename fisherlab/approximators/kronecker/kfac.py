@@ -6,10 +6,18 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSums
+from fisherlab.approximators.costs import Cost, factor_flops, input_flops, pair_numbers
 from fisherlab.approximators.states import Sums, add, by_group
-from fisherlab.numerics.packed import mirror_, second_moment, symmetric_product_
+from fisherlab.numerics.packed import (
+    mirror_,
+    second_moment,
+    symmetric_flops,
+    symmetric_product_,
+)
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator, Provenance
-from fisherlab.samples import TokenSamples
+from fisherlab.samples import Samples, TokenSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -130,7 +138,7 @@ def product(
 @by_group
 @final
 @dataclass(frozen=True)
-class KFAC:
+class KFAC(OfSums[Sums, Operator]):
     r"""Kronecker-factored approximate curvature, F ≈ G ⊗ A.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T, \quad
@@ -144,9 +152,10 @@ class KFAC:
 
     Notes
     -----
-    A grouped convolution gets a product for each group. The weight of an embedding is
-    stored the other way round, so its row factor is A, which is diagonal under "expand":
-    d_out + d_in² numbers, no one-hot inputs. Padding counts as no position.
+    A `KroneckerSum`, or a relative: a grouped convolution gets a product for each group
+    (`Stacked`); the weight of an embedding is stored the other way round, so its row
+    factor is A, which is diagonal under "expand" (`KroneckerDiagonal`): d_out + d_in²
+    numbers, no one-hot inputs. Padding counts as no position.
 
     Costs V·N·T·d_out² + N·T·d_in² multiply-adds (half of it through symmetry), holds
     d_out² + d_in² numbers. Exact for one example at one position, and for deep linear
@@ -166,6 +175,7 @@ class KFAC:
     """
 
     by_column: ClassVar[bool] = True
+    needs_inputs: ClassVar[bool] = True
 
     sharing: Sharing = "expand"
 
@@ -175,44 +185,35 @@ class KFAC:
             msg = f"KFAC(sharing={self.sharing!r}): 'expand' or 'reduce' is expected."
             raise ValueError(msg)
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return G ⊗ A of one block: a `KroneckerSum`, or one of its relatives.
-
-        A `KroneckerDiagonal` for an embedding, a `Stacked` for several groups.
+    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add the second moments of a chunk, in place: go on with what is returned.
 
         Raises
         ------
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        return self.finish(self.accumulate(None, statistics))
-
-    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
-        """Add the second moments of a chunk, in place: go on with what is returned."""
         return kfac_sums(state, statistics, self.sharing, "KFAC")
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> KroneckerSum | KroneckerDiagonal:
         """Divide by examples and positions."""
         made = state.provenance.by(repr(self))
         return product(factors(state, self.sharing), state, made)
 
+    def cost(self, samples: Samples) -> Cost:
+        """Count both second moments."""
+        if self.sharing == "expand":
+            return Cost(factor_flops(samples), pair_numbers(samples))
+        (o, i), n = samples.weight_shape, samples.examples
+        flops = symmetric_flops(o, samples.columns * n) + symmetric_flops(i, n)
+        return Cost(flops, pair_numbers(samples))
+
 
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class FOOF:
+class FOOF(OfSums[Sums, Operator]):
     r"""Gradient descent on neurons, :math:`F \approx I \otimes A`.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T
@@ -239,31 +240,17 @@ class FOOF:
     """
 
     by_column: ClassVar[bool] = True
+    needs_inputs: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return I ⊗ A of one block.
+    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add the second moment of a chunk's inputs.
 
         Raises
         ------
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        return self.finish(self.accumulate(None, statistics))
-
-    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
-        """Add the second moment of a chunk's inputs."""
         return input_sums(state, statistics, "FOOF")
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> KroneckerSum | KroneckerDiagonal:
         """Divide by the examples."""
@@ -272,3 +259,14 @@ class FOOF:
         eye = torch.eye(outputs, dtype=inputs.dtype, device=inputs.device)
         pair = (inputs, eye) if state.looked_up else (eye, inputs)
         return product(pair, state, state.provenance.by(repr(self)))
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count the second moment of the inputs."""
+        return Cost(input_flops(samples), pair_numbers(samples))
+
+
+register.add(
+    {"kfac": KFAC(), "kfac-reduce": KFAC(sharing="reduce")},
+    aliases={"kflr": "kfac", "kfc": "kfac"},  # all columns of Exact(); convolutions
+)
+register.add({"foof": FOOF()})

@@ -6,9 +6,19 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fisherlab.approximators import register
+from fisherlab.approximators.base import OfSums
+from fisherlab.approximators.costs import (
+    EIGEN,
+    Cost,
+    cubes,
+    pair_numbers,
+    partial_trace_flops,
+)
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import KroneckerSum, Operator
+from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -26,7 +36,7 @@ def partial_traces(statistics: LayerStatistics) -> Sums:
 @by_group
 @final
 @dataclass(frozen=True)
-class TKFAC:
+class TKFAC(OfSums[Sums, Operator]):
     r"""Trace-restricted KFAC, F ≈ Ψ ⊗ Φ / tr F.
 
     .. math:: Ψ = \frac1N \sum D D^T, \quad Φ = \frac1N \sum D^T D
@@ -51,24 +61,9 @@ class TKFAC:
     8.0
     """
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return the trace-restricted product of one block."""
-        return self.finish(self.accumulate(None, statistics))
-
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the partial traces of a chunk."""
         return add(state, partial_traces(statistics))
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> KroneckerSum:
         """Divide by the examples and the trace."""
@@ -84,12 +79,16 @@ class TKFAC:
             place=rows.device,
         )
 
+    def cost(self, samples: Samples) -> Cost:
+        """Count both partial traces."""
+        return Cost(partial_trace_flops(samples), pair_numbers(samples))
+
 
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class Shampoo:
+class Shampoo(OfSums[Sums, Operator]):
     r"""Square roots of the partial traces, :math:`F \approx L^{1/2} \otimes R^{1/2}`.
 
     .. math:: L = \frac1N \sum D D^T, \quad R = \frac1N \sum D^T D
@@ -114,30 +113,20 @@ class Shampoo:
     11.3137
     """
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> Operator:
-        """Return L^½ ⊗ R^½ of one block."""
-        return self.finish(self.accumulate(None, statistics))
-
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the partial traces of a chunk."""
         return add(state, partial_traces(statistics))
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> KroneckerSum:
         """Divide by the examples and take the roots."""
         made = state.provenance.by(repr(self))
         rows, cols = (_root(s / state.count, f"a factor of {made}") for s in state.tensors)
         return KroneckerSum(((rows, cols),), state.weight_shape, made)
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count both partial traces and their roots."""
+        roots = (EIGEN + 1) * cubes(samples)
+        return Cost(partial_trace_flops(samples) + roots, pair_numbers(samples))
 
 
 def _root(factor: Tensor, what: str) -> Tensor:
@@ -146,3 +135,7 @@ def _root(factor: Tensor, what: str) -> Tensor:
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     values = torch.where(values > rounding, values, 0.0)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+register.add({"tkfac": TKFAC()}, aliases={"tnt": "tkfac"})  # TNT's per-example form
+register.add({"shampoo": Shampoo()})

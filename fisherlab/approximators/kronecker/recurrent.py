@@ -5,9 +5,9 @@ from typing import final
 
 import torch
 
+from fisherlab.approximators.base import OfSums
 from fisherlab.approximators.kronecker.kfac import factor_sums
 from fisherlab.approximators.states import Sums, add
-from fisherlab.operators import Operator
 from fisherlab.operators.kronecker_series import Chain, KroneckerSeries
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
@@ -16,7 +16,7 @@ from fisherlab.statistics import LayerStatistics
 @shown
 @final
 @dataclass(frozen=True)
-class RecurrentKFAC:
+class RecurrentKFAC(OfSums[Sums, KroneckerSeries]):
     r"""KFAC with correlations in time, :math:`F \approx \sum_{|d|<T} (T - |d|) V_d`.
 
     .. math:: V_d = Ψ_G^d G_0 \otimes Ψ_A^d A_0, \quad V_{-d} = V_d^T, \quad
@@ -64,20 +64,6 @@ class RecurrentKFAC:
             )
             raise ValueError(msg)
 
-    def __call__(
-        self,
-        statistics: LayerStatistics,
-        previous: Operator | None = None,
-    ) -> KroneckerSeries:
-        """Return the series of one block.
-
-        Raises
-        ------
-        NeedsSharedForm
-            If the block has no inputs and output gradients.
-        """
-        return self.finish(self.accumulate(None, statistics))
-
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the moments of a chunk at equal and at neighbouring times, in float64.
 
@@ -92,13 +78,6 @@ class RecurrentKFAC:
         col_lags = now.T @ before if statistics.count else cols
         sums = Sums.of(wide, rows, cols, row_lags, col_lags)
         return add(state, replace(sums, precision=statistics.samples.dtype))
-
-    def merge(self, first: Sums, second: Sums) -> Sums:
-        """Add up two parts."""
-        return first + second
-
-    def next_pass(self, state: Sums) -> None:
-        """One pass is enough."""
 
     def finish(self, state: Sums) -> KroneckerSeries:
         """Divide by times and by pairs of neighbours."""

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from fisherlab.approximators.base import Approximator
-from fisherlab.approximators.network.base import NetworkStatistics, provenance
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators import register
+from fisherlab.approximators.base import Approximator, NetworkStatistics, called
+from fisherlab.approximators.blocks.exact import ExactBlock
+from fisherlab.approximators.kronecker.kfac import KFAC
+from fisherlab.operators import Provenance
 from fisherlab.operators.network import BlockDiagonal
 from fisherlab.showing import shown
+from fisherlab.statistics import LayerStatistics
 
 Choice = str | Approximator | Mapping[str, str | Approximator]
 
@@ -47,7 +50,8 @@ def block_diagonal(approximator: Choice, stats: NetworkStatistics) -> BlockDiago
     """
     chosen = _per_block(approximator, stats)
     made = provenance(stats, f"block-diagonal {_label(approximator)}")
-    return BlockDiagonal({name: chosen[name](stats[name]) for name in stats}, made)
+    blocks = {name: called(chosen[name], stats[name], None) for name in stats}
+    return BlockDiagonal(blocks, made)
 
 
 @shown
@@ -67,7 +71,7 @@ class PerBlock:
     PerBlock(approximator='diagonal')
     """
 
-    takes = "network"
+    takes: ClassVar[str] = "network"
 
     approximator: Choice = "kfac"
 
@@ -76,13 +80,9 @@ class PerBlock:
         return block_diagonal(self.approximator, statistics)
 
 
-def _value(choice: str | Approximator) -> Approximator:
-    return by_name([choice])[choice] if isinstance(choice, str) else choice
-
-
 def _per_block(choice: Choice, stats: NetworkStatistics) -> dict[str, Approximator]:
     if not isinstance(choice, Mapping):
-        return dict.fromkeys(stats, _value(choice))
+        return dict.fromkeys(stats, register.named(choice, "block"))
     missing = [name for name in stats if name not in choice]
     unknown = [name for name in choice if name not in stats]
     if missing or unknown:
@@ -91,10 +91,42 @@ def _per_block(choice: Choice, stats: NetworkStatistics) -> dict[str, Approximat
             f"{list(stats)} it misses {missing}, and {unknown} are unknown."
         )
         raise ValueError(msg)
-    return {name: _value(choice[name]) for name in stats}
+    return {name: register.named(choice[name], "block") for name in stats}
 
 
 def _label(choice: Choice) -> str:
     if isinstance(choice, Mapping):
         return ", ".join(sorted({_label(one) for one in choice.values()}))
     return choice if isinstance(choice, str) else repr(choice)
+
+
+def own_method(statistics: LayerStatistics) -> KFAC | ExactBlock:
+    """Return what a block is approximated by on its own: KFAC, or exactly if it cannot.
+
+    Norm layers, bare parameters and tied weights have no inputs and output gradients.
+    """
+    return KFAC() if statistics.is_shared else ExactBlock()
+
+
+def provenance(statistics: NetworkStatistics, method: str) -> Provenance:
+    """Return how the statistics of all blocks were made, without a layer.
+
+    Raises
+    ------
+    ValueError
+        If there are no blocks.
+    """
+    made = next((layer.provenance for layer in statistics.values()), None)
+    if made is None:
+        msg = f"{method}: statistics of at least one block are expected, none given."
+        raise ValueError(msg)
+    return Provenance(
+        fisher=made.fisher,
+        likelihood=made.likelihood,
+        examples=made.examples,
+        seed=made.seed,
+        method=method,
+    )
+
+
+register.add({"kfac-block-diagonal": PerBlock("kfac")})

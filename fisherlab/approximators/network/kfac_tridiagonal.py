@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, ClassVar, final
 
-from fisherlab.approximators.network.base import (
-    NetworkStatistics,
+from fisherlab.approximators import register
+from fisherlab.approximators.base import NetworkStatistics, OfSums
+from fisherlab.approximators.network.block_diagonal import (
     own_method,
     provenance,
 )
@@ -32,11 +33,28 @@ class ChainState:
     order: tuple[str, ...]
     provenance: Provenance
 
+    def __add__(self, other: "ChainState") -> "ChainState":
+        """Add up two parts of the data.
+
+        Raises
+        ------
+        ValueError
+            If the parts join different layers.
+        """
+        _require_same_chain(self.chain, other.chain)
+        beside = {
+            name: self.methods[name].merge(old, other.beside[name])
+            for name, old in self.beside.items()
+        }
+        chain = self.chain + other.chain
+        made = replace(self.provenance, examples=chain.count)
+        return replace(self, chain=chain, beside=beside, provenance=made)
+
 
 @shown
 @final
 @dataclass(frozen=True)
-class KFACTridiagonal:
+class KFACTridiagonal(OfSums[ChainState, NetworkOperator]):
     r"""The block-tridiagonal KFAC: a chain of layers, each regressed on the next.
 
     .. math:: \hat F^{-1} = Ξ^T Λ Ξ
@@ -79,22 +97,9 @@ class KFACTridiagonal:
     torch.Size([4, 3])
     """
 
-    takes = "network"
+    takes: ClassVar[str] = "network"
 
     chain: Sequence[str] | None = None
-
-    def __call__(self, statistics: NetworkStatistics) -> NetworkOperator:
-        """Return F̂: a `BlockTridiagonal`, beside other blocks in a `DirectSum`.
-
-        Raises
-        ------
-        NeedsSharedForm
-            If a layer named in the chain has no inputs and output gradients.
-        ValueError
-            If a layer named in the chain is unknown or used at several positions, no
-            layer can be joined, or columns do not match.
-        """
-        return self.finish(self.accumulate(None, statistics))
 
     def accumulate(
         self, state: ChainState | None, statistics: NetworkStatistics
@@ -103,8 +108,11 @@ class KFACTridiagonal:
 
         Raises
         ------
-        NeedsSharedForm, ValueError
-            As calling it.
+        NeedsSharedForm
+            If a layer named in the chain has no inputs and output gradients.
+        ValueError
+            If a layer named in the chain is unknown or used at several positions, no
+            layer can be joined, or columns do not match.
         """
         made = provenance(statistics, "KFACTridiagonal")
         names = self._joined(statistics)
@@ -122,23 +130,6 @@ class KFACTridiagonal:
         beside = {n: methods[n].accumulate(held[n], s) for n, s in others.items()}
         made = replace(made, examples=chain.count)
         return ChainState(chain, beside, methods, tuple(statistics), made)
-
-    def merge(self, first: ChainState, second: ChainState) -> ChainState:
-        """Add up two parts.
-
-        Raises
-        ------
-        ValueError
-            If the parts join different layers.
-        """
-        _require_same_chain(first.chain, second.chain)
-        beside = {
-            name: first.methods[name].merge(old, second.beside[name])
-            for name, old in first.beside.items()
-        }
-        chain = first.chain + second.chain
-        made = replace(first.provenance, examples=chain.count)
-        return replace(first, chain=chain, beside=beside, provenance=made)
 
     def _joined(self, statistics: NetworkStatistics) -> list[str]:
         if self.chain is not None:
@@ -160,7 +151,7 @@ class KFACTridiagonal:
         return names
 
     def finish(self, state: ChainState) -> NetworkOperator:
-        """Divide by the examples and join the layers."""
+        """Join the layers: a `BlockTridiagonal`, beside other blocks in a `DirectSum`."""
         found = state.chain
         own = [row for row, column in found.rows if row == column]
         factors = {name: found.factors(name, name) for name in own}
@@ -186,3 +177,6 @@ def _require_same_chain(first: Moments, second: Moments) -> None:
             f"{list(first.rows)} and {list(second.rows)}. Name the `chain`."
         )
         raise ValueError(msg)
+
+
+register.add({"kfac-tridiagonal": KFACTridiagonal()})

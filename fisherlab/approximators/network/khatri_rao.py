@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from fisherlab.approximators.network.base import NetworkStatistics, provenance
+from fisherlab.approximators import register
+from fisherlab.approximators.base import NetworkStatistics, OfSums
+from fisherlab.approximators.network.block_diagonal import provenance
 from fisherlab.operators import Provenance
 from fisherlab.operators.network import KroneckerBlocks
 from fisherlab.showing import shown
@@ -106,7 +108,7 @@ def _at_one_position(layer: LayerStatistics, method: str) -> tuple[Tensor, Tenso
 @shown
 @final
 @dataclass(frozen=True)
-class KhatriRao:
+class KhatriRao(OfSums[Moments, KroneckerBlocks]):
     r"""The Kronecker approximation of all pairs of layers, which KFAC takes blocks of.
 
     .. math:: \tilde F_{ij} = G_{ij} \otimes A_{ij}, \quad
@@ -134,10 +136,10 @@ class KhatriRao:
     49
     """
 
-    takes = "network"
+    takes: ClassVar[str] = "network"
 
-    def __call__(self, statistics: NetworkStatistics) -> KroneckerBlocks:
-        """Return the Kronecker approximation of all pairs.
+    def accumulate(self, state: Moments | None, statistics: NetworkStatistics) -> Moments:
+        """Add the moments of a chunk.
 
         Raises
         ------
@@ -146,17 +148,9 @@ class KhatriRao:
         ValueError
             If a layer is used at several positions, or columns do not match.
         """
-        return self.finish(self.accumulate(None, statistics))
-
-    def accumulate(self, state: Moments | None, statistics: NetworkStatistics) -> Moments:
-        """Add the moments of a chunk."""
         pairs = list(combinations_with_replacement(statistics, 2))
         found = moments(statistics, pairs, "KhatriRao")
         return found if state is None else state + found
-
-    def merge(self, first: Moments, second: Moments) -> Moments:
-        """Add up two parts."""
-        return first + second
 
     def finish(self, state: Moments) -> KroneckerBlocks:
         """Divide by the examples and put the moments together."""
@@ -177,3 +171,6 @@ def _table(names: list[str], sums: dict[tuple[str, str], Tensor]) -> Tensor:
         for i in names
     ]
     return torch.cat(rows)
+
+
+register.add({"khatri-rao": KhatriRao()})

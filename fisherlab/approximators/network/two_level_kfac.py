@@ -1,14 +1,15 @@
 """The exact Fisher of a network, and KFAC coupled by a small system of it."""
 
 from dataclasses import dataclass
-from typing import final, get_args
+from typing import ClassVar, final, get_args
 
-from fisherlab.approximators.network.base import (
-    NetworkStatistics,
+from fisherlab.approximators import register
+from fisherlab.approximators.base import NetworkStatistics
+from fisherlab.approximators.network.block_diagonal import (
+    block_diagonal,
     own_method,
     provenance,
 )
-from fisherlab.approximators.network.block_diagonal import block_diagonal
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
 from fisherlab.operators.network import TwoLevel, WholeNetwork
@@ -51,7 +52,7 @@ class ExactNetwork:
     (20, 20)
     """
 
-    takes = "network"
+    takes: ClassVar[str] = "network"
 
     form: Form = "auto"
 
@@ -124,7 +125,7 @@ class TwoLevelKFAC:
     torch.Size([4, 3])
     """
 
-    takes = "network"
+    takes: ClassVar[str] = "network"
 
     coarse: Coarse = "nicolaides"
     combination: Combination = "multiplicative"
@@ -163,3 +164,15 @@ class TwoLevelKFAC:
             self.vectors,
             made,
         )
+
+
+register.add({"exact-network": ExactNetwork()})
+register.add(
+    {
+        "two-level-kfac": TwoLevelKFAC(),
+        "two-level-kfac-additive": TwoLevelKFAC(combination="additive"),
+        "two-level-kfac-krylov": TwoLevelKFAC(coarse="krylov", vectors=2),
+        "two-level-kfac-residual": TwoLevelKFAC(coarse="residual"),
+        "two-level-kfac-spectral": TwoLevelKFAC(coarse="spectral"),
+    }
+)

@@ -1,12 +1,13 @@
 """K-BFGS: Kronecker factors of an inverse that quasi-Newton updates learn."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.approximators import register
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import Operator, QuasiNewtonFactors
@@ -141,7 +142,6 @@ class KBFGS:
     damping: float = 0.3
     decay: float = 0.9
     memory: int | None = None
-    takes: ClassVar[str] = "per_example"
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -204,3 +204,6 @@ class KBFGS:
         pair = damped_pair(s, y, turned, self.damping**0.5)
         rows = operator.rows.updated(*pair)
         return replace(operator, rows=rows, change=(s, y))
+
+
+register.add({"k-bfgs": KBFGS(), "k-bfgs-l": KBFGS(memory=100)}, estimates=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network import NetworkApproximator, network_by_name
-from fisherlab.approximators.register import by_name
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, parsed
@@ -86,7 +86,7 @@ class Directions:
     average: float = 0.9
     momentum: float = 0.9
     layers: Sequence[str] | None = None
-    network: Sequence[str] | Mapping[str, NetworkApproximator] = ()
+    network: Chosen = ()
 
     def __post_init__(self) -> None:
         """Check the numbers."""

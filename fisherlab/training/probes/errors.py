@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -10,12 +10,12 @@ import xarray as xr
 
 from fisherlab.analysis import compare
 from fisherlab.analysis.damping import Damping
-from fisherlab.approximators import Approximator
+from fisherlab.approximators.register import Chosen
 from fisherlab.numerics.memory import Budget
 from fisherlab.statistics import Exact, Fisher, MonteCarlo, collect, mean_gradient
 from fisherlab.training.probes.moment import Moment, Source
 
-Approximators = Sequence[str] | Mapping[str, Approximator] | None
+Approximators = Chosen
 
 
 def at_step(fisher: Fisher, step: int) -> Fisher:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fisherlab.approximators import Approximator, average
-from fisherlab.approximators.base import called
+from fisherlab.approximators.base import called, facts
 from fisherlab.approximators.network import NetworkApproximator
 from fisherlab.operators import InverseFactors, KroneckerLowRank, Operator
 from fisherlab.operators.network import NetworkOperator
@@ -47,8 +47,8 @@ def updated(
     """
     found: dict[str, dict[str, Operator]] = {}
     for name, method in approximators.items():
-        from_mean = getattr(method, "takes", "per_example") == "mean_gradient"
-        given: Mapping[str, Any] = gradients if from_mean else stats
+        of_mean = facts(method).takes == "mean_gradient"
+        given: Mapping[str, Any] = gradients if of_mean else stats
         old = operators.get(name, {})
         found[name] = {
             block: _one(method, given[block], old.get(block), weight) for block in stats
