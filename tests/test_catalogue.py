@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fisherlab as fl
-from fisherlab.catalogue import METRICS, QUANTITIES, quantity
+from fisherlab.catalogue import METRICS, QUANTITIES, Quantity, quantity
+from fisherlab.metrics import register
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,36 @@ def test_a_metric_of_ones_own_may_stand_among_names(stats):
 
     ds = fl.compare(stats, ["kfac"], metrics=["frobenius_error", twice])
     np.testing.assert_allclose(ds.twice, 2 * ds.frobenius_error)
+
+
+def test_a_row_of_facts_and_a_function_make_a_metric(stats, tmp_path, monkeypatch):
+    """The two steps of CONTRIBUTING.md."""
+    monkeypatch.setattr(register, "_MEASURES", dict(register._MEASURES))
+
+    @register.of_matrices
+    def trace_gap(pair):
+        return abs(pair.exact.trace() - pair.approx.trace())
+
+    facts = Quantity(
+        "trace_gap",
+        "trace gap",
+        symbol=r"$|\mathrm{tr}\,F-\mathrm{tr}\,\hat{F}|$",
+        formula="|tr F − tr F̂|",
+        best="low",
+        perfect=0.0,
+        meaning="How far the total curvatures are apart.",
+        needs="matrix",
+    )
+    for known in (QUANTITIES, METRICS):
+        monkeypatch.setitem(known, facts.name, facts)
+    ds = fl.compare(stats, ["tkfac", "lanczos-2", "kfac"], metrics=["trace_gap"])
+    cell = ds.trace_gap.sel(layer="2", approximator="kfac")
+    expected = trace_gap(fl.ExactBlock()(stats["2"]), fl.KFAC()(stats["2"]))
+    assert float(cell) == expected
+    assert ds.trace_gap.attrs == facts.attrs
+    label = ds.fisherlab.errors("trace_gap").get_ylabel()
+    assert label.split() == facts.label.split()
+    plt.close("all")
+    page = fl.report.write(ds, tmp_path / "report").read_text()
+    assert facts.formula in page
+    assert facts.meaning in page

@@ -11,8 +11,8 @@ import xarray as xr
 
 from fisherlab.plots import quantity
 from fisherlab.report import rankings, summary, tables
-from fisherlab.report.moments import moment
 from fisherlab.report.page import write_page
+from fisherlab.report.snapshot import moment
 from tests import analyses
 from tests.datasets import LEVEL, comparison, inverses
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fisherlab import plots
 from fisherlab.plots import frames
 from fisherlab.plots.matrices import typical_maximum
-from fisherlab.report.moments import Moment
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
+from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
 from fisherlab.report.text import number
 
@@ -32,7 +32,7 @@ def write_figures(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import xarray as xr
-    >>> from fisherlab.report.moments import moment
+    >>> from fisherlab.report.snapshot import moment
     >>> dims = ("layer", "approximator")
     >>> coords = {"layer": ["0"], "approximator": ["kfac"]}
     >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4]])}, coords)

@@ -17,7 +17,7 @@ from fisherlab.durable import write_durably
 from fisherlab.plots.style import styles
 from fisherlab.report import rankings, summary, tables
 from fisherlab.report.figures import write_figures
-from fisherlab.report.moments import Moment, moment
+from fisherlab.report.snapshot import Moment, moment
 
 STEPS: Final = 12
 """Steps that get a table of their own at most; `results.nc` holds all."""

@@ -9,7 +9,7 @@ import xarray as xr
 
 from fisherlab.catalogue import FLOOR, overall
 from fisherlab.plots.costs import undominated
-from fisherlab.report.moments import Grid, Moment, moment
+from fisherlab.report.snapshot import Grid, Moment, moment
 from fisherlab.report.text import error_text, number, percent
 
 

@@ -10,8 +10,8 @@ import xarray as xr
 from fisherlab.catalogue import below_floor, overall
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
-from fisherlab.report.moments import Grid, Moment, damping_kind, moment
 from fisherlab.report.rankings import Standing, spread, standings, winners
+from fisherlab.report.snapshot import Grid, Moment, damping_kind, moment
 from fisherlab.report.text import error_text, layers, percent, quoted, span
 
 

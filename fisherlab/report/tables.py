@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
-from fisherlab.report.moments import Moment, damping_kind
 from fisherlab.report.rankings import Standing
+from fisherlab.report.snapshot import Moment, damping_kind
 from fisherlab.report.text import error_text, number, percent, span
 
 HIDDEN: Final = {

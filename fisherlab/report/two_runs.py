@@ -17,11 +17,11 @@ from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.plots import frames
 from fisherlab.report import tables
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.moments import moment
 from fisherlab.report.page import looks, render
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.rankings import standings
 from fisherlab.report.saved import load, located, read_run
+from fisherlab.report.snapshot import moment
 from fisherlab.report.summary import Sentence
 from fisherlab.report.text import error_text, number
 
