@@ -15,7 +15,7 @@ from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
-from fisherlab.training import portable
+from fisherlab.training import serialise
 from fisherlab.training.averaging import Averaging, Ramped, averaging
 from fisherlab.training.curvature import Fallback, handler
 from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
@@ -324,12 +324,12 @@ class AdaptiveKFAC(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return portable.lasting(self)
+        return serialise.lasting(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""
         found = super().state_dict()
-        own = portable.pack({name: getattr(self, name) for name in _STATE})
+        own = serialise.pack({name: getattr(self, name) for name in _STATE})
         named = dict(self.model.named_parameters())
         found["adaptive_kfac"] = own | packed(self.units, self._owners, named)
         return found
@@ -350,7 +350,7 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         super().load_state_dict(dict(state_dict))
         self.units, self._owners = units, known
         for name in _STATE:
-            setattr(self, name, portable.unpack(own[name]))
+            setattr(self, name, serialise.unpack(own[name]))
 
     def _parameters(self) -> Parameters:
         return Parameters.of(self, self.model, "AdaptiveKFAC")

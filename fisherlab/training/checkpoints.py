@@ -14,7 +14,7 @@ from torch import nn
 
 from fisherlab.durable import check_seal, write_sealed
 from fisherlab.errors import DataError
-from fisherlab.training.portable import pack, unpack
+from fisherlab.training.serialise import pack, unpack
 
 _VERSION: Final = 1
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from fisherlab.approximators.base import called, facts
 from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.register import named
+from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import FisherlabError, NeedsSharedForm
 from fisherlab.operators import Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training.moves import Parameters
-from fisherlab.training.units import NETWORK, Unit, Units, averaged
+from fisherlab.training.units import Unit, Units, averaged
 from fisherlab.training.units import factorising as _named
 
 Fallback = Any  # "gradient", or the name or the value of an approximator

@@ -13,7 +13,7 @@ from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
-from fisherlab.training import portable
+from fisherlab.training import serialise
 from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.clipping import KLClip
 from fisherlab.training.curvature import Fallback, handler, warmed
@@ -354,13 +354,13 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return portable.lasting(self)
+        return serialise.lasting(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""
         found = super().state_dict()
-        found["param_groups"] = portable.pack(found["param_groups"])
-        own = portable.pack({"steps": self.steps, "exceptions": self.exceptions})
+        found["param_groups"] = serialise.pack(found["param_groups"])
+        own = serialise.pack({"steps": self.steps, "exceptions": self.exceptions})
         named = dict(self.model.named_parameters())
         found["natural_gradient"] = own | packed(self.units, self._owners, named)
         return found
@@ -376,12 +376,12 @@ class NaturalGradient(torch.optim.Optimizer):
         if "natural_gradient" not in state_dict:
             msg = "load_state_dict: the state of another kind of optimiser was given."
             raise ValueError(msg)
-        groups = portable.unpack(state_dict["param_groups"])
+        groups = serialise.unpack(state_dict["param_groups"])
         own = state_dict["natural_gradient"]
         units, known = unpacked(own, self._parameters())
         super().load_state_dict({**state_dict, "param_groups": groups})
         self.units, self._owners = units, known
-        self.steps, self.exceptions = own["steps"], portable.unpack(own["exceptions"])
+        self.steps, self.exceptions = own["steps"], serialise.unpack(own["exceptions"])
 
     def _device(self) -> torch.device:
         return next(p.device for g in self.param_groups for p in g["params"])

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fisherlab.approximators import average
+from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.operators.dampings import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.training import portable
+from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters
 
-NETWORK = "network"  # the name of the one unit of a method that couples layers
 Owners = Mapping[str, tuple[nn.Parameter, ...]]  # parameters by block
 
 
@@ -228,7 +228,7 @@ def matched(units: Units, before: Owners) -> dict[str, Unit]:
 
 def _matched(unit: Unit, like: nn.Parameter) -> Unit:
     if unit.operator.device != like.device:
-        unit = portable.moved(unit, like.device)
+        unit = serialise.moved(unit, like.device)
     if unit.operator.dtype == like.dtype:
         return unit
     last = None if unit.last is None else unit.last.to(like.dtype)
@@ -243,7 +243,7 @@ def packed(units: Units, before: Owners, named: Mapping[str, Tensor]) -> dict[st
         for unit, held in before.items()
         if all(id(p) in names for p in held)
     }
-    return {"units": portable.pack(units), "owners": known}
+    return {"units": serialise.pack(units), "owners": known}
 
 
 def unpacked(
@@ -256,7 +256,7 @@ def unpacked(
     ValueError
         If they were made of other parameters; names and shapes are compared.
     """
-    units: dict[str, Unit] = portable.unpack(state["units"])
+    units: dict[str, Unit] = serialise.unpack(state["units"])
     names = state.get("owners")  # older states have none
     if names is None:
         names = {name: block.parameters for name, block in parameters.blocks.items()}

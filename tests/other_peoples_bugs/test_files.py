@@ -25,7 +25,7 @@ from fisherlab.errors import DataError, StoreError
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.saved import rebuild
 from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from fisherlab.training.portable import pack
+from fisherlab.training.serialise import pack
 from fisherlab.training.store import Store
 from tests.training_runs import small
 
