@@ -582,4 +582,50 @@ ANALYSIS = [
     ),
 ]
 
-EVERY = [*OPERATORS, *APPROXIMATORS, *METRICS, *STATISTICS, *TRAINING, *ANALYSIS]
+PURPOSES = [
+    mutant(
+        "a step is judged by half of its curvature",
+        "purposes/step.py",
+        "float(2 * slopes[0] - curvatures[0]) / goal",
+        "float(2 * slopes[0] - curvatures[0] / 2) / goal",
+        "purposes::steps_are_those_of_formed_matrices",
+    ),
+    mutant(
+        "the divergences of posteriors change places",
+        "purposes/laplace.py",
+        '"kl": number(lambda: backward(damped))',
+        '"kl": number(lambda: forward(damped))',
+        "purposes::posteriors_are_those_of_formed_matrices",
+    ),
+    mutant(
+        "a posterior forgets the number of data",
+        "purposes/laplace.py",
+        "return torch.cat(parts, 1) / self.data_size",
+        "return torch.cat(parts, 1)",
+        "purposes::posteriors_are_those_of_formed_matrices",
+    ),
+    mutant(
+        "the weights of largest saliency are pruned",
+        "purposes/weights.py",
+        "gone = saliency.argsort()[: self._count(saliency)]",
+        "gone = saliency.argsort(descending=True)[: self._count(saliency)]",
+        "purposes::saliencies_are_those_of_formed_matrices",
+    ),
+    mutant(
+        "a verdict ranks what has no number",
+        "analysis/purposes.py",
+        "usable = [m for m in methods if np.isfinite(numbers[m])]",
+        "usable = list(methods)",
+        "purposes::no_sentence_of_a_verdict_is_false",
+    ),
+]
+
+EVERY = [
+    *OPERATORS,
+    *APPROXIMATORS,
+    *METRICS,
+    *STATISTICS,
+    *TRAINING,
+    *ANALYSIS,
+    *PURPOSES,
+]
