@@ -9,7 +9,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.approximators.network import PerBlock
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.training.probes.moment import Moment
 from fisherlab.training.serialise import pack, unpack
 from tests.training_runs import adam, small

@@ -15,11 +15,10 @@ from fisherlab import problems
 from fisherlab.errors import DataError
 from fisherlab.likelihoods import Bernoulli
 from fisherlab.problems.data import small_images
-from fisherlab.problems.files import DataFile, read_verified
-from fisherlab.problems.idx import decode_idx
+from fisherlab.problems.files import MNIST, DataFile, read_verified
+from fisherlab.problems.formats import decode_idx
 from fisherlab.problems.networks import perceptron
-from fisherlab.problems.sources import MNIST
-from fisherlab.problems.splits import validation
+from fisherlab.problems.problem import validation
 
 
 def data_folder() -> Path:

@@ -19,13 +19,12 @@ import torch
 
 from fisherlab import cli, problems
 from fisherlab.errors import DataError
-from fisherlab.problems import colour, curves, faces, fetching, registry, text
-from fisherlab.problems.archives import decode_npz, decode_pickle, members
+from fisherlab.problems import colour, curves, faces, files, registry, text
 from fisherlab.problems.colour import decode_batch
 from fisherlab.problems.data import images
 from fisherlab.problems.descriptions import DESCRIPTIONS
 from fisherlab.problems.files import DataFile, read_verified
-from fisherlab.problems.matlab import decode_mat
+from fisherlab.problems.formats import decode_mat, decode_npz, decode_pickle, members
 
 
 def published(content, name, folder="there"):
@@ -572,7 +571,7 @@ def test_a_missing_file_is_downloaded_once(tmp_path, local_fetch, checksum):
     file = file if checksum else replace(file, sha256="")
     home = tmp_path / "home"
     for _ in range(2):
-        paths = fetching.fetch([file], home)
+        paths = files.fetch([file], home)
         assert paths == [home / "set" / "a.gz"]
         assert read_verified(file, home) == b"content"
     assert len(local_fetch) == 1
@@ -582,17 +581,17 @@ def test_a_file_that_is_there_is_verified_and_not_fetched(tmp_path, local_fetch)
     file, home = downloadable(tmp_path), tmp_path / "home"
     home.mkdir()
     (home / "a.gz").write_bytes(b"content")
-    assert fetching.fetch([file], home) == [home / "a.gz"]
+    assert files.fetch([file], home) == [home / "a.gz"]
     (home / "a.gz").write_bytes(b"damaged")
     with pytest.raises(DataError, match="not the published file"):
-        fetching.fetch([file], home)
+        files.fetch([file], home)
     assert not local_fetch
 
 
 def test_a_wrong_download_is_refused_and_not_kept(tmp_path, local_fetch):
     file = downloadable(tmp_path, b"something else")
     with pytest.raises(DataError, match="Cannot download") as error:
-        fetching.fetch([file], tmp_path / "home")
+        files.fetch([file], tmp_path / "home")
     assert one_line(error)
     assert list((tmp_path / "home").rglob("*.gz")) == []
 
@@ -600,7 +599,7 @@ def test_a_wrong_download_is_refused_and_not_kept(tmp_path, local_fetch):
 def test_a_lost_connection_is_one_line(tmp_path, local_fetch):
     file = replace(downloadable(tmp_path), name="b.gz")
     with pytest.raises(DataError, match=r"Cannot download .*b\.gz") as error:
-        fetching.fetch([file], tmp_path / "home")
+        files.fetch([file], tmp_path / "home")
     assert one_line(error)
 
 
@@ -612,7 +611,7 @@ def test_a_file_without_an_address_cannot_be_downloaded(tmp_path):
 def test_without_pooch_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(DataError, match=r"pip install 'fisherlab\[data\]'"):
-        fetching.fetch([downloadable(tmp_path)], tmp_path / "home")
+        files.fetch([downloadable(tmp_path)], tmp_path / "home")
 
 
 def test_the_command_downloads_and_lists(tmp_path, local_fetch, monkeypatch, capsys):

@@ -10,10 +10,10 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import problems
-from fisherlab.problems.augmentation import CropAndFlip
 from fisherlab.problems.convolutional import ResidualBlock, resnet, vgg
 from fisherlab.problems.descriptions import DESCRIPTIONS
-from fisherlab.problems.initialisation import settle
+from fisherlab.problems.networks import settle
+from fisherlab.problems.problem import CropAndFlip
 from fisherlab.problems.transformers import gpt, vit
 
 # Published or counted by hand from the published widths.

@@ -11,10 +11,10 @@ import scipy.ndimage
 import torch
 
 from fisherlab import problems
-from fisherlab.problems import caching, curves
-from fisherlab.problems.caching import cached
+from fisherlab.problems import curves, files
 from fisherlab.problems.curves import curve_images, curves_surrogate
 from fisherlab.problems.faces import face_patches
+from fisherlab.problems.files import cached
 
 
 def data_folder():
@@ -76,7 +76,7 @@ def test_an_image_depends_on_seed_and_number_only():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(caching, "cache_folder", lambda: tmp_path / "fisherlab")
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "fisherlab")
     return tmp_path / "fisherlab" / "surrogates"
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_cache_is_made_anew(cache):
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(caching, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "file")
     np.testing.assert_array_equal(cached("a", (2, 3), numbers), numbers())
 
 

@@ -17,7 +17,7 @@ from fisherlab.errors import DataError, NumericalError
 from fisherlab.problems import Problem, registry
 from fisherlab.problems.data import digits
 from fisherlab.problems.networks import perceptron
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.report import analysis, figures, job
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder

@@ -11,12 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from fisherlab.errors import DataError
-from fisherlab.problems.archives import decode_npz, decode_pickle, members
-from fisherlab.problems.augmentation import CropAndFlip
-from fisherlab.problems.files import DataFile, read_verified
-from fisherlab.problems.matlab import decode_mat
-from fisherlab.problems.problem import Pair
-from fisherlab.problems.sources import CIFAR10, CIFAR10_SUBSET, CIFAR100, SVHN
+from fisherlab.problems.files import (
+    CIFAR10,
+    CIFAR10_SUBSET,
+    CIFAR100,
+    SVHN,
+    DataFile,
+    read_verified,
+)
+from fisherlab.problems.formats import decode_mat, decode_npz, decode_pickle, members
+from fisherlab.problems.problem import CropAndFlip, Pair
 
 _SHAPE: Final = (3, 32, 32)
 Channels = tuple[float, float, float]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fisherlab.problems.initialisation import built, glorot_uniform, he_normal
+from fisherlab.problems.networks import built, glorot_uniform, he_normal
 
 
 def simple_cnn(

@@ -11,11 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import DataError
-from fisherlab.problems.caching import cached
-from fisherlab.problems.files import read_verified
-from fisherlab.problems.matlab import decode_mat
+from fisherlab.problems.files import CURVES, cached, read_verified
+from fisherlab.problems.formats import decode_mat
 from fisherlab.problems.problem import Pair
-from fisherlab.problems.sources import CURVES
 
 _TRAIN, _TEST, _SIDE = 20_000, 10_000, 28
 

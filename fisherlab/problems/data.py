@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fisherlab.errors import DataError
 from fisherlab.problems.files import DataFile, read_verified
-from fisherlab.problems.idx import decode_idx
+from fisherlab.problems.formats import decode_idx
 from fisherlab.problems.problem import Pair
 
 _SIDE: Final = 28

@@ -10,7 +10,7 @@ from typing import Final
 from torch import nn
 
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from fisherlab.problems import colour, sources, text
+from fisherlab.problems import colour, files, text
 from fisherlab.problems.convolutional import resnet, simple_cnn, vgg
 from fisherlab.problems.curves import curves, curves_surrogate
 from fisherlab.problems.data import (
@@ -23,8 +23,7 @@ from fisherlab.problems.data import (
 from fisherlab.problems.faces import faces, faces_surrogate
 from fisherlab.problems.files import DataFile
 from fisherlab.problems.networks import perceptron
-from fisherlab.problems.problem import Augment
-from fisherlab.problems.splits import Data, validation
+from fisherlab.problems.problem import Augment, Data, validation
 from fisherlab.problems.transformers import gpt, vit
 
 
@@ -106,8 +105,8 @@ _RECONSTRUCTIONS: Final = (
     _Reconstruction(
         "mnist",
         "70,000 handwritten digits, 28 x 28",
-        sources.MNIST,
-        partial(reconstructions, sources.MNIST),
+        files.MNIST,
+        partial(reconstructions, files.MNIST),
         _MNIST_WIDTHS,
         50_000,
         Bernoulli(),
@@ -115,7 +114,7 @@ _RECONSTRUCTIONS: Final = (
     _Reconstruction(
         "faces",
         "144,900 patches of faces, 25 x 25",
-        (sources.FACES,),
+        (files.FACES,),
         faces,
         _FACES_WIDTHS,
         82_800,
@@ -124,7 +123,7 @@ _RECONSTRUCTIONS: Final = (
     _Reconstruction(
         "faces-surrogate",
         "SURROGATE of FACES, 144,900 new patches of the photos",
-        (sources.OLIVETTI,),
+        (files.OLIVETTI,),
         faces_surrogate,
         _FACES_WIDTHS,
         82_800,
@@ -133,7 +132,7 @@ _RECONSTRUCTIONS: Final = (
     _Reconstruction(
         "curves",
         "30,000 images of curves, 28 x 28",
-        (sources.CURVES,),
+        (files.CURVES,),
         curves,
         _CURVES_WIDTHS,
         16_000,
@@ -200,24 +199,24 @@ _CLASSIFIERS: Final = (
         "mnist",
         "70,000 handwritten digits reduced to 16 x 16",
         "LeCun et al. 1998",
-        sources.MNIST,
-        partial(small_images, sources.MNIST),
+        files.MNIST,
+        partial(small_images, files.MNIST),
     ),
     _classifier(
         "fashion-mnist",
         "70,000 images of clothing reduced to 16 x 16",
         "Xiao et al. 2017",
-        sources.FASHION_MNIST,
-        partial(small_images, sources.FASHION_MNIST),
+        files.FASHION_MNIST,
+        partial(small_images, files.FASHION_MNIST),
     ),
     Description(
         name="fashion-mnist-cnn",
         summary="70,000 images of clothing, 1 x 28 x 28",
         network="Simple CNN: conv 5x5 32, 64; 1024-10, ReLU, max-pool",
         source="network of Shallue et al. 2019; data of Xiao et al. 2017",
-        files=sources.FASHION_MNIST,
+        files=files.FASHION_MNIST,
         likelihood=Categorical(),
-        data=partial(images, sources.FASHION_MNIST),
+        data=partial(images, files.FASHION_MNIST),
         build=simple_cnn,
     ),
     Description(
@@ -225,7 +224,7 @@ _CLASSIFIERS: Final = (
         summary="60,000 colour images of 10 classes, 3 x 32 x 32; crop, flip",
         network="ResNet-32, batch norm, shortcuts A",
         source="He et al. 2016; data of Krizhevsky 2009",
-        files=(sources.CIFAR10,),
+        files=(files.CIFAR10,),
         likelihood=Categorical(),
         data=colour.cifar10,
         build=resnet,
@@ -236,7 +235,7 @@ _CLASSIFIERS: Final = (
         summary="the first 2,000 and 1,000 images of CIFAR-10; crop, flip",
         network="ResNet-32, batch norm, shortcuts A",
         source="He et al. 2016; data of Krizhevsky 2009",
-        files=(sources.CIFAR10_SUBSET,),
+        files=(files.CIFAR10_SUBSET,),
         likelihood=Categorical(),
         data=colour.cifar10_subset,
         build=resnet,
@@ -247,7 +246,7 @@ _CLASSIFIERS: Final = (
         summary="60,000 colour images of 100 classes, 3 x 32 x 32; crop, flip",
         network="VGG-16, batch norm, 4096-4096-100",
         source="Simonyan & Zisserman 2015 as in Bahamou et al. 2022; Krizhevsky 2009",
-        files=(sources.CIFAR100,),
+        files=(files.CIFAR100,),
         likelihood=Categorical(),
         data=colour.cifar100,
         build=partial(vgg, 16, classes=100),
@@ -258,7 +257,7 @@ _CLASSIFIERS: Final = (
         summary="99,289 colour images of house numbers, 3 x 32 x 32; crop",
         network="VGG-11, batch norm, 4096-4096-10",
         source="Simonyan & Zisserman 2015 as in Bahamou et al. 2022; Netzer et al. 2011",
-        files=sources.SVHN,
+        files=files.SVHN,
         likelihood=Categorical(),
         data=colour.svhn,
         build=partial(vgg, 11),
@@ -282,7 +281,7 @@ _TRANSFORMERS: Final = (
         summary="60,000 colour images of 10 classes, 3 x 32 x 32; crop, flip",
         network="ViT: 64 patches, width 64, 4 heads, 4 blocks",
         source="Dosovitskiy et al. 2021, small; data of Krizhevsky 2009",
-        files=(sources.CIFAR10,),
+        files=(files.CIFAR10,),
         likelihood=Categorical(),
         data=colour.cifar10,
         build=partial(vit, channels=3, size=32, width=64, depth=4),
@@ -303,7 +302,7 @@ _TRANSFORMERS: Final = (
         summary="1.1 MB of Shakespeare, 32 characters each",
         network="GPT: 65 characters, width 64, 4 heads, 2 blocks",
         source="Radford et al. 2019, small; text of Karpathy 2015",
-        files=(sources.SHAKESPEARE,),
+        files=(files.SHAKESPEARE,),
         likelihood=Categorical(),
         data=text.shakespeare,
         build=partial(gpt, vocabulary=len(text.SHAKESPEARE_ALPHABET)),

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fisherlab.errors import DataError
-from fisherlab.problems.files import read_verified
-from fisherlab.problems.matlab import decode_mat
+from fisherlab.problems.files import FACES, OLIVETTI, read_verified
+from fisherlab.problems.formats import decode_mat
 from fisherlab.problems.problem import Pair
-from fisherlab.problems.sources import FACES, OLIVETTI
 
 _SIDE: Final = 25
 _PEOPLE: Final = 40

@@ -1,10 +1,14 @@
-"""The value that a loaded problem is."""
+"""The value that a loaded problem is, parts of its data, and random changes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
 
+import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, device, nn
 
 from fisherlab.likelihoods import Likelihood
@@ -72,3 +76,129 @@ def _moved(pair: Pair, where: str | device) -> Pair:
     moved = x.to(where)
     # The targets of an autoencoder are its inputs, also in memory.
     return moved, moved if y is x else y.to(where)
+
+
+Data = Callable[[Path | None, torch.dtype], tuple[Pair, Pair]]
+
+
+def validation(
+    data: Data, count: int, data_dir: Path | None, dtype: torch.dtype
+) -> tuple[Pair, Pair]:
+    """Keep `count` random training examples; the others take the place of the test set.
+
+    The choice is the same at every call.
+    """
+    (x, y), _ = data(data_dir, dtype)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    kept, held = order[:count].sort().values, order[count:].sort().values
+    if y is x:  # an autoencoder: its targets need no memory of their own
+        x, x_held = x[kept], x[held]
+        return (x, x), (x_held, x_held)
+    return (x[kept], y[kept]), (x[held], y[held])
+
+
+def drawn(pair: Pair, examples: int | None, seed: int = 0) -> Pair:
+    """Return a random part of at most so many examples, in the order of the data set.
+
+    Data sets are ordered (FACES by person), so that the first examples say little of the
+    rest. The choice depends on the seed and the sizes alone; None means all.
+
+    Examples
+    --------
+    >>> x = torch.arange(7)
+    >>> drawn((x, x), 3)[0].diff().min() > 0
+    tensor(True)
+    """
+    x, y = pair
+    if examples is None or examples >= len(x):
+        return pair
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:examples].sort().values.to(x.device)
+    part = x[chosen]
+    return part, part if y is x else y[chosen.to(y.device)]
+
+
+def thinned(pair: Pair, examples: int) -> Pair:
+    """Return at most so many examples, evenly spaced in the order of the data set.
+
+    Examples
+    --------
+    >>> x = torch.arange(7)
+    >>> thinned((x, x), 3)[0]
+    tensor([0, 2, 4])
+    """
+    x, y = pair
+    if examples >= len(x):
+        return pair
+    chosen = torch.arange(examples) * len(x) // examples
+    part = x[chosen]
+    return part, part if y is x else y[chosen]
+
+
+@final
+@dataclass(frozen=True)
+class CropAndFlip:
+    """Crop images at random from a padded copy, and mirror half of them.
+
+    Each image moves by an independent offset of −padding … padding pixels along both
+    axes. The result depends on the images and the generator only.
+
+    Parameters
+    ----------
+    padding
+        Pixels added to every side.
+    flip
+        Whether to mirror left and right with probability ½.
+    background
+        The value of the padding in each channel.
+
+    References
+    ----------
+    He et al., "Deep residual learning for image recognition", 2016, section 4.2.
+
+    Examples
+    --------
+    >>> change = CropAndFlip(4, True, (0.0, 0.0, 0.0))
+    >>> x = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    >>> change(x, torch.Generator().manual_seed(1)).shape
+    torch.Size([5, 3, 32, 32])
+    """
+
+    padding: int
+    flip: bool
+    background: tuple[float, ...]
+
+    def __call__(
+        self, x: Float[Tensor, "n c h w"], generator: Generator
+    ) -> Float[Tensor, "n c h w"]:
+        """Return changed images; draws on the generator's device."""
+        n, _, height, width = x.shape
+        rows = self._offsets(n, generator) + torch.arange(height)
+        columns = self._offsets(n, generator) + torch.arange(width)
+        if self.flip:
+            mirrored = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
+            columns = torch.where(mirrored.cpu(), columns.flip(1), columns)
+        rows, columns = rows.to(x.device), columns.to(x.device)
+        example = torch.arange(n, device=x.device).view(n, 1, 1)
+        picked = self._padded(x)[example, :, rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2).contiguous()
+
+    def _offsets(self, n: int, generator: Generator) -> Tensor:
+        size, device = (n, 1), generator.device
+        drawn = torch.randint(
+            2 * self.padding + 1, size, generator=generator, device=device
+        )
+        return drawn.cpu()
+
+    def _padded(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        if channels != len(self.background):
+            raise ValueError(
+                f"{self} was given images of {channels} channels; "
+                f"{len(self.background)} are expected."
+            )
+        p = self.padding
+        background = x.new_tensor(self.background).view(1, channels, 1, 1)
+        padded = background.repeat(n, 1, height + 2 * p, width + 2 * p)
+        padded[:, :, p : p + height, p : p + width] = x
+        return padded

@@ -8,10 +8,9 @@ from typing import Final
 import torch
 
 from fisherlab.problems.descriptions import DESCRIPTIONS, Description
-from fisherlab.problems.fetching import fetch
-from fisherlab.problems.initialisation import settle
-from fisherlab.problems.problem import Problem
-from fisherlab.problems.splits import thinned
+from fisherlab.problems.files import fetch
+from fisherlab.problems.networks import settle
+from fisherlab.problems.problem import Problem, thinned
 
 # Training examples that give batch norm its first running statistics.
 _SETTLING: Final = 64

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import DataError
-from fisherlab.problems.files import read_verified
+from fisherlab.problems.files import SHAKESPEARE, read_verified
 from fisherlab.problems.problem import Pair
-from fisherlab.problems.sources import SHAKESPEARE
 
 CONTEXT: Final = 32
 # Line feed, space, and everything that can be seen.

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fisherlab.problems.initialisation import built, normal
+from fisherlab.problems.networks import built, normal
 
 # Of the initial weights of GPT-2.
 _DEVIATION = 0.02

@@ -15,7 +15,7 @@ import fisherlab as fl
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.errors import FisherlabError
 from fisherlab.problems import Problem
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.record import Phases
 from fisherlab.report.sizes import Size

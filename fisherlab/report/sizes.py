@@ -22,7 +22,7 @@ from fisherlab.analysis.allowances import (
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
 
 FEW: Final = 32

@@ -27,7 +27,7 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import BlockTridiagonal, Factored, KroneckerBlocks
 from fisherlab.plots import heatmap, publication
 from fisherlab.problems import load
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.statistics import Statistics, collect
 from fisherlab.training import accuracy, trajectory

@@ -25,8 +25,7 @@ from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.layers import Block
 from fisherlab.operators import Partition
 from fisherlab.plots.style import publication
-from fisherlab.problems.problem import Problem
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import Problem, drawn
 from fisherlab.reproduce.figure import Figure, Result
 from fisherlab.statistics import Empirical, Exact, Fisher, LayerStatistics, collect
 from fisherlab.statistics.values import Statistics

@@ -12,7 +12,7 @@ from fisherlab.analysis.allowances import Allowance, cut, parse_time
 from fisherlab.approximators import KFAC, ExactBlock
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, KroneckerSum, Partition
 from fisherlab.problems import registry
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import drawn
 from fisherlab.report import sizes
 from fisherlab.report.analysis import analyse, count_phases
 from fisherlab.report.config import ReportConfig

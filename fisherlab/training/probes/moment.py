@@ -9,8 +9,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.problems.problem import Pair, Problem
-from fisherlab.problems.splits import drawn
+from fisherlab.problems.problem import Pair, Problem, drawn
 
 Source = Literal["train", "test", "batch"]
 
