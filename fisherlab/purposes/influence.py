@@ -23,9 +23,11 @@ from fisherlab.purposes.base import (
     summed,
 )
 from fisherlab.samples import Samples
+from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, Statistics
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class Influence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
@@ -16,11 +16,13 @@ from fisherlab.metrics.divergences import backward, forward
 from fisherlab.metrics.pairs import Pair
 from fisherlab.numerics.memory import chunks
 from fisherlab.purposes.base import CHUNK, Answers, Measure, number, of_block, summed
+from fisherlab.showing import shown
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
 
 BINS = 15  # of the calibration error
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class HeldOut:
@@ -43,8 +45,8 @@ class HeldOut:
     """
 
     jacobians: Statistics
-    outputs: Float[Tensor, "n k"]
-    labels: Int[Tensor, " n"] | None = None
+    outputs: Float[Tensor, "n k"] = field(repr=False)
+    labels: Int[Tensor, " n"] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -60,6 +62,7 @@ class HeldOut:
         return cls(found, outputs.detach(), labels)
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class Laplace:

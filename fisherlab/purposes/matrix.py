@@ -11,6 +11,7 @@ import torch
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.spectra import spectrum_error
 from fisherlab.purposes.base import Answers, Measure, number, summed
+from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
 BY_DEFINITION = (
@@ -18,6 +19,7 @@ BY_DEFINITION = (
 )
 
 
+@shown
 @final
 @dataclass(frozen=True)
 class Matrix:
@@ -70,6 +72,7 @@ class Matrix:
         }
 
 
+@shown
 @final
 @dataclass(frozen=True)
 class Sharpness:

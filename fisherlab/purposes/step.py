@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, final
 
 import torch
@@ -13,11 +13,13 @@ from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair
 from fisherlab.operators.dampings import Factored
 from fisherlab.purposes.base import Answers, Measure, of_block, summed
+from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
 GRID: Final = tuple(10.0 ** (k / 2) for k in range(-6, 7))  # own dampings over the common
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -54,7 +56,7 @@ class Step:
     ['best_f_cosine_squared', 'f_cosine_squared']
     """
 
-    gradient: Mapping[str, Any]
+    gradient: Mapping[str, Any] = field(repr=False)
     damping: float = 1e-2
     grid: Sequence[float] = GRID
     factored: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
@@ -17,9 +17,11 @@ from fisherlab.purposes.base import (
     summed,
     weights_of,
 )
+from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class Pruning:
@@ -50,7 +52,7 @@ class Pruning:
     'obd_overlap'
     """
 
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(repr=False)
     damping: float = 1e-2
     share: float = 0.5
 
@@ -114,6 +116,7 @@ class Pruning:
         return {one.name: found[one.name] for one in self.measures}
 
 
+@shown
 @final
 @dataclass(frozen=True, eq=False)
 class EWC:
@@ -140,8 +143,8 @@ class EWC:
     'penalty_ratio'
     """
 
-    weights: Mapping[str, Tensor]
-    others: Sequence[Mapping[str, Tensor]]
+    weights: Mapping[str, Tensor] = field(repr=False)
+    others: Sequence[Mapping[str, Tensor]] = field(repr=False)
     random: int = 32
     seed: int = 0
 
