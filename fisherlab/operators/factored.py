@@ -387,6 +387,14 @@ def _factored_any(a: FactoredFisher, b: Operator) -> float:
     return total / a.count
 
 
+@inner_product(WoodburyInverse, Eigenform)
+def _woodbury_eigenform(a: WoodburyInverse, b: Eigenform) -> float:
+    """Multiply the M samples by b, or the eigenvectors of b by a if those are fewer."""
+    if b.basis.is_identity:
+        return float((b.values * a.diagonal().flatten()).sum(dtype=torch.float64))
+    return b.inner_by_vectors(a) if len(b.values) < len(a.factor) else a.inner_with(b)
+
+
 @inner_product(WoodburyInverse, Operator, by_samples=True)
 def _woodbury_any(a: WoodburyInverse, b: Operator) -> float:
     return a.inner_with(b)

@@ -125,6 +125,18 @@ def test_inner_products_multiply_no_sample_by_sample(name):
     assert multiply_adds(lambda: exact.inner(approx)) <= limit
 
 
+@pytest.mark.parametrize("name", ["kfac", "ekfac", "diagonal", "low-rank"])
+def test_inverses_multiply_no_eigenvector_by_eigenvector(name):
+    """KFAC's damped inverse beside the exact one took p products for M samples."""
+    stats = layer(60, 50, 10, 1)
+    exact = fl.ExactBlock()(stats).inverse(1e-2)
+    approx = fl.approximators()[name](stats).inverse(1e-2)
+    o, i, n = 50, 60, 10
+    limit = 4 * n * (o * o * i + i * i * o + n * o * i)
+    for question in (lambda: exact.inner(approx), lambda: approx.inner(exact)):
+        assert multiply_adds(question) <= limit
+
+
 @pytest.mark.parametrize("other", ["same", "by input", "mean"])
 @pytest.mark.parametrize("name", every(["exact"], fl.approximators()))
 def test_inner_products_with_blocks_of_other_samples_are_dense_ones(name, other):
