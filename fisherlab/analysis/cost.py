@@ -7,7 +7,8 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from fisherlab.layers import Block, SharedForm, blocks, exclusive, select
+from fisherlab.layers import Block, blocks, exclusive, select
+from fisherlab.layers.uses import Form as Shared
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
@@ -28,7 +29,6 @@ from fisherlab.statistics.collect import COLUMN_BYTES, run_length
 from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
-from fisherlab.statistics.taps import Tapped
 from fisherlab.statistics.values import pair_samples
 
 Route = Literal["packed GEMM", "per-example SYRK", "position pairs", "Gram"]
@@ -222,23 +222,17 @@ class Probed:
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:
     tap = found.tapped.get(block.name)
-    positions = 1 if tap is None else _positions(tap)
+    positions = 1 if tap is None else sum(tap.positions)
     form = None if tap is None else tap.form
     samples = _samples(seen.dtype, block, form, n, columns, positions)
     alone = _samples(seen.dtype, block, form, n, min(columns, 1), positions).nbytes
     return Plan(block.name, samples, positions, columns, alone, route(samples, "auto"))
 
 
-def _positions(tap: Tapped) -> int:
-    """Return T, summed over the calls of the modules."""
-    outputs = (torch.empty(1, 1, *shape, device="meta") for shape in tap.outputs)
-    return sum(tap.form.gradients(output).shape[2] for output in outputs)
-
-
 def _samples(
     dtype: torch.dtype,
     block: Block,
-    form: SharedForm | None,
+    form: Shared | None,
     n: int,
     columns: int,
     positions: int,
@@ -293,13 +287,13 @@ def _pass_flops(
     from torch.utils.flop_counter import FlopCounterMode
 
     one = batch.part(slice(0, 1))
+    tapped = {name: found[name] for name in longest.tapped}
     with FlopCounterMode(display=False) as forward:
-        done = taps.forward(seen, longest.tapped, one)
+        done = taps.forward(seen, tapped, one)
     column = torch.ones_like(done.output)[None]
     general = {name: found[name] for name in longest.general}
-    with FlopCounterMode(display=False) as backward:
-        if longest.tapped:
-            taps.pull(seen, [done], longest.tapped, column, 1)
+    with FlopCounterMode(display=False) as backward, seen.settings():
+        taps.pull([done], longest.tapped, column)
         if general:
             longest.matrices(seen, general, one, column)
     return forward.get_total_flops() // 2, backward.get_total_flops() // 2

@@ -11,7 +11,7 @@ from fisherlab.layers import Block, alone, blocks, uncompiled
 from fisherlab.showing import html_table
 from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
-from fisherlab.statistics.probe import expected_forms, probe
+from fisherlab.statistics.probe import expected_reasons, probe
 
 Form = Literal["shared", "per-example", "frozen", "unsupported"]
 COLUMNS = ("parameter", "block", "numbers", "form", "reason")
@@ -140,7 +140,7 @@ def coverage(model: nn.Module, batch: Any = None) -> Coverage:
 def _reasons(model: nn.Module, found: Mapping[str, Block], batch: Any) -> Mapping[str, str]:
     """Return why blocks lack the shared form."""
     if batch is None:
-        return expected_forms(model, found)[1]
+        return expected_reasons(model, found)
     seen = view(model, None)
     first = next(batches([_pair(batch)], seen.device, seen.dtype))
     result = probe(seen, found, first)

@@ -3,12 +3,10 @@
 from fisherlab.layers.blocks import Block, blocks, frozen_parameters, select
 from fisherlab.layers.compiled import alone, exclusive, in_turn, uncompiled
 from fisherlab.layers.modes import frozen, require_independent_examples
-from fisherlab.layers.shared_form import SharedForm, shared_form
 from fisherlab.layers.unrolled import unrolled
 
 __all__ = [
     "Block",
-    "SharedForm",
     "alone",
     "blocks",
     "exclusive",
@@ -17,7 +15,6 @@ __all__ = [
     "in_turn",
     "require_independent_examples",
     "select",
-    "shared_form",
     "uncompiled",
     "unrolled",
 ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -259,8 +258,6 @@ def _probed(
     """Decide the forms of the blocks, and refuse examples that are not independent."""
     kept = {} if probes is None else probes
     known = kept.get(batch.signature)
-    if known is not None and not known.is_of(job.view.model):
-        known = None  # of a copy in another precision, which each call makes
     found = known or probe(job.view, job.blocks, batch)
     job = replace(job, view=replace(job.view, copies_data=found.overwrites_data))
     if checked:
@@ -283,22 +280,22 @@ def run_length(found: Probe, budget: int) -> int:
 
 def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerStatistics]]:
     """Yield one run of examples, cut into chunks of columns."""
+    tapped = {name: job.blocks[name] for name in found.tapped}
     passes = [
-        taps.forward(job.view, found.tapped, batch.part(part))
+        taps.forward(job.view, tapped, batch.part(part))
         for part in chunks(len(batch), job.pass_length(found, len(batch)))
     ]
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
-    pull, layers = partial(taps.pull, job.view, passes, found.tapped, at_once=1), {}
-    mask = job.likelihood.mask(output, batch.y) if found.tapped else None
-    gone = taps.masked_positions(pull, output, mask)
-    for name, tap in found.tapped.items():
-        lost, rows = gone.get(name), taps.joined_features(name, tap, passes)
-        rows = batch.own(taps.counting(tap, rows, lost))
-        layers[name] = partial(taps.described, job.blocks[name], tap, rows, lost)
+    mask = job.likelihood.mask(output, batch.y) if tapped else None
+    with job.view.settings():  # a checkpoint calls its part of the model again
+        layers = taps.described(tapped, found.tapped, passes, batch, mask, job.provenance)
     count, total = len(batch), job.fisher.column_count(job.likelihood, output)
     for columns in _columns(job, found, batch, output):
-        pieces = _shared_pieces(job, found, passes, layers, columns, count)
+        many = job.at_once(len(columns))
+        with job.view.settings():
+            gradients = taps.pull(passes, found.tapped, columns, many)
+        pieces = {name: made(gradients[name], count) for name, made in layers.items()}
         pieces |= _general_pieces(job, found, batch, columns, count)
         if count and job.planned:
             job.planned(pieces, total)
@@ -316,27 +313,6 @@ def _columns(job: _Job, found: Probe, batch: Batch, output: Tensor) -> Iterator[
             job.likelihood, output, batch.y, batch.first, part
         ).detach()
         yield from columns.split(held)
-
-
-def _shared_pieces(
-    job: _Job,
-    found: Probe,
-    passes: Sequence[taps.Pass],
-    layers: Mapping[str, Callable[[Tensor, int], LayerStatistics]],
-    columns: Tensor,
-    count: int,
-) -> dict[str, LayerStatistics]:
-    if not found.tapped:
-        return {}
-    many = job.at_once(len(columns))
-    gradients = taps.pull(job.view, passes, found.tapped, columns, many)
-    return {
-        name: replace(
-            described(gradients[name], count),
-            provenance=replace(job.provenance, layer=name, examples=count),
-        )
-        for name, described in layers.items()
-    }
 
 
 def _general_pieces(

@@ -14,17 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import exclusive, require_independent_examples, uncompiled
 from fisherlab.statistics.batches import Batch, map_inputs
-from fisherlab.statistics.recurrent import followed
 
 
 @dataclass(frozen=True, eq=False)
 class ModelView:
-    """A model in the wanted precision, with its state detached.
+    """A model in the wanted precision, its own parameters, and its state detached.
 
     `copies_data` is for models that overwrite what they are given.
     """
 
     model: nn.Module
+    own: Mapping[str, Tensor]
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     device: torch.device
@@ -92,7 +92,7 @@ class ModelView:
                 fused = torch.backends.cudnn if cuda else torch.backends.mkldnn
                 stack.enter_context(_switched_off(fused))
             for module in recurrent:
-                stack.enter_context(followed(module))
+                stack.enter_context(_followed(module))
             yield
 
 
@@ -135,10 +135,11 @@ def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     _check_parameters(named)
     chosen = dtype or next(p.dtype for p in named.values() if p.is_floating_point())
     model = _in_precision(model, chosen)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    own = dict(model.named_parameters())
+    parameters = {name: p.detach() for name, p in own.items()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     device = next(p.device for p in parameters.values() if p.is_floating_point())
-    return ModelView(model, parameters, buffers, device, chosen)
+    return ModelView(model, own, parameters, buffers, device, chosen)
 
 
 def _check_parameters(named: Mapping[str, Tensor]) -> None:
@@ -242,3 +243,39 @@ def _no_warning(message: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=message)
         yield
+
+
+@contextmanager
+def _followed(module: nn.RNNBase) -> Iterator[None]:
+    """Let a recurrent module begin with states that take part in ``vmap``.
+
+    Adding to its own zero states in place fails there. The flat list of parameters that
+    it fills anew when they are swapped is put back.
+    """
+    kept = module._flat_weights
+    handle = module.register_forward_pre_hook(_with_states, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        module._flat_weights = kept
+
+
+def _with_states(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, hx = (*args, None, None)[:2]
+    x, hx = kwargs.get("input", x), kwargs.get("hx", hx)
+    if hx is None and isinstance(x, Tensor):
+        return (x, _zero_states(module, x)), {}
+    return args, kwargs
+
+
+def _zero_states(module: nn.RNNBase, x: Tensor) -> Any:
+    """Return what the module would begin with, made from its input."""
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+    batch = [] if x.dim() == 2 else [x.shape[0 if module.batch_first else 1]]
+    hidden = x.new_zeros(layers, *batch, module.proj_size or module.hidden_size)
+    if not isinstance(module, nn.LSTM):
+        return hidden
+    return hidden, x.new_zeros(layers, *batch, module.hidden_size)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from fisherlab.layers import Block
 from fisherlab.statistics.batches import Batch, Inputs, map_inputs
-from fisherlab.statistics.graph import calls_python
 from fisherlab.statistics.model_view import ModelView
 
 
@@ -67,7 +67,7 @@ def pull(
     """Pull columns one by one back to the parameters that the output depends on."""
     if not output.requires_grad:
         return
-    way = _through_attributes if calls_python(output) else _through_graph
+    way = _through_attributes if _calls_python(output) else _through_graph
     for column in columns:
         with view.settings():  # a checkpoint calls its part of the model again
             grads = way(view, output, leaves, column)
@@ -111,3 +111,41 @@ def differentiable(batch: Batch) -> Batch:
 
 def _names(blocks: Mapping[str, Block]) -> list[str]:
     return [name for block in blocks.values() for name in block.parameters]
+
+
+def leads_to(output: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the leaves that autograd's graph of an output leads to.
+
+    Examples
+    --------
+    >>> w, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    >>> leads_to(w * w + 1, {"w": w, "b": b})
+    {'w'}
+    """
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    ends = (id(getattr(node, "variable", None)) for node in _edges(output))
+    return {names[end] for end in ends if end in names}
+
+
+def _calls_python(output: Tensor) -> bool:
+    """Tell whether a function written in Python takes part in the backward pass.
+
+    Such a function may run a backward pass of its own (re-entrant checkpoints do), which
+    reaches parameters that the graph does not show.
+    """
+    return isinstance(output.grad_fn, BackwardCFunction) or any(
+        isinstance(node, BackwardCFunction) for node in _edges(output)
+    )
+
+
+def _edges(output: Tensor) -> Iterator[Any]:
+    """Yield the node at the end of every edge, each edge once."""
+    stack, seen = [output.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        followers = [follower for follower, _ in node.next_functions]
+        yield from (follower for follower in followers if follower is not None)
+        stack += followers

@@ -1,26 +1,28 @@
 """Find out, on two examples, which blocks can be tapped and which cannot.
 
-A block has the shared form if every use of its weight is a call of a module that fisherlab
-knows, and if the example is axis 0 of every such call: the pullback of one example must
-vanish at all others. Everything else goes through per-example gradients.
+A block has the shared form if every use of its weight is a call that fisherlab knows, and
+if every call keeps the examples apart: the pullback of one must vanish at the places of the
+other, which hold what they hold for it alone. Everything else goes through per-example
+gradients.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import Block, shared_form
+from fisherlab.layers import Block
+from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, taps
 from fisherlab.statistics.batches import Batch, map_inputs
 from fisherlab.statistics.determinism import require_repeatable
-from fisherlab.statistics.graph import uses
 from fisherlab.statistics.model_view import ModelView
-from fisherlab.statistics.taps import Tapped, generic
+from fisherlab.statistics.taps import Call, Pass, Tapped, generic
+
+KNOWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+APART = "its examples are coupled, or no axis of its calls holds them"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +64,10 @@ class Probe:
         way = per_example.looped if self.unfollowed else per_example.vmapped
         return way(view, blocks, batch, columns)
 
-    def is_of(self, model: nn.Module) -> bool:
-        """Whether the modules that are tapped belong to a model, not to a copy of it."""
-        modules = set(model.modules())
-        return all(m in modules for tap in self.tapped.values() for m in tap.modules)
-
     def settled(self) -> "Probe":
         """Return the probe without the outputs, once their independence was seen."""
         output, alone = (t[:0].clone() for t in (self.output, self.alone))
         return replace(self, output=output, alone=alone)
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    output: Tensor
-    shape: torch.Size
 
 
 def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
@@ -99,24 +90,22 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
             f"For 2 examples the model's output has shape {tuple(direct.shape)}; axis 0 "
             "must be the example."
         )
-    tapped, general = _forms(view, blocks, pair, direct)
     column = generic(direct)
     expected = _sums(view, blocks, direct, column)
-    wrong = _wrongly_tapped(view, blocks, tapped, pair, column, expected)
-    general |= wrong
+    alone, overwrites = _alone(view, blocks, batch.part([0]))
+    tapped, general = _forms(view, blocks, pair, alone, column, expected)
     remaining = {name: block for name, block in blocks.items() if name in general}
     unfollowed = _unfollowed(view, remaining, pair, column, expected)
     for name in remaining:
         if not bool(expected[name].any()):
             general[name] += "; its gradient is zero on two examples"
-    kept = {name: tap for name, tap in tapped.items() if name not in wrong}
-    alone, overwrites = _alone(view, batch.part([0]))
-    each = direct.element_size() * _tapped_numbers(kept)
+    numbers = sum(sum(tap.positions) * tap.width for tap in tapped.values())
+    each = direct.element_size() * numbers
     return Probe(
-        kept,
+        tapped,
         general,
         direct.detach(),
-        alone,
+        alone.output.detach(),
         unfollowed,
         overwrites,
         example_bytes + 2 * each,
@@ -124,14 +113,9 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
     )
 
 
-def _tapped_numbers(tapped: Mapping[str, Tapped]) -> int:
-    """Count the outputs of one example that are tapped."""
-    return sum(shape.numel() for tap in tapped.values() for shape in tap.outputs)
-
-
 def _measured(view: ModelView, pair: Batch) -> tuple[Tensor, int]:
     """Return the output with its graph, and the bytes an example's activations take."""
-    held: dict[int, int] = {p.data_ptr(): 0 for p in view.model.parameters()}
+    held: dict[int, int] = {p.data_ptr(): 0 for p in view.own.values()}
 
     def note(tensor: Tensor) -> Tensor:
         held.setdefault(tensor.data_ptr(), tensor.untyped_storage().nbytes())
@@ -142,39 +126,13 @@ def _measured(view: ModelView, pair: Batch) -> tuple[Tensor, int]:
     return output, max(1, (sum(held.values()) + output.nbytes) // 2)
 
 
-def _alone(view: ModelView, one: Batch) -> tuple[Tensor, bool]:
-    """Return the output of one example, and whether the model changes its inputs."""
+def _alone(view: ModelView, blocks: Mapping[str, Block], one: Batch) -> tuple[Pass, bool]:
+    """Run one example, and tell whether the model changes its inputs."""
     copied = Batch(map_inputs(one.x, torch.clone), None)
     args, kwargs = copied.arguments()
     before = [t._version for t in (*args, *kwargs.values())]
-    with torch.no_grad():
-        output = replace(view, copies_data=False)(copied)
-    return output, before != [t._version for t in (*args, *kwargs.values())]
-
-
-def _forms(
-    view: ModelView, blocks: Mapping[str, Block], pair: Batch, direct: Tensor
-) -> tuple[dict[str, Tapped], dict[str, str]]:
-    """Return the blocks that can be tapped, and the reasons of the others."""
-    candidates, general = expected_forms(view.model, blocks)
-    leaves = {
-        name: view.parameters[name].clone().requires_grad_()
-        for block in blocks.values()
-        for name in block.parameters
-    }
-    calls, output = _record(view, candidates, pair, leaves)
-    seen = uses(output, leaves)
-    hidden = uses(direct, dict(view.model.named_parameters())) - seen
-    mixed = _mixed(output, {n: c for n, c in calls.items() if not _misfit(c)})
-    tapped: dict[str, Tapped] = {}
-    for name, modules in candidates.items():
-        block = blocks[name]
-        reason = _reason(block, calls[name], seen, hidden) or mixed.get(name)
-        if reason:
-            general[name] = reason
-        else:
-            tapped[name] = _tapped(block, modules, calls[name])
-    return tapped, general
+    done = taps.forward(replace(view, copies_data=False), blocks, copied)
+    return done, before != [t._version for t in (*args, *kwargs.values())]
 
 
 def require_independence(found: Probe) -> None:
@@ -196,153 +154,159 @@ def require_independence(found: Probe) -> None:
     )
 
 
-def expected_forms(
-    model: nn.Module, blocks: Mapping[str, Block]
-) -> tuple[dict[str, tuple[nn.Module, ...]], dict[str, str]]:
-    """Find the modules that own each block's weight, or why it has no shared form."""
+def expected_reasons(model: nn.Module, blocks: Mapping[str, Block]) -> dict[str, str]:
+    """Return why blocks are not expected to be tapped, from their modules alone.
+
+    Modules of torch that make a known call, and their subclasses, are expected to be.
+    """
     named = dict(model.named_parameters())
-    candidates: dict[str, tuple[nn.Module, ...]] = {}
-    general: dict[str, str] = {}
+    found = {}
     for name, block in blocks.items():
         weight = named[block.weight]
-        bias = None if block.bias is None else named[block.bias]
-        owners = tuple(
-            module
-            for module in model.modules()
-            if any(p is weight for p in module._parameters.values())
-        )
-        known = [
-            m for m in owners if shared_form(m) and m._parameters.get("weight") is weight
-        ]
-        if not owners or len(known) < len(owners):
-            kinds = ", ".join(sorted({type(m).__name__ for m in owners})) or "parameter"
-            general[name] = f"{kinds}: no shared form"
-        elif any(m._parameters.get("bias") is not bias and bias is not None for m in known):
-            general[name] = "tied weights with different biases"
-        elif len({_way(m) for m in known}) > 1:
-            general[name] = "tied weights of modules that use them in different ways"
-        else:
-            candidates[name] = owners
-    return candidates, general
+        owners = [m for m in model.modules() if _owns(m, weight)]
+        looked_up = {isinstance(module, nn.Embedding) for module in owners}
+        if not owners or not all(isinstance(module, KNOWN) for module in owners):
+            found[name] = _no_call(owners)
+        elif len(looked_up) > 1:
+            found[name] = "its weight is used in different ways"
+    return found
 
 
-def _way(module: nn.Module) -> tuple[int, bool]:
-    form = shared_form(module)
-    assert form is not None
-    return form.groups, form.looked_up
+def _owns(module: nn.Module, weight: Tensor) -> bool:
+    return any(p is weight for p in module._parameters.values())
 
 
-def _record(
+def _no_call(owners: Sequence[nn.Module]) -> str:
+    kinds = ", ".join(sorted({type(m).__name__ for m in owners})) or "parameter"
+    if owners and all(isinstance(module, KNOWN) for module in owners):
+        return f"{kinds}: its weight enters no known call"
+    return f"{kinds}: no shared form"
+
+
+def _forms(
     view: ModelView,
-    candidates: Mapping[str, tuple[nn.Module, ...]],
+    blocks: Mapping[str, Block],
     pair: Batch,
-    leaves: Mapping[str, Tensor],
-) -> tuple[dict[str, list[_Call]], Tensor]:
-    calls: dict[str, list[_Call]] = {name: [] for name in candidates}
-    handles = []
+    alone: Pass,
+    column: Tensor,
+    expected: Mapping[str, Tensor],
+) -> tuple[dict[str, Tapped], dict[str, str]]:
+    """Return the blocks that can be tapped, and the reasons of the others."""
+    leaves = {
+        name: view.parameters[name].detach().requires_grad_()
+        for block in blocks.values()
+        for name in block.parameters
+    }
+    apart = torch.stack([column, column])
+    apart[0, 1], apart[1, 0] = 0, 0  # a column of each example
     try:
-        for name, modules in candidates.items():
+        with view.settings():  # a checkpoint calls its part of the model again
+            done = taps.forward(view, blocks, pair, leaves)
+            each = [taps.at_calls(done, one[None]) for one in apart]
+    except RuntimeError as error:
+        return {}, dict.fromkeys(blocks, str(error).splitlines()[0])
+    reached = {
+        name: [torch.cat(pair) for pair in zip(*(e[name] for e in each), strict=True)]
+        for name in blocks
+    }
+    left = per_example.leads_to(done.output, leaves)
+    left |= per_example.leads_to(done.output, view.own)
+    tapped: dict[str, Tapped] = {}
+    general: dict[str, str] = {}
+    for name, block in blocks.items():
+        calls = done.calls[name]
+        reason = _reason(view, block, done, left)
+        last = None if reason else _example_last(calls, alone.calls[name], reached[name])
+        if last is None:
+            general[name] = reason or APART
+            continue
+        tap = _tapped(block, calls, last)
+        if _differs(_summed(block, tap, calls, reached[name]), expected[name]):
+            general[name] = "its calls give other gradients than autograd"
+        else:
+            tapped[name] = tap
+    return tapped, general
 
-            def hook(m: Any, args: Any, out: Tensor, n: str = name) -> Tensor:
-                calls[n].append(_Call(out, out.shape))
-                return out.clone()  # in-place followers leave `out` alone
 
-            handles += [module.register_forward_hook(hook) for module in modules]
-        with torch.enable_grad():
-            output = view(pair, leaves)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, output
-
-
-def _misfit(calls: list[_Call]) -> bool:
-    return not calls or any(call.shape[0] != 2 for call in calls)
-
-
-def _reason(
-    block: Block, calls: list[_Call], seen: Counter[str], hidden: Counter[str]
-) -> str | None:
+def _reason(view: ModelView, block: Block, done: Pass, left: set[str]) -> str | None:
     """Return why a block cannot be tapped, or None if its uses allow it."""
+    calls = done.calls[block.name]
     if not calls:
-        return "its module is never called"
+        owners = [m for m in view.model.modules() if _owns(m, view.own[block.weight])]
+        return _no_call(owners)
     for name in block.parameters:
-        if hidden[name] or seen[name] != len(calls):
-            return f"{name} is used outside its module, or where no gradient is seen"
-    if _misfit(calls):
-        return "the example is not axis 0 of its output"
+        if name in left or block.name in done.unseen:
+            return f"{name} is used outside its known calls, or where no gradient is seen"
+    if len({call.use.form for call in calls}) > 1:
+        return "its weight is used in different ways"
     return None
 
 
-def _mixed(output: Tensor, calls: Mapping[str, list[_Call]]) -> dict[str, str]:
-    """Tell which calls mix the examples: example 0 reaches into place 1 of axis 0."""
-    outputs = {name: [c.output for c in cs] for name, cs in calls.items()}
-    flat = [out for outs in outputs.values() for out in outs if out.requires_grad]
-    if not flat or not output.requires_grad:
-        return {}
-    column = torch.zeros_like(output)
-    column[0] = generic(output[0])
-    try:
-        grads = torch.autograd.grad(
-            output, flat, column, retain_graph=True, allow_unused=True
-        )
-    except RuntimeError as error:
-        return dict.fromkeys(calls, str(error).splitlines()[0])
-    reached = {
-        id(out)
-        for out, grad in zip(flat, grads, strict=True)
-        if grad is not None and bool(grad[1].any())
-    }
-    why = "its examples are coupled: the example is not axis 0 of its output"
-    return {n: why for n, outs in outputs.items() if any(id(o) in reached for o in outs)}
+def _example_last(
+    calls: Sequence[Call], alone: Sequence[Call], reached: Sequence[Tensor]
+) -> bool | None:
+    """Return how calls hold the examples, see `Tapped`; None if they do not.
+
+    Where the examples of axis 0 are seen apart, that is taken.
+    """
+    if len(calls) != len(alone):
+        return None
+    each = [_fitting(*one) for one in zip(calls, alone, reached, strict=True)]
+    fitting = {False, True}.intersection(*each)
+    in_axis_0 = all(call.shape[0] == 2 for call in calls)
+    if False in fitting and (in_axis_0 or True not in fitting):
+        return False
+    return True if fitting == {True} else None
 
 
-def _tapped(block: Block, modules: tuple[nn.Module, ...], calls: list[_Call]) -> Tapped:
-    form = shared_form(modules[0])
-    assert form is not None
-    return Tapped(
-        modules,
-        form,
-        block.bias is not None,
-        tuple(call.shape[1:] for call in calls),
-    )
+def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:
+    """Return the ways to hold two examples that a call agrees with.
+
+    Its features at the places of the first example are those of this example alone, and
+    a column of one example reaches no place of the other.
+    """
+    table, row = (c.use.features().flatten(0, 1) for c in (call, alone))
+    nonzero = call.use.form.gradients(gradients).flatten(1, 2).ne(0).any(-1)
+    if len(table) != 2 * len(row) or nonzero.shape[1] != len(table):
+        return set()
+    places = torch.arange(len(table), device=table.device)
+    found = set()
+    for last, (first, second) in (
+        (False, places.view(2, -1)),
+        (True, places.view(-1, 2).T),
+    ):
+        mixed = nonzero[0, second].any() | nonzero[1, first].any()
+        if not bool(mixed) and not _differs(table[first], row):
+            found.add(last)
+    return found
+
+
+def _tapped(block: Block, calls: Sequence[Call], example_last: bool) -> Tapped:
+    form = calls[0].use.form
+    width = block.weight_shape[1] if form.looked_up else block.rows
+    positions = tuple(call.shape.numel() // (2 * width) for call in calls)
+    return Tapped(form, block.bias is not None, width, positions, example_last)
+
+
+def _summed(
+    block: Block, tap: Tapped, calls: Sequence[Call], gradients: Sequence[Tensor]
+) -> Tensor:
+    """Return what the taps give as the gradient of a block, summed over the examples."""
+    both = [g.sum(0, keepdim=True) for g in gradients]
+    inputs, rows = taps.features(tap, calls, 2), taps.rows_of(tap, both, 2)
+    found = taps.statistics_of(block, tap, inputs, None, Provenance(), rows, 2)
+    return found.samples.combine(torch.ones_like(rows[None, :, :, 0, 0]))[0]
 
 
 def _sums(
     view: ModelView, blocks: Mapping[str, Block], output: Tensor, column: Tensor
 ) -> dict[str, Tensor]:
     """Return the gradient of each block, summed over the examples, from autograd."""
-    named = dict(view.model.named_parameters())
-    leaves = {n: named[n] for block in blocks.values() for n in block.parameters}
+    leaves = {n: view.own[n] for block in blocks.values() for n in block.parameters}
     found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     for grads in per_example.pull(view, output, leaves, column[None]):
         found |= grads
     return {name: block.pack(found) for name, block in blocks.items()}
-
-
-def _wrongly_tapped(
-    view: ModelView,
-    blocks: Mapping[str, Block],
-    tapped: Mapping[str, Tapped],
-    pair: Batch,
-    column: Tensor,
-    expected: Mapping[str, Tensor],
-) -> dict[str, str]:
-    """Return the blocks whose taps do not give the gradients of autograd, and why."""
-    if not tapped:
-        return {}
-    try:
-        done = taps.forward(view, tapped, pair)
-        gradients = taps.pull(view, [done], tapped, column[None], 1)
-    except RuntimeError as error:
-        return dict.fromkeys(tapped, str(error).splitlines()[0])
-    wrong = {}
-    for name, tap in tapped.items():
-        inputs = taps.features(tap, done.inputs[name])
-        found = taps.described(blocks[name], tap, inputs, None, gradients[name], 2)
-        if _differs(found.samples.matrices().sum((0, 1)), expected[name]):
-            wrong[name] = "taps give other gradients than autograd"
-    return wrong
 
 
 def _unfollowed(
@@ -367,5 +331,9 @@ def _unfollowed(
 
 def _differs(found: Tensor, expected: Tensor) -> bool:
     """Compare far above rounding (TF32 too), far below what a lost term would make."""
+    if not expected.numel():
+        return False
+    if not expected.is_floating_point():
+        return not torch.equal(found, expected)
     allowed = torch.finfo(expected.dtype).eps ** 0.25 * float(expected.abs().max())
     return bool(((found - expected).abs() > allowed).any())

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, distributed, nn
 
-from fisherlab.errors import UnsupportedModelError
+from fisherlab.errors import NumericalError, UnsupportedModelError
 from fisherlab.layers import (
     Block,
     frozen,
@@ -32,9 +32,10 @@ from fisherlab.statistics import (
     mean_gradient,
 )
 from fisherlab.statistics.batches import Batch, batches, moved
+from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.model_view import require_gradients
 from fisherlab.statistics.probe import Probe
-from fisherlab.training.one_graph import Passed, alike, forward, pulled, together
+from fisherlab.training.one_graph import Passed, forward, pulled, together
 from fisherlab.training.randomness import buffers_kept, drawing
 
 Takes = Literal["per_example", "mean_gradient"]
@@ -344,7 +345,11 @@ class Passes:
             return False
         if drawn() or passed.statistics is None:
             return False
-        return all(alike(passed.statistics[name], expected[name]) for name in expected)
+        try:
+            require_equal(passed.statistics, expected)
+        except NumericalError:
+            return False
+        return True
 
     def _means(
         self, blocks: Mapping[str, Block], gradients: Gradients, count: int
