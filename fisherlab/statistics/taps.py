@@ -193,7 +193,7 @@ def forward(
     leaves: Mapping[str, Tensor] | None = None,
 ) -> Pass:
     """Run the model once and keep the graph from the calls of the blocks to the output."""
-    held = view.parameters | (leaves or {})
+    held = {**view.parameters, **(leaves or {})}
     recorder = Recorder(blocks, held, view.own, apart=True)
     with torch.enable_grad(), recorder:
         output = view(batch, leaves)
