@@ -364,7 +364,7 @@ def test_columns_that_cannot_fit_are_refused_before_they_are_pulled_back(monkeyp
     monkeypatch.setattr(collecting, "PIECE_BYTES", needed // 20)
     pulled, pull = [], collecting.taps.pull
     monkeypatch.setattr(
-        collecting.taps, "pull", lambda *a: pulled.append(len(a[3])) or pull(*a)
+        collecting.taps, "pull", lambda *a: pulled.append(len(a[2])) or pull(*a)
     )
     with pytest.raises(fl.BudgetError):
         fl.collect(model, data, fl.Categorical(), layers=["2"], budget=needed // 2)
