@@ -86,7 +86,10 @@ def train(model, data, likelihood, method):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("method", ["scaled", Scaled(0.3), whole, joint], ids=repr)
+TRAINED = {"name": "scaled", "value": Scaled(0.3), "block": whole, "network": joint}
+
+
+@pytest.mark.parametrize("method", TRAINED.values(), ids=TRAINED)
 def test_names_values_and_functions_train(mine, method):
     train(*problem(), method)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,9 @@ class Held:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of what goes in and out."""
-        return next(_precisions(list(_cast_fields(self).values())), None) or _default()
+        parts = (getattr(self, name) for name in _cast_names(type(self)))
+        found = (kind for part in parts for kind in _precisions(part))
+        return next(found, None) or torch.get_default_dtype()
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +58,7 @@ class Held:
         """Return the same value in another precision."""
         if dtype == self.dtype:
             return self
-        cast = {name: _cast(part, dtype) for name, part in _cast_fields(self).items()}
+        cast = {n: _cast(getattr(self, n), dtype) for n in _cast_names(type(self))}
         changed: Any = replace(self, **cast)  # type: ignore[type-var]
         return changed
 
@@ -68,19 +71,21 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def _default() -> torch.dtype:
-    return torch.get_default_dtype()
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """Return the fields of a class; read once, as every step asks for precisions."""
+    return tuple(field.name for field in fields(kind))
 
 
-def _cast_fields(value: Any) -> dict[str, Any]:
-    chosen = (f for f in fields(value) if f.init and "stays" not in f.metadata)
-    return {field.name: getattr(value, field.name) for field in chosen}
+@cache
+def _cast_names(kind: Any) -> tuple[str, ...]:
+    chosen = (f for f in fields(kind) if f.init and "stays" not in f.metadata)
+    return tuple(field.name for field in chosen)
 
 
 def _parts(value: Any) -> list[Any]:
     if isinstance(value, Held):
-        held: Any = value
-        return [getattr(value, field.name) for field in fields(held)]
+        return [getattr(value, name) for name in _names(type(value))]
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, (tuple, list)) else []
