@@ -35,7 +35,7 @@ class Held:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of what goes in and out."""
-        parts = (getattr(self, name) for name in _cast_names(type(self)))
+        parts = (getattr(self, name) for name in _cast_names(self))
         found = (kind for part in parts for kind in _precisions(part))
         return next(found, None) or torch.get_default_dtype()
 
@@ -58,7 +58,7 @@ class Held:
         """Return the same value in another precision."""
         if dtype == self.dtype:
             return self
-        cast = {n: _cast(getattr(self, n), dtype) for n in _cast_names(type(self))}
+        cast = {n: _cast(getattr(self, n), dtype) for n in _cast_names(self)}
         changed: Any = replace(self, **cast)  # type: ignore[type-var]
         return changed
 
@@ -72,20 +72,24 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
-    """Return the fields of a class; read once, as every step asks for precisions."""
-    return tuple(field.name for field in fields(kind))
+def _fields(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the fields of a class and those that are cast: every step asks for them."""
+    own = fields(kind)
+    cast = (f.name for f in own if f.init and "stays" not in f.metadata)
+    return tuple(field.name for field in own), tuple(cast)
 
 
-@cache
-def _cast_names(kind: Any) -> tuple[str, ...]:
-    chosen = (f for f in fields(kind) if f.init and "stays" not in f.metadata)
-    return tuple(field.name for field in chosen)
+def _names(value: Any) -> tuple[str, ...]:
+    return _fields(type(value))[0]
+
+
+def _cast_names(value: Any) -> tuple[str, ...]:
+    return _fields(type(value))[1]
 
 
 def _parts(value: Any) -> list[Any]:
     if isinstance(value, Held):
-        return [getattr(value, name) for name in _names(type(value))]
+        return [getattr(value, name) for name in _names(value)]
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, (tuple, list)) else []
