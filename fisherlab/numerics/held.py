@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 H = TypeVar("H", bound="Held")
+_FIELDS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # by class
 STAYS = {"stays": True}  # metadata of a field that keeps its precision under `to`
 
 
@@ -71,12 +71,13 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-@cache
 def _fields(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name the fields of a class and those that are cast: every step asks for them."""
-    own = fields(kind)
-    cast = (f.name for f in own if f.init and "stays" not in f.metadata)
-    return tuple(field.name for field in own), tuple(cast)
+    if kind not in _FIELDS:
+        own = fields(kind)
+        cast = (f.name for f in own if f.init and "stays" not in f.metadata)
+        _FIELDS[kind] = tuple(field.name for field in own), tuple(cast)
+    return _FIELDS[kind]
 
 
 def _names(value: Any) -> tuple[str, ...]:
