@@ -107,3 +107,11 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     exec("\n".join(blocks), {})
     assert "closest to the exact block" in capsys.readouterr().out
     plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_that_the_plan_names_is_there(name):
+    root = Path(__file__).parent.parent
+    named = re.findall(r"`((?:fisherlab|tests)/[\w/.]*)`", (root / name).read_text())
+    assert named
+    assert not [path for path in named if not (root / path).exists()]
