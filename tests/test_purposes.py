@@ -328,6 +328,19 @@ class Diagonal:
         return {"gap": float((exact["diagonal"] - approx["diagonal"]).abs().max())}
 
 
+def test_a_measure_that_fails_is_a_status_and_not_the_end_of_the_table(network):
+    class Broken(Diagonal):
+        name = "broken"
+
+        def measure(self, exact, approx):
+            raise ZeroDivisionError("nothing to divide by")
+
+    found = fl.compare(network[2], ["kfac"], purpose=[Broken(), fl.Matrix()])
+    assert found["value"].sel(measure="broken.gap").isnull().all()
+    assert (found["status"].sel(purpose="broken") == "nothing to divide by").all()
+    assert found["network"].sel(measure="matrix.frobenius_error").notnull().all()
+
+
 def test_a_purpose_of_ones_own_is_a_column(network, tmp_path):
     found = fl.compare(network[2], ["diagonal", "kfac"], purpose=[Diagonal(), fl.Matrix()])
     gaps = found["value"].sel(measure="mine.gap")

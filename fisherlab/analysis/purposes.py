@@ -80,18 +80,39 @@ def judge(
         exact = {name: answers[name, "", p] for name in stats if (name, "", p) in answers}
         for column, method in enumerate(methods):
             own = {n: answers[n, method, p] for n in exact if (n, method, p) in answers}
-            measured: dict[str | None, dict[str, float]] = {
-                n: purpose.measure(exact[n], own[n]) for n in own
-            }
-            if own and len(own) == len(stats):
-                both = (purpose.joined([a[n] for n in stats]) for a in (exact, own))
-                measured[None] = purpose.measure(*both)
+            measured, failed = _measured(purpose, exact, own, list(stats))
+            reasons |= {(name, method, p): why for name, why in failed.items()}
             for place, (of, one) in enumerate(labels):
                 for row, name in enumerate(rows):
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
     _note_missing(values, list(stats), list(methods), labels, reasons)
     return _labelled(stats, methods, labels, values, reasons)
+
+
+def _measured(
+    purpose: Purpose,
+    exact: Mapping[str, Answers],
+    own: Mapping[str, Answers],
+    layers: Sequence[str],
+) -> tuple[dict[str | None, dict[str, float]], dict[str, str]]:
+    """Return the measures of every layer, and of all (None), or why there are none."""
+    asked: dict[str | None, tuple[Answers, Answers]] = {n: (exact[n], own[n]) for n in own}
+    measured: dict[str | None, dict[str, float]] = {}
+    failed: dict[str, str] = {}
+    try:
+        if own and len(own) == len(layers):
+            mine, other = (purpose.joined([a[n] for n in layers]) for a in (exact, own))
+            asked[None] = mine, other
+    except REFUSALS as error:
+        failed |= {name: reason(error) for name in layers}
+    for name, both in asked.items():
+        try:
+            measured[name] = purpose.measure(*both)
+        except REFUSALS as error:
+            where = layers if name is None else [name]
+            failed |= {n: reason(error) for n in where}
+    return measured, failed
 
 
 def _note_missing(
