@@ -56,7 +56,7 @@ class IndefiniteError(NumericalError):
     """
 
     def __init__(
-        self, what: str, damping: float, smallest: float, floor: float = 0.0
+        self, what: object, damping: float, smallest: float, floor: float = 0.0
     ) -> None:
         self.damping, self.smallest = damping, smallest
         self.sufficient = max(floor - smallest, 0.0) * (1 + 1e-6) + 1e-300

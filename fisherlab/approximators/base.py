@@ -3,7 +3,8 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import (
     Any,
     ClassVar,
@@ -106,9 +107,21 @@ def called(approximator: Any, statistics: Any, previous: Any) -> Any:
     >>> called(lambda statistics: statistics, "statistics", previous="an operator")
     'statistics'
     """
-    if "previous" in inspect.signature(approximator).parameters:
+    known = is_dataclass(approximator)
+    kind: Any = type(approximator)
+    if _follows(kind) if known else _takes_previous(approximator):
         return approximator(statistics, previous=previous)
     return approximator(statistics)
+
+
+@cache
+def _follows(kind: Any) -> bool:
+    """Tell it of a class of methods, once: every step asks."""
+    return _takes_previous(kind.__call__)
+
+
+def _takes_previous(call: Any) -> bool:
+    return "previous" in inspect.signature(call).parameters
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """The door to torch's factorisations: what fails is said, with the matrix by name."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,26 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, NumericalError
 
 
-def require_finite(values: Tensor, what: str) -> None:
+@final
+@dataclass(frozen=True)
+class Label:
+    """Words about a value that are put together when they are read: in an error.
+
+    Examples
+    --------
+    >>> print(Label("the row factor of {}", 3))
+    the row factor of 3
+    """
+
+    words: str
+    of: object
+
+    def __str__(self) -> str:
+        """Return the words with the value in its place."""
+        return self.words.format(self.of)
+
+
+def require_finite(values: Tensor, what: object) -> None:
     """Raise NumericalError if a value is NaN or infinite.
 
     Raises
@@ -18,8 +38,9 @@ def require_finite(values: Tensor, what: str) -> None:
     NumericalError
         Naming `what` and how many of its values are not finite.
     """
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
         raise NumericalError(
             f"{what} holds {bad} of {values.numel()} values that are NaN or infinite. "
             "Look for them in the data and the weights first."
@@ -27,7 +48,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def require_positive(
-    values: Float[Tensor, "*b n"], damping: float, what: str, size: int | None = None
+    values: Float[Tensor, "*b n"], damping: float, what: object, size: int | None = None
 ) -> None:
     """Raise unless damped symmetric matrices are positive definite: the one rule of it.
 
@@ -42,7 +63,7 @@ def require_positive(
     damping
         λ.
     what
-        What is named.
+        What is named: a text, or the operator, whose name is made where it is needed.
     size
         p, the length of the last axis if None.
 
@@ -55,7 +76,7 @@ def require_positive(
     """
     if not values.numel():
         return
-    require_finite(values, f"{what} (damping {damping:g})")
+    require_finite(values, what)
     smallest, floor = values.amin(-1), torch.zeros_like(values[..., 0])
     if damping == 0:
         scale = torch.finfo(values.dtype).eps * (size or values.shape[-1])
@@ -67,7 +88,7 @@ def require_positive(
 
 
 def damped_cholesky(
-    matrix: Float[Tensor, "n n"], damping: float, what: str, *, overwrite: bool = False
+    matrix: Float[Tensor, "n n"], damping: float, what: object, *, overwrite: bool = False
 ) -> Float[Tensor, "n n"]:
     """Return the lower Cholesky factor of matrix + damping·I, in float64.
 
@@ -92,7 +113,7 @@ def damped_cholesky(
 
 
 def stacked_cholesky(
-    damped: Float[Tensor, "b n n"], damping: float, what: str
+    damped: Float[Tensor, "b n n"], damping: float, what: object
 ) -> Float[Tensor, "b n n"]:
     """Return the lower Cholesky factors of damped float64 matrices.
 
@@ -112,7 +133,7 @@ def stacked_cholesky(
 
 
 def eigh(
-    matrix: Float[Tensor, "n n"], what: str
+    matrix: Float[Tensor, "n n"], what: object
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     """Return eigenvalues (ascending) and eigenvectors, computed in float64.
 
@@ -166,7 +187,7 @@ is singular). Give more damping, or statistics in float64.
     try:
         return getattr(torch.linalg, kind)(wide, *rest, **options)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        require_finite(wide, str(what))
+        require_finite(wide, what)
         first = str(error).splitlines()[0].rstrip(".")
         raise NumericalError(
             f"{kind} of {what} failed ({first}). Give more damping, or statistics in "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.held import Held
-from fisherlab.numerics.linalg import require_positive
+from fisherlab.numerics.linalg import Label, require_positive
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.showing import html_table
@@ -243,7 +243,7 @@ class Operator(Held, ABC):
         if self._stands:
             return self.formed.logdet(shift)
         for values in self._spectra():
-            require_positive(values, shift, f"logdet of {self!r}")
+            require_positive(values, shift, Label("logdet of {}", self))
             total += float((values.double() + shift).log().sum())
         return total
 

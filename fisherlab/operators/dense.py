@@ -82,7 +82,7 @@ class Dense(Operator):
 
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending."""
-        require_finite(self.matrix, repr(self))
+        require_finite(self.matrix, self)
         values = factorised("eigvalsh", self.matrix.double(), self).flip(0)
         return values.to(self.dtype)
 
@@ -105,8 +105,8 @@ class Dense(Operator):
         """Return (M + damping·I)⁻¹, held as a Cholesky factor."""
         damping = tikhonov(damping, self)
         if not damping:
-            require_positive(self.eigenvalues(), damping, repr(self))
-        factor = damped_cholesky(self.matrix, damping, repr(self))
+            require_positive(self.eigenvalues(), damping, self)
+        factor = damped_cholesky(self.matrix, damping, self)
         made = self.provenance.by(f"inverse of {self.provenance.method or 'Dense'}")
         return CholeskyInverse(factor, self.block_shape, self.dtype, made)
 

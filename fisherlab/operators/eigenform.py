@@ -396,10 +396,10 @@ class Eigenform(Operator):
         IndefiniteError
             If the power does not exist.
         """
-        shift, what = tikhonov(damping, self), repr(self)
+        shift = tikhonov(damping, self)
         tables = []
         for table, known in zip(self.tables, self._spectra(), strict=True):
-            whole = powers(known, exponent, shift, what, self.size)
+            whole = powers(known, exponent, shift, self, self.size)
             tables.append(whole[:, : table.shape[1]])
         rest = max(self.rest + shift, 0.0) ** exponent if self.free else 0.0
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
@@ -446,7 +446,7 @@ class Eigenform(Operator):
 
 
 def powers(
-    values: Tensor, exponent: float, damping: float, what: str, size: int | None = None
+    values: Tensor, exponent: float, damping: float, what: object, size: int | None = None
 ) -> Tensor:
     """Return (values + damping)^exponent; rounding below zero counts as zero for roots.
 

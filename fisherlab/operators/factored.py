@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.held import STAYS
-from fisherlab.numerics.linalg import damped_cholesky, eigh, factorised
+from fisherlab.numerics.linalg import Label, damped_cholesky, eigh, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
@@ -159,7 +159,7 @@ class FactoredFisher(Operator):
         p = self.shape[0]
         if not self.uses_gram or damping <= 0:
             return -self.inverse(damping).logdet()
-        factor = damped_cholesky(self._gram(), damping, repr(self), overwrite=True)
+        factor = damped_cholesky(self._gram(), damping, self, overwrite=True)
         size = factor.shape[0]
         logs = 2 * float(factor.diagonal().log().sum())
         return logs + (p - size) * math.log(damping)
@@ -220,7 +220,7 @@ class FactoredFisher(Operator):
             raise IndefiniteError(repr(self), damping, 0.0)  # fewer samples than p
         if self.uses_gram and damping > 0:
             made = self.provenance.by("inverse of exact")
-            factor = damped_cholesky(self._gram(), damping, repr(self), overwrite=True)
+            factor = damped_cholesky(self._gram(), damping, self, overwrite=True)
             return WoodburyInverse(self.samples, self.count, damping, factor, made)
         return Dense(self._formed(), self.weight_shape, self.provenance).inverse(damping)
 
@@ -235,7 +235,9 @@ class FactoredFisher(Operator):
         wide = samples.columns * samples.examples >= p
         if not self.uses_gram or (wide and p <= FACTORED):
             return None
-        values, vectors = eigh(samples.gram().div_(count), f"the Gram matrix of {self!r}")
+        values, vectors = eigh(
+            samples.gram().div_(count), Label("the Gram matrix of {}", self)
+        )
         top = float(values[-1]) if len(values) else 0.0
         kept = values > top * len(values) * torch.finfo(values.dtype).eps
         values, vectors = values[kept], vectors[:, kept]

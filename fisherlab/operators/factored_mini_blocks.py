@@ -198,7 +198,7 @@ class FactoredMiniBlocks(Operator):
             root = roots.T[part]  # (b, N)
             inner = root[:, :, None] * gram * root[:, None, :]
             inner.diagonal(dim1=1, dim2=2).add_(damping)
-            factor = stacked_cholesky(inner, damping, repr(self))
+            factor = stacked_cholesky(inner, damping, self)
             seen = (flat[:, part] @ inputs.T * root).permute(1, 2, 0)  # (b, N, k)
             turned = torch.cholesky_solve(seen, factor).permute(2, 0, 1) * root
             out[:, part] = (flat[:, part] - turned @ inputs) / damping

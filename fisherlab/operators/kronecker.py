@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import (
+    Label,
     compensated_sum,
     eigh,
     factorised,
@@ -151,8 +152,8 @@ class KroneckerSum(Operator):
     def _eigen(self) -> Eigenform:
         """One term in its eigenbasis."""
         (rows, cols), *_ = self.terms
-        row_values, row_basis = eigh(rows, f"the row factor of {self!r}")
-        col_values, col_basis = eigh(cols, f"the column factor of {self!r}")
+        row_values, row_basis = eigh(rows, Label("the row factor of {}", self))
+        col_values, col_basis = eigh(cols, Label("the column factor of {}", self))
         entries = torch.outer(row_values, col_values)
         return KroneckerEigen(row_basis, col_basis, entries, self.provenance).formed
 
@@ -198,11 +199,11 @@ class KroneckerSum(Operator):
             If a factor holds NaN or infinity.
         """
         for rows, cols in self.terms:
-            require_finite(rows, f"a row factor of {self!r}")
-            require_finite(cols, f"a column factor of {self!r}")
+            require_finite(rows, Label("a row factor of {}", self))
+            require_finite(cols, Label("a column factor of {}", self))
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
-        require_positive(values, damping, repr(self), self.shape[0])
+        require_positive(values, damping, self, self.shape[0])
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (Σ + damping)⁻¹, an `Eigenform` for one term.
@@ -227,14 +228,14 @@ class KroneckerSum(Operator):
                 return law.inverse(0.0)
             return KroneckerSum((halves,), self.block_shape, made)
         shift = tikhonov(damping, self)
+        if len(self.terms) == 1:
+            return replace(self._eigen.inverse(shift), provenance=made)
         self.require_positive(shift)
         if not self.terms:
             entries = torch.full(
                 self.block_shape, 1 / shift, dtype=self.dtype, device=self.device
             )
             return Diagonal(entries, made)
-        if len(self.terms) == 1:
-            return replace(self._eigen.inverse(shift), provenance=made)
         leading = _leading_inverse(self, shift)
         return IterativeInverse(self, shift, leading, provenance=made)
 
@@ -302,8 +303,8 @@ class KroneckerSum(Operator):
         """Return a root: in the eigenbasis of one term, else through the dense block."""
         if len(self.terms) == 1:
             return self._eigen.power(exponent, damping)
-        values, vectors = eigh(self.to_dense(), repr(self))
-        powered = powers(values, exponent, damping, repr(self))
+        values, vectors = eigh(self.to_dense(), self)
+        powered = powers(values, exponent, damping, self)
         made = self.provenance.by(f"{self.provenance.method}^{exponent:g}")
         return Dense((vectors * powered) @ vectors.T, self.block_shape, made)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import Label, eigh
 from fisherlab.operators.base import Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, shifted
 from fisherlab.operators.eigenform import Eigenform, quadratic_forms
@@ -82,7 +82,7 @@ class KroneckerDiagonal(InBasis):
     @cached_property
     def formed(self) -> Eigenform:
         """The matrix in the eigenbasis of A."""
-        values, basis = eigh(self.column_factor, f"the column factor of {self!r}")
+        values, basis = eigh(self.column_factor, Label("the column factor of {}", self))
         entries = torch.outer(self.row_diagonal, values)
         return RowwiseEigen(basis, entries, self.provenance).formed
 

@@ -112,8 +112,8 @@ class KroneckerSeries(Operator):
         if isinstance(damping, Factored):
             if not damping.value:
                 moments = (self.rows[0], self.cols[0])
-                values = (eigh(m.double(), repr(self))[0].to(self.dtype) for m in moments)
-                require_positive(torch.outer(*values).flatten(), 0.0, repr(self))
+                values = (eigh(m.double(), self)[0].to(self.dtype) for m in moments)
+                require_positive(torch.outer(*values).flatten(), 0.0, self)
             chosen = self.damped(damping)
             if self.chain == "symmetric":
                 assert isinstance(chosen.formed, KroneckerCongruence)

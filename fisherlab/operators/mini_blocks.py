@@ -152,9 +152,9 @@ class MiniBlocks(Operator):
         shifted.diagonal(dim1=1, dim2=2).add_(damping)
         if not damping:
             values = factorised("eigvalsh", shifted, self).to(self.dtype)
-            require_positive(values, damping, repr(self))
+            require_positive(values, damping, self)
         try:
-            return stacked_cholesky(shifted, damping, repr(self))
+            return stacked_cholesky(shifted, damping, self)
         except IndefiniteError as error:  # of some blocks; the smallest of all is told
             smallest = float(self.eigenvalues()[-1])
             raise IndefiniteError(repr(self), damping, smallest) from error

@@ -11,6 +11,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from fisherlab.approximators import average
 from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import IndefiniteError, NumericalError
+from fisherlab.numerics.linalg import Label
 from fisherlab.operators.dampings import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training import serialise
@@ -105,7 +106,7 @@ def _mixed(old: Any, new: Any, weight: float) -> Any:
 
 
 @contextmanager
-def factorising(what: str, where: str) -> Iterator[None]:
+def factorising(what: object, where: str) -> Iterator[None]:
     """Name method and place where a factorisation fails, as it does on what overflowed.
 
     Raises
@@ -154,7 +155,9 @@ def inverted(
     """
     found = {}
     for name, unit in units.items():
-        with factorising(f"the damped inverse of {unit.operator!r}", f"block {name!r}"):
+        with factorising(
+            Label("the damped inverse of {}", unit.operator), f"block {name!r}"
+        ):
             inverse = _inverse(unit.operator, dampings[name], name in exceptions)
         found[name] = replace(unit, inverse=inverse)
     return found

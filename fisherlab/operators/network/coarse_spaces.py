@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh, factorised
+from fisherlab.numerics.linalg import Label, eigh, factorised
 from fisherlab.operators.base import Operator
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import NetworkOperator, Weights
@@ -66,8 +66,8 @@ def _smallest(op: Operator, vectors: int) -> Float[Tensor, "m o i"]:
         _, basis = eigh(op.to_dense(), repr(op))
         return basis[:, :count].T.reshape(count, o, i)
     rows, cols = op.terms[0]
-    row_values, row_basis = eigh(rows, f"the row factor of {op!r}")
-    col_values, col_basis = eigh(cols, f"the column factor of {op!r}")
+    row_values, row_basis = eigh(rows, Label("the row factor of {}", op))
+    col_values, col_basis = eigh(cols, Label("the column factor of {}", op))
     at = torch.outer(row_values, col_values).flatten().argsort()[:count]
     left, right = row_basis[:, at // i], col_basis[:, at % i]
     return left.T[:, :, None] * right.T[:, None, :]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import Label, eigh
 from fisherlab.operators.base import Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
@@ -80,7 +80,9 @@ class TwoLevelInverse(NetworkOperator):
         """(R P Rᵀ)⁺ in float64; λ enters as λ R Rᵀ."""
         gram = torch.block_diag(*(_gram(vectors) for vectors in self.space.values()))
         matrix = self.exact.congruence(self.space).double() + self.shift * gram.double()
-        values, vectors = eigh((matrix + matrix.T) / 2, f"the coarse matrix of {self!r}")
+        values, vectors = eigh(
+            (matrix + matrix.T) / 2, Label("the coarse matrix of {}", self)
+        )
         floor = len(values) * 1e-15 * float(values.abs().max()) if len(values) else 0.0
         inverse = torch.where(values > floor, values.reciprocal(), torch.zeros_like(values))
         return (vectors * inverse) @ vectors.T
