@@ -36,6 +36,25 @@ def test_follow_writes_a_store_that_opens_and_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == out
 
 
+def test_follow_takes_the_damping_of_either_kind(tmp_path, monkeypatch):
+    seen = []
+    real = fl.optimizer
+    monkeypatch.setattr(
+        fl, "optimizer", lambda *a, **k: seen.append(real(*a, **k)) or seen[-1]
+    )
+    words = ["follow", "--optimizer", "kfac-eigen", "--steps", "1", *QUICK, "--quiet"]
+    for option, expected in (("--factored", fl.Factored(0.5)), ("--damping", 0.5)):
+        assert cli.main([*words, option, "0.5", "--out", str(tmp_path / option)]) == 0
+        assert seen[-1].param_groups[0]["damping"] == expected
+
+
+def test_follow_refuses_both_dampings_and_the_kind_that_a_recipe_has_not(capsys):
+    full = ("follow", "--optimizer", "kfac-full", "--factored", "1")
+    assert "LevenbergMarquardt" in refused(capsys, *full)
+    err = refused(capsys, "follow", "--damping", "1", "--factored", "1")
+    assert "not allowed with" in err
+
+
 def test_follow_measures_everything(tmp_path, capsys):
     methods = ("--approximators", "kfac", "kfac-tridiagonal")
     probes = ("--probes", *command.PROBES, *methods, "--every", "2")

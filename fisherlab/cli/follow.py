@@ -38,7 +38,14 @@ def _add_training(group: Any) -> None:
         "--optimizer", default="sgd-momentum", help="optimiser (default: sgd-momentum)"
     )
     group.add_argument("--lr", type=float, help="learning rate (default: the optimiser's)")
-    group.add_argument("--damping", type=float, help="λ (default: the optimiser's)")
+    damping = group.add_mutually_exclusive_group()
+    damping.add_argument("--damping", type=float, help="λ (default: the optimiser's)")
+    damping.add_argument(
+        "--factored",
+        type=float,
+        metavar="LAMBDA",
+        help="λ on the factors of Kronecker products instead",
+    )
     group.add_argument("--steps", type=int, default=1000, help="steps in all")
     group.add_argument(
         "--seconds", type=float, metavar="S", help="end after so much time in steps"
@@ -122,7 +129,10 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
 
     out = arguments.out or _new_folder(arguments)
     problem = load_problem(arguments, arguments.seed)
-    given = {"lr": arguments.lr, "damping": arguments.damping}
+    damping = arguments.damping
+    if arguments.factored is not None:
+        damping = fl.Factored(arguments.factored)
+    given = {"lr": arguments.lr, "damping": damping}
     settings = {name: value for name, value in given.items() if value is not None}
     results = fl.follow(
         problem,

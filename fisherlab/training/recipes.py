@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.dampings import Damping, Factored, Tikhonov
 from fisherlab.problems.problem import Problem
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
@@ -132,24 +132,30 @@ def _natural(
     make_method: Callable[[float], Any],
     make_damping: Callable[[float], Any],
     *,
-    damping: float,
+    damping: float | Damping,
     fisher: Callable[[int], Fisher],
     seed: int,
     warm_start: int | None = None,
     **settings: Any,
 ) -> NaturalGradient:
     """Make a natural gradient from λ, a seed, and the batch size of a warm start."""
+    number: Any = damping.value if isinstance(damping, (Tikhonov, Factored)) else damping
     made = NaturalGradient(
         problem.model,
         problem.likelihood,
-        make_method(damping),
-        damping=make_damping(damping),
+        make_method(number),
+        damping=_damping(damping, make_damping),
         fisher=fisher(seed),
         **settings,
     )
     if warm_start is not None:
         made.warm_start(_epoch(problem, warm_start, seed))
     return made
+
+
+def _damping(given: float | Damping, make: Callable[[float], Any]) -> Any:
+    """Return a damping as it is given, or that of the recipe for a number."""
+    return make(given) if isinstance(given, (int, float)) else given
 
 
 def _epoch(problem: Problem, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -162,7 +168,13 @@ def _epoch(problem: Problem, batch_size: int, seed: int) -> Iterator[tuple[Tenso
 
 
 def _koroko(
-    problem: Problem, method: Any, terms: int, *, lr: float, damping: float, **settings: Any
+    problem: Problem,
+    method: Any,
+    terms: int,
+    *,
+    lr: float,
+    damping: float | Damping,
+    **settings: Any,
 ) -> NaturalGradient:
     """Make an optimiser of Koroko et al. from η and λ in the units of their code.
 
@@ -171,13 +183,17 @@ def _koroko(
     pi=1/s)`` of ours, and with λ itself on both factors, as for two terms, s²λ².
     """
     s = _output_scale(problem)
-    value = (s * damping) ** 2 if terms == 2 else s**2 * damping
+
+    def theirs(value: float) -> Factored:
+        ours = (s * value) ** 2 if terms == 2 else s**2 * value
+        return Factored(ours, pi=1 / s, mode="abs" if terms == 2 else "clip")
+
     return NaturalGradient(
         problem.model,
         problem.likelihood,
         method,
         lr=s * lr,
-        damping=Factored(value, pi=1 / s, mode="abs" if terms == 2 else "clip"),
+        damping=_damping(damping, theirs),
         fisher=MonteCarlo(1, settings.pop("seed")),
         **settings,
     )
