@@ -31,7 +31,7 @@ READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
 TERM_READS = 25  # of the factors of one term, until its errors are known
-STEP_READS = 9  # of a column in a step of a Krylov space
+STEP_READS = 25  # of a column in a step of a Krylov space
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
@@ -315,7 +315,8 @@ def _factor_reading(s: Samples, method: Approximator) -> float:
     reads, terms = TERM_READS * _terms(method), _terms(method)
     if isinstance(method, ITERATED) and not isinstance(s, OuterSamples):
         reads += STEP_READS * STEPS * (terms + 1)
-    return READ * reads * (o * o + i * i)
+    made_positive = EIGEN * (o**3 + i**3) if isinstance(method, ITERATED) else 0
+    return READ * reads * (o * o + i * i) + made_positive
 
 
 def _space(s: Samples, method: Approximator) -> float:

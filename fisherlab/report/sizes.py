@@ -33,7 +33,7 @@ _LARGEST: Final = 2000
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
-_FEWEST_LOSSES: Final = 200
+_FEWEST_LOSSES: Final = 64
 _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
 _COMPARISON: Final = 0.6
@@ -75,7 +75,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
 
     Counts flops and bytes from two examples and computes nothing else. Half of the budget
     is for statistics and half for what one cell forms; at most half of the time is for
-    passes through the network and closed forms, the rest for the other cells.
+    passes through the network and closed forms, the rest for the other cells. Training
+    takes of that time what it counts, at most half.
 
     Examples
     --------
@@ -93,7 +94,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         elif not found.fits:
             found = tried[-1]
     moments = len(config.analysed_steps)
-    share = _COMPARISON * parse_time(config.time) / moments
+    whole = _COMPARISON * parse_time(config.time)
+    share = (whole - min(_training(found, config), whole / 2)) / moments
     left = max(share - found.passes / RATE, 1.0)
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
@@ -109,6 +111,12 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     losses = _losses(found.collection, share)
     sentences = (*_sizes_told(found, tried[0], losses, config), *told(kept.reasons))
     return Size(found.examples, found.fisher, left, memory // 2, layers, losses, sentences)
+
+
+def _training(found: _Trial, config: ReportConfig) -> float:
+    """Count the seconds of training: three passes an example of every step."""
+    examples = config.training_steps * config.batch_size
+    return 3 * _PASSES * examples * found.collection.forward / RATE
 
 
 def _losses(collection: Collection, seconds: float) -> int:
