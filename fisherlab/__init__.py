@@ -63,6 +63,12 @@ _HOMES = {
         "RecurrentKFAC",
         "SampleGram",
         "Shampoo",
+        "SOAP",
+        "SOAPPreconditioner",
+        "KLShampoo",
+        "KLShampooPreconditioner",
+        "Muon",
+        "MuonPreconditioner",
         "ShampooPreconditioner",
         "Subspace",
         "approximate",
@@ -204,6 +210,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.approximators import KFAC as KFAC
     from fisherlab.approximators import KPSVD as KPSVD
     from fisherlab.approximators import SINGD as SINGD
+    from fisherlab.approximators import SOAP as SOAP
     from fisherlab.approximators import TEKFAC as TEKFAC
     from fisherlab.approximators import TKFAC as TKFAC
     from fisherlab.approximators import AdamPreconditioner as AdamPreconditioner
@@ -220,10 +227,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.approximators import KFACCorrected as KFACCorrected
     from fisherlab.approximators import KFACTridiagonal as KFACTridiagonal
     from fisherlab.approximators import KhatriRao as KhatriRao
+    from fisherlab.approximators import KLShampoo as KLShampoo
+    from fisherlab.approximators import KLShampooPreconditioner as KLShampooPreconditioner
     from fisherlab.approximators import Lanczos as Lanczos
     from fisherlab.approximators import LowRank as LowRank
     from fisherlab.approximators import MethodByBlock as MethodByBlock
     from fisherlab.approximators import MiniBlock as MiniBlock
+    from fisherlab.approximators import Muon as Muon
+    from fisherlab.approximators import MuonPreconditioner as MuonPreconditioner
     from fisherlab.approximators import Passes as Passes
     from fisherlab.approximators import PerBlock as PerBlock
     from fisherlab.approximators import Power as Power
@@ -233,6 +244,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.approximators import SampleGram as SampleGram
     from fisherlab.approximators import Shampoo as Shampoo
     from fisherlab.approximators import ShampooPreconditioner as ShampooPreconditioner
+    from fisherlab.approximators import SOAPPreconditioner as SOAPPreconditioner
     from fisherlab.approximators import Subspace as Subspace
     from fisherlab.approximators import TNTPreconditioner as TNTPreconditioner
     from fisherlab.approximators import TwoLevelKFAC as TwoLevelKFAC

@@ -155,7 +155,7 @@ def test_a_warm_start_without_data_is_refused():
 
 METHODS = ["kfac", "ekfac", "kpsvd-2", "deflation", "exact", "mini-block", "diagonal"]
 METHODS += ["kfac-tridiagonal", "two-level-kfac", "mini-block-mean", "shampoo-mean"]
-METHODS += ["tnt-mean", "adam"]
+METHODS += ["tnt-mean", "adam", "soap-mean", "kl-shampoo-mean", "muon-mean"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -21,14 +21,17 @@ from fisherlab.operators import (
     LowRank,
     MiniBlocks,
     ModeProducts,
+    OneSidedRoot,
     Partition,
     Provenance,
     QuasiDiagonal,
     QuasiNewtonFactors,
     RootDiagonal,
+    RotatedAdam,
     RowRankOne,
     RowwiseEigen,
     Stacked,
+    WhitenedRoot,
 )
 from fisherlab.operators.mode_products import Modes
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse
@@ -239,6 +242,29 @@ def mode_products(o, i, seed):
     return made, matrix
 
 
+def rotated_adam(o, i, seed):
+    left, right = (torch.linalg.qr(normal(k, k, seed=seed + k))[0] for k in (o, i))
+    roots, gradient = normal(o, i, seed=seed).abs(), normal(o, i)
+    made = RotatedAdam(gradient, eye(o), eye(i), left, right, roots.square())
+    basis = torch.kron(left, right)
+    return made, basis @ torch.diag(roots.flatten()) @ basis.T
+
+
+def whitened_root(o, i, seed):
+    rows, cols = psd(o, seed), psd(i, seed + 1)
+    made = WhitenedRoot(normal(o, i), rows @ rows, cols @ cols, 0.0)
+    return made, torch.kron(rows, cols)
+
+
+def one_sided_root(o, i, seed):
+    b = normal(o, i, seed=seed)
+    tall = o > i
+    root = fractional_matrix_power((b.T @ b if tall else b @ b.T).numpy(), 0.5).real
+    root = torch.from_numpy(root)
+    matrix = torch.kron(eye(o), root) if tall else torch.kron(root, eye(i))
+    return OneSidedRoot(b), matrix
+
+
 def quasi_newton(whole):
     def make(o, i, seed):
         rows, cols = eye(o), psd(i, seed) + eye(i)
@@ -291,6 +317,9 @@ OPERATORS = {
     "quasi-diagonal": quasi_diagonal,
     "root diagonal": root_diagonal,
     "mode products": mode_products,
+    "rotated Adam": rotated_adam,
+    "whitened root": whitened_root,
+    "one-sided root": one_sided_root,
     "quasi-Newton": quasi_newton(whole=True),
     "quasi-Newton by pairs": quasi_newton(whole=False),
     "factored mini-blocks of matrices": factored_mini_blocks(cases.matrices, "shuffled"),

@@ -7,8 +7,9 @@ from types import ModuleType
 # The methods in the order in which tables show them: each names itself as it is imported.
 from fisherlab.approximators.blocks.exact import ExactBlock, LowRank
 from fisherlab.approximators.kronecker.kfac import FOOF, KFAC
-from fisherlab.approximators.kronecker.eigenvalues import EKFAC, TEKFAC
-from fisherlab.approximators.kronecker.partial_traces import TKFAC, Shampoo
+from fisherlab.approximators.kronecker.eigenvalues import EKFAC, SOAP, TEKFAC
+from fisherlab.approximators.kronecker.partial_traces import TKFAC, Muon, Shampoo
+from fisherlab.approximators.kronecker.kl_shampoo import KLShampoo
 from fisherlab.approximators.kronecker.recurrent import RecurrentKFAC
 from fisherlab.approximators.kronecker.cg_fac import CGFAC
 from fisherlab.approximators.kpsvd.kpsvd import KPSVD
@@ -21,6 +22,11 @@ from fisherlab.approximators.mean_gradients import (
     AdamPreconditioner,
     ShampooPreconditioner,
     TNTPreconditioner,
+)
+from fisherlab.approximators.gradient_roots import (
+    KLShampooPreconditioner,
+    MuonPreconditioner,
+    SOAPPreconditioner,
 )
 from fisherlab.approximators.online.k_bfgs import KBFGS, Observation
 from fisherlab.approximators.online.b_kfac import BKFAC, Correction, RandomisedSVD
@@ -62,6 +68,7 @@ __all__ = [
     "KFAC",
     "KPSVD",
     "SINGD",
+    "SOAP",
     "TEKFAC",
     "TKFAC",
     "AdamPreconditioner",
@@ -79,11 +86,15 @@ __all__ = [
     "ExactNetwork",
     "KFACCorrected",
     "KFACTridiagonal",
+    "KLShampoo",
+    "KLShampooPreconditioner",
     "KhatriRao",
     "Lanczos",
     "LowRank",
     "MethodByBlock",
     "MiniBlock",
+    "Muon",
+    "MuonPreconditioner",
     "NetworkApproximator",
     "Observation",
     "OfSamples",
@@ -94,6 +105,7 @@ __all__ = [
     "QuasiDiagonal",
     "RandomisedSVD",
     "RecurrentKFAC",
+    "SOAPPreconditioner",
     "SampleGram",
     "Shampoo",
     "ShampooPreconditioner",

@@ -96,6 +96,15 @@ def partial_trace_flops(s: Samples) -> int:
     return 2 * _forming(s) + 2 * s.columns * s.examples * o * i * (o + i)
 
 
+def row_trace_flops(s: Samples) -> int:
+    """Count Σ D Dᵀ."""
+    o, i = s.weight_shape
+    if isinstance(s, OuterSamples):
+        rows = s.columns * s.examples
+        return symmetric_flops(o, rows) + rows * o * o + s.examples * i * i
+    return _forming(s) + s.columns * s.examples * o * i * (o + i)
+
+
 def alternation_flops(s: Samples) -> int:
     """Count the power steps of the leading product, by the cheaper space."""
     o, i = s.weight_shape
@@ -105,6 +114,14 @@ def alternation_flops(s: Samples) -> int:
     outputs = min(pair_count(o), s.columns**2 * o)
     grams = s.examples**2 * (i + outputs) // 2 + STEPS * 2 * s.examples**2
     return min(packed, grams)
+
+
+def alternating_flops(s: Samples) -> int:
+    """Count Σ D M Dᵀ and Σ Dᵀ M D once each."""
+    o, i = s.weight_shape
+    if isinstance(s, OuterSamples):
+        return 3 * s.examples * (i * i + s.columns * o * o) // 2
+    return 2 * s.columns * s.examples * o * i * (o + i)
 
 
 def leading_flops(s: Samples) -> int:

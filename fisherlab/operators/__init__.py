@@ -14,6 +14,11 @@ from fisherlab.operators.eigenforms import (
 )
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.factored_mini_blocks import FactoredMiniBlocks
+from fisherlab.operators.gradient_roots import (
+    OneSidedRoot,
+    RotatedAdam,
+    WhitenedRoot,
+)
 from fisherlab.operators.inverse_factors import InverseFactors
 from fisherlab.operators.iterative import IterativeInverse, Stopping
 from fisherlab.operators.kronecker import KroneckerSum
@@ -63,6 +68,7 @@ __all__ = [
     "MiniBlocks",
     "ModeProducts",
     "NetworkOperator",
+    "OneSidedRoot",
     "Operator",
     "Partition",
     "Provenance",
@@ -70,6 +76,7 @@ __all__ = [
     "QuasiNewtonFactors",
     "RelativeDamping",
     "RootDiagonal",
+    "RotatedAdam",
     "RowRankOne",
     "RowwiseEigen",
     "SolvedByProducts",
@@ -78,5 +85,6 @@ __all__ = [
     "TensorEigen",
     "Tikhonov",
     "TwoLevel",
+    "WhitenedRoot",
     "WholeNetwork",
 ]

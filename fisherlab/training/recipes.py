@@ -9,8 +9,9 @@ from typing import Any, Final, final
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fisherlab.approximators.gradient_roots import MuonPreconditioner
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian
-from fisherlab.operators.dampings import Damping, Factored, Tikhonov
+from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
 from fisherlab.problems.problem import Problem
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
@@ -284,6 +285,23 @@ def of_goldfarb(
         _natural, make_method=make_method, make_damping=make_damping, fisher=fisher
     )
     return Recipe(summary, source, make, MappingProxyType({**_GOLDFARB, **settings}))
+
+
+def of_muon(summary: str, source: str, **settings: Any) -> Recipe:
+    """Return a recipe of Muon: its matrix is that of the momentum which it turns."""
+    known = {**_GOLDFARB, **OWN_STATE, "inverse_every": 1, **settings}
+    return Recipe(summary, source, _muon, MappingProxyType(known))
+
+
+def _muon(problem: Problem, *, momentum: float, **settings: Any) -> NaturalGradient:
+    return _natural(
+        problem,
+        always(MuonPreconditioner(momentum)),
+        RelativeDamping,
+        fisher=from_data,
+        momentum=momentum,
+        **settings,
+    )
 
 
 def of_koroko(summary: str, method: Any, terms: int, **settings: Any) -> Recipe:

@@ -19,6 +19,10 @@ from fisherlab.approximators import (
     Lanczos,
     MiniBlock,
 )
+from fisherlab.approximators.gradient_roots import (
+    KLShampooPreconditioner,
+    SOAPPreconditioner,
+)
 from fisherlab.approximators.mean_gradients import ShampooPreconditioner, TNTPreconditioner
 from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
 from fisherlab.approximators.online.k_bfgs import KBFGS
@@ -35,6 +39,7 @@ from fisherlab.training.recipes import (
     of_full,
     of_goldfarb,
     of_koroko,
+    of_muon,
     of_torch,
     plain,
     sampled,
@@ -244,6 +249,34 @@ _RECIPES: Final[dict[str, Recipe]] = {
         from_data,
         lr=3e-4,
         damping=3e-4,
+    ),
+    "soap": of_goldfarb(
+        "Adam in Shampoo's eigenbasis; lr counts a momentum that sums up",
+        "Vyas et al. 2024, arXiv 2409.11321",
+        always(SOAPPreconditioner()),
+        float,
+        from_data,
+        lr=1.5e-4,
+        damping=1e-8,
+        momentum=0.95,
+        average=0.95,
+        inverse_every=1,
+    ),
+    "kl-shampoo": of_goldfarb(
+        "Shampoo whose factors whiten each other's gradients",
+        "Lin et al. 2025, arXiv 2509.03378; settings as for Shampoo",
+        KLShampooPreconditioner,
+        always(0.0),
+        from_data,
+        lr=3e-4,
+        damping=1e-3,
+    ),
+    "muon": of_muon(
+        "momentum replaced by its nearest semi-orthogonal matrix",
+        "Jordan et al. 2024",
+        lr=0.02,
+        damping=1e-3,
+        momentum=0.95,
     ),
     "tnt": of_goldfarb(
         "tensor normal training",

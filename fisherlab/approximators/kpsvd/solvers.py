@@ -15,6 +15,7 @@ from typing import (
 
 import torch
 
+from fisherlab.approximators.costs import alternating_flops
 from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
 from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
 from fisherlab.approximators.kpsvd.passes import HELD_BYTES, Passes
@@ -22,7 +23,7 @@ from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, So
 from fisherlab.approximators.states import Held
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -79,7 +80,7 @@ def choose(block: Rearranged, rank: int) -> Solver:
     o, i = samples.weight_shape
     outer = isinstance(samples, OuterSamples)
     rows, cols = (pair_count(o), pair_count(i)) if outer else (o * o, i * i)
-    costs: dict[Solver, float] = {Lanczos(): _iteration(samples) * 8 * (rank + 1)}
+    costs: dict[Solver, float] = {Lanczos(): alternating_flops(samples) * 8 * (rank + 1)}
     if rows * cols <= DENSE_NUMBERS:
         decompose = 12 * min(rows, cols) ** 2 * max(rows, cols)
         costs[DenseSVD()] = samples.dense_flops() + decompose
@@ -89,14 +90,6 @@ def choose(block: Rearranged, rank: int) -> Solver:
         tables = n * n * (i + min(samples.columns**2 * o, pair_count(o)))
         costs[SampleGram()] = tables + 20 * (rank + 2) * n * n + finish
     return min(costs, key=lambda solver: costs[solver])
-
-
-def _iteration(samples: Samples) -> float:
-    """Count one product with the rearranged block and one with its adjoint."""
-    o, i = samples.weight_shape
-    if isinstance(samples, OuterSamples):
-        return 1.5 * samples.examples * (i * i + samples.columns * o * o)
-    return 2.0 * samples.columns * samples.examples * o * i * (o + i)
 
 
 def solver_of(choice: SolverChoice) -> Solver:

@@ -1,4 +1,4 @@
-"""The best eigenvalues for a Kronecker eigenbasis: of KFAC, and of the partial traces."""
+"""The best eigenvalues for a Kronecker eigenbasis: KFAC's, or the partial traces'."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -193,11 +193,29 @@ class EKFAC(_Corrected):
         return Cost(factor_flops(samples) + _basis_flops(samples), _numbers(samples))
 
 
+class _OfPartialTraces(_Corrected):
+    """The basis of the partial traces, which every kind of block has."""
+
+    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add partial traces."""
+        return add(state, partial_traces(statistics))
+
+    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+        """Return the partial traces."""
+        rows, cols = state.tensors
+        return rows, cols
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count partial traces, two eigendecompositions and the squares in their basis."""
+        flops = partial_trace_flops(samples) + _basis_flops(samples)
+        return Cost(flops, _numbers(samples))
+
+
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class TEKFAC(_Corrected):
+class TEKFAC(_OfPartialTraces):
     r"""TKFAC's eigenbasis with the exact second moments of the gradient in it.
 
     .. math:: F \approx (U_Ψ \otimes U_Φ)\,\mathrm{diag}(s)\,(U_Ψ \otimes U_Φ)^T, \quad
@@ -228,19 +246,43 @@ class TEKFAC(_Corrected):
 
     keep_basis: bool = False
 
-    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
-        """Add partial traces."""
-        return add(state, partial_traces(statistics))
 
-    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
-        """Return the partial traces."""
-        rows, cols = state.tensors
-        return rows, cols
+@shown
+@by_group
+@final
+@dataclass(frozen=True)
+class SOAP(_OfPartialTraces):
+    r"""Shampoo's eigenbasis with the exact second moments of the gradient in it.
 
-    def cost(self, samples: Samples) -> Cost:
-        """Count partial traces, two eigendecompositions and the squares in their basis."""
-        flops = partial_trace_flops(samples) + _basis_flops(samples)
-        return Cost(flops, _numbers(samples))
+    .. math:: F \approx (U_L \otimes U_R)\,\mathrm{diag}(s)\,(U_L \otimes U_R)^T, \quad
+              s = \frac1N \sum (U_L^T D U_R)^{\circ 2}
+
+    Parameters
+    ----------
+    keep_basis
+        As in `EKFAC`: what SOAP does between two refreshes of its basis.
+
+    Notes
+    -----
+    L and R are Shampoo's factors, the partial traces of F, with D per example; so this is
+    the matrix of `TEKFAC` under the name of its optimiser. s is the best diagonal for
+    Shampoo's basis, so the error is never above Shampoo's at any scale. For SOAP itself,
+    which runs Adam in that basis on mean gradients, see `SOAPPreconditioner`.
+
+    References
+    ----------
+    Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson & Kakade 2024,
+    arXiv 2409.11321.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> round(fl.SOAP()(stats["weight"]).trace(), 5)
+    8.0
+    """
+
+    keep_basis: bool = False
 
 
 def _basis_flops(samples: Samples) -> int:
@@ -252,4 +294,4 @@ def _numbers(samples: Samples) -> int:
 
 
 register.add({"ekfac": EKFAC()})
-register.add({"tekfac": TEKFAC()})
+register.add({"tekfac": TEKFAC(), "soap": SOAP()})

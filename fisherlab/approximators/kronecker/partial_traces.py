@@ -1,4 +1,4 @@
-"""Products of the partial traces of a block: TKFAC, and Shampoo's roots."""
+"""Products of the partial traces of a block: TKFAC, and the roots of Shampoo and Muon."""
 
 from dataclasses import dataclass
 from typing import final
@@ -14,6 +14,7 @@ from fisherlab.approximators.costs import (
     cubes,
     pair_numbers,
     partial_trace_flops,
+    row_trace_flops,
 )
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.linalg import eigh
@@ -26,10 +27,15 @@ from fisherlab.statistics import LayerStatistics
 def partial_traces(statistics: LayerStatistics) -> Sums:
     """Return Σ D Dᵀ and Σ Dᵀ D over a chunk."""
     samples = statistics.samples
-    o, i = samples.weight_shape
-    rows = samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
+    o = samples.weight_shape[0]
     cols = samples.column_side(torch.eye(o, dtype=samples.dtype, device=samples.device))
-    return Sums.of(statistics, rows, cols)
+    return Sums.of(statistics, _rows(samples), cols)
+
+
+def _rows(samples: Samples) -> Tensor:
+    """Return Σ D Dᵀ."""
+    i = samples.weight_shape[1]
+    return samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
 
 
 @shown
@@ -129,6 +135,51 @@ class Shampoo(OfSums[Sums, Operator]):
         return Cost(partial_trace_flops(samples) + roots, pair_numbers(samples))
 
 
+@shown
+@by_group
+@final
+@dataclass(frozen=True)
+class Muon(OfSums[Sums, Operator]):
+    r"""One-sided Shampoo, :math:`L^{1/2} \otimes I` with :math:`L = \frac1N \sum D D^T`.
+
+    Notes
+    -----
+    Muon replaces a gradient matrix :math:`G = U Σ V^T` by its nearest semi-orthogonal
+    one, :math:`U V^T = (G G^T)^{-1/2} G`: it divides by this matrix for D = G. D is per
+    example here; for the optimiser's, of the mean gradient, see `MuonPreconditioner`. It
+    scales as a gradient, not as its square: read its cosine and direction, not its
+    Frobenius error.
+
+    References
+    ----------
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; as
+    one-sided Shampoo: Bernstein & Newhouse 2024, arXiv 2409.20325.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> round(fl.Muon()(stats["weight"]).trace(), 4)
+    16.0
+    """
+
+    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+        """Add Σ D Dᵀ of a chunk."""
+        return add(state, Sums.of(statistics, _rows(statistics.samples)))
+
+    def finish(self, state: Sums) -> KroneckerSum:
+        """Divide by the examples and take the root."""
+        made = state.provenance.by(repr(self))
+        rows = _root(state.tensors[0] / state.count, f"the factor of {made}")
+        eye = torch.eye(state.weight_shape[1], dtype=rows.dtype, device=rows.device)
+        return KroneckerSum(((rows, eye),), state.weight_shape, made)
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count one partial trace and its root."""
+        root = (EIGEN + 1) * samples.weight_shape[0] ** 3
+        return Cost(row_trace_flops(samples) + root, pair_numbers(samples))
+
+
 def _root(factor: Tensor, what: str) -> Tensor:
     """Return the root of a factor, of rounding 0: its root would pass for a number."""
     values, vectors = eigh(factor, what)
@@ -138,4 +189,4 @@ def _root(factor: Tensor, what: str) -> Tensor:
 
 
 register.add({"tkfac": TKFAC()}, aliases={"tnt": "tkfac"})  # TNT's per-example form
-register.add({"shampoo": Shampoo()})
+register.add({"shampoo": Shampoo(), "muon": Muon()})
