@@ -24,6 +24,7 @@ _HOMES = {
         "rank_curve",
         "save",
         "spectra",
+        "density",
         "structure",
         "sweep",
         "uncertainty",
@@ -191,6 +192,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.analysis import compare_networks as compare_networks
     from fisherlab.analysis import coverage as coverage
     from fisherlab.analysis import decompose as decompose
+    from fisherlab.analysis import density as density
     from fisherlab.analysis import estimate as estimate
     from fisherlab.analysis import inverse_blocks as inverse_blocks
     from fisherlab.analysis import merge as merge

@@ -3,6 +3,7 @@
 from fisherlab.analysis.comparison import compare, compare_networks
 from fisherlab.analysis.coverages import Coverage, coverage
 from fisherlab.analysis.decomposition import decompose
+from fisherlab.analysis.densities import density
 from fisherlab.analysis.estimates import Estimate, estimate
 from fisherlab.analysis.files import open, save
 from fisherlab.analysis.intervals import uncertainty
@@ -23,6 +24,7 @@ __all__ = [
     "compare_networks",
     "coverage",
     "decompose",
+    "density",
     "estimate",
     "front",
     "inverse_blocks",

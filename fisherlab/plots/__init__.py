@@ -15,6 +15,7 @@ from fisherlab.plots.curves import rank_curve as rank_curve
 from fisherlab.plots.curves import spectra as spectra
 from fisherlab.plots.decomposition import decomposition as decomposition
 from fisherlab.plots.decomposition import error_sources as error_sources
+from fisherlab.plots.densities import density as density
 from fisherlab.plots.frames import table as table
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap

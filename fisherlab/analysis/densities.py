@@ -1,0 +1,217 @@
+"""Spectral densities: where eigenvalues lie, also of blocks too large for all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fisherlab.analysis.cells import REFUSALS, attributes, reason, require_room
+from fisherlab.approximators import ExactBlock
+from fisherlab.approximators.register import Chosen, by_name
+from fisherlab.metrics.spectra import eigenvalues
+from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.quadrature import gauss_nodes
+from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
+from fisherlab.operators.kronecker import DENSE_ROWS
+from fisherlab.statistics import LayerStatistics, Statistics
+
+NUMBER = 8  # bytes
+
+
+class Measure(NamedTuple):
+    """Points λ with the share of the p eigenvalues that each stands for."""
+
+    values: Tensor
+    shares: Tensor
+    way: str
+
+
+@final
+@dataclass(frozen=True)
+class _Effort:
+    """What is spent on a block: probes, steps, whole spectra up to a size, bytes."""
+
+    probes: int
+    steps: int
+    whole: int
+    seed: int
+    limit: int
+
+
+def density(
+    stats: Statistics,
+    approximators: Chosen = None,
+    *,
+    probes: int = 8,
+    steps: int = 64,
+    seed: int = 0,
+    whole: int = 20_000,
+    budget: Budget = None,
+) -> xr.DataTree:
+    r"""Return the spectral density of the exact block and of approximations, per layer.
+
+    .. math:: μ = \frac1p \sum_j δ_{λ_j} \approx \frac{1}{n} \sum_{k \le n} \sum_j
+              w_{kj} δ_{θ_{kj}}
+
+    All eigenvalues where they are to be had: of the exact block through the smaller of its
+    Gram matrix (N·V rows) and itself (p), of approximations up to p. Else stochastic
+    Lanczos quadrature: θ and w are the Gauss nodes of random sign vectors, exact for
+    polynomials of degree below 2·steps, and for everything where a block has no more
+    distinct eigenvalues than steps.
+
+    Parameters
+    ----------
+    stats
+        Statistics of the layers.
+    approximators
+        Names, or a mapping of names to values; the exact block always comes first.
+    probes, steps
+        n sign vectors, and products with each.
+    seed
+        Of the sign vectors, which are the same for all methods of a layer.
+    whole
+        Rows up to which all eigenvalues are computed.
+    budget
+        Bytes of one matrix or Lanczos basis; half of the free memory by default.
+
+    Returns
+    -------
+    xarray.DataTree
+        A node a layer with `eigenvalue(approximator, point)`, `share(approximator, point)`
+        (adding up to 1, NaN beyond a method's points), `way(approximator)`, "whole" or
+        "quadrature", and `status(approximator)`; attribute `mean_eigenvalue`.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, or no probes or steps.
+
+    Notes
+    -----
+    Quadrature costs probes · steps products and holds steps · p numbers. A share of n
+    probes has a standard deviation of about √(2 share / (n p)).
+
+    References
+    ----------
+    Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal. Appl. 38(4); of networks: Ghorbani,
+    Krishnan & Xiao 2019, arXiv 1901.10159.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> tree = fl.density(stats, ["kfac"])
+    >>> tree["weight"]["share"].sum("point").round(6).values.tolist()
+    [1.0, 1.0]
+    """
+    if probes < 1 or steps < 1:
+        msg = f"density: probes={probes} and steps={steps}; at least 1 each is expected."
+        raise ValueError(msg)
+    chosen: dict[str, Any] = {"exact": ExactBlock(), **by_name(approximators)}
+    device = next((layer.samples.device for layer in stats.values()), "cpu")
+    effort = _Effort(probes, steps, whole, seed, parse_budget(budget, device))
+    nodes = {name: _node(layer, chosen, effort) for name, layer in stats.items()}
+    made = attributes(stats, chosen, analysis="density")
+    sizes = {"probes": probes, "steps": steps, "probe_seed": seed}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs={**made, **sizes}), **nodes})
+
+
+def _node(layer: LayerStatistics, chosen: Mapping[str, Any], effort: _Effort) -> xr.Dataset:
+    found: list[Measure | None] = []
+    status: list[str] = []
+    for name, method in chosen.items():
+        try:
+            require_room(layer, name, method, effort.limit)
+            operator = method(layer).to(torch.float64)
+            found.append(measure(operator, effort))
+            status.append("ok")
+        except REFUSALS as error:
+            found.append(None)
+            status.append(reason(error, name))
+    exact = ExactBlock()(layer).to(torch.float64)
+    dims = ("approximator", "point")
+    node = xr.Dataset(
+        {
+            "eigenvalue": (dims, _padded([m and m.values for m in found])),
+            "share": (dims, _padded([m and m.shares for m in found])),
+            "way": (dims[:1], np.array([m.way if m else "" for m in found], object)),
+            "status": (dims[:1], np.array(status, dtype=object)),
+        },
+        {"approximator": list(chosen)},
+        {"mean_eigenvalue": exact.trace() / max(exact.shape[0], 1)},
+    )
+    node["eigenvalue"].attrs = {"long_name": "eigenvalue", "units": "1"}
+    node["share"].attrs = {"long_name": "share of the eigenvalues", "units": "1"}
+    node["way"].attrs = {"long_name": "whole spectrum, or quadrature", "units": "1"}
+    node["status"].attrs = {"long_name": "ok, or why a value is missing", "units": "1"}
+    return node
+
+
+def _padded(rows: Sequence[Tensor | None]) -> Any:
+    longest = max((len(row) for row in rows if row is not None), default=0)
+    out = np.full((len(rows), longest), np.nan)
+    for at, row in enumerate(rows):
+        if row is not None:
+            out[at, : len(row)] = row.cpu().numpy()
+    return out
+
+
+def measure(operator: Operator, effort: _Effort) -> Measure:
+    """Return the measure of one matrix: whole where it is small enough."""
+    if isinstance(operator, FactoredFisher):
+        samples = operator.samples
+        rows = min(samples.columns * samples.examples, operator.shape[0])
+        if rows <= effort.whole and 2 * NUMBER * rows**2 <= effort.limit:
+            return _of_samples(operator, rows)
+    elif _lists(operator, effort.whole):
+        values = eigenvalues("density", operator)
+        return Measure(values, torch.full_like(values, 1 / len(values)), "whole")
+    return _quadrature(operator, effort)
+
+
+def _lists(operator: Operator, whole: int) -> bool:
+    """Tell whether all eigenvalues are to be had, in closed form or of a small matrix."""
+    p = operator.shape[0]
+    several = isinstance(operator, KroneckerSum) and len(operator.terms) > 1
+    known = not several and operator.eigenform() is not None
+    return p <= (whole if known else min(whole, DENSE_ROWS))
+
+
+def _of_samples(exact: FactoredFisher, rows: int) -> Measure:
+    """Return the eigenvalues through the Gram matrix, and the zeros beside as one point."""
+    p = exact.shape[0]
+    if rows == p:
+        values = eigenvalues("density", exact)
+        return Measure(values, torch.full_like(values, 1 / p), "whole")
+    table = exact.samples.gram() / exact.count
+    values = factorised("eigvalsh", table, exact).flip(0)
+    zero = values.new_zeros(1)
+    shares = torch.cat([torch.full_like(values, 1 / p), zero + (p - rows) / p])
+    return Measure(torch.cat([values, zero]), shares, "whole")
+
+
+def _quadrature(operator: Operator, effort: _Effort) -> Measure:
+    p, steps = operator.shape[0], min(effort.steps, operator.shape[0])
+    remedy = "Use fewer steps, or raise the budget."
+    require(NUMBER * (steps + 4) * p, effort.limit, "a Lanczos basis", remedy)
+    generator = torch.Generator().manual_seed(effort.seed)
+    product = _product(operator)
+    values, shares = [], []
+    for _ in range(effort.probes):
+        signs = torch.randint(0, 2, (p,), generator=generator).double() * 2 - 1
+        nodes, weights = gauss_nodes(product, signs.to(operator.device), steps)
+        values.append(nodes)
+        shares.append(weights / effort.probes)
+    order = torch.cat(values).argsort(descending=True)
+    return Measure(torch.cat(values)[order], torch.cat(shares)[order], "quadrature")
+
+
+def _product(operator: Operator) -> Callable[[Tensor], Tensor]:
+    shape = operator.weight_shape
+    return lambda flat: (operator @ flat.view(shape)).flatten()
