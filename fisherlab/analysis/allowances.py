@@ -295,7 +295,7 @@ def _own(s: Samples, method: Approximator, part: Needs) -> Work:
         return Work(0)
     if part == "matrix":
         read = SWEEPS * _reading(s) + _factor_reading(s, method)
-        return Work(_building(s, method) + _inner(s, method) + read, _space(s, method))
+        return Work(_building(s, method) + _inner(s, method) + read, space(s, method))
     if part == "gradient":  # two quadratic forms of the exact block beside the solve
         return _solve(s, method) + Work(2 * _product(s))
     return _solve(s, method) + _against_inverse(s, method)
@@ -319,7 +319,7 @@ def _factor_reading(s: Samples, method: Approximator) -> float:
     return READ * reads * (o * o + i * i) + made_positive
 
 
-def _space(s: Samples, method: Approximator) -> float:
+def space(s: Samples, method: Approximator) -> float:
     """Return the bytes of the Krylov space of the pairs of a shared layer."""
     if not isinstance(method, ITERATED) or isinstance(s, OuterSamples):
         return 0.0

@@ -17,7 +17,7 @@ from fisherlab.catalogue import QUANTITIES, Needs, quantity
 from fisherlab.errors import FisherlabError, IndefiniteError, NeedsSharedForm
 from fisherlab.metrics import BelowFloor
 from fisherlab.numerics.memory import require
-from fisherlab.operators import Operator
+from fisherlab.operators import Operator, Provenance
 from fisherlab.statistics import LayerStatistics, Statistics
 
 # What one cell may fail with without ending the table: refusals (ValueError, too), and what
@@ -167,25 +167,37 @@ def attributes(
     stats: Statistics, approximators: Mapping[str, object], **more: str
 ) -> dict[str, str | int]:
     """Return netCDF attributes: who made it, from what, with which methods."""
+    first = next(iter(stats.values()))
+    device = first.samples.device
+    return made_of(stats.provenance, first.dtype, device, approximators, **more)
+
+
+def made_of(
+    provenance: Provenance,
+    dtype: object,
+    device: object,
+    approximators: Mapping[str, object],
+    **more: str,
+) -> dict[str, str | int]:
+    """Return the attributes of a table whose statistics need not be there."""
     import torch
 
-    first = next(iter(stats.values()))
     made: dict[str, str | int] = {
         "creation_library": "fisherlab",
         "creation_library_version": fisherlab.__version__,
         "creation_library_language": "Python",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch_version": str(torch.__version__),
-        "fisher": stats.provenance.fisher,
-        "likelihood": stats.provenance.likelihood,
-        "examples": stats.provenance.examples,
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "device": str(first.samples.device),
+        "fisher": provenance.fisher,
+        "likelihood": provenance.likelihood,
+        "examples": provenance.examples,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
         "approximators": json.dumps({n: repr(a) for n, a in approximators.items()}),
         "conventions": CONVENTIONS,
     }
-    if stats.provenance.seed is not None:
-        made["seed"] = stats.provenance.seed
+    if provenance.seed is not None:
+        made["seed"] = provenance.seed
     return made | more
 
 

@@ -1,14 +1,16 @@
 """Every approximation beside the exact block, or the exact network, as one Dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import xarray as xr
+from torch import nn
 
 from fisherlab.analysis.allowances import Allowance, Cut, cut
 from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.layerwise import Done, Request, Source, compare_layers
 from fisherlab.analysis.metric_table import (
     Metrics,
     Question,
@@ -32,9 +34,9 @@ from fisherlab.statistics import LayerStatistics, Statistics
 
 
 def compare(
-    stats: Statistics,
+    stats: Statistics | nn.Module,
+    *given: Any,
     approximators: Chosen = None,
-    *,
     metrics: Metrics | None = None,
     damping: Damping = None,
     gradient: Mapping[str, Any] | None = None,
@@ -43,14 +45,22 @@ def compare(
     budget: Budget = None,
     time: float | str | None = None,
     purpose: Purpose | Sequence[Purpose] | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[Done], Any] = False,
+    **source: Any,
 ) -> xr.Dataset:
     """Hold every approximation of every layer against the exact block.
+
+    ``compare(stats, approximators)`` or, straight from a model whose statistics need not
+    fit into memory at once, ``compare(model, data, likelihood, approximators)``.
 
     Parameters
     ----------
     stats
-        Statistics the approximations are made from.
+        Statistics the approximations are made from, or a model: its layers are
+        collected, measured and freed, as many at once as fit.
+    given
+        The approximators, as the keyword; of a model its data, the likelihood, and then
+        the approximators.
     approximators
         Names, or a mapping of names to values; all named ones by default.
     metrics
@@ -61,13 +71,16 @@ def compare(
     damping
         λ, a sequence of λ, or `RelativeDamping(α)`, a fraction of the mean eigenvalue.
     gradient
-        Block name to w (d_out, d_in) or `MeanGradient`, for `direction_cosine`.
+        Block name to w (d_out, d_in) or `MeanGradient`, for `direction_cosine`. Of a
+        model with a damping, that of the mean loss at the data's labels by default.
     reference
         Statistics of another Fisher to be called exact.
     k
         The dimension of the subspaces of `subspace_overlap`.
     budget
-        Bytes one exact block may take where it has to be formed.
+        Bytes one exact block may take where it has to be formed; of a model bytes for
+        everything beside the model, half of the free memory by default. A layer that
+        does not fit has the bytes in its status.
     time
         Seconds, or a text such as "5 min", counted in multiply-adds at the rate of two
         plain cores: what exceeds it is left out, the dearest cells first, and its
@@ -77,7 +90,11 @@ def compare(
         `fl.Pruning`, `fl.EWC`, `fl.Sharpness`, `fl.Matrix`, or a value of one's own. Its
         measures take the place of metrics, in a table as `fisherlab.purposes` tells.
     progress
-        Whether to show a bar.
+        Whether to show a bar over layers; of a model also a callable that is given
+        ``(layer, done, layers, seconds)``.
+    source
+        Of a model alone: `fisher`, `layers` and `dtype` as in `collect`, and `store`, a
+        netCDF file that is written after every layer and gone on from.
 
     Returns
     -------
@@ -91,6 +108,16 @@ def compare(
     ValueError
         For unknown names, a metric without what it needs, or a gradient that lacks
         a layer; metrics beside a purpose.
+    TypeError
+        For arguments of a model beside statistics, or the other way round.
+    StoreError
+        If the store holds another comparison.
+
+    Notes
+    -----
+    Everything is exact. Of positions that share a weight, sums over samples go through
+    whichever counts the fewest multiply-adds: inner products of all samples, matrices of
+    examples, or pairs of positions.
 
     Examples
     --------
@@ -101,6 +128,12 @@ def compare(
     >>> dict(ds.sizes)
     {'layer': 1, 'approximator': 2, 'damping': 1}
     """
+    if isinstance(stats, nn.Module):
+        asked_of = {"metrics": metrics, "damping": damping, "gradient": gradient, "k": k}
+        none = {"reference": reference, "time": time, "purpose": purpose}
+        request = _of_model(stats, given, approximators, asked_of, none, budget, source)
+        return compare_layers(request, source.get("store"), progress)
+    approximators = _chosen_of(given, approximators, source)
     if purpose is not None:
         _alone(metrics=metrics, damping=damping, gradient=gradient, reference=reference)
         several = purpose if isinstance(purpose, Sequence) else [purpose]
@@ -113,13 +146,63 @@ def compare(
     begin(cells, asked)
     if time is not None:
         cells.left_out = _cut(stats, asked, chosen, Allowance.of(time, limit)).reasons
-    for name in _progress(stats, progress):
+    for name in _progress(stats, bool(progress)):
         exact = ExactBlock()((reference or stats)[name])
         _fill_layer(cells, asked, stats[name], exact, chosen, limit)
     made = attributes(stats, chosen, analysis="compare", damping_kind=levels.kind)
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher
     return cells.dataset(layer_coordinates(stats), made)
+
+
+def _chosen_of(given: Sequence[Any], named: Chosen, source: Mapping[str, Any]) -> Chosen:
+    """Return the approximators that stand beside statistics."""
+    if source or len(given) > 1 or (given and named is not None):
+        more = [*source, *(["more positional arguments"] if given[1:] else [])]
+        raise TypeError(
+            f"compare(stats, approximators): {', '.join(more) or 'approximators twice'} "
+            "given beside statistics. fisher, layers, dtype and store belong to "
+            "compare(model, data, likelihood, approximators)."
+        )
+    return given[0] if given else named
+
+
+def _of_model(
+    model: nn.Module,
+    given: Sequence[Any],
+    named: Chosen,
+    asked: Mapping[str, Any],
+    unfit: Mapping[str, Any],
+    budget: Budget,
+    source: Mapping[str, Any],
+) -> Request:
+    """Read the arguments of a comparison straight from a model."""
+    unknown = source.keys() - {"fisher", "layers", "dtype", "store"}
+    twice = len(given) == 3 and named is not None
+    if unknown or twice or len(given) not in (2, 3):
+        raise TypeError(
+            "compare(model, data, likelihood, approximators, *, fisher, layers, dtype, "
+            f"store, ...): {len(given)} positional arguments after the model and the "
+            f"keywords {sorted(unknown)} were given."
+        )
+    for name, value in unfit.items():
+        if value is not None:
+            raise ValueError(
+                f"compare of a model takes no {name}=, which needs the statistics of all "
+                "layers at once: compare(fl.collect(model, data, likelihood), ...)."
+            )
+    settings = {name: source.get(name) for name in ("fisher", "layers", "dtype")}
+    data = Source.of(model, given[0], given[1], **settings)
+    chosen = by_name(given[2] if len(given) == 3 else named)
+    levels = dampings(asked["damping"])
+    along = bool(levels.labels) and (asked["gradient"] is not None or data.labelled)
+
+    def measure(stats: Statistics, gradient: Any, limit: int) -> xr.Dataset:
+        return compare(stats, chosen, budget=limit, **{**asked, "gradient": gradient})
+
+    limit = parse_budget(budget, data.device)
+    gradient = asked["gradient"]
+    return Request(data, chosen, measure, along, gradient, limit, levels.kind, asked)
 
 
 def _alone(**given: object) -> None:

@@ -1,0 +1,296 @@
+"""Comparisons straight from a model: layers are collected, measured and freed in turn."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from fisherlab.analysis.cells import REFUSALS, made_of, reason
+from fisherlab.analysis.cost import Collection, Plan, Probed
+from fisherlab.analysis.layer_schedule import Schedule
+from fisherlab.analysis.layer_store import Store, joined, plain
+from fisherlab.errors import BudgetError
+from fisherlab.likelihoods import Likelihood
+from fisherlab.operators.base import Provenance
+from fisherlab.statistics import (
+    Exact,
+    Fisher,
+    MeanGradient,
+    MonteCarlo,
+    Statistics,
+    collect,
+    mean_gradient,
+)
+from fisherlab.statistics.batches import Repeated, batches
+
+Gradients = Mapping[str, Any] | None
+Measure = Callable[[Statistics, Gradients, int], xr.Dataset]
+
+
+class Done(NamedTuple):
+    """What a callable given as `progress` is told after every layer."""
+
+    layer: str
+    done: int
+    layers: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where statistics come from: the arguments of `collect`.
+
+    Parameters
+    ----------
+    model, data, likelihood, fisher, layers, dtype
+        As in `collect`.
+    """
+
+    model: nn.Module
+    data: Any
+    likelihood: Likelihood
+    fisher: Fisher
+    layers: Sequence[str] | None
+    dtype: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: Any,
+        likelihood: Likelihood,
+        fisher: Fisher | None,
+        layers: Sequence[str] | None,
+        dtype: torch.dtype | None,
+    ) -> "Source":
+        """Return the source; data that are iterated are checked to repeat."""
+        labels = fisher or Exact()
+        if not isinstance(data, (tuple, Tensor)):
+            data = Repeated(data, ordered=isinstance(labels, MonteCarlo))
+        return cls(model, data, likelihood, labels, layers, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters(), torch.empty(0)).device
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data have labels."""
+        pairs = [self.data] if isinstance(self.data, tuple) else self.data
+        return next(iter(pairs))[1] is not None
+
+    def plans(self, limit: int) -> tuple[dict[str, Plan], Collection]:
+        """Return what the layers hold, and what collecting takes."""
+        probed = Probed.of(self.model, self.data, self.likelihood, self.layers, self.dtype)
+        return probed.plans(self.fisher, limit)
+
+    def collected(self, layers: Sequence[str], budget: int) -> Statistics:
+        """Return the statistics of some layers."""
+        return collect(
+            self.model,
+            self.data,
+            self.likelihood,
+            self.fisher,
+            layers=layers,
+            dtype=self.dtype,
+            budget=budget,
+        )
+
+    def gradients(self, layers: Sequence[str]) -> dict[str, MeanGradient]:
+        """Return the gradient of the mean loss at the data's labels."""
+        return mean_gradient(
+            self.model, self.data, self.likelihood, layers=layers, dtype=self.dtype
+        )
+
+    def fingerprint(self) -> str:
+        """Return a digest of all weights and all data."""
+        digest = hashlib.sha256()
+        for name, held in self.model.state_dict().items():
+            digest.update(name.encode())
+            _add(digest, held)
+        for batch in batches(self.data, torch.device("cpu"), None):
+            positional, named = batch.arguments()
+            for held in (*positional, *named.values(), batch.y):
+                _add(digest, held)
+        return digest.hexdigest()
+
+
+def _add(digest: Any, held: Any) -> None:
+    if isinstance(held, Tensor):
+        flat = held.detach().cpu().contiguous().flatten()
+        digest.update(f"{held.dtype}{tuple(held.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of every layer.
+
+    Parameters
+    ----------
+    source
+        Model and data.
+    methods
+        Approximators by name.
+    measure
+        From the statistics and gradients of one layer, and bytes, to a row of the table.
+    along
+        Whether rows need gradients; where none are given, they are those of the data.
+    gradient
+        Those given.
+    limit
+        Bytes for everything.
+    kind
+        That of the dampings.
+    told
+        What tells requests apart, beside the source and the methods.
+    """
+
+    source: Source
+    methods: Mapping[str, Any]
+    measure: Measure
+    along: bool
+    gradient: Gradients
+    limit: int
+    kind: str
+    told: Mapping[str, Any]
+
+    def measured(
+        self, group: Sequence[str], plan: Schedule
+    ) -> Iterator[tuple[str, xr.Dataset]]:
+        """Yield the rows of some layers, whose statistics are freed one by one."""
+        try:
+            found = self.source.collected(group, self.limit)
+            along = self._gradients(group)
+        except (BudgetError, MemoryError) as error:
+            if len(group) == 1:
+                yield group[0], self.refusal(plan, group[0], f"not served: {reason(error)}")
+            else:
+                for name in group:
+                    yield from self.measured([name], plan)
+            return
+        made, layers = found.provenance, dict(found)
+        del found
+        for name in group:
+            one = Statistics({name: layers.pop(name)}, made)
+            own = None if along is None else {name: along[name]}
+            try:
+                row = self.measure(one, own, self.limit)
+            except REFUSALS as error:
+                if isinstance(error, ValueError):  # the request itself is wrong
+                    raise
+                row = self.refusal(plan, name, f"not served: {reason(error)}")
+            del one
+            yield name, row
+
+    def identity(self) -> dict[str, str]:
+        """Return what tells this comparison from others."""
+        source = self.source
+        return {
+            "methods": json.dumps({n: plain(m) for n, m in self.methods.items()}),
+            "fisher": repr(source.fisher),
+            "likelihood": repr(source.likelihood),
+            "dtype": str(source.dtype),
+            "model and data": source.fingerprint(),
+            **{name: plain(value) for name, value in self.told.items()},
+        }
+
+    def _gradients(self, group: Sequence[str]) -> Gradients:
+        if not self.along:
+            return None
+        return self.gradient or self.source.gradients(group)
+
+    def refusal(self, plan: Schedule, name: str, why: str) -> xr.Dataset:
+        """Return the row of a layer that is not served, with the reason as its status."""
+        one, listed = plan.plans[name], list(self.methods)
+        o, i = one.weight_shape
+        dims = ("layer", "approximator")
+        texts = {
+            key: (dims, np.full((1, len(listed)), text, dtype=object))
+            for key, text in (("floored", ""), ("status", why))
+        }
+        coords = {
+            "layer": [name],
+            "d_out": ("layer", [o]),
+            "d_in": ("layer", [i]),
+            "positions": ("layer", [one.positions]),
+            "approximator": listed,
+        }
+        made = Provenance(
+            fisher=repr(self.source.fisher),
+            likelihood=repr(self.source.likelihood),
+            examples=plan.collection.examples,
+            seed=getattr(self.source.fisher, "seed", None),
+        )
+        dtype, device = one.samples.dtype, self.source.device
+        attrs = made_of(made, dtype, device, self.methods, analysis="compare")
+        more = {"damping_kind": self.kind, "refused": 1}
+        return xr.Dataset(texts, coords, attrs | more)
+
+
+def compare_layers(
+    request: Request, store: str | os.PathLike[str] | None, progress: Any
+) -> xr.Dataset:
+    """Collect, measure and free the layers of a model, as many at once as fit.
+
+    Raises
+    ------
+    StoreError
+        If the store holds another comparison.
+    """
+    source = request.source
+    planned = source.plans(request.limit)
+    plan = Schedule.of(*planned, request.methods, request.limit, request.along)
+    kept = Store.of(store, request.identity)
+    rows = {name: row for name, row in kept.rows.items() if name in plan.plans}
+    tell = _teller(progress, len(plan.plans))
+    for name in rows:
+        tell(name)
+    for group in plan.groups:
+        left = [name for name in group if name not in rows]
+        for name, row in request.measured(left, plan) if left else ():
+            rows[name] = row
+            kept.write([rows[n] for n in plan.plans if n in rows])
+            tell(name)
+    for name in plan.refused:
+        if name not in rows:
+            rows[name] = request.refusal(plan, name, plan.refused[name])
+            tell(name)
+    ds = joined([rows[name] for name in plan.plans])
+    ds.attrs |= {"budget_bytes": request.limit, "foretold_bytes": plan.peak, **kept.attrs}
+    kept.finish(ds)
+    return ds
+
+
+def _teller(progress: Any, layers: int) -> Callable[[str], None]:
+    """Return what is called after each layer: nothing, a bar, or a callable of `Done`."""
+    began, count = time.monotonic(), 0
+    bar: Any = None
+    if progress is True:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=layers, desc="layers", unit="layer")
+
+    def tell(layer: str) -> None:
+        nonlocal count
+        count += 1
+        if bar is not None:
+            bar.set_postfix_str(layer)
+            bar.update()
+            if count == layers:
+                bar.close()
+        elif callable(progress):
+            progress(Done(layer, count, layers, time.monotonic() - began))
+
+    return tell
