@@ -382,3 +382,19 @@ def test_no_table_of_positions_is_held_for_rows_and_kernels():
     assert not any(isinstance(piece, torch.Tensor) for piece in op.partition.pieces)
     assert op.stored_numbers == 10
     assert op.product_flops == 48
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [cases.shared(1, 3, 4, 3, 7), cases.matrices(2, 2, 3, 9), cases.outer(2, 3, 4, 9)],
+    ids=["shared", "matrices", "outer"],
+)
+def test_fewer_samples_than_inputs_are_solved_for_without_any_block(samples, monkeypatch):
+    op = fl.MiniBlock()(cases.layer_statistics(samples))
+    dense, w = op.to_dense(), cases.normal(2, *samples.weight_shape)
+    assert op.frobenius_norm() == pytest.approx(float(dense.norm()), rel=1e-12)
+    monkeypatch.setattr(type(op), "formed", property(lambda self: pytest.fail("formed")))
+    for damping in (0.3, 1e-3):
+        damped = dense + damping * torch.eye(len(dense), dtype=torch.float64)
+        expected = torch.linalg.solve(damped, w.flatten(1).T).T.view_as(w)
+        assert_close(op.solve(w, damping), expected, 1e-9)

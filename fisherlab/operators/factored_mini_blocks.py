@@ -17,7 +17,7 @@ from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition, same_partition
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 
 
 @final
@@ -169,6 +169,8 @@ class FactoredMiniBlocks(Operator):
         return total**0.5 / self.count
 
     def _panel_norm(self) -> float:
+        if _cuts_are_cheaper(self, self):
+            return _by_cuts(self.partition, self.samples, self.samples) ** 0.5 / self.count
         groups = range(len(self.partition.sizes))
         panels = (p for group in groups for _, p in self._panels(group))
         return sum(float(p.square().sum(dtype=torch.float64)) for p in panels) ** 0.5
@@ -176,10 +178,12 @@ class FactoredMiniBlocks(Operator):
     def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Solve block by block, in the smaller space of each."""
         damping = tikhonov(damping, self)
-        by_row = self.partition.is_by_row and isinstance(self.samples, OuterSamples)
-        narrow = self.samples.examples < self.weight_shape[1]
-        if damping > 0 and by_row and narrow:
-            return self._solved_by_examples(w, damping)
+        outer, width = isinstance(self.samples, OuterSamples), self.weight_shape[1]
+        cut = outer or isinstance(self.samples, (SharedSamples, MatrixSamples))
+        rank = self.samples.examples * (1 if outer else self.samples.columns)
+        if damping > 0 and self.partition.is_by_row and cut and rank < width:
+            by = self._solved_by_examples if outer else self._solved_by_samples
+            return by(w, damping)
         return self.formed._solve(w, damping)
 
     def _solved_by_examples(
@@ -203,6 +207,32 @@ class FactoredMiniBlocks(Operator):
             turned = torch.cholesky_solve(seen, factor).permute(2, 0, 1) * root
             out[:, part] = (flat[:, part] - turned @ inputs) / damping
         return out.to(w.dtype)
+
+    def _solved_by_samples(
+        self, w: Float[Tensor, "k o i"], damping: float
+    ) -> Float[Tensor, "k o i"]:
+        """Solve in the V·N samples: a row's block is B Bᵀ, B the row of all matrices."""
+        samples, flat = self.samples, w.double()
+        m, (o, i) = samples.columns * samples.examples, self.weight_shape
+        out = torch.empty_like(flat)
+        for part in chunks(o, PANEL_BYTES // (8 * m * (i + m))):
+            cut = _rows_of(samples, part).double() / self.count**0.5  # (b, M, i)
+            inner = cut @ cut.mT
+            inner.diagonal(dim1=1, dim2=2).add_(damping)
+            factor = stacked_cholesky(inner, damping, self)
+            here = flat[:, part].permute(1, 2, 0)  # (b, i, k)
+            turned = torch.cholesky_solve(cut @ here, factor)
+            out[:, part] = ((here - cut.mT @ turned) / damping).permute(2, 0, 1)
+        return out.to(w.dtype)
+
+
+def _rows_of(samples: Samples, part: slice) -> Float[Tensor, "b m i"]:
+    """Return some rows of all matrices, a row of the weight first."""
+    if isinstance(samples, SharedSamples):
+        cut = SharedSamples(samples.inputs, samples.gradients[..., part]).matrices()
+    else:
+        cut = samples.matrices()[:, :, part]
+    return cut.flatten(0, 1).transpose(0, 1)
 
 
 @inner_product(FactoredFisher, FactoredMiniBlocks)
