@@ -96,7 +96,7 @@ _HOMES = {
         "UnsupportedMetric",
         "UnsupportedModelError",
     ],
-    "fisherlab.layers": ["blocks", "frozen", "unrolled"],
+    "fisherlab.layers": ["blocks", "frozen", "hf", "unrolled"],
     "fisherlab.likelihoods": ["Bernoulli", "Categorical", "Gaussian", "Likelihood"],
     "fisherlab.operators": [
         "Dense",
@@ -270,6 +270,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from fisherlab.errors import UnsupportedModelError as UnsupportedModelError
     from fisherlab.layers import blocks as blocks
     from fisherlab.layers import frozen as frozen
+    from fisherlab.layers import hf as hf
     from fisherlab.layers import unrolled as unrolled
     from fisherlab.likelihoods import Bernoulli as Bernoulli
     from fisherlab.likelihoods import Categorical as Categorical

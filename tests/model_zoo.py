@@ -18,9 +18,12 @@ from tests.zoo_modules import (
     Folded,
     FunctionalUse,
     Gated,
+    HiddenScale,
     HiddenUse,
     Keyword,
     LanguageModel,
+    Offloaded,
+    Recomputed,
     ResNet,
     Scaled,
     TimeFirst,
@@ -188,6 +191,9 @@ MODULES: dict[str, Callable[[], Case]] = {
     "checkpoint-reentrant": lambda: _gaussian(
         Checkpointed(True), rows(3, 3).requires_grad_()
     ),
+    "recomputed": lambda: _gaussian(Recomputed(), rows(3, 3)),
+    "hidden-scale": lambda: _gaussian(HiddenScale(), rows(3, 3)),
+    "offloaded": lambda: _gaussian(Offloaded(), rows(3, 3)),
     "folded": lambda: _gaussian(Folded(), rows(3, 2, 3)),
     "time-first": lambda: _gaussian(TimeFirst(), rows(3, 2, 3)),
     "keyword": lambda: _gaussian(Keyword(), rows(3, 3)),

@@ -13,6 +13,7 @@ from fisherlab.statistics import taps
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.statistics.probe import probe
+from fisherlab.statistics.recorder import forward
 from tests.brute_force import full_fisher, spans
 from tests.model_zoo import (
     MODULES,
@@ -24,16 +25,20 @@ from tests.model_zoo import (
 )
 from tests.zoo_modules import (
     GPT,
-    Checkpointed,
     Coupled,
     FastPathWitness,
+    HiddenScale,
     HiddenUse,
     LanguageModel,
     Noisy,
+    Offloaded,
+    Recomputed,
     ViT,
 )
 
 CASES = NETWORKS | MODULES
+ATTENTION = ("in_proj_weight", "out_proj")
+GPT_LAYERS = ("attention.qkv", "attention.proj", "mlp.0", "mlp.2")
 
 
 @cache
@@ -131,15 +136,30 @@ def test_sequence_outputs_of_the_other_likelihoods(likelihood: Any) -> None:
         ("keyword", {"fc"}),
         ("folded", {"fc", "head"}),
         ("time-first", {"fc", "head"}),
-        ("functional", set()),
-        ("encoder", {"linear1", "linear2"}),
+        ("functional", {"fc"}),
+        ("hidden", {"fc", "head"}),
+        ("gpt", {"token"} | {f"blocks.{k}.{n}" for k in (0, 1) for n in GPT_LAYERS}),
+        ("encoder", {f"self_attn.{n}" for n in ATTENTION} | {"linear1", "linear2"}),
+        ("attention", {f"attention.{n}" for n in ATTENTION} | {"head"}),
+        ("attention-time-first", {f"attention.{n}" for n in ATTENTION} | {"head"}),
+        (
+            "attention-bias-kv",
+            {f"attention.{n}_proj_weight" for n in "qkv"}
+            | {"attention.in_proj_bias", "attention.out_proj", "head"},
+        ),
+        ("transposed-1d", {"0", "0.bias"}),
+        ("transposed-2d", {"0", "0.bias"}),
+        ("weight-norm", {"0.bias", "2"}),
+        ("weight-norm-new", {"0.bias", "2"}),
         ("overwritten-input", {"1"}),
         (
             "resnet",
             {"conv1", "layer1.conv1", "layer1.conv2", "layer2.conv1"}
             | {"layer2.conv2", "layer2.downsample.0", "fc"},
         ),
-        ("checkpoint", set()),
+        ("recomputed", {"first", "head"}),
+        ("checkpoint", {"first", "second", "head"}),
+        ("checkpoint-reentrant", {"first", "second", "head"}),
     ],
 )
 def test_form_of_the_statistics(name: str, shared: set[str]) -> None:
@@ -151,12 +171,13 @@ def test_batched_pullback_equals_the_loop() -> None:
     seen = view(case.model, None)
     batch = Batch(case.x, None)
     found = probe(seen, fl.blocks(case.model), batch)
-    done = taps.forward(seen, fl.blocks(case.model), batch)
+    done = forward(seen, fl.blocks(case.model), batch)
     columns = rows(5, *done.output.shape)
     one = taps.pull([done], found.tapped, columns, 1)
     many = taps.pull([done], found.tapped, columns, 3)
     for name in one:
         torch.testing.assert_close(one[name], many[name], rtol=1e-12, atol=1e-14)
+    assert one.keys() == {"0", "3", "7", "9"}
 
 
 @pytest.mark.parametrize("make", [GPT, ViT, LanguageModel, HiddenUse])
@@ -205,9 +226,9 @@ def test_old_weight_norm_is_seen_in_another_precision() -> None:
 
 def test_reasons_of_the_loop() -> None:
     for model, reason in [
-        (HiddenUse(), "other gradients than autograd"),
-        (Checkpointed(False), "saved tensor hooks"),
-        (Checkpointed(True), "setup_context"),
+        (HiddenScale(), "other gradients than autograd"),
+        (Offloaded(), "saved tensor hooks"),
+        (Recomputed(), "setup_context"),
     ]:
         batch = Batch(rows(3, 3), None)
         found = probe(view(randomised(model), None), fl.blocks(model), batch)

@@ -211,21 +211,7 @@ def test_a_large_table_is_never_one_hot():
     assert 0 < error < 1
 
 
-def test_two_uses_of_one_table_that_differ_take_the_general_form():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = nn.Embedding(ROWS, WIDTH)
-            self.head = nn.Linear(WIDTH, ROWS, bias=False)
-            self.head.weight = self.table.weight
-
-        def forward(self, x):
-            return self.head(torch.tanh(self.table(x)).sum(1))
-
-    stats = fl.collect(seeded(Tied), (tokens(), None), fl.Categorical())["table"]
-    assert not stats.is_shared
-    with pytest.raises(fl.NeedsSharedForm, match="per-example gradient matrices"):
-        fl.KFAC()(stats)
+def test_methods_of_one_pair_refuse_an_embedding():
     with pytest.raises(fl.NeedsSharedForm, match="rows of an embedding"):
         fl.SINGD()(embedding_statistics())
 

@@ -199,6 +199,57 @@ class HiddenUse(nn.Module):
         return self.head(torch.tanh(x @ self.hidden[0]))
 
 
+class HiddenScale(nn.Module):
+    """A parameter reached through a Python list alone, in a function that is unknown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+        self.hidden = [self.scale]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.fc(x) * self.hidden[0])
+
+
+class Offloaded(nn.Module):
+    """A norm layer that keeps what its backward pass needs elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(3, 2), nn.LayerNorm(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return self.norm(self.fc(x))
+
+
+class Again(torch.autograd.Function):
+    """Call a function anew in the backward pass, as checkpoints of other libraries do."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, x: Tensor) -> Tensor:
+        ctx.function, ctx.x = function, x.detach()
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        with torch.enable_grad():
+            x = ctx.x.clone().requires_grad_()
+            torch.autograd.backward(ctx.function(x), gradient)
+        return None, x.grad
+
+
+class Recomputed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = Again.apply(lambda z: torch.tanh(self.second(z)), self.first(x))
+        return self.head(hidden)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()

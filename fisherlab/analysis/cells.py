@@ -220,7 +220,8 @@ def build(
             require_room(layer, method, approximator, limit)
         return approximator(layer)
     except NeedsSharedForm:
-        needed = "needs the inputs and output gradients of the layer"
+        why = f": {layer.why}" if layer.why else ""
+        needed = f"needs the inputs and output gradients of the layer{why}"
         cells.blame(layer.name, method, needed)
     except REFUSALS as error:
         cells.blame(layer.name, method, f"{method} of {layer.name!r}: {reason(error)}")

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from fisherlab.layers import Block, blocks, exclusive, select
-from fisherlab.layers.uses import Form as Shared
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
@@ -19,16 +18,19 @@ from fisherlab.samples import (
     OuterSamples,
     Samples,
     SharedSamples,
+    SummedSamples,
     TokenSamples,
+    TurnedSamples,
     pairs,
 )
 from fisherlab.samples.base import CHUNK_BYTES
-from fisherlab.statistics import Exact, Fisher, taps
+from fisherlab.statistics import Exact, Fisher, recorder, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
 from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe
+from fisherlab.statistics.taps import Part, Tapped
 from fisherlab.statistics.values import pair_samples
 
 Route = Literal["packed GEMM", "per-example SYRK", "position pairs", "Gram"]
@@ -179,7 +181,7 @@ class Probed:
         probes: dict[Any, Probe] = {}
         examples, first = 0, None
         with exclusive(model):
-            for part in batches(batch, seen.device, seen.dtype):
+            for part in batches(batch, seen.device, seen.dtype, model=seen.model):
                 examples += len(part)
                 first = first or part
                 if part.signature not in probes:
@@ -222,35 +224,48 @@ class Probed:
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:
     tap = found.tapped.get(block.name)
-    positions = 1 if tap is None else sum(tap.positions)
-    form = None if tap is None else tap.form
-    samples = _samples(seen.dtype, block, form, n, columns, positions)
-    alone = _samples(seen.dtype, block, form, n, min(columns, 1), positions).nbytes
+    positions = 1 if tap is None else sum(part.positions for part in tap.parts)
+    samples = _samples(seen.dtype, block, tap, n, columns)
+    alone = _samples(seen.dtype, block, tap, n, min(columns, 1)).nbytes
     return Plan(block.name, samples, positions, columns, alone, route(samples, "auto"))
 
 
 def _samples(
-    dtype: torch.dtype,
-    block: Block,
-    form: Shared | None,
-    n: int,
-    columns: int,
-    positions: int,
+    dtype: torch.dtype, block: Block, tap: Tapped | None, n: int, columns: int
 ) -> Samples:
     """Return the samples that `collect` would hold, without storage."""
-    o, i = block.weight_shape
+    if tap is None:
+        numbers = torch.empty(columns, n, *block.weight_shape, dtype=dtype, device="meta")
+        return MatrixSamples(numbers)
+    single = len(tap.parts) == 1
+    parts = [
+        _part_samples(dtype, block.some_rows(*part.rows), part, n, columns, single)
+        for part in tap.parts
+    ]
+    if single:
+        return parts[0]
+    apart = parts[0].weight_shape != block.weight_shape
+    return GroupedSamples(tuple(parts)) if apart else SummedSamples(tuple(parts))
+
+
+def _part_samples(
+    dtype: torch.dtype, block: Block, part: Part, n: int, columns: int, single: bool
+) -> Samples:
+    """Return the samples of alike uses; columns are compressed where they are all."""
+    (o, i), t, form = block.weight_shape, part.positions, part.form
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
-    if form is None:
-        return MatrixSamples(empty(columns, n, o, i))
-    kept = columns if positions > 1 else min(columns, i if form.looked_up else o)
+    least = i if form.looked_up else o if not form.turned else i * form.groups
+    kept = min(columns, least) if single and t == 1 else columns
     if form.looked_up:
-        tokens = torch.empty(n, positions, dtype=torch.long, device="meta")
-        return TokenSamples(tokens, empty(kept, n, positions, i), o)
-    pair = empty(n, positions, i), empty(kept, n, positions, o // form.groups)
-    one = pair_samples(*pair)
+        tokens = torch.empty(n, t, dtype=torch.long, device="meta")
+        return TokenSamples(tokens, empty(kept, n, t, i), o)
+    rows = o // form.groups
+    inside, outside = (rows, i) if form.turned else (i, rows)
+    pair = pair_samples(empty(n, t, inside), empty(kept, n, t, outside))
+    one = TurnedSamples(pair) if form.turned else pair
     return one if form.groups == 1 else GroupedSamples((one,) * form.groups)
 
 
@@ -258,6 +273,7 @@ def route(samples: Samples, form: Form) -> Route:
     """Return where second-order questions about the exact block are answered."""
     if FactoredFisher(samples, samples.examples, form=form).uses_gram:
         return "Gram"
+    samples = samples.upright if isinstance(samples, TurnedSamples) else samples
     if isinstance(samples, OuterSamples):
         return "packed GEMM"
     if not isinstance(samples, SharedSamples) or form == "matrices":
@@ -270,6 +286,8 @@ def _workspace(samples: Samples) -> int:
     """Return the bytes that `add_dense_` takes beside the block."""
     size = samples.dtype.itemsize
     o, i = samples.weight_shape
+    if isinstance(samples, TurnedSamples):  # it is turned in a copy
+        return size * (o * i) ** 2 + _workspace(samples.upright)
     if isinstance(samples, OuterSamples):
         return size * workspace_numbers(samples.columns, samples.examples, o, i)
     if isinstance(samples, SharedSamples) and samples.pairs_are_cheaper:
@@ -289,7 +307,7 @@ def _pass_flops(
     one = batch.part(slice(0, 1))
     tapped = {name: found[name] for name in longest.tapped}
     with FlopCounterMode(display=False) as forward:
-        done = taps.forward(seen, tapped, one)
+        done = recorder.forward(seen, tapped, one)
     column = torch.ones_like(done.output)[None]
     general = {name: found[name] for name in longest.general}
     with FlopCounterMode(display=False) as backward, seen.settings():

@@ -11,10 +11,10 @@ from fisherlab.layers import Block, alone, blocks, uncompiled
 from fisherlab.showing import html_table
 from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
-from fisherlab.statistics.probe import expected_reasons, probe
+from fisherlab.statistics.probe import expected_rules, no_call, owners_of, probe
 
 Form = Literal["shared", "per-example", "frozen", "unsupported"]
-COLUMNS = ("parameter", "block", "numbers", "form", "reason")
+COLUMNS = ("parameter", "block", "numbers", "form", "rule", "reason")
 
 
 @final
@@ -35,6 +35,8 @@ class Covered:
         "frozen" or "unsupported".
     reason
         Why it is so, "" for the shared form.
+    rule
+        The calls that give the shared form its inputs and output gradients.
     """
 
     parameter: str
@@ -42,6 +44,7 @@ class Covered:
     numbers: int
     form: Form
     reason: str
+    rule: str = ""
 
 
 @final
@@ -82,7 +85,9 @@ class Coverage:
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""
         shown = {
-            row.parameter: " · ".join(filter(None, [row.form, row.block, row.reason]))
+            row.parameter: " · ".join(
+                filter(None, [row.form, row.block, row.rule, row.reason])
+            )
             for row in self.rows
         }
         return html_table(self._summary, shown)
@@ -122,30 +127,40 @@ def coverage(model: nn.Module, batch: Any = None) -> Coverage:
     >>> found = coverage(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))
     >>> print(found)
     Coverage of 12 numbers, complete: 2 shared, 2 per-example (expected)
-    parameter  block  numbers  form         reason
-    0.weight   0      6        shared
-    0.bias     0      2        shared
-    1.weight   1      2        per-example  LayerNorm: no shared form
-    1.bias     1      2        per-example  LayerNorm: no shared form
+    parameter  block  numbers  form         rule    reason
+    0.weight   0      6        shared       linear
+    0.bias     0      2        shared       linear
+    1.weight   1      2        per-example          LayerNorm: no shared form
+    1.bias     1      2        per-example          LayerNorm: no shared form
     """
     model = uncompiled(model)
     found = {name: b for name, b in blocks(model).items() if not _refused(model, b)}
-    general = _reasons(model, found, batch)
+    rules, general = _found_out(model, found, batch)
     owner = {p: block for block in found.values() for p in block.parameters}
-    rows = tuple(_rows(model, owner, general))
+    rows = tuple(_rows(model, owner, rules, general))
     total = sum(parameter.numel() for parameter in model.parameters())
     return Coverage(rows, total, batch is not None)
 
 
-def _reasons(model: nn.Module, found: Mapping[str, Block], batch: Any) -> Mapping[str, str]:
-    """Return why blocks lack the shared form."""
+def _found_out(
+    model: nn.Module, found: Mapping[str, Block], batch: Any
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the rules of blocks in shared form, and why the others are not."""
     if batch is None:
-        return expected_reasons(model, found)
+        rules = expected_rules(model, found)
+        named = dict(model.named_parameters())
+        return rules, {
+            name: no_call(owners_of(model, named[block.weight]))
+            for name, block in found.items()
+            if name not in rules
+        }
     seen = view(model, None)
-    first = next(batches([_pair(batch)], seen.device, seen.dtype))
+    given = batch if hasattr(seen.model, "as_pair") else _pair(batch)
+    first = next(batches([given], seen.device, seen.dtype, model=seen.model))
     result = probe(seen, found, first)
     loop = f"; in a loop: {result.unfollowed}" if result.unfollowed else ""
-    return {name: reason + loop for name, reason in result.general.items()}
+    rules = {name: tap.rule for name, tap in result.tapped.items()}
+    return rules, {name: reason + loop for name, reason in result.general.items()}
 
 
 def _pair(batch: Any) -> Any:
@@ -155,12 +170,15 @@ def _pair(batch: Any) -> Any:
 
 
 def _rows(
-    model: nn.Module, owner: Mapping[str, Block], general: Mapping[str, str]
+    model: nn.Module,
+    owner: Mapping[str, Block],
+    rules: Mapping[str, str],
+    general: Mapping[str, str],
 ) -> Iterable[Covered]:
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         original = first.setdefault(id(parameter), name)
-        yield _row(name, original, parameter, owner.get(original), general)
+        yield _row(name, original, parameter, owner.get(original), rules, general)
 
 
 def _row(
@@ -168,6 +186,7 @@ def _row(
     original: str,
     parameter: Tensor,
     block: Block | None,
+    rules: Mapping[str, str],
     general: Mapping[str, str],
 ) -> Covered:
     tied = "" if name == original else f"tied to {original}"
@@ -178,7 +197,8 @@ def _row(
         return Covered(name, "", numbers, "unsupported", tied or _unsupported(parameter))
     reason = general.get(block.name, "")
     form: Form = "per-example" if reason else "shared"
-    return Covered(name, block.name, numbers, form, "; ".join(filter(None, [tied, reason])))
+    why = "; ".join(filter(None, [tied, reason]))
+    return Covered(name, block.name, numbers, form, why, rules.get(block.name, ""))
 
 
 def _refused(model: nn.Module, block: Block) -> bool:

@@ -27,8 +27,8 @@ class Sums:
         Examples, and Σ_n T_n.
     weight_shape, provenance
         Of the block.
-    looked_up
-        Whether the rows of the weight belong to the inputs: an embedding.
+    turned
+        Whether the rows of the weight belong to the inputs: an embedding, ``x @ W``.
     precision
         That of the statistics, where the sums are wider.
     """
@@ -38,7 +38,7 @@ class Sums:
     positions: int
     weight_shape: tuple[int, int]
     provenance: Provenance
-    looked_up: bool = False
+    turned: bool = False
     precision: torch.dtype | None = None
 
     @classmethod
@@ -51,7 +51,7 @@ class Sums:
             s.positions,
             s.weight_shape,
             s.provenance,
-            s.tokens is not None,
+            s.tokens is not None or s.turned,
         )
 
     def counting(self, count: int, positions: int) -> "Sums":
@@ -158,9 +158,9 @@ def _call(single: Callable[..., Operator]) -> Callable[..., Operator]:
     def call(
         self: Any, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
-        if statistics.groups == 1:
-            return single(self, statistics, previous)
         groups = statistics.by_group()
+        if len(groups) == 1:
+            return single(self, statistics, previous)
         warm: tuple[Operator | None, ...] = (None,) * len(groups)
         if isinstance(previous, Stacked) and len(previous.parts) == len(groups):
             warm = previous.parts
@@ -172,9 +172,9 @@ def _call(single: Callable[..., Operator]) -> Callable[..., Operator]:
 
 def _accumulate(single: Callable[..., Any]) -> Callable[..., Any]:
     def accumulate(self: Any, state: Any, statistics: LayerStatistics) -> Any:
-        if statistics.groups == 1:
-            return single(self, state, statistics)
         groups = statistics.by_group()
+        if len(groups) == 1:
+            return single(self, state, statistics)
         none = (None,) * len(groups), (False,) * len(groups)
         states, done = (state.states, state.done) if state else none
         new = [

@@ -1,7 +1,7 @@
 """The partition of a model's trainable parameters into blocks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -78,6 +78,13 @@ class Block:
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters, weight first."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def some_rows(self, first: int, last: int) -> "Block":
+        """Return the block of some rows, as if they were a weight of their own."""
+        if (first, last) == (0, self.rows):
+            return self
+        rows = last - first
+        return replace(self, shape=(rows, *self.shape[1:]), rows=rows)
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return w (..., d_out, d_in) from tensors shaped like the parameters.

@@ -6,18 +6,22 @@ arguments of each known call; after that, linear layers, sequences and convoluti
 same code.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fisherlab.numerics.memory import empty
+from fisherlab.layers.blocks import Block
+from fisherlab.layers.patches import patches, per_axis, with_last_column, zeros_around
+from fisherlab.layers.places import Span
 
-Kind = Literal["linear", "convolution", "embedding"]
+Kind = Literal["linear", "convolution", "transposed convolution", "embedding", "bias"]
+Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,77 +30,190 @@ class Form:
 
     Parameters
     ----------
-    kind
-        The rule that reads the call.
+    looked_up
+        Whether the inputs are the rows of a table, (n, t), -1 for padding.
+    turned
+        Whether the rows of the weight belong to the inputs, ``D = Σ a gᵀ``, as in
+        ``x @ W``; else ``D = Σ g aᵀ``.
     groups
         Groups of outputs, each with features of its own, one after the other.
     """
 
-    kind: Kind
+    looked_up: bool = False
+    turned: bool = False
     groups: int = 1
-
-    @property
-    def looked_up(self) -> bool:
-        """Whether the inputs are the rows of a table, (n, t), -1 for padding."""
-        return self.kind == "embedding"
-
-    def gradients(self, outputs: Tensor) -> Float[Tensor, "v n t o"]:
-        """Return output gradients (v, n, ...) as rows, positions between n and features."""
-        if self.kind == "convolution":
-            return outputs.flatten(3).transpose(2, 3)
-        return outputs.reshape(*outputs.shape[:2], -1, outputs.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
-    """One call that uses a weight.
+class Reading:
+    """One call that may use a weight, a bias or both.
 
     Parameters
     ----------
-    form
-        What its gradient is made of.
+    kind
+        The rule that reads the call.
     input, weight, bias
         What was given to the call.
     rows
         From the input (n, ...) to features (n, t, d_in without bias), or the rows (n, t)
         that an embedding looks up.
+    outputs
+        From gradients of the output (v, n, ...) to (v, n, t, d_out).
+    flipped
+        Whether the weight is given as (in, out).
+    bias_outputs
+        As `outputs`, for the bias, where that is another.
     """
 
-    form: Form
+    kind: Kind
     input: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
-    rows: Callable[[Tensor], Tensor]
+    rows: Rows
+    outputs: Rows
+    flipped: bool = False
+    groups: int = 1
+    bias_outputs: Rows | None = None
 
-    def features(self) -> Tensor:
-        """Return the rows of the input, in the precision of the weight."""
-        found = self.rows(self.input.detach())
-        return found if self.form.looked_up else found.to(self.weight.dtype)
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """How one call uses the parameters of one block.
+
+    Parameters
+    ----------
+    reading
+        The call.
+    block, parameter
+        Whose, and one of its parameters (for precision and device).
+    form
+        What the gradient is made of.
+    rows
+        Rows of the block's weight that are used.
+    columns
+        Columns of it without the bias, None where the bias alone is used.
+    ones
+        Whether the bias is used too.
+    shape
+        Of the call's output.
+    """
+
+    reading: Reading
+    block: Block
+    parameter: Tensor
+    form: Form
+    rows: Span
+    columns: Span | None
+    ones: bool
+    shape: tuple[int, ...] = ()
+
+    def features(self, rows: Span | None = None) -> Tensor:
+        """Return what the gradients are multiplied by, as the block has it.
+
+        (n, t, d_in) with the bias column, or the rows (n, t) of a table; of a turned form
+        (n, t, rows), zero where they are not used.
+        """
+        reading, block = self.reading, self.block
+        if self.columns is None:
+            return self._ones()
+        found = reading.rows(reading.input.detach())
+        if self.form.looked_up:
+            return torch.where(found >= 0, found + self.rows[0], found)
+        found = found.to(self.parameter.dtype)
+        if self.form.turned:
+            return _within(found, self.rows, rows or self.rows)
+        found = _within(found, self.columns, self._all_columns)
+        if block.bias is None:
+            return found
+        return with_last_column(found, float(self.ones), self.form.groups)
+
+    def gradients(self, outputs: Tensor, rows: Span | None = None) -> Tensor:
+        """Return gradients (v, n, ...) of the output as rows (v, n, t, d_out).
+
+        Of a turned form (v, n, t, columns), zero where they are not used.
+        """
+        reading = self.reading
+        if self.columns is None:
+            found = (reading.bias_outputs or reading.outputs)(outputs)
+            return _within(found, self.rows, rows or self.rows)
+        found = reading.outputs(outputs)
+        if not (self.form.looked_up or self.form.turned):
+            return _within(found, self.rows, rows or self.rows)
+        if self.form.groups > 1:
+            return found
+        first, last = self._all_columns
+        return _within(found, self.columns, (first, last + (self.block.bias is not None)))
+
+    @property
+    def _all_columns(self) -> Span:
+        return 0, self.block.weight_shape[1] - (self.block.bias is not None)
+
+    def _ones(self) -> Tensor:
+        """Return the inputs of a bias: ones in the last column."""
+        outputs = self.reading.bias_outputs or self.reading.outputs
+        n, t = outputs(torch.empty(1, *self.shape, device="meta")).shape[1:3]
+        found = self.parameter.new_zeros(n, t, self.block.weight_shape[1])
+        found[..., -1] = 1
+        return found
 
 
-def read(
+def _within(tensor: Tensor, span: Span, whole: Span) -> Tensor:
+    """Put the last axis, a span of some whole, into it, among zeros."""
+    sides = span[0] - whole[0], whole[1] - span[1]
+    return F.pad(tensor, sides) if any(sides) else tensor
+
+
+def readings(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Use | None:
-    """Return the use of a weight that a call is, or None if it is no known one.
+) -> Sequence[Reading]:
+    """Return what a call may be: uses of a weight, nothing if it is no known function.
+
+    A product has two candidates, as either side may be the weight.
 
     Examples
     --------
-    >>> import torch
     >>> x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    >>> use = read(F.linear, (x, weight), {})
-    >>> use.form, use.features().shape
-    (Form(kind='linear', groups=1), torch.Size([2, 1, 3]))
-    >>> read(torch.sin, (x,), {}) is None
-    True
+    >>> [one.kind for one in readings(F.linear, (x, weight), {})]
+    ['linear']
+    >>> readings(torch.sin, (x,), {})
+    ()
     """
     reader = _READERS.get(function)
-    return None if reader is None else reader(*args, **kwargs)
+    return () if reader is None else tuple(reader(*args, **kwargs))
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
-    if weight.dim() != 2 or input.dim() < 2:
-        return None
-    return Use(_LINEAR, input, weight, bias, _all_positions)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Reading]:
+    if weight.dim() == 2 and input.dim() > 1:
+        yield Reading("linear", input, weight, bias, _all_positions, _last_axis)
+
+
+def _product(input: Tensor, other: Tensor) -> Iterator[Reading]:
+    yield from _added_product(None, input, other)
+
+
+def _added_product(
+    bias: Tensor | None, input: Tensor, other: Tensor, *, beta: Any = 1, alpha: Any = 1
+) -> Iterator[Reading]:
+    """Read ``bias + input @ other``: x @ W, or W @ X with positions last."""
+    if beta != 1 or alpha != 1 or min(input.dim(), other.dim()) < 2:
+        return
+    if other.dim() == 2:
+        yield Reading("linear", input, other, bias, _all_positions, _last_axis, True)
+    if input.dim() == 2 and other.dim() < 4:  # a bias has the outputs first: unknown
+        yield Reading("linear", other, input, None, _positions_last, _second_to_last)
+
+
+def _reflected(other: Tensor, input: Tensor) -> Iterator[Reading]:
+    yield from _product(input, other)
+
+
+def _sum(input: Any, other: Any, *, alpha: Any = 1) -> Iterator[Reading]:
+    """Read ``outputs + bias``, in either order."""
+    if alpha != 1 or not (isinstance(input, Tensor) and isinstance(other, Tensor)):
+        return
+    for outputs, bias in ((input, other), (other, input)):
+        if bias.dim() == 1 and outputs.dim() > 1 and outputs.shape[-1] == len(bias):
+            yield Reading("bias", outputs, None, bias, _all_positions, _last_axis)
 
 
 def _embedding(
@@ -107,11 +224,12 @@ def _embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
-) -> Use | None:
+) -> Iterator[Reading]:
     if max_norm is not None or scale_grad_by_freq:  # the call or its gradient is another
-        return None
+        return
     padding = None if padding_idx is None else padding_idx % len(weight)
-    return Use(_EMBEDDING, input, weight, None, partial(_tokens, padding=padding))
+    rows = partial(_tokens, padding=padding)
+    yield Reading("embedding", input, weight, None, rows, _last_axis)
 
 
 def _convolution(
@@ -122,28 +240,69 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Use | None:
+) -> Iterator[Reading]:
     if input.dim() != weight.dim():
-        return None
+        return
     kernel = tuple(weight.shape[2:])
-    dilations = _each(dilation, kernel)
+    dilations = per_axis(dilation, kernel)
     rows = partial(
         patches,
         kernel=kernel,
-        stride=_each(stride, kernel),
-        sides=_sides(padding, kernel, dilations),
+        stride=per_axis(stride, kernel),
+        sides=zeros_around(padding, kernel, dilations),
         dilation=dilations,
     )
-    return Use(Form("convolution", groups), input, weight, bias, rows)
+    yield Reading("convolution", input, weight, bias, rows, _second_axis, groups=groups)
 
 
-_LINEAR, _EMBEDDING = Form("linear"), Form("embedding")
-_READERS: dict[Callable[..., Any], Callable[..., Use | None]] = {
+def _transposed_convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Iterator[Reading]:
+    """Read the adjoint of a convolution: its output gradient is what is unfolded."""
+    if input.dim() != weight.dim():
+        return
+    kernel = tuple(weight.shape[2:])
+    unfold = partial(
+        patches,
+        kernel=kernel,
+        stride=per_axis(stride, kernel),
+        sides=zeros_around(padding, kernel, ()),
+        dilation=per_axis(dilation, kernel),
+        positions=tuple(input.shape[2:]),
+    )
+    yield Reading(
+        "transposed convolution",
+        input,
+        weight,
+        bias,
+        _channels_second,
+        partial(_unfolded, unfold=unfold),
+        flipped=True,
+        groups=groups,
+        bias_outputs=_second_axis,
+    )
+
+
+_READERS: dict[Callable[..., Any], Callable[..., Iterator[Reading]]] = {
     F.linear: _linear,
     F.embedding: _embedding,
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
-    F.conv3d: _convolution,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    **dict.fromkeys(
+        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+        _transposed_convolution,
+    ),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, torch.mm, Tensor.mm), _product),
+    Tensor.__matmul__: _product,
+    Tensor.__rmatmul__: _reflected,
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _added_product),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_, Tensor.__add__), _sum),
 }
 
 
@@ -151,65 +310,31 @@ def _all_positions(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def _positions_last(x: Tensor) -> Tensor:
+    return x.mT if x.dim() > 2 else x.T[None]
+
+
+def _channels_second(x: Tensor) -> Tensor:
+    return x.flatten(2).mT
+
+
+def _last_axis(gradients: Tensor) -> Float[Tensor, "v n t o"]:
+    return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])
+
+
+def _second_axis(gradients: Tensor) -> Float[Tensor, "v n t o"]:
+    return gradients.flatten(3).transpose(2, 3)
+
+
+def _second_to_last(gradients: Tensor) -> Float[Tensor, "v n t o"]:
+    return (gradients if gradients.dim() > 3 else gradients[:, None]).mT
+
+
+def _unfolded(gradients: Tensor, unfold: Rows) -> Float[Tensor, "v n t o"]:
+    return unfold(gradients.flatten(0, 1)).unflatten(0, gradients.shape[:2])
+
+
 def _tokens(x: Tensor, padding: int | None) -> Tensor:
     """Return the rows looked up; the padding row has no gradient, so it counts as none."""
     rows = x.reshape(x.shape[0], -1)
     return rows if padding is None else rows.masked_fill(rows == padding, -1)
-
-
-def _each(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a number for each axis of the kernel."""
-    given = tuple(value) if isinstance(value, Sequence) else (value,)
-    return given if len(given) == len(kernel) else given * len(kernel)
-
-
-def _sides(
-    padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """Return the zeros before and after each axis."""
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    numbers = _each(0 if padding == "valid" else padding, kernel)
-    return tuple((number, number) for number in numbers)
-
-
-def patches(
-    x: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    sides: tuple[tuple[int, int], ...],
-    dilation: tuple[int, ...],
-) -> Float[Tensor, "n t k"]:
-    """Unfold the input of a convolution: one row per output position.
-
-    Features run over (channel, kernel positions), the order of ``weight.flatten(1)``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> patches(torch.zeros(7, 3, 8, 8), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)).shape
-    torch.Size([7, 16, 12])
-    """
-    flat = [side for pair in reversed(sides) for side in pair]
-    x = F.pad(x, flat) if any(flat) else x
-    dims = len(kernel)
-    for axis in range(dims):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        x = x.unfold(2 + axis, reach, stride[axis])
-        x = x[..., :: dilation[axis]]
-    # (n, channel, *positions, *kernel) -> (n, positions, channel·kernel)
-    order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
-    return x.permute(order).flatten(1 + dims).flatten(1, dims)
-
-
-def with_bias_column(
-    features: Float[Tensor, "n t i"], groups: int = 1
-) -> Float[Tensor, "n t j"]:
-    """Append the column of ones that multiplies the bias, to each group of features."""
-    grouped = features.unflatten(2, (groups, -1))
-    *sizes, width = grouped.shape
-    out = empty((*sizes, width + 1), features.dtype, features.device)
-    out[..., :-1] = grouped
-    out[..., -1] = 1
-    return out.flatten(2)

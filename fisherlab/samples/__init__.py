@@ -5,12 +5,14 @@ column v of the output-Fisher root and each example n, and answers every questio
 
 .. math:: S = \sum_{vn} \mathrm{vec}(D_{vn}) \mathrm{vec}(D_{vn})^T
 
-without forming S. Six forms share one interface (`Samples`):
+without forming S. Eight forms share one interface (`Samples`):
 
 - `OuterSamples`: :math:`D_{vn} = g_{vn} a_n^T`, a layer used at one position;
 - `SharedSamples`: :math:`D_{vn} = \sum_t g_{vnt} a_{nt}^T`, convolutions and tokens;
 - `TokenSamples`: :math:`D_{vn} = \sum_t e_{k(n,t)} g_{vnt}^T`, embeddings;
+- `TurnedSamples`: :math:`D_{vn} = E_{vn}^T` of samples E, a weight stored (in, out);
 - `GroupedSamples`: rows in groups with inputs of their own, grouped convolutions;
+- `SummedSamples`: :math:`D_{vn} = \sum_k E^k_{vn}`, a weight used in several ways;
 - `MatrixSamples`: the matrices themselves;
 - `StackedSamples`: those of several weights as one long vector.
 """
@@ -21,7 +23,9 @@ from fisherlab.samples.matrices import MatrixSamples
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
 from fisherlab.samples.stacked import StackedSamples
+from fisherlab.samples.summed import SummedSamples
 from fisherlab.samples.tokens import TokenSamples
+from fisherlab.samples.turned import TurnedSamples
 
 __all__ = [
     "GroupedSamples",
@@ -30,5 +34,7 @@ __all__ = [
     "Samples",
     "SharedSamples",
     "StackedSamples",
+    "SummedSamples",
     "TokenSamples",
+    "TurnedSamples",
 ]

@@ -10,6 +10,7 @@ from fisherlab.numerics.memory import chunks
 from fisherlab.samples.base import WHOLE, Samples
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
+from fisherlab.samples.turned import TurnedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
 TABLE_ROWS = 2048  # rows and columns of a tile of inner products
@@ -40,6 +41,8 @@ def index_length(samples: Samples, index: Index) -> int:
 
 def gram_block(samples: Samples, left: slice, right: slice) -> Float[Tensor, "m k"]:
     """Return ⟨D_a, D_b⟩ for a among some examples and b among others, both v-major."""
+    if isinstance(samples, TurnedSamples):
+        return gram_block(samples.upright, left, right)
     if isinstance(samples, SharedSamples):
         return samples.inner_table(samples, left, right)
     if not isinstance(samples, OuterSamples):
@@ -70,6 +73,8 @@ def squared_inner(left: Samples, right: Samples) -> float:
 
 def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
     """Yield ⟨D_a, E_b⟩ tile by tile."""
+    if isinstance(left, TurnedSamples) and isinstance(right, TurnedSamples):
+        left, right = left.upright, right.upright
     if isinstance(left, OuterSamples) and isinstance(right, OuterSamples):
         for some in chunks(left.examples, TABLE_ROWS // max(1, left.columns)):
             for others in chunks(right.examples, TABLE_ROWS // max(1, right.columns)):

@@ -8,22 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.samples.base import WHOLE, Samples
-from fisherlab.samples.outer import OuterSamples
-from fisherlab.samples.shared import SharedSamples
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class GroupedSamples(Samples):
-    """Hold D_vn = [D¹_vn; D²_vn; …]: grouped and depthwise convolutions.
+    """Hold D_vn = [D¹_vn; D²_vn; …]: grouped convolutions, projections in one weight.
 
     Parameters
     ----------
     groups
-        The samples of each group, of equal shapes.
+        The samples of each group, of equal d_in.
     """
 
-    groups: tuple[OuterSamples | SharedSamples, ...]
+    groups: tuple[Samples, ...]
 
     @property
     def columns(self) -> int:
@@ -38,12 +36,12 @@ class GroupedSamples(Samples):
     @property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i), o over all groups."""
-        o, i = self.groups[0].weight_shape
-        return len(self.groups) * o, i
+        rows = sum(group.weight_shape[0] for group in self.groups)
+        return rows, self.groups[0].weight_shape[1]
 
     def _split(self, w: Tensor) -> tuple[Tensor, ...]:
         """Cut the rows of weights (..., o, i) into groups."""
-        return w.split(self.groups[0].weight_shape[0], -2)
+        return w.split([group.weight_shape[0] for group in self.groups], -2)
 
     def some_columns(self, columns: slice) -> "GroupedSamples":
         """Return the samples of some columns."""
@@ -79,8 +77,8 @@ class GroupedSamples(Samples):
 
     def dense_flops(self) -> int:
         """Count the multiply-adds of the dense sum: forming D, then half a product."""
-        o, i = self.weight_shape
-        forming = self.columns * self.examples * self.groups[0].positions * o * i
+        formed = sum(g.positions * g.weight_shape[0] for g in self.groups)
+        forming = self.columns * self.examples * formed * self.weight_shape[1]
         return forming + super().dense_flops()
 
     def gram_flops(self) -> int:

@@ -1,14 +1,15 @@
 """Batches in every shape the contract allows, checked before they are used."""
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Progress = bool | Callable[[int], Any]
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # tensors, nested as they come
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +22,12 @@ class Batch:
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return _tensors(self.x)[0].shape[0]
+        return int(self.tensors()[0].shape[0])
 
     @property
     def signature(self) -> tuple[torch.Size, ...]:
         """Shapes of the inputs without the example axis."""
-        return tuple(t.shape[1:] for t in _tensors(self.x))
+        return tuple(t.shape[1:] for t in self.tensors())
 
     def part(self, examples: slice | list[int]) -> "Batch":
         """Return some examples."""
@@ -37,29 +38,54 @@ class Batch:
     def own(self, tensor: Tensor) -> Tensor:
         """Return a tensor, copied if it is a view of x: a loader may fill x again."""
         place = tensor.untyped_storage().data_ptr()
-        lent = any(place == t.untyped_storage().data_ptr() for t in _tensors(self.x))
+        lent = any(place == t.untyped_storage().data_ptr() for t in self.tensors())
         return tensor.clone() if lent else tensor
 
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and keyword arguments of the model call."""
-        if isinstance(self.x, dict):
+    def arguments(self, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and keyword arguments of the model call.
+
+        A dict holds keyword arguments, unless the model knows none of its keys.
+        """
+        if isinstance(self.x, dict) and _takes_some(model, self.x):
             return (), self.x
         return (self.x if isinstance(self.x, tuple) else (self.x,)), {}
+
+    def tensors(self) -> list[Tensor]:
+        """Return the input tensors, in order."""
+        return list(_leaves(self.x))
+
+
+def _takes_some(model: nn.Module, named: Mapping[str, Any]) -> bool:
+    known = inspect.signature(model.forward).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return anything or not known.keys().isdisjoint(named)
 
 
 def map_inputs(x: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """Apply a function to every input tensor."""
     if isinstance(x, dict):
-        return {name: function(tensor) for name, tensor in x.items()}
+        return {name: map_inputs(part, function) for name, part in x.items()}
     if isinstance(x, tuple):
-        return tuple(function(tensor) for tensor in x)
+        return tuple(map_inputs(part, function) for part in x)
     return function(x)
 
 
-def _tensors(x: Inputs) -> list[Tensor]:
-    if isinstance(x, dict):
-        return list(x.values())
-    return list(x) if isinstance(x, tuple) else [x]
+def _leaves(x: Any) -> Iterator[Any]:
+    """Yield what nested mappings, tuples and lists hold."""
+    if isinstance(x, Mapping):
+        x = tuple(x.values())
+    if isinstance(x, (tuple, list)):
+        for part in x:
+            yield from _leaves(part)
+    else:
+        yield x
+
+
+def _plain(x: Any) -> Any:
+    """Return nested mappings as dicts (a tokenizer's are not) and lists as tuples."""
+    if isinstance(x, Mapping):
+        return {name: _plain(part) for name, part in x.items()}
+    return tuple(map(_plain, x)) if isinstance(x, (tuple, list)) else x
 
 
 @dataclass(eq=False)
@@ -107,8 +133,8 @@ class _Sums:
         """Add a pair; what is no pair is complained of elsewhere."""
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             return
-        x = tuple(item[0]) if isinstance(item[0], list) else item[0]
-        tensors = [t.detach().double() for t in _tensors(x) if isinstance(t, Tensor)]
+        leaves = [t for t in _leaves(item[0]) if isinstance(t, Tensor)]
+        tensors = [t.detach().double() for t in leaves]
         total = sum(float(t.sum()) for t in tensors)
         squares = sum(float(t.square().sum()) for t in tensors)
         count = float(tensors[0].shape[0]) if tensors and tensors[0].dim() else 0.0
@@ -129,11 +155,16 @@ class _Sums:
 
 
 def batches(
-    data: Any, device: torch.device, dtype: torch.dtype | None, first: int = 0
+    data: Any,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    first: int = 0,
+    model: nn.Module | None = None,
 ) -> Iterator[Batch]:
     """Yield checked batches on a device, floats in the model's dtype.
 
-    `first` is the index of the first example: sampled labels depend on it.
+    `first` is the index of the first example: sampled labels depend on it. A model that
+    has a method `as_pair` makes pairs of what the data give, as that of `fl.hf` does.
 
     Raises
     ------
@@ -146,9 +177,10 @@ def batches(
     if not isinstance(first, int) or first < 0:
         raise ValueError(f"first={first!r}: the index of the first example is expected.")
     before = first
-    for item in _pairs(data):
-        batch = _checked(item, first)
-
+    as_pair = getattr(model, "as_pair", None)
+    items = [data] if as_pair and isinstance(data, Mapping) else _pairs(data)
+    for item in items:
+        batch = _checked(as_pair(item) if as_pair else item, first)
         yield moved(batch, device, dtype)
         first += len(batch)
     if first == before:
@@ -173,7 +205,7 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batc
 def _pairs(data: Any) -> Iterable[Any]:
     if isinstance(data, tuple):
         return [data]
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+    if isinstance(data, (Tensor, Mapping)) or not isinstance(data, Iterable):
         msg = (
             f"data: {type(data).__name__} was given; a tuple (x, y) or an iterable of "
             "pairs, e.g. a DataLoader, is expected. Without labels use (x, None)."
@@ -187,12 +219,14 @@ def _checked(item: Any, first: int) -> Batch:
         what = f"{type(item).__name__} of length {len(item)}" if _sized(item) else item
         msg = f"data: each item must be a pair (x, y); {what} was given."
         raise ValueError(msg)
-    x, y = item
-    if isinstance(x, list):
-        x = tuple(x)
-    tensors = _tensors(x)
-    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-        msg = f"data: x must be a tensor, a tuple or a dict of tensors, not {type(x)}."
+    x, y = _plain(item[0]), item[1]
+    tensors = list(_leaves(x))
+    other = next((type(t) for t in tensors if not isinstance(t, Tensor)), None)
+    if not tensors or other is not None:
+        msg = (
+            f"data: x must be a tensor, or tuples and mappings of tensors, and holds "
+            f"{'nothing' if other is None else other.__name__}."
+        )
         raise ValueError(msg)
     sizes = [t.shape[0] if t.dim() else 0 for t in tensors]
     if y is not None and not isinstance(y, Tensor):
@@ -224,9 +258,9 @@ def _sized(item: Any) -> bool:
 
 def length(data: Any) -> int:
     """Return the examples of one batch, 0 where they are not known beforehand."""
-    held = data[0] if isinstance(data, tuple) and data else None
-    while isinstance(held, (tuple, list, dict)) and held:
-        held = next(iter(held.values() if isinstance(held, dict) else held))
+    given = data[0] if isinstance(data, tuple) and data else data
+    single = isinstance(data, (tuple, Mapping))
+    held = next(_leaves(given), None) if single else None
     return len(held) if isinstance(held, Tensor) and held.dim() else 0
 
 

@@ -13,13 +13,14 @@ from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
-from fisherlab.statistics import taps
+from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Gathered
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
+from fisherlab.statistics.recorder import Pass
 from fisherlab.statistics.values import LayerStatistics, Statistics
 
 Planned = Callable[[dict[str, LayerStatistics], int], None]
@@ -237,8 +238,9 @@ def stream(
     )
     report, finish = reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
+    found_in = batches(data, seen.device, seen.dtype, first, seen.model)
     try:
-        for number, batch in enumerate(batches(data, seen.device, seen.dtype, first)):
+        for number, batch in enumerate(found_in):
             checked = check_deterministic and number < 2
             if batch.signature not in known:
                 known[batch.signature] = _probed(job, batch, checked, probes)
@@ -281,10 +283,9 @@ def run_length(found: Probe, budget: int) -> int:
 def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerStatistics]]:
     """Yield one run of examples, cut into chunks of columns."""
     tapped = {name: job.blocks[name] for name in found.tapped}
-    passes = [
-        taps.forward(job.view, tapped, batch.part(part))
-        for part in chunks(len(batch), job.pass_length(found, len(batch)))
-    ]
+    passes = []
+    for part in chunks(len(batch), job.pass_length(found, len(batch))):
+        passes.append(_passed(job, found, tapped, batch.part(part)))
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
     mask = job.likelihood.mask(output, batch.y) if tapped else None
@@ -301,6 +302,35 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
             job.planned(pieces, total)
         yield {name: pieces[name] for name in job.blocks}
         count = 0  # of further columns
+
+
+def _passed(job: _Job, found: Probe, blocks: Mapping[str, Block], batch: Batch) -> Pass:
+    """Run some examples forward, and see that they use the weights as the first two did.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If they do not: what was found out about the model does not hold for them.
+    """
+    leaves = {
+        name: job.view.parameters[name].detach().requires_grad_()
+        for block in blocks.values()
+        for name in block.parameters
+    }
+    done = recorder.forward(job.view, blocks, batch, leaves)
+    left = per_example.leads_to(done.output, leaves)
+    for name, block in blocks.items():
+        fits = found.tapped[name].fits(done.calls[name], len(batch))
+        if fits and name not in done.unseen and left.isdisjoint(block.parameters):
+            continue
+        last = batch.first + len(batch) - 1
+        raise UnsupportedModelError(
+            f"Examples {batch.first} to {last} use the weight of {name!r} otherwise than "
+            "the two that were looked at first (more or other calls), so its statistics "
+            "would be wrong. Collect such examples apart, or leave the block out with "
+            "layers=[...]."
+        )
+    return done
 
 
 def _columns(job: _Job, found: Probe, batch: Batch, output: Tensor) -> Iterator[Tensor]:
@@ -342,6 +372,7 @@ def _general_pieces(
             count,
             matrices=pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1),
             positions=count,
+            why=found.general[name],
             provenance=replace(job.provenance, layer=name, examples=count),
         )
         for name, pieces in formed.items()

@@ -78,13 +78,15 @@ def require_equal(first: Run, second: Run) -> None:
 
 
 def _pairs(first: Run, second: Run) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    for name, one in first.items():
-        other = second[name]
-        if one.inputs is not None and other.inputs is not None:
-            yield name, "the input", one.inputs, other.inputs
-    for name, one in first.items():
-        other = second[name]
-        if one.gradients is not None and other.gradients is not None:
-            yield name, "the gradient", one.gradients, other.gradients
-        elif one.matrices is not None and other.matrices is not None:
-            yield name, "the gradient", one.matrices, other.matrices
+    for what, fields in (("the input", _INPUTS), ("the gradient", _GRADIENTS)):
+        for name, one in first.items():
+            other = second[name]
+            parts = zip(one.parts or (one,), other.parts or (other,), strict=True)
+            for mine, its in parts:
+                for field in fields:
+                    a, b = getattr(mine, field), getattr(its, field)
+                    if a is not None and b is not None:
+                        yield name, what, a, b
+
+
+_INPUTS, _GRADIENTS = ("inputs",), ("gradients", "matrices")

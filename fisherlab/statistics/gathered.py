@@ -43,6 +43,8 @@ class Gathered:
 
 def own_bytes(piece: LayerStatistics) -> int:
     """Count the bytes of a chunk; the inputs are those of the run's first one."""
+    if piece.parts:
+        return sum(map(own_bytes, piece.parts))
     held = [piece.gradients, piece.matrices]
     held += [piece.inputs, piece.tokens] if piece.count else []
     return sum(tensor.nbytes for tensor in held if tensor is not None)
@@ -50,6 +52,8 @@ def own_bytes(piece: LayerStatistics) -> int:
 
 def _run_bytes(piece: LayerStatistics, columns: int, compress: bool) -> int:
     """Count the bytes of a run, from its first chunk, once it has all its columns."""
+    if piece.parts:
+        return sum(_run_bytes(part, columns, False) for part in piece.parts)
     held = piece.matrices if piece.gradients is None else piece.gradients
     if held is None or not len(held):
         return own_bytes(piece)

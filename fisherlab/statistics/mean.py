@@ -70,7 +70,7 @@ def mean_gradient(
     leaves = {name: named[name] for block in blocks.values() for name in block.parameters}
     totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     count = 0
-    for whole in batches(data, seen.device, seen.dtype, first):
+    for whole in batches(data, seen.device, seen.dtype, first, seen.model):
         if not count:
             require_repeatable(seen, whole)
         for part in chunks(len(whole), EXAMPLES):

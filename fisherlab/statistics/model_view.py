@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import exclusive, require_independent_examples, uncompiled
@@ -59,7 +60,7 @@ class ModelView:
     def _call(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
         if self.copies_data:
             batch = Batch(map_inputs(batch.x, torch.clone), None)
-        args, kwargs = batch.arguments()
+        args, kwargs = batch.arguments(self.model)
         with (
             self.settings(),
             _plain_attributes_kept(self.model),
@@ -79,12 +80,15 @@ class ModelView:
 
         Fused attention has no batching rule, the fused encoder layer bypasses its
         modules, fused LSTM cells cannot be batched, and those of cuDNN have no backward
-        pass in eval mode.
+        pass in eval mode; a checkpoint would call its part of the model again, without
+        the tensors that stand in for the parameters here.
         """
         recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(_no_encoder_fast_path())
+            stack.enter_context(_no_checkpoints())
+            stack.enter_context(gradients_kept(self.model))
             stack.enter_context(_no_warning("None of the inputs have requires_grad"))
             stack.enter_context(_no_warning("There is a performance drop"))
             if recurrent:
@@ -133,12 +137,14 @@ def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     if not named:
         raise UnsupportedModelError("The model has no parameters.")
     _check_parameters(named)
-    chosen = dtype or next(p.dtype for p in named.values() if p.is_floating_point())
+    floats = [p for p in named.values() if p.is_floating_point()]
+    trained = [p for p in floats if p.requires_grad]  # adapters, whatever their base is
+    chosen = dtype or (trained or floats)[0].dtype
     model = _in_precision(model, chosen)
     own = dict(model.named_parameters())
     parameters = {name: p.detach() for name, p in own.items()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    device = next(p.device for p in parameters.values() if p.is_floating_point())
+    device = floats[0].device
     return ModelView(model, own, parameters, buffers, device, chosen)
 
 
@@ -226,6 +232,48 @@ def _no_encoder_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a backward pass inside of a backward pass adds to ``.grad``."""
+    parameters = list(model.parameters())
+    kept = [p.grad for p in parameters]
+    try:
+        yield
+    finally:
+        for parameter, grad in zip(parameters, kept, strict=True):
+            parameter.grad = grad
+
+
+@contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    """Let `torch.utils.checkpoint` keep what it would compute again: runs are short."""
+    kept = {name: getattr(checkpoint, name) for name in _KEEPING}
+    try:
+        for name, stand_in in _KEEPING.items():
+            setattr(checkpoint, name, stand_in)
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(checkpoint, name, own)
+
+
+def _around_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+class _Called:
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        """Call the function that a re-entrant checkpoint is given."""
+        return function(*args)
+
+
+_KEEPING: Mapping[str, Any] = {
+    "CheckpointFunction": _Called,
+    "_checkpoint_without_reentrant_generator": _around_nothing,
+}
 
 
 @contextmanager

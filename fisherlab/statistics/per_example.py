@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 
 from fisherlab.layers import Block
 from fisherlab.statistics.batches import Batch, Inputs, map_inputs
-from fisherlab.statistics.model_view import ModelView
+from fisherlab.statistics.model_view import ModelView, gradients_kept
 
 
 def vmapped(
@@ -87,16 +87,11 @@ def _through_attributes(
     view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], column: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Go through ``.grad``, the only way that re-entrant checkpoints offer."""
-    parameters = list(view.model.parameters())
-    kept = [p.grad for p in parameters]
-    try:
-        for parameter in parameters:
+    with gradients_kept(view.model):
+        for parameter in view.model.parameters():
             parameter.grad = None
         output.backward(column, retain_graph=True)
         return tuple(leaf.grad for leaf in leaves.values())
-    finally:
-        for parameter, grad in zip(parameters, kept, strict=True):
-            parameter.grad = grad
 
 
 def differentiable(batch: Batch) -> Batch:

@@ -8,20 +8,22 @@ gradients.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block
+from fisherlab.layers.output_axis import TRANSPOSED
 from fisherlab.operators.base import Provenance
-from fisherlab.statistics import per_example, taps
+from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, map_inputs
 from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.model_view import ModelView
-from fisherlab.statistics.taps import Call, Pass, Tapped, generic
+from fisherlab.statistics.recorder import Call, Pass
+from fisherlab.statistics.taps import Tapped, generic
 
-KNOWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 APART = "its examples are coupled, or no axis of its calls holds them"
 
 
@@ -99,7 +101,7 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
     for name in remaining:
         if not bool(expected[name].any()):
             general[name] += "; its gradient is zero on two examples"
-    numbers = sum(sum(tap.positions) * tap.width for tap in tapped.values())
+    numbers = sum(tap.numbers for tap in tapped.values())
     each = direct.element_size() * numbers
     return Probe(
         tapped,
@@ -129,10 +131,9 @@ def _measured(view: ModelView, pair: Batch) -> tuple[Tensor, int]:
 def _alone(view: ModelView, blocks: Mapping[str, Block], one: Batch) -> tuple[Pass, bool]:
     """Run one example, and tell whether the model changes its inputs."""
     copied = Batch(map_inputs(one.x, torch.clone), None)
-    args, kwargs = copied.arguments()
-    before = [t._version for t in (*args, *kwargs.values())]
-    done = taps.forward(replace(view, copies_data=False), blocks, copied)
-    return done, before != [t._version for t in (*args, *kwargs.values())]
+    before = [t._version for t in copied.tensors()]
+    done = recorder.forward(replace(view, copies_data=False), blocks, copied)
+    return done, before != [t._version for t in copied.tensors()]
 
 
 def require_independence(found: Probe) -> None:
@@ -154,31 +155,55 @@ def require_independence(found: Probe) -> None:
     )
 
 
-def expected_reasons(model: nn.Module, blocks: Mapping[str, Block]) -> dict[str, str]:
-    """Return why blocks are not expected to be tapped, from their modules alone.
+def expected_rules(model: nn.Module, blocks: Mapping[str, Block]) -> dict[str, str]:
+    """Return the rules that blocks are expected to be tapped by, from their modules alone.
 
-    Modules of torch that make a known call, and their subclasses, are expected to be.
+    Modules of torch that make a known call, and their subclasses, are expected to, and
+    those that multiply by a weight stored (in, out).
     """
     named = dict(model.named_parameters())
     found = {}
     for name, block in blocks.items():
-        weight = named[block.weight]
-        owners = [m for m in model.modules() if _owns(m, weight)]
-        looked_up = {isinstance(module, nn.Embedding) for module in owners}
-        if not owners or not all(isinstance(module, KNOWN) for module in owners):
-            found[name] = _no_call(owners)
-        elif len(looked_up) > 1:
-            found[name] = "its weight is used in different ways"
+        owners = owners_of(model, named[block.weight])
+        kinds = dict.fromkeys(_expected(module, block) for module in owners)
+        if kinds and "" not in kinds:
+            found[name] = " + ".join(kinds)
     return found
 
 
-def _owns(module: nn.Module, weight: Tensor) -> bool:
-    return any(p is weight for p in module._parameters.values())
+def _expected(module: nn.Module, block: Block) -> str:
+    """Return the rule for a module's own calls, "" where it makes no known one."""
+    for kinds, rule in _EXPECTED:
+        if isinstance(module, kinds):
+            return rule
+    return "linear, stored (in, out)" if block.output_axis else ""
 
 
-def _no_call(owners: Sequence[nn.Module]) -> str:
+_EXPECTED: tuple[tuple[Any, str], ...] = (
+    ((nn.Linear, nn.MultiheadAttention), "linear"),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
+    (nn.Embedding, "embedding"),
+    (TRANSPOSED, "transposed convolution"),
+)
+
+
+def owners_of(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
+    """Return the modules that hold a parameter."""
+    return [
+        module
+        for module in model.modules()
+        if any(p is parameter for p in module._parameters.values())
+    ]
+
+
+def no_call(owners: Sequence[nn.Module]) -> str:
+    """Say why the parameter of some modules has no shared form."""
     kinds = ", ".join(sorted({type(m).__name__ for m in owners})) or "parameter"
-    if owners and all(isinstance(module, KNOWN) for module in owners):
+    if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in owners):
+        return "a parametrisation computes the weight from it"
+    if any("_g" in n for m in owners for n in m._parameters):
+        return "weight_norm computes the weight from it"
+    if any(isinstance(module, kinds) for module in owners for kinds, _ in _EXPECTED):
         return f"{kinds}: its weight enters no known call"
     return f"{kinds}: no shared form"
 
@@ -201,8 +226,8 @@ def _forms(
     apart[0, 1], apart[1, 0] = 0, 0  # a column of each example
     try:
         with view.settings():  # a checkpoint calls its part of the model again
-            done = taps.forward(view, blocks, pair, leaves)
-            each = [taps.at_calls(done, one[None]) for one in apart]
+            done = recorder.forward(view, blocks, pair, leaves)
+            each = [recorder.at_calls(done, one[None]) for one in apart]
     except RuntimeError as error:
         return {}, dict.fromkeys(blocks, str(error).splitlines()[0])
     reached = {
@@ -220,7 +245,7 @@ def _forms(
         if last is None:
             general[name] = reason or APART
             continue
-        tap = _tapped(block, calls, last)
+        tap = Tapped.of(block, calls, 2, last)
         if _differs(_summed(block, tap, calls, reached[name]), expected[name]):
             general[name] = "its calls give other gradients than autograd"
         else:
@@ -232,13 +257,10 @@ def _reason(view: ModelView, block: Block, done: Pass, left: set[str]) -> str | 
     """Return why a block cannot be tapped, or None if its uses allow it."""
     calls = done.calls[block.name]
     if not calls:
-        owners = [m for m in view.model.modules() if _owns(m, view.own[block.weight])]
-        return _no_call(owners)
+        return no_call(owners_of(view.model, view.own[block.weight]))
     for name in block.parameters:
         if name in left or block.name in done.unseen:
             return f"{name} is used outside its known calls, or where no gradient is seen"
-    if len({call.use.form for call in calls}) > 1:
-        return "its weight is used in different ways"
     return None
 
 
@@ -247,16 +269,21 @@ def _example_last(
 ) -> bool | None:
     """Return how calls hold the examples, see `Tapped`; None if they do not.
 
-    Where the examples of axis 0 are seen apart, that is taken.
+    Where the examples of axis 0 are seen apart, that is taken, and where each has but one
+    position, so that both ways are the same.
     """
     if len(calls) != len(alone):
         return None
     each = [_fitting(*one) for one in zip(calls, alone, reached, strict=True)]
     fitting = {False, True}.intersection(*each)
-    in_axis_0 = all(call.shape[0] == 2 for call in calls)
+    in_axis_0 = all(2 in (call.use.shape[0], _places(call)) for call in calls)
     if False in fitting and (in_axis_0 or True not in fitting):
         return False
     return True if fitting == {True} else None
+
+
+def _places(call: Call) -> int:
+    return call.use.features().shape[:2].numel()
 
 
 def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:
@@ -266,7 +293,7 @@ def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:
     a column of one example reaches no place of the other.
     """
     table, row = (c.use.features().flatten(0, 1) for c in (call, alone))
-    nonzero = call.use.form.gradients(gradients).flatten(1, 2).ne(0).any(-1)
+    nonzero = call.use.gradients(gradients).flatten(1, 2).ne(0).any(-1)
     if len(table) != 2 * len(row) or nonzero.shape[1] != len(table):
         return set()
     places = torch.arange(len(table), device=table.device)
@@ -281,21 +308,15 @@ def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:
     return found
 
 
-def _tapped(block: Block, calls: Sequence[Call], example_last: bool) -> Tapped:
-    form = calls[0].use.form
-    width = block.weight_shape[1] if form.looked_up else block.rows
-    positions = tuple(call.shape.numel() // (2 * width) for call in calls)
-    return Tapped(form, block.bias is not None, width, positions, example_last)
-
-
 def _summed(
     block: Block, tap: Tapped, calls: Sequence[Call], gradients: Sequence[Tensor]
 ) -> Tensor:
     """Return what the taps give as the gradient of a block, summed over the examples."""
     both = [g.sum(0, keepdim=True) for g in gradients]
-    inputs, rows = taps.features(tap, calls, 2), taps.rows_of(tap, both, 2)
-    found = taps.statistics_of(block, tap, inputs, None, Provenance(), rows, 2)
-    return found.samples.combine(torch.ones_like(rows[None, :, :, 0, 0]))[0]
+    inputs, rows = taps.features(tap, calls, 2), taps.rows_of(tap, calls, both, 2)
+    gone = [None] * len(tap.parts)
+    found = taps.statistics_of(block, tap, inputs, gone, Provenance(), rows, 2)
+    return found.samples.combine(rows[0].new_ones(1, 1, 2))[0]
 
 
 def _sums(

@@ -1,57 +1,109 @@
-"""Inputs and output gradients of layers, seen at the calls that use their weights.
+"""Inputs and output gradients of layers, put together from the calls of a recorder.
 
-A recorder notes every such call and the place of its output in autograd's graph; pulling a
-column of the model's output back to these places gives the gradients there, and no weight
-gradient is formed. Collection and the steps of optimisers share it.
+Pulling a column of the model's output back to the calls gives the gradients there, and no
+weight gradient is formed. Collection and the steps of optimisers share it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, final
+from itertools import pairwise
+from typing import final
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
 from fisherlab.layers import Block
-from fisherlab.layers.uses import Form, Use, read, with_bias_column
+from fisherlab.layers.places import Span
+from fisherlab.layers.uses import Form
 from fisherlab.numerics.memory import chunks, empty
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics.batches import Batch
-from fisherlab.statistics.model_view import ModelView
+from fisherlab.statistics.recorder import Call, Pass, at_calls
 from fisherlab.statistics.values import LayerStatistics
 
-Described = Callable[[Tensor, int], LayerStatistics]
+Described = Callable[[Sequence[Tensor], int], LayerStatistics]
 
 
 @final
 @dataclass(frozen=True)
-class Tapped:
-    """A block whose uses are all known, and alike.
+class Part:
+    """What alike uses of the same rows contribute to a block.
 
     Parameters
     ----------
     form
         What its gradient is made of.
-    bias
-        Whether the inputs get a column of ones.
-    width
-        Features of an output.
+    rows
+        Of the block's weight.
+    calls
+        Which of the block's calls.
     positions
-        Outputs of one example, call by call.
+        Outputs of one example, of all these calls.
+    """
+
+    form: Form
+    rows: Span
+    calls: tuple[int, ...]
+    positions: int
+
+
+@final
+@dataclass(frozen=True)
+class Tapped:
+    """A block whose uses are all known.
+
+    Parameters
+    ----------
+    parts
+        One where all uses are alike; else their gradients lie below each other, where the
+        parts use rows of their own, or add up.
+    sizes
+        Numbers that every call puts out for one example.
+    rule
+        What the calls are, in words.
     example_last
         Whether the example is the second axis of the calls, or the faster part of a
         first axis that holds positions too; else it is the first, or the slower part.
     """
 
-    form: Form
-    bias: bool
-    width: int
-    positions: tuple[int, ...]
+    parts: tuple[Part, ...]
+    sizes: tuple[int, ...]
+    rule: str
     example_last: bool = False
+
+    @classmethod
+    def of(
+        cls, block: Block, calls: Sequence[Call], examples: int, example_last: bool
+    ) -> "Tapped":
+        """Put the calls of a block together that are alike."""
+        spans = sorted({call.use.rows for call in calls})
+        ends = [0, *(last for _, last in spans)]
+        tiles = [(first, last) for first, last in pairwise(ends)]
+        rows = {span: span for span in spans}
+        forms = {span: {c.use.form for c in calls if c.use.rows == span} for span in spans}
+        alone = all(len(forms[span]) == 1 for span in spans)
+        if spans != tiles or ends[-1] != block.rows or not alone:
+            rows = dict.fromkeys(spans, (0, block.rows))
+        sizes = tuple(call.numbers // examples for call in calls)
+        kinds: dict[tuple[Span, Form], list[int]] = {}
+        for number, call in enumerate(calls):
+            kinds.setdefault((rows[call.use.rows], call.use.form), []).append(number)
+        parts = []
+        for (span, form), own in kinds.items():
+            positions = sum(_positions(calls[k]) for k in own) // examples
+            parts.append(Part(form, span, tuple(own), positions))
+        ordered = tuple(sorted(parts, key=lambda part: part.rows))
+        return cls(ordered, sizes, _rule(calls, ordered), example_last)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of all gradients of an example."""
+        return sum(self.sizes)
+
+    def fits(self, calls: Sequence[Call], examples: int) -> bool:
+        """Tell whether a block was used as often, and on as much, as expected."""
+        return [call.numbers for call in calls] == [examples * s for s in self.sizes]
 
     def by_example(self, rows: Tensor, axis: int, examples: int) -> Tensor:
         """Return rows whose axes (call, position) at `axis` are (example, position)."""
@@ -63,189 +115,55 @@ class Tapped:
         return rows.flatten(axis, axis + 1).unflatten(axis, (examples, -1))
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A use of a weight, and the place of its output in the graph."""
-
-    use: Use
-    edge: GradientEdge
-    shape: torch.Size
+def _positions(call: Call) -> int:
+    """Return how many outputs a call has, of all examples."""
+    n, t = call.use.features().shape[:2]
+    return n * t
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One forward pass: the output with its graph, and the calls of every block.
-
-    `unseen` are the blocks that were used where autograd looks away, too.
-    """
-
-    output: Tensor
-    calls: Mapping[str, Sequence[Call]]
-    unseen: AbstractSet[str] = frozenset()
-
-    @property
-    def edges(self) -> list[GradientEdge]:
-        """The places of all outputs, block after block."""
-        return [call.edge for calls in self.calls.values() for call in calls]
-
-    def fits(self, tapped: Mapping[str, Tapped]) -> bool:
-        """Tell whether the weights were used as often, and on as much, as expected."""
-        examples = len(self.output)
-        return all(
-            [call.shape.numel() for call in self.calls[name]]
-            == [examples * positions * tap.width for positions in tap.positions]
-            for name, tap in tapped.items()
-        )
+def _rule(calls: Sequence[Call], parts: Sequence[Part]) -> str:
+    """Name the calls and how they come together."""
+    kinds: dict[str, int] = {}
+    for call in calls:
+        use = call.use
+        kind = "bias" if use.columns is None else use.reading.kind
+        stored = ", stored (in, out)" if use.form.turned and kind == "linear" else ""
+        kinds[kind + stored] = kinds.get(kind + stored, 0) + 1
+    named = " + ".join(n + (f" ×{k}" if k > 1 else "") for n, k in kinds.items())
+    if len(parts) > 1 and parts[0].rows != parts[1].rows:
+        return f"{named}, {len(parts)} groups of rows"
+    return named
 
 
-@final
-class Recorder(TorchFunctionMode):
-    """Note the calls that use the weights of some blocks, for the time of a context.
+def rows_of(
+    tap: Tapped, calls: Sequence[Call], gradients: Sequence[Tensor], examples: int
+) -> list[Tensor]:
+    """Return (v, n, t, d_out) of every part, its calls stacked along positions."""
 
-    Parameters
-    ----------
-    blocks
-        Whose weights are looked for.
-    tensors
-        The parameters by name, or what stands in their place.
-    apart
-        Whether the weights are cut off from the graph in these calls: nothing is kept for
-        their gradients, and what still leads to them are uses that were not noted.
-    """
+    def joined(part: Part) -> Tensor:
+        rows = [
+            tap.by_example(calls[k].use.gradients(gradients[k], part.rows), 1, examples)
+            for k in part.calls
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
 
-    def __init__(
-        self, blocks: Mapping[str, Block], *tensors: Mapping[str, Tensor], apart: bool
-    ) -> None:
-        super().__init__()
-        self.calls: dict[str, list[Call]] = {name: [] for name in blocks}
-        self.unseen: set[str] = set()  # blocks used where autograd looks away
-        self._apart = apart
-        self._weights: dict[int, tuple[Tensor, Block]] = {}
-        self._biases: dict[int, str] = {}
-        for held in tensors:
-            for block in blocks.values():
-                weight = held[block.weight]
-                self._weights[id(weight)] = weight, block
-                if block.bias is not None:
-                    self._biases[id(held[block.bias])] = block.bias
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call a function of torch, and note it if it uses one of the weights."""
-        options = kwargs or {}
-        use = read(function, args, options)
-        block = None if use is None else self._block(use)
-        if use is None or block is None:
-            return function(*args, **options)
-        if not torch.is_grad_enabled():
-            self.unseen.add(block.name)
-            return function(*args, **options)
-        if self._apart:
-            cut = partial(_cut, own=(use.weight, use.bias))
-            args = tuple(map(cut, args))
-            options = {name: cut(value) for name, value in options.items()}
-        output = function(*args, **options)
-        if not output.requires_grad:  # the graph begins here
-            output = output.requires_grad_().clone()
-        call = Call(use, get_gradient_edge(output), output.shape)
-        self.calls[block.name].append(call)
-        return output
-
-    def _block(self, use: Use) -> Block | None:
-        """Return the block whose weight, with the bias that belongs to it, is used."""
-        weight = use.weight
-        base = weight if id(weight) in self._weights else weight._base
-        if base is None or id(base) not in self._weights:
-            return None
-        parameter, block = self._weights[id(base)]
-        if not _same_place(weight, parameter):
-            return None
-        bias = None if use.bias is None else self._biases.get(id(use.bias))
-        return block if bias == block.bias else None
+    return [joined(part) for part in tap.parts]
 
 
-def _same_place(weight: Tensor, parameter: Tensor) -> bool:
-    """Tell whether a weight is a parameter itself, or one as a matrix (d_out, ...)."""
-    if weight is parameter:
-        return True
-    if weight.data_ptr() != parameter.data_ptr():
-        return False
-    flat = parameter.flatten(1) if parameter.dim() > 1 else parameter
-    return weight.shape == flat.shape and weight.stride() == flat.stride()
-
-
-def _cut(value: Any, own: Sequence[Tensor | None]) -> Any:
-    is_own = isinstance(value, Tensor) and any(value is tensor for tensor in own)
-    return value.detach() if is_own else value
-
-
-def forward(
-    view: ModelView,
-    blocks: Mapping[str, Block],
-    batch: Batch,
-    leaves: Mapping[str, Tensor] | None = None,
-) -> Pass:
-    """Run the model once and keep the graph from the calls of the blocks to the output."""
-    held = {**view.parameters, **(leaves or {})}
-    recorder = Recorder(blocks, held, view.own, apart=True)
-    with torch.enable_grad(), recorder:
-        output = view(batch, leaves)
-    return Pass(output, recorder.calls, recorder.unseen)
-
-
-def at_calls(done: Pass, columns: Tensor, *, keep: bool = True) -> dict[str, list[Tensor]]:
-    """Return the gradients (v, *shape) at every call, for columns (v, *output.shape)."""
-    single = len(columns) == 1
-    found: Sequence[Tensor | None] = [None] * len(done.edges)
-    if done.edges and done.output.requires_grad:
-        found = torch.autograd.grad(
-            done.output,
-            done.edges,
-            columns[0] if single else columns,
-            retain_graph=keep,
-            is_grads_batched=not single,
-            allow_unused=True,
-        )
-    whole = [g[None] if single and g is not None else g for g in found]
-    return by_call(done, whole, len(columns))
-
-
-def by_call(
-    done: Pass, found: Iterable[Tensor | None], columns: int = 1
-) -> dict[str, list[Tensor]]:
-    """Sort gradients (v, *shape) by block, zeros for what the output does not depend on."""
-    each = iter(found)
-
-    def filled(call: Call) -> Tensor:
-        gradient, weight = next(each), call.use.weight
-        if gradient is None:
-            return weight.new_zeros(columns, *call.shape)
-        return gradient.to(weight.dtype)
-
-    return {name: [filled(call) for call in calls] for name, calls in done.calls.items()}
-
-
-def rows_of(tap: Tapped, gradients: Sequence[Tensor], examples: int) -> Tensor:
-    """Return (v, n, t, d_out): gradients (v, *shape) of calls stacked along positions."""
-    rows = [tap.by_example(tap.form.gradients(g), 1, examples) for g in gradients]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
-
-
-def features(tap: Tapped, calls: Sequence[Call], examples: int) -> Tensor:
-    """Return (n, t, d_in): the calls stacked along the positions, the bias column last.
+def features(tap: Tapped, calls: Sequence[Call], examples: int) -> list[Tensor]:
+    """Return (n, t, d_in) of every part, its calls stacked along positions.
 
     For embeddings (n, t), the rows looked up.
     """
-    rows = [tap.by_example(call.use.features(), 0, examples) for call in calls]
-    joined = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-    return with_bias_column(joined, tap.form.groups) if tap.bias else joined
+
+    def joined(part: Part) -> Tensor:
+        rows = [
+            tap.by_example(calls[k].use.features(part.rows), 0, examples)
+            for k in part.calls
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+    return [joined(part) for part in tap.parts]
 
 
 def described(
@@ -260,14 +178,15 @@ def described(
 
     Where the likelihood's mask leaves a position no gradient, its features count as none.
     """
-    gone: Mapping[str, Tensor] = {}
+    gone: Mapping[str, Sequence[Tensor | None]] = {}
     if mask is not None:
         output = torch.cat([done.output.detach() for done in passes])
         gone = _masked_positions(partial(pull, passes, tapped), output, mask)
     found: dict[str, Described] = {}
     for name, tap in tapped.items():
-        lost, rows = gone.get(name), _joined_features(name, tap, passes)
-        rows = batch.own(_counting(tap, rows, lost))
+        lost = gone.get(name, [None] * len(tap.parts))
+        triples = zip(tap.parts, _joined_features(name, tap, passes), lost, strict=True)
+        rows = [batch.own(_counting(*triple)) for triple in triples]
         about = replace(made, layer=name)
         found[name] = partial(statistics_of, blocks[name], tap, rows, lost, about)
     return found
@@ -276,61 +195,85 @@ def described(
 def statistics_of(
     block: Block,
     tap: Tapped,
-    inputs: Tensor,
-    gone: Tensor | None,
+    inputs: Sequence[Tensor],
+    gone: Sequence[Tensor | None],
     made: Provenance,
-    gradients: Tensor,
+    gradients: Sequence[Tensor],
     count: int,
 ) -> LayerStatistics:
-    """Return the statistics of a block from features or rows, and output gradients.
+    """Return the statistics of a block from the features and gradients of its parts.
 
     `gone` are the positions (n, t) that do not count, whose features are cleared.
     """
     about = replace(made, examples=count)
-    if tap.form.looked_up:
+    pieces = zip(tap.parts, inputs, gone, gradients, strict=True)
+    parts = [_of_part(block, about, *piece, count) for piece in pieces]
+    if len(parts) == 1:
+        return parts[0]
+    positions = sum(part.positions for part in parts)
+    return LayerStatistics(
+        block, count, parts=tuple(parts), positions=positions, provenance=about
+    )
+
+
+def _of_part(
+    block: Block,
+    made: Provenance,
+    part: Part,
+    inputs: Tensor,
+    gone: Tensor | None,
+    gradients: Tensor,
+    count: int,
+) -> LayerStatistics:
+    own, form = block.some_rows(*part.rows), part.form
+    if form.looked_up:
         found = inputs >= 0
         if not bool(found.all()):
             gradients = gradients * found[None, :, :, None]
         positions = int(found.sum()) if count else 0
         return LayerStatistics(
-            block,
+            own,
             count,
             tokens=inputs,
             gradients=gradients,
             positions=positions,
-            provenance=about,
+            provenance=made,
         )
     lost = 0 if gone is None else int(gone.sum())
     return LayerStatistics(
-        block,
+        own,
         count,
         inputs=inputs,
         gradients=gradients,
         positions=(inputs.shape[0] * inputs.shape[1] - lost) if count else 0,
-        groups=tap.form.groups,
-        provenance=about,
+        groups=form.groups,
+        turned=form.turned,
+        provenance=made,
     )
 
 
 def _masked_positions(
-    pull: Callable[[Tensor], Mapping[str, Tensor]], output: Tensor, mask: Tensor
-) -> dict[str, Tensor]:
-    """Return where (n, t) the likelihood's mask leaves a block's positions no gradient.
+    pull: Callable[[Tensor], Mapping[str, Sequence[Tensor]]], output: Tensor, mask: Tensor
+) -> dict[str, list[Tensor | None]]:
+    """Return where (n, t) the likelihood's mask leaves the positions of parts no gradient.
 
     `pull` gives the gradients (1, n, t, d_out) of a column (1, *output.shape). What counts
     reaches no such position, and what is masked does; where nothing does (units that are
     off), the mask itself decides if it has a number a position, else the position counts.
     """
-    column, parts = generic(output), (mask, 1 - mask)
-    counted, left_out = (
-        {name: rows[0].ne(0).any(-1) for name, rows in pull((column * part)[None]).items()}
-        for part in parts
-    )
-    own, gone = mask.flatten(1) == 0, {}
-    for name, reached in counted.items():
-        masked = left_out[name] | own if own.shape == reached.shape else left_out[name]
-        gone[name] = masked & ~reached
-    return {name: places for name, places in gone.items() if bool(places.any())}
+    column, own = generic(output), mask.flatten(1) == 0
+    kept, left = (pull((column * side)[None]) for side in (mask, 1 - mask))
+
+    def lost(counted: Tensor, left_out: Tensor) -> Tensor | None:
+        reached, masked = (rows[0].ne(0).any(-1) for rows in (counted, left_out))
+        masked = masked | own if own.shape == reached.shape else masked
+        places = masked & ~reached
+        return places if bool(places.any()) else None
+
+    return {
+        name: [lost(*pair) for pair in zip(rows, left[name], strict=True)]
+        for name, rows in kept.items()
+    }
 
 
 def generic(like: Tensor) -> Tensor:
@@ -339,28 +282,28 @@ def generic(like: Tensor) -> Tensor:
     return numbers.float().sqrt().cos().to(like.dtype).view(like.shape)
 
 
-def _counting(tap: Tapped, inputs: Tensor, gone: Tensor | None) -> Tensor:
+def _counting(part: Part, inputs: Tensor, gone: Tensor | None) -> Tensor:
     """Return features or rows with nothing at the positions that do not count."""
     if gone is None:
         return inputs
-    if tap.form.looked_up:
+    if part.form.looked_up:
         return inputs.masked_fill(gone, -1)
     return inputs.masked_fill(gone[..., None], 0)
 
 
-def _joined_features(name: str, tap: Tapped, passes: Sequence[Pass]) -> Tensor:
-    """Return the features (n, t, d_in) of one block over the examples of all passes."""
-    room: Tensor | None = None
+def _joined_features(name: str, tap: Tapped, passes: Sequence[Pass]) -> list[Tensor]:
+    """Return the features of one block over the examples of all passes, part by part."""
+    rooms: list[Tensor] = []
     for done, here in _placed(passes):  # copied while a pass is still in cache
-        rows = features(tap, done.calls[name], len(done.output))
+        found = features(tap, done.calls[name], len(done.output))
         if len(passes) == 1:
-            return rows
-        if room is None:
-            shape = (_examples(passes), *rows.shape[1:])
-            room = empty(shape, rows.dtype, rows.device)
-        room[here] = rows
-    assert room is not None
-    return room
+            return found
+        if not rooms:
+            size = _examples(passes)
+            rooms = [empty((size, *r.shape[1:]), r.dtype, r.device) for r in found]
+        for room, rows in zip(rooms, found, strict=True):
+            room[here] = rows
+    return rooms
 
 
 def pull(
@@ -370,27 +313,30 @@ def pull(
     at_once: int = 1,
     *,
     keep: bool = True,
-) -> dict[str, Tensor]:
-    """Pull output columns (v, *output.shape) back to gradients (v, n, t, d_out).
+) -> dict[str, list[Tensor]]:
+    """Pull output columns (v, *output.shape) back to gradients (v, n, t, d_out) of parts.
 
     One column after the other (a loop is the fastest on a CPU), or `at_once` of them
     under vmap. The examples of the columns are those of the passes, in order. What one
     backward pass gives in whole is not copied. The graph stays if it is to be kept.
     """
-    out: dict[str, Tensor] = {}
+    out: dict[str, list[Tensor]] = {name: [] for name in tapped}
     whole = len(passes) == 1 and len(columns) <= at_once
     for done, here in _placed(passes):
         for part in chunks(len(columns), at_once):
             last = part.stop >= len(columns)
             pulled = at_calls(done, columns[part, here], keep=keep or not last)
             for name, tap in tapped.items():
-                rows = rows_of(tap, pulled[name], len(done.output))
-                if whole and _is_plain(rows):
-                    out[name] = rows
-                    continue
-                if name not in out:  # written while the column is still in cache
-                    out[name] = _room(rows, len(columns), _examples(passes))
-                out[name][part, here] = rows
+                found = rows_of(tap, done.calls[name], pulled[name], len(done.output))
+                if not out[name]:
+                    sizes = len(columns), _examples(passes)
+                    out[name] = [
+                        rows if whole and _is_plain(rows) else _room(rows, *sizes)
+                        for rows in found
+                    ]
+                for room, rows in zip(out[name], found, strict=True):
+                    if room is not rows:  # written while the column is still in cache
+                        room[part, here] = rows
     return out
 
 

@@ -1,9 +1,9 @@
 """Per-example gradients of layers, as values."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 import torch
@@ -23,7 +23,9 @@ from fisherlab.samples import (
     OuterSamples,
     Samples,
     SharedSamples,
+    SummedSamples,
     TokenSamples,
+    TurnedSamples,
 )
 from fisherlab.showing import html_table
 
@@ -38,9 +40,11 @@ class LayerStatistics(Held):
     .. math:: F = \frac{1}{\mathrm{count}} \sum_{vn} vec(D_{vn}) vec(D_{vn})^T
 
     Either in shared form, ``D_vn = Σ_t g_vnt a_ntᵀ`` with `inputs` a (bias column last)
-    and `gradients` g, or as `matrices` D. Two relatives of the shared form: an embedding
+    and `gradients` g, or as `matrices` D. Relatives of the shared form: an embedding
     holds `tokens` in place of inputs, ``D_vn = Σ_t e_k(n,t) g_vntᵀ``; a grouped
-    convolution holds the inputs of its groups one after the other.
+    convolution holds the inputs of its groups one after the other; a weight stored
+    (in, out) is `turned`, ``D_vn = Σ_t a_nt g_vntᵀ``; a weight that is used in several
+    ways, or of whose rows several calls use some each, is described by its `parts`.
 
     Parameters
     ----------
@@ -63,6 +67,13 @@ class LayerStatistics(Held):
         (N, T), the rows of an embedding that were looked up, -1 for padding; or None.
     groups
         Groups of rows, each with inputs of its own.
+    turned
+        Whether the rows of the weight belong to the inputs.
+    parts
+        Statistics of the uses: of rows of their own, one below the other, or of the
+        whole weight, whose gradients add up.
+    why
+        Why there is no shared form, where there is none.
     """
 
     block: Block
@@ -75,6 +86,9 @@ class LayerStatistics(Held):
     compressed: bool = False
     tokens: Int[Tensor, "n t"] | None = None
     groups: int = 1
+    turned: bool = False
+    parts: tuple["LayerStatistics", ...] = ()
+    why: str = ""
 
     @property
     def name(self) -> str:
@@ -89,7 +103,13 @@ class LayerStatistics(Held):
     @property
     def is_shared(self) -> bool:
         """Whether the inputs (or tokens) and output gradients are known."""
-        return self.gradients is not None
+        return self.matrices is None
+
+    @property
+    def uses(self) -> tuple["LayerStatistics", ...]:
+        """The parts whose gradients add up, of a weight that is used in several ways."""
+        whole = all(part.block.rows == self.block.rows for part in self.parts)
+        return self.parts if whole else ()
 
     @cached_property
     def samples(self) -> Samples:
@@ -97,17 +117,19 @@ class LayerStatistics(Held):
 
         Statistics may be held in half precision; sums over them are taken in float32.
         """
-        if self.gradients is None:
-            assert self.matrices is not None
+        if self.matrices is not None:
             return MatrixSamples(summable(self.matrices))
+        if self.uses:
+            return SummedSamples(tuple(part.samples for part in self.uses))
+        if self.parts or self.groups > 1:
+            return GroupedSamples(tuple(part.samples for part in self.by_group()))
+        assert self.gradients is not None
         gradients = summable(self.gradients)
         if self.tokens is not None:
             return TokenSamples(self.tokens, gradients, self.weight_shape[0])
         assert self.inputs is not None
-        if self.groups == 1:
-            return pair_samples(summable(self.inputs), gradients)
-        parts = self.by_group()
-        return GroupedSamples(tuple(pair_samples(*p.shared("a group")) for p in parts))
+        pair = pair_samples(summable(self.inputs), gradients)
+        return TurnedSamples(pair) if self.turned else pair
 
     def by_group(self) -> tuple["LayerStatistics", ...]:
         """Return the statistics of each group of rows, itself if there is but one.
@@ -115,23 +137,26 @@ class LayerStatistics(Held):
         The block of one group is a layer with d_out / groups outputs. Across groups the
         examples are the same, so the exact block of the whole is no sum over groups.
         """
+        if self.parts and not self.uses:
+            return self.parts
         if self.groups == 1:
             return (self,)
         inputs, gradients = self.inputs, self.gradients
         assert inputs is not None
         assert gradients is not None
-        rows, width = self.block.rows // self.groups, inputs.shape[2] // self.groups
-        block = replace(self.block, shape=(rows, *self.block.shape[1:]), rows=rows)
-        return tuple(
-            replace(
+        size = self.block.rows // self.groups
+
+        def part(group: int) -> LayerStatistics:
+            first = group * size
+            return replace(
                 self,
-                block=block,
+                block=self.block.some_rows(first, first + size),
                 groups=1,
-                inputs=inputs[..., g * width : (g + 1) * width],
-                gradients=gradients[..., g * rows : (g + 1) * rows],
+                inputs=inputs.chunk(self.groups, 2)[group],
+                gradients=gradients.chunk(self.groups, 3)[group],
             )
-            for g in range(self.groups)
-        )
+
+        return tuple(map(part, range(self.groups)))
 
     def example_gradients(self) -> Float[Tensor, "v n o i"]:
         """Form D_vn for all columns and examples.
@@ -150,8 +175,20 @@ class LayerStatistics(Held):
         Raises
         ------
         NeedsSharedForm
-            If the block is described by matrices only, by the tokens of an embedding, or
-            by several groups.
+            If the block is described by matrices only, by the tokens of an embedding, by
+            several groups or uses, or its weight is stored (in, out).
+        """
+        if self.turned:
+            raise NeedsSharedForm(method, self.name, self._form)
+        return self.pair(method)
+
+    def pair(self, method: str) -> tuple[Tensor, Tensor]:
+        """Return (inputs, gradients), which the weight may have either way round.
+
+        Raises
+        ------
+        NeedsSharedForm
+            As `shared`, but for a weight stored (in, out).
         """
         if self.inputs is None or self.gradients is None or self.groups > 1:
             raise NeedsSharedForm(method, self.name, self._form)
@@ -161,10 +198,17 @@ class LayerStatistics(Held):
     def _form(self) -> str:
         """Say how a block without one pair of inputs and gradients is described."""
         if self.matrices is not None:
-            return "per-example gradient matrices" + _recurrent_remedy(self.block.weight)
+            why = f" ({self.why})" if self.why else ""
+            remedy = _recurrent_remedy(self.block.weight)
+            return f"per-example gradient matrices{remedy or why}"
         if self.tokens is not None:
             return "the rows of an embedding that were looked up"
-        return f"{self.groups} groups of outputs with inputs of their own"
+        if self.uses:
+            return f"{len(self.uses)} kinds of uses"
+        if self.turned:
+            return "inputs and output gradients of a weight stored (in, out)"
+        groups = len(self.by_group())
+        return f"{groups} groups of outputs with inputs of their own"
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return w (..., d_out, d_in) from tensors by parameter name."""
@@ -315,6 +359,9 @@ def join_columns(
 ) -> LayerStatistics:
     """Join further columns of the same examples; compress where T = 1 and V > d_out."""
     first = pieces[0]
+    if first.parts:  # their columns belong together
+        join = partial(join_columns, compressed=False)
+        return replace(first, parts=_by_part(pieces, join))
     if first.gradients is None:
         matrices = [p.matrices for p in pieces if p.matrices is not None]
         return replace(first, matrices=_cat(matrices, 0))
@@ -345,6 +392,8 @@ def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
     joined = replace(first, count=count, positions=total, provenance=made, compressed=mixed)
     if len(pieces) == 1:
         return joined
+    if first.parts:
+        return replace(joined, parts=_by_part(pieces, join_examples))
     columns = max(piece.samples.columns for piece in pieces)
     if first.gradients is None:
         matrices = [_grow(p.matrices, 0, columns) for p in pieces]
@@ -357,6 +406,13 @@ def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
         return replace(joined, tokens=_cat(tokens, 0), gradients=whole)
     inputs = [_grow(p.inputs, 1, length) for p in pieces]
     return replace(joined, inputs=_cat(inputs, 0), gradients=whole)
+
+
+def _by_part(
+    pieces: Sequence[LayerStatistics],
+    join: Callable[[Sequence[LayerStatistics]], LayerStatistics],
+) -> tuple[LayerStatistics, ...]:
+    return tuple(map(join, zip(*(piece.parts for piece in pieces), strict=True)))
 
 
 def _cat(tensors: Sequence[Tensor], axis: int) -> Tensor:

@@ -17,6 +17,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.operators import Provenance
 from fisherlab.statistics import Empirical, Fisher, Statistics, taps
 from fisherlab.statistics.batches import Batch
+from fisherlab.statistics.recorder import Pass, Recorder, by_call
 
 
 @final
@@ -53,7 +54,7 @@ def forward(
     NumericalError
         If the loss is not finite.
     """
-    args, kwargs = batch.arguments()
+    args, kwargs = batch.arguments(model)
     assert batch.y is not None
     with torch.enable_grad():
         output = model(*args, **kwargs)
@@ -127,11 +128,12 @@ def together(
     """
     named = dict(model.named_parameters())
     watched = {name: blocks[name] for name in blocks if name in tapped}
-    with taps.Recorder(watched, named, apart=False) as recorder:
+    with Recorder(watched, named, apart=False) as recorder:
         output, losses = forward(model, likelihood, batch)
-    done, loss = taps.Pass(output, recorder.calls), losses.detach().mean()
+    done, loss = Pass(output, recorder.calls), losses.detach().mean()
     names = tuple(name for block in blocks.values() for name in block.parameters)
-    if not done.fits(tapped):
+    fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
+    if recorder.unseen or not all(fits):
         return Passed(loss, pulled(losses.mean(), model, names), None)
     made = Provenance(
         fisher=repr(fisher),
@@ -146,10 +148,12 @@ def together(
         found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
         pairs = zip(names, found, strict=False)
         gradients = {n: g.div_(len(batch)) for n, g in pairs if g is not None}
-        at_calls = taps.by_call(
-            done, [g if g is None else g[None] for g in found[len(names) :]]
-        )
-        rows = {n: taps.rows_of(t, at_calls[n], len(batch)) for n, t in tapped.items()}
+        ends = [g if g is None else g[None] for g in found[len(names) :]]
+        pulled_ = by_call(done, ends)
+        rows = {
+            n: taps.rows_of(t, done.calls[n], pulled_[n], len(batch))
+            for n, t in tapped.items()
+        }
     else:
         gradients = pulled(losses.mean(), model, names, retain=True)
         seen = output.detach()

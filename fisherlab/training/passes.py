@@ -154,7 +154,7 @@ class Passes:
         if isinstance(data, list):  # as a DataLoader gives it
             data = tuple(data)
         if not _plain_pair(data) or self._key(Batch(data[0], None)) not in self._plans:
-            found = list(batches(data, parameter.device, parameter.dtype))
+            found = list(batches(data, parameter.device, parameter.dtype, model=self.model))
             if len(found) != 1:
                 msg = f"step: one batch (x, y) is expected; {len(found)} were given."
                 raise ValueError(msg)
@@ -256,7 +256,7 @@ class Passes:
     @torch.no_grad()
     def loss_at(self, batch: Batch) -> Tensor:
         """Return the mean loss without a graph, in the model's own mode."""
-        args, kwargs = batch.arguments()
+        args, kwargs = batch.arguments(self.model)
         assert batch.y is not None
         output = self.called(*args, **kwargs)
         self.likelihood.check(output, batch.y)

@@ -162,8 +162,8 @@ APPROXIMATORS = [
     mutant(
         "KFAC divides neither factor by the examples",
         "approximators/kronecker/kfac.py",
-        "return mirror_(rows) * scale, mirror_(cols) / state.count",
-        "return mirror_(rows) * scale, mirror_(cols)",
+        "return rows * scale, cols / state.count",
+        "return rows * scale, cols",
         "approximators::every_example_twice_changes_nothing",
     ),
     mutant(
@@ -315,6 +315,42 @@ METRICS = [
 ]
 
 STATISTICS = [
+    mutant(
+        "the transpose of a weight passes for the weight",
+        "statistics/recorder.py",
+        "turned=reading.flipped != place.turned",
+        "turned=reading.flipped",
+        "uses::every_block_is_the_brute_force_fisher",
+        "uses::a_bare_product_has_the_samples_of_its_twin",
+    ),
+    mutant(
+        "a use without the bias counts it",
+        "layers/uses.py",
+        "return with_last_column(found, float(self.ones), self.form.groups)",
+        "return with_last_column(found, 1.0, self.form.groups)",
+        "uses::kfac_is_its_definition_with_every_use_written_out",
+    ),
+    mutant(
+        "KFAC of a turned weight has its factors the wrong way round",
+        "approximators/kronecker/kfac.py",
+        "        factors_ = factors_[::-1]",
+        "        factors_ = factors_[::1]",
+        "uses::kfac_is_its_definition_with_every_use_written_out",
+    ),
+    mutant(
+        "a later use goes unnoticed",
+        "statistics/collect.py",
+        "if fits and name not in done.unseen and left.isdisjoint(block.parameters):",
+        "if fits and name not in done.unseen:",
+        "uses::a_use_that_only_later_examples_reach_is_refused",
+    ),
+    mutant(
+        "uses of different kinds take turns in their columns",
+        "statistics/values.py",
+        "join = partial(join_columns, compressed=False)",
+        "join = join_columns",
+        "uses::every_block_is_the_brute_force_fisher",
+    ),
     mutant(
         "determinism is checked in the first batch alone",
         "statistics/collect.py",

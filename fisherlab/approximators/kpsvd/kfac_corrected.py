@@ -26,8 +26,8 @@ from fisherlab.approximators.kpsvd.solvers import (
     solver_of,
     warm_pairs,
 )
-from fisherlab.approximators.kronecker.kfac import KFAC
-from fisherlab.approximators.states import Held, Sums, by_group
+from fisherlab.approximators.kronecker.kfac import KFAC, AnySums
+from fisherlab.approximators.states import Held, by_group
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples
 from fisherlab.showing import shown
@@ -43,7 +43,7 @@ class CorrectedPass:
     products is subtracted once both are known.
     """
 
-    kfac: Sums
+    kfac: AnySums
     current: Pass
 
     def seeing(self, statistics: LayerStatistics) -> "CorrectedPass":
@@ -55,7 +55,9 @@ class CorrectedPass:
 
     def __add__(self, other: "CorrectedPass") -> "CorrectedPass":
         """Add up two parts of the data within the same pass."""
-        kfac = self.kfac if self.current.removed else self.kfac + other.kfac
+        kfac = self.kfac
+        if not self.current.removed:
+            kfac = KFAC().merge(self.kfac, other.kfac)
         return CorrectedPass(kfac, self.current + other.current)
 
 
@@ -118,7 +120,7 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
 
     def passing(self, held: Held) -> CorrectedPass:
         """Return the first pass, and KFAC's sums."""
-        kfac: Sums | None = None
+        kfac: AnySums | None = None
         for piece in held.pieces:
             kfac = KFAC().accumulate(kfac, piece)
         assert kfac is not None
@@ -148,7 +150,7 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
         return Cost(flops, (self.rank + 1) * pair_numbers(samples))
 
 
-def _kfac(sums: Sums) -> KroneckerSum | KroneckerDiagonal:
+def _kfac(sums: AnySums) -> KroneckerSum | KroneckerDiagonal:
     return KFAC().finish(sums)
 
 

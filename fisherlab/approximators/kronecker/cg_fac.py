@@ -97,9 +97,10 @@ class CGFAC(OfSamples[SolvedByProducts]):
 
 def _kfac(statistics: LayerStatistics) -> KroneckerSamples:
     """Return KFAC's matrix with its scale in the rows."""
-    inputs, gradients = statistics.shared("CGFAC(variant='kfac')")
+    inputs, gradients = statistics.pair("CGFAC(variant='kfac')")
     rows = gradients.flatten(0, 2) / max(statistics.positions, 1) ** 0.5
     cols = inputs.flatten(0, 1) / statistics.count**0.5
+    rows, cols = (cols, rows) if statistics.turned else (rows, cols)
     return KroneckerSamples(rows, cols, statistics.provenance.by("CGFAC"))
 
 

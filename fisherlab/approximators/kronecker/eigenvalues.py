@@ -19,7 +19,12 @@ from fisherlab.approximators.costs import (
     partial_trace_flops,
     rotation_flops,
 )
-from fisherlab.approximators.kronecker.kfac import factors, kfac_sums
+from fisherlab.approximators.kronecker.kfac import (
+    AnySums,
+    UseSums,
+    joint_factors,
+    kfac_sums,
+)
 from fisherlab.approximators.kronecker.partial_traces import partial_traces
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.linalg import eigh
@@ -93,17 +98,17 @@ class Projection:
         return KroneckerEigen(self.row_basis, self.column_basis, entries, self.provenance)
 
 
-class _Corrected(OfSums[Sums | Projection, Operator]):
+class _Corrected(OfSums[AnySums | Projection, Operator]):
     """Two passes: sums that give a basis, and the second moments of the gradient in it."""
 
     keep_basis: bool
 
     @abstractmethod
-    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+    def sums(self, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
         """Add a chunk to the sums of the first pass."""
 
     @abstractmethod
-    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+    def factors(self, state: AnySums) -> tuple[Tensor, Tensor]:
         """Return the matrices whose eigenvectors are the basis; a diagonal as a vector."""
 
     def begun(
@@ -114,20 +119,20 @@ class _Corrected(OfSums[Sums | Projection, Operator]):
         return Projection.kept(previous, made) if self.keep_basis else None
 
     def accumulate(
-        self, state: Sums | Projection | None, statistics: LayerStatistics
-    ) -> Sums | Projection:
+        self, state: AnySums | Projection | None, statistics: LayerStatistics
+    ) -> AnySums | Projection:
         """Add the sums in the first pass, squared projections in the second."""
         if isinstance(state, Projection):
             return state.seeing(statistics)
         return self.sums(state, statistics)
 
-    def next_pass(self, state: Sums | Projection) -> Projection | None:
+    def next_pass(self, state: AnySums | Projection) -> Projection | None:
         """Diagonalise the factors after the first pass."""
         if isinstance(state, Projection):
             return None
         return Projection.onto(*self.factors(state), state.provenance.by(repr(self)))
 
-    def finish(self, state: Sums | Projection) -> KroneckerEigen | RowwiseEigen:
+    def finish(self, state: AnySums | Projection) -> KroneckerEigen | RowwiseEigen:
         """Divide the squared projections by the examples."""
         assert isinstance(state, Projection)
         return state.finished()
@@ -157,6 +162,7 @@ class EKFAC(_Corrected):
     Of an embedding the rows stay as they are and the columns are rotated: one
     eigendecomposition, d_in² + p numbers. s is not a product of two factors'
     eigenvalues, so that a factored damping means nothing here and is refused: Tikhonov.
+    Of a weight used in several ways the basis is that of the partial traces of KFAC's sum.
 
     References
     ----------
@@ -174,7 +180,7 @@ class EKFAC(_Corrected):
 
     keep_basis: bool = False
 
-    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+    def sums(self, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
         """Add KFAC's sums.
 
         Raises
@@ -184,9 +190,9 @@ class EKFAC(_Corrected):
         """
         return kfac_sums(state, statistics, "expand", "EKFAC")
 
-    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
-        """Return KFAC's factors."""
-        return factors(state, "expand")
+    def factors(self, state: AnySums) -> tuple[Tensor, Tensor]:
+        """Return KFAC's factors; of several uses the partial traces of its sum."""
+        return joint_factors(state, "expand")
 
     def cost(self, samples: Samples) -> Cost:
         """Count KFAC, two eigendecompositions and the squares in their basis."""
@@ -196,12 +202,14 @@ class EKFAC(_Corrected):
 class _OfPartialTraces(_Corrected):
     """The basis of the partial traces, which every kind of block has."""
 
-    def sums(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+    def sums(self, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
         """Add partial traces."""
+        assert not isinstance(state, UseSums)
         return add(state, partial_traces(statistics))
 
-    def factors(self, state: Sums) -> tuple[Tensor, Tensor]:
+    def factors(self, state: AnySums) -> tuple[Tensor, Tensor]:
         """Return the partial traces."""
+        assert isinstance(state, Sums)
         rows, cols = state.tensors
         return rows, cols
 

@@ -1,6 +1,8 @@
 """Kronecker-factored curvature: products of second moments, or of one and the identity."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, final
 
 import torch
@@ -32,29 +34,73 @@ def factor_sums(
     Raises
     ------
     NeedsSharedForm
-        If the block has no inputs and output gradients.
+        If the block has no inputs and output gradients, or is stored (in, out).
     """
+    statistics.shared(method)  # outputs in the rows are expected of these two
     gradients, inputs = _rows(statistics, sharing, method)
     return second_moment(gradients), second_moment(inputs)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class UseSums:
+    """The sums of every use of a weight that is used in several ways."""
+
+    uses: tuple[Sums, ...]
+
+    @property
+    def provenance(self) -> Provenance:
+        """That of the weight."""
+        return self.uses[0].provenance
+
+    def __add__(self, other: "UseSums") -> "UseSums":
+        """Add up two parts of the data."""
+        pairs = zip(self.uses, other.uses, strict=True)
+        return UseSums(tuple(a + b for a, b in pairs))
+
+
+AnySums = Sums | UseSums
+Summing = Callable[[Sums | None, LayerStatistics], Sums]
+
+
+def use_by_use(one: Summing, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
+    """Add a chunk to the sums of each use, or to those of the only one."""
+    if not statistics.uses:
+        assert not isinstance(state, UseSums)
+        return one(state, statistics)
+    before: Sequence[Sums | None] = [None] * len(statistics.uses)
+    if isinstance(state, UseSums):
+        before = state.uses
+    pairs = zip(before, statistics.uses, strict=True)
+    return UseSums(tuple(one(old, use) for old, use in pairs))
+
+
 def kfac_sums(
-    state: Sums | None, statistics: LayerStatistics, sharing: Sharing, method: str
-) -> Sums:
+    state: AnySums | None, statistics: LayerStatistics, sharing: Sharing, method: str
+) -> AnySums:
     """Add a chunk to the sums behind the factors, row factor first, in place.
 
-    They are upper triangles until `factors` mirrors them. Of an embedding, whose rows
-    belong to the inputs: the diagonal of Σ a aᵀ, which is how often each row was looked
-    up, and Σ g gᵀ.
+    They are upper triangles until `factors` mirrors them. Where the rows belong to the
+    inputs Σ a aᵀ comes first, of an embedding its diagonal: how often each row was looked
+    up.
 
     Raises
     ------
     NeedsSharedForm
         If the block has no inputs and output gradients.
     """
+    one = partial(_kfac_sums, sharing=sharing, method=method)
+    return use_by_use(one, state, statistics)
+
+
+def _kfac_sums(
+    state: Sums | None, statistics: LayerStatistics, sharing: Sharing, method: str
+) -> Sums:
     if statistics.tokens is not None:
         return add(state, Sums.of(statistics, *_embedding_sums(statistics, sharing)))
     factors_ = _rows(statistics, sharing, method)
+    if statistics.turned:
+        factors_ = factors_[::-1]
     if state is None:
         state = Sums.of(
             statistics, *(x.new_zeros(x.shape[1], x.shape[1]) for x in factors_)
@@ -74,14 +120,14 @@ def _rows(
 
     Columns of examples that are counted already bring no inputs.
     """
-    inputs, gradients = statistics.shared(method)
+    inputs, gradients = statistics.pair(method)
     inputs = inputs if statistics.count else inputs[:0]
     if sharing == "reduce":
         inputs, gradients = inputs.sum(1, keepdim=True), gradients.sum(2, keepdim=True)
     return gradients.flatten(0, 2), inputs.flatten(0, 1)
 
 
-def input_sums(state: Sums | None, statistics: LayerStatistics, method: str) -> Sums:
+def input_sums(state: AnySums | None, statistics: LayerStatistics, method: str) -> AnySums:
     """Add a chunk to Σ a aᵀ, or to its diagonal of an embedding; else as `kfac_sums`.
 
     Raises
@@ -89,6 +135,10 @@ def input_sums(state: Sums | None, statistics: LayerStatistics, method: str) -> 
     NeedsSharedForm
         If the block has no inputs and output gradients.
     """
+    return use_by_use(partial(_input_sums, method=method), state, statistics)
+
+
+def _input_sums(state: Sums | None, statistics: LayerStatistics, method: str) -> Sums:
     if state is not None and not statistics.count:
         return state
     samples = statistics.samples
@@ -119,9 +169,20 @@ def factors(state: Sums, sharing: Sharing) -> tuple[Tensor, Tensor]:
     split = max(state.positions, 1)
     # under reduce the gradients are means over positions
     scale = state.count / split**2 if sharing == "reduce" else 1 / split
-    if state.looked_up:
+    rows, cols = (mirror_(x) if x.dim() == 2 else x for x in (rows, cols))
+    if state.turned:
         return rows / state.count, cols * scale
-    return mirror_(rows) * scale, mirror_(cols) / state.count
+    return rows * scale, cols / state.count
+
+
+def joint_factors(state: AnySums, sharing: Sharing) -> tuple[Tensor, Tensor]:
+    """Return KFAC's factors; of several uses the partial traces of the sum of products."""
+    if isinstance(state, Sums):
+        return factors(state, sharing)
+    pairs = [factors(use, sharing) for use in state.uses]
+    whole = [(torch.diag(r) if r.dim() == 1 else r, c) for r, c in pairs]
+    rows = torch.stack([r * c.trace() for r, c in whole]).sum(0)
+    return rows, torch.stack([c * r.trace() for r, c in whole]).sum(0)
 
 
 def product(
@@ -134,11 +195,19 @@ def product(
     return KroneckerSum(((rows, cols),), state.weight_shape, made)
 
 
+def summed(
+    products: Sequence[KroneckerSum | KroneckerDiagonal], made: Provenance
+) -> KroneckerSum:
+    """Return Σ G ⊗ A over the uses of a weight."""
+    terms = tuple(term for one in products for term in one.terms)
+    return KroneckerSum(terms, products[0].weight_shape, made)
+
+
 @shown
 @by_group
 @final
 @dataclass(frozen=True)
-class KFAC(OfSums[Sums, Operator]):
+class KFAC(OfSums[AnySums, Operator]):
     r"""Kronecker-factored approximate curvature, F ≈ G ⊗ A.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T, \quad
@@ -153,9 +222,13 @@ class KFAC(OfSums[Sums, Operator]):
     Notes
     -----
     A `KroneckerSum`, or a relative: a grouped convolution gets a product for each group
-    (`Stacked`); the weight of an embedding is stored the other way round, so its row
-    factor is A, which is diagonal under "expand" (`KroneckerDiagonal`): d_out + d_in²
-    numbers, no one-hot inputs. Padding counts as no position.
+    (`Stacked`), as do projections that use some rows of one weight each; a weight stored
+    (in, out) has A for its row factor, ``A ⊗ G``. So has an embedding, whose A is diagonal
+    under "expand" (`KroneckerDiagonal`): d_out + d_in² numbers, no one-hot inputs. Padding
+    counts as no position. Calls that use a weight alike are positions of one product, over
+    all of which A is summed and G averaged; ways of use that differ (an embedding whose
+    table is the last layer's weight too, a weight and its transpose) add a product each,
+    as the moments between positions are left out.
 
     Costs V·N·T·d_out² + N·T·d_in² multiply-adds (half of it through symmetry), holds
     d_out² + d_in² numbers. Exact for one example at one position, and for deep linear
@@ -185,7 +258,7 @@ class KFAC(OfSums[Sums, Operator]):
             msg = f"KFAC(sharing={self.sharing!r}): 'expand' or 'reduce' is expected."
             raise ValueError(msg)
 
-    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+    def accumulate(self, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
         """Add the second moments of a chunk, in place: go on with what is returned.
 
         Raises
@@ -195,8 +268,11 @@ class KFAC(OfSums[Sums, Operator]):
         """
         return kfac_sums(state, statistics, self.sharing, "KFAC")
 
-    def finish(self, state: Sums) -> KroneckerSum | KroneckerDiagonal:
+    def finish(self, state: AnySums) -> KroneckerSum | KroneckerDiagonal:
         """Divide by examples and positions."""
+        if isinstance(state, UseSums):
+            made = state.provenance.by(repr(self))
+            return summed([self.finish(use) for use in state.uses], made)
         made = state.provenance.by(repr(self))
         return product(factors(state, self.sharing), state, made)
 
@@ -213,7 +289,7 @@ class KFAC(OfSums[Sums, Operator]):
 @by_group
 @final
 @dataclass(frozen=True)
-class FOOF(OfSums[Sums, Operator]):
+class FOOF(OfSums[AnySums, Operator]):
     r"""Gradient descent on neurons, :math:`F \approx I \otimes A`.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T
@@ -222,10 +298,10 @@ class FOOF(OfSums[Sums, Operator]):
     -----
     The scale of the output gradients is left out, as published: read its matrix cosine
     and its direction, not its Frobenius error. The same for every kind of Fisher; holds
-    d_in² numbers. Of an embedding, whose weight is stored the other way round, A ⊗ I
-    with the diagonal A of how often each row was looked up. Exact where the output
-    gradients are white and independent of the inputs, e.g. the last layer under a unit
-    Gaussian likelihood.
+    d_in² numbers. Of a weight stored (in, out) A ⊗ I, of an embedding with the diagonal A
+    of how often each row was looked up; a sum of them over different uses. Exact where the
+    output gradients are white and independent of the inputs, e.g. the last layer under a
+    unit Gaussian likelihood.
 
     References
     ----------
@@ -242,7 +318,7 @@ class FOOF(OfSums[Sums, Operator]):
     by_column: ClassVar[bool] = True
     needs_inputs: ClassVar[bool] = True
 
-    def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
+    def accumulate(self, state: AnySums | None, statistics: LayerStatistics) -> AnySums:
         """Add the second moment of a chunk's inputs.
 
         Raises
@@ -252,12 +328,15 @@ class FOOF(OfSums[Sums, Operator]):
         """
         return input_sums(state, statistics, "FOOF")
 
-    def finish(self, state: Sums) -> KroneckerSum | KroneckerDiagonal:
+    def finish(self, state: AnySums) -> KroneckerSum | KroneckerDiagonal:
         """Divide by the examples."""
+        if isinstance(state, UseSums):
+            made = state.provenance.by(repr(self))
+            return summed([self.finish(use) for use in state.uses], made)
         inputs = state.tensors[0] / state.count
-        outputs = state.weight_shape[1 if state.looked_up else 0]
+        outputs = state.weight_shape[1 if state.turned else 0]
         eye = torch.eye(outputs, dtype=inputs.dtype, device=inputs.device)
-        pair = (inputs, eye) if state.looked_up else (eye, inputs)
+        pair = (inputs, eye) if state.turned else (eye, inputs)
         return product(pair, state, state.provenance.by(repr(self)))
 
     def cost(self, samples: Samples) -> Cost:

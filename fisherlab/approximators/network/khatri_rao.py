@@ -83,10 +83,12 @@ def refusal(layer: LayerStatistics) -> str:
     """Say why a layer has no cross moments with others, or return nothing."""
     if layer.tokens is not None:
         return "it is an embedding, described by tokens"
+    if layer.uses or layer.turned:
+        return "its weight is used in several ways, or stored (in, out)"
+    if (groups := len(layer.by_group())) > 1:
+        return f"its rows are in {groups} groups with inputs of their own"
     if layer.inputs is None:
         return "it is described by per-example gradient matrices only"
-    if layer.groups != 1:
-        return f"its rows are in {layer.groups} groups with inputs of their own"
     positions = layer.inputs.shape[1]
     if positions != 1:
         return f"its weight is shared by {positions} positions"
