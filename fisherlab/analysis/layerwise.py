@@ -118,9 +118,8 @@ class Source:
         for name, held in self.model.state_dict().items():
             digest.update(name.encode())
             _add(digest, held)
-        for batch in batches(self.data, torch.device("cpu"), None):
-            positional, named = batch.arguments()
-            for held in (*positional, *named.values(), batch.y):
+        for batch in batches(self.data, torch.device("cpu"), None, model=self.model):
+            for held in (*batch.tensors(), batch.y):
                 _add(digest, held)
         return digest.hexdigest()
 

@@ -13,8 +13,9 @@ from fisherlab.samples import (
     MatrixSamples,
     OuterSamples,
     Samples,
-    SharedSamples,
+    SummedSamples,
     TokenSamples,
+    TurnedSamples,
 )
 
 EIGEN = 9  # multiply-adds of a symmetric eigendecomposition over d³, about
@@ -38,12 +39,17 @@ def cost_of(method: Any, samples: Samples) -> Cost | None:
     >>> cost_of(fl.KFAC(), samples)
     Cost(flops=340, numbers=25)
     """
-    if isinstance(samples, GroupedSamples):
-        costs = [cost_of(method, group) for group in samples.groups]
+    if isinstance(samples, TurnedSamples):  # rows and columns change places
+        return cost_of(method, samples.upright)
+    told = facts(method)
+    parts = samples.groups if isinstance(samples, GroupedSamples) else ()
+    if isinstance(samples, SummedSamples) and told.needs_inputs:
+        parts = samples.uses
+    if parts:
+        costs = [cost_of(method, part) for part in parts]
         known = [one for one in costs if one is not None]
         flops, numbers = (sum(one[k] for one in known) for k in range(2))
         return Cost(flops, numbers) if known else None
-    told = facts(method)
     unseen = isinstance(samples, TokenSamples) and not told.entrywise
     lacking = isinstance(samples, MatrixSamples) and told.needs_inputs
     if unseen or lacking or not hasattr(method, "cost"):
@@ -149,7 +155,7 @@ def pair_numbers(s: Samples) -> int:
 
 
 def _positions(s: Samples) -> int:
-    return s.inputs.shape[1] if isinstance(s, SharedSamples) else 1
+    return s.positions
 
 
 def _forming(s: Samples) -> int:

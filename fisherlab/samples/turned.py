@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.samples.base import WHOLE, Samples
-from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
 
 
@@ -25,12 +24,13 @@ class TurnedSamples(Samples):
     Examples
     --------
     >>> import torch
+    >>> from fisherlab.samples import OuterSamples
     >>> upright = OuterSamples(torch.ones(4, 3), torch.ones(1, 4, 2))
     >>> TurnedSamples(upright).weight_shape
     (3, 2)
     """
 
-    upright: OuterSamples | SharedSamples
+    upright: Samples
 
     @property
     def columns(self) -> int:
@@ -56,6 +56,12 @@ class TurnedSamples(Samples):
     def some_columns(self, columns: slice) -> "TurnedSamples":
         """Return the samples of some columns."""
         return TurnedSamples(self.upright.some_columns(columns))
+
+    def multiplied_often(self, limit: int) -> "TurnedSamples":
+        """Return the form for many quadratic forms, see `SharedSamples`."""
+        if not isinstance(self.upright, SharedSamples):
+            return self
+        return TurnedSamples(self.upright.multiplied_often(limit))
 
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n i o"]:
         """Form the matrices of some examples."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.krylov import LinearMap, Triplets
-from fisherlab.samples import Samples, SharedSamples
+from fisherlab.samples import Samples, SharedSamples, TurnedSamples
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 Weights = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
@@ -74,7 +74,7 @@ class Rearranged:
     def multiplied_often(self) -> "Rearranged":
         """Return the same block, in the form for tens of products."""
         samples = self.samples
-        if isinstance(samples, SharedSamples):
+        if isinstance(samples, (SharedSamples, TurnedSamples)):
             samples = samples.multiplied_often(FORMED_BYTES)
         return Rearranged(samples, self.count, self.removed, self.weights)
 
