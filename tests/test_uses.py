@@ -233,6 +233,36 @@ def test_a_bare_product_has_the_samples_of_its_twin() -> None:
         assert_close(dense, fl.KFAC()(expected).to_dense(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_tied_table_forms_no_matrix_of_its_size(turned: bool) -> None:
+    class Head(Tied):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mid = nn.Embedding(50, 3), nn.Linear(3, 3)
+            self.w = nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.mid(self.table(x)))
+            w = self.table.weight
+            return F.linear(F.linear(h, w), w.T)[..., :2] if turned else F.linear(h, w)
+
+    model, x = randomised(Head()), tokens(3, 4, 50)
+    for fisher in (fl.MonteCarlo(2), fl.MonteCarlo(1)):
+        data = (x, None)
+        samples = fl.collect(model, data, GAUSSIAN, fisher, layers=["table"])[
+            "table"
+        ].samples
+        rows_ = samples.flat()
+        for name in ("gram", "squared_norms", "squared_norm"):
+            found = getattr(samples, name)()
+            expected = rows_ @ rows_.T
+            if name == "squared_norms":
+                expected = expected.diagonal().view(found.shape)
+            if name == "squared_norm":
+                expected = expected.square().sum()
+            assert_close(found, expected)
+
+
 def test_the_explicit_networks_are_those_of_torch() -> None:
     for name, (kind, other, x) in NETWORKS.items():
         told = randomised(other())(x, lambda block, a, z, turned=False: z)

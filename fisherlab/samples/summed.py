@@ -2,13 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.samples.base import WHOLE, Samples, kept_once
+from fisherlab.samples.outer import OuterSamples
+from fisherlab.samples.shared import SharedSamples
+from fisherlab.samples.tokens import TokenSamples
+from fisherlab.samples.turned import TurnedSamples
+
+Pair = OuterSamples | SharedSamples | TurnedSamples
 
 
 @final
@@ -68,8 +74,36 @@ class SummedSamples(Samples):
         return _sum(use.combine(c) for use in self.uses)
 
     @kept_once
+    def gram(self) -> Float[Tensor, "m m"]:
+        """Return all inner products; of a tied table without a matrix of its size."""
+        tied = self._tied
+        if tied is None:
+            return super().gram()
+        table, pair = tied
+        crossed = looked_up_inner(table, pair)
+        return table.gram() + pair.gram() + crossed + crossed.T
+
+    def squared_norm(self) -> float:
+        """Return Σ ⟨D_a, D_b⟩²."""
+        if self._tied is None:
+            return super().squared_norm()
+        return float(self.gram().square().sum(dtype=torch.float64))
+
+    @property
+    def _tied(self) -> tuple[TokenSamples, Pair] | None:
+        """The two uses of an embedding that is a layer's weight too, if it is large."""
+        tables = [use for use in self.uses if isinstance(use, TokenSamples)]
+        pairs = [use for use in self.uses if isinstance(use, Pair)]
+        if len(self.uses) != 2 or len(tables) != 1 or len(pairs) != 1:
+            return None
+        t, s = tables[0].tokens.shape[1], pairs[0].positions
+        return (tables[0], pairs[0]) if t * s < self.weight_shape[0] else None
+
+    @kept_once
     def squared_norms(self) -> Float[Tensor, "v n"]:
         """Return ‖D_vn‖², from the matrices of a few examples at a time."""
+        if self._tied is not None:
+            return self.gram().diagonal().view(self.columns, self.examples)
         out = torch.empty(self.columns, self.examples, dtype=self.dtype, device=self.device)
         for part in self.parts():
             out[:, part] = self.matrices(part).square().sum((2, 3))
@@ -83,11 +117,41 @@ class SummedSamples(Samples):
         """Count the multiply-adds of the Gram matrix: forming D, then half a product."""
         o, i = self.weight_shape
         samples = self.columns * self.examples
+        tied = self._tied
+        if tied is not None:
+            each = tied[0].tokens.shape[1] * tied[1].positions * i
+            return samples * samples * each + sum(use.gram_flops() for use in tied)
         return self._forming_flops() + samples * samples * o * i // 2
 
     def _forming_flops(self) -> int:
         o, i = self.weight_shape
         return self.columns * self.examples * self.positions * o * i
+
+
+def looked_up_inner(table: TokenSamples, pair: Pair) -> Float[Tensor, "m m"]:
+    """Return ⟨D_a, E_b⟩ for a table that is looked up and for pairs, v-major.
+
+    Σ_ts r_ms[k(n,t)] (g_vnt · c_ms), where the pairs are E = Σ_s r_s c_sᵀ.
+    """
+    rows, cols = _sides(pair)
+    v, n = table.columns, table.examples
+    out = table.gradients.new_empty(v, n, v, n)
+    for at in range(n):
+        found = rows[..., table.tokens[at].clamp_min(0)]
+        inside = torch.einsum("vti,wmsi->vwmst", table.gradients[:, at], cols)
+        out[:, at] = (inside * found).sum((3, 4))
+    return out.view(v * n, v * n)
+
+
+def _sides(pair: Pair) -> tuple[Float[Tensor, "v n s o"], Float[Tensor, "v n s i"]]:
+    """Return r and c; the columns v are one on the side of the inputs."""
+    if isinstance(pair, TurnedSamples):
+        rows, cols = _sides(cast("Pair", pair.upright))
+        return cols, rows
+    inputs, gradients = pair.inputs, pair.gradients
+    if isinstance(pair, OuterSamples):
+        inputs, gradients = inputs[:, None], gradients[:, :, None]
+    return gradients, inputs[None]
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
