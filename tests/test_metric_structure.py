@@ -160,10 +160,20 @@ def test_the_spectrum_of_a_long_sum_is_refused_by_name(monkeypatch):
     eye = torch.eye(2)
     monkeypatch.setattr("fisherlab.operators.kronecker.DENSE_ROWS", 1)
     several = KroneckerSum(((eye, eye), (eye, eye)), (2, 2))
-    with pytest.raises(fl.UnsupportedMetric, match=r"spectrum_error.*top_eigenvalues"):
+    with pytest.raises(fl.UnsupportedMetric, match=r"spectrum_error.*rank 4 of 4"):
         metrics.spectrum_error(Diagonal(torch.ones(2, 2)), several)
     with pytest.raises(fl.UnsupportedMetric, match=r"log_spectrum_distance"):
         metrics.log_spectrum_distance(Diagonal(torch.ones(2, 2)), several, 1.0)
+
+
+@pytest.mark.parametrize("method", [fl.Deflation(2), fl.KFACCorrected()])
+def test_the_spectrum_error_of_a_long_sum_needs_the_rank_of_f_alone(method, monkeypatch):
+    stats = cases.layer_statistics(cases.outer(2, 5, 7, 8))  # rank 10 of 56
+    exact, approx = fl.ExactBlock()(stats), method(stats)
+    f, g = (torch.linalg.svdvals(one.to_dense()) for one in (exact, approx))
+    expected = torch.linalg.vector_norm(f - g) / torch.linalg.vector_norm(f)
+    monkeypatch.setattr("fisherlab.operators.kronecker.DENSE_ROWS", 1)
+    assert_close(metrics.spectrum_error(exact, approx), expected, 1e-7)
 
 
 def test_the_spectral_error_of_large_blocks_is_the_norm_of_the_difference(monkeypatch):

@@ -1,18 +1,29 @@
-"""The figures of Koroko et al. at a size that runs in seconds."""
+"""The figures of Koroko et al. and of Chen, and trainings, in seconds."""
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
-from fisherlab.reproduce import kpsvd_errors
+from fisherlab.reproduce import (
+    autoencoder_training,
+    beyond,
+    cg_fac,
+    chen2021,
+    koroko2022,
+    kpsvd_errors,
+)
 from fisherlab.reproduce import kpsvd_training as figure
+from fisherlab.reproduce.claims import judged
+from fisherlab.reproduce.experiment import Setting
 
 
 def size(folder: Path) -> figure.Size:
-    return figure.Size(figure._small, 64, 4, 0.1, 5, folder)
+    return figure.Size(partial(figure._small, Setting()), 64, 4, 0.1, 5, folder)
 
 
 def run_of(*losses):
@@ -65,9 +76,9 @@ def test_runs_are_compared_at_equal_times(tmp_path):
 
 
 def test_the_errors_along_a_training_keep_their_order():
-    ds = kpsvd_errors.errors(0, quick=True)
+    ds = kpsvd_errors.errors(kpsvd_errors.SMALL, Setting(quick=True))
     assert ds.step.values.tolist() == [0, 5, 10]
-    error = ds.frobenius_error.isel(layer=0)
+    error = ds.frobenius_error
     for better, worse in (
         ("kpsvd", "kfac"),
         ("deflation", "kpsvd"),
@@ -78,6 +89,80 @@ def test_the_errors_along_a_training_keep_their_order():
         assert (ahead[0] <= ahead[1] * (1 + 1e-9)).all()
     assert (ds.spectrum_error <= ds.frobenius_error * (1 + 1e-9)).all()
     drawing = kpsvd_errors.draw(ds)
-    legend = drawing.axes[1].get_legend()
-    assert [t.get_text() for t in legend.get_texts()] == list(kpsvd_errors.METHODS)
+    titles = [ax.get_title() for ax in drawing.axes]
+    assert titles == list(kpsvd_errors.LABELS.values())
+    assert len(drawing.axes[0].lines) == len(kpsvd_errors.METHODS)
     plt.close(drawing)
+
+
+def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypatch):
+    runners = {"adam": {"lr": 1e-3}, "sgd-momentum": {"lr": 1e9}}
+    small = autoencoder_training.Race("digits", 2, 64, runners, (4, 8), True)
+    monkeypatch.setitem(autoencoder_training.RACES, "small", small)
+    setting = Setting(quick=True, runs=tmp_path)
+    ds = autoencoder_training.race("small", setting)
+    adam = ds.sel(optimizer="adam")
+    assert adam.train_loss[-1] < adam.train_loss[0]
+    assert np.isnan(ds.train_loss.sel(optimizer="sgd-momentum")[-1])
+    assert "loss" in str(ds.status.sel(optimizer="sgd-momentum").values)
+    assert str(adam.status.values) == "ok"
+    again = autoencoder_training.race("small", setting)  # from the store
+    xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
+    plt.close(autoencoder_training.draw(ds))
+
+
+def test_a_race_begins_with_the_weights_of_torch():
+    problem = Setting(seed=3).load("digits")
+    autoencoder_training.begin_as_torch(problem, 3)
+    for layer in problem.model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            bound = layer.in_features**-0.5
+            assert bound / 2 < float(layer.weight.detach().abs().max()) <= bound
+            assert float(layer.bias.detach().abs().max()) <= bound
+    first = problem.model.fc1.weight.detach().clone()
+    autoencoder_training.begin_as_torch(problem, 3)
+    assert torch.equal(first, problem.model.fc1.weight)
+
+
+def row(**values):
+    """Return a result of two moments after the first, equal at both."""
+    names = list(values)
+    errors = [[1.0] * len(names)] + [list(values.values())] * 2
+    data = {
+        name: (("step", "approximator"), np.array(errors))
+        for name in ("frobenius_error", "spectrum_error", *kpsvd_errors.CONTROLS)
+    }
+    return xr.Dataset(data, {"step": [0, 1, 2], "approximator": names})
+
+
+def test_the_verdict_on_errors_needs_their_numbers_or_their_order():
+    (one,) = [r for r in koroko2022.ROWS if r.experiment == "kpsvd-errors-mnist"]
+    first, _, always = one.claims
+    late = {"kfac": 0.21, "kpsvd": 0.13, "kfac-corrected": 0.13, "deflation": 0.11}
+    ds = row(**late, tkfac=0.135).isel(step=slice(1, None))
+    assert judged(first, [ds]).verdict == "reproduced"
+    wide = row(**{**late, "kfac": 4.0}, tkfac=0.2).isel(step=slice(1, None))
+    assert judged(first, [wide]).verdict == "ordering only"
+    crossed = row(**{**late, "kpsvd": 0.5}, tkfac=0.2)
+    assert judged(first, [crossed.isel(step=slice(1, None))]).verdict == "not"
+    assert judged(always, [crossed]).verdict == "not"
+    assert judged(always, [row(**late, tkfac=0.2)]).verdict == "reproduced"
+
+
+def test_the_share_of_the_gain_is_that_of_the_worst_moment():
+    ds = row(kfac=0.5, kpsvd=0.1, tkfac=0.14)
+    assert beyond._share(ds)["least share"] == pytest.approx(0.9)
+    assert beyond._near(ds)["largest TKFAC / KPSVD"] == pytest.approx(1.4)
+
+
+def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many():
+    ds = cg_fac.costs(Setting(quick=True))
+    assert (ds.error.sel(tolerance=1e-6) < 1e-4).all()
+    m, d = ds.batch, ds.width + 1
+    expected = m * (d + d - 1) / (2 * (d**2 + (d - 1) ** 2))
+    xr.testing.assert_allclose(ds.memory_ratio, expected.transpose("width", "batch"))
+    time, memory, same = (judged(claim, [ds]) for claim in chen2021.ROWS[0].claims)
+    assert memory.verdict == "not"
+    assert same.verdict == "reproduced"
+    assert time.verdict in ("not", "reproduced")  # a matter of the machine
+    plt.close(cg_fac.draw(ds.expand_dims(seed=[0])))

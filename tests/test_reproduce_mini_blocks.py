@@ -1,4 +1,4 @@
-"""Laws of the mini-block paper's experiments, and of the command that runs figures."""
+"""Laws of the mini-block paper's experiments."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,16 +8,17 @@ import xarray as xr
 from torch.func import jacrev
 
 import fisherlab as fl
-from fisherlab.cli import main
 from fisherlab.operators import Partition
-from fisherlab.reproduce import catalogue
 from fisherlab.reproduce import mini_block_directions as directions
 from fisherlab.reproduce import mini_block_fisher as masses
-from fisherlab.reproduce.figure import Figure
+from fisherlab.reproduce.experiment import Setting
 from fisherlab.reproduce.mini_block_convergence import Regression, draw, theorem
 from fisherlab.reproduce.mini_block_directions import Follower
 from tests.cases import normal
 from tests.oracles import assert_close, damped_inverse
+from tests.test_reproduce_claims import verdicts
+
+QUICK = Setting(quick=True)
 
 
 def test_the_mass_inside_blocks_is_that_of_loops():
@@ -53,7 +54,7 @@ def test_a_step_of_the_theorem_is_that_of_its_formula():
 
 
 def test_the_rate_of_the_theorem_holds_for_small_steps_and_breaks_at_one_over_k():
-    found = theorem(0, True)
+    found = theorem(QUICK)
     assert found.residual.isel(step=0).min() == 1
     small = found.sel(rate=[0.1, 0.25, 0.5])
     assert bool(small["holds"].all())
@@ -62,7 +63,9 @@ def test_the_rate_of_the_theorem_holds_for_small_steps_and_breaks_at_one_over_k(
     assert not bool(far["holds"].all())
     bound = found.bound.sel(setting="n=6, m=16", rate=0.5)
     assert_close(bound.values, (1 - 0.5 / 17) ** np.arange(11))
-    plt.close(draw(found))
+    drawing = draw(found.expand_dims(seed=[0]))
+    assert all(ax.get_ylim() == (1e-3, 10.0) for ax in drawing.axes)
+    plt.close(drawing)
 
 
 def test_all_directions_are_the_gradient_where_the_damping_is_large():
@@ -74,7 +77,7 @@ def test_all_directions_are_the_gradient_where_the_damping_is_large():
             part = slice(40 * step, 40 * step + 40)
             follower.observe((x[part], y[part]), step, 0.9)
         found = np.array(follower.cosines())
-        assert found.shape == (7, 4)
+        assert found.shape == (8, 4)
         assert (found >= least).all()
         assert (found <= most).all()
     weights = problem.model.fc3.weight.detach().clone()
@@ -84,28 +87,60 @@ def test_all_directions_are_the_gradient_where_the_damping_is_large():
     assert_close(moved, change[:, :-1], 1e-9)
 
 
-def test_drawings_show_a_panel_for_each_setting():
-    dims = {"damping": [0.1, 1.0], "step": [0, 1], "approximator": [*"ab"], "layer": ["c"]}
-    values = np.arange(8.0).reshape(2, 2, 2, 1)
-    drawing = directions.draw(xr.Dataset({"cosine": xr.DataArray(values, dims)}))
-    assert [ax.get_title() for ax in drawing.axes] == ["λ = 0.1", "λ = 1"]
-    dims = {"fisher": ["exact"], "layer": ["c"], "matrix": ["inverse", "block"]}
-    share = xr.DataArray(np.full((1, 1, 2, 1), 0.5), dims | {"of": ["squared"]})
-    drawing = masses.draw_mass(xr.Dataset({"share": share}))
-    assert drawing.axes[0].get_title() == "exact Fisher: inverse"
-    plt.close("all")
+def test_the_nulls_partition_all_entries_into_blocks_of_the_papers_sizes():
+    stats = fl.collect(
+        torch.nn.Linear(3, 2).double(), (normal(6, 3), None), fl.Categorical()
+    )["weight"]
+    found = masses.groupings(stats, 0)
+    matrix = fl.ExactBlock()(stats).to_dense()
+    shares = {name: masses.mass_inside(matrix, one) for name, one in found.items()}
+    assert shares["random"]["entries"] == shares["mini-blocks"]["entries"] == 1 / 2
+    assert shares["by input"]["entries"] == 1 / 4
+    diagonal = matrix.diagonal().abs().sum() / matrix.abs().sum()
+    assert shares["diagonal"]["absolute"] == pytest.approx(float(diagonal))
+
+
+def test_the_share_of_an_inverse_is_that_of_the_dense_inverse():
+    stats = fl.collect(
+        torch.nn.Linear(3, 2).double(), (normal(6, 3), None), fl.Categorical()
+    )["weight"]
+    ds = masses._of_layer(stats, 0)
+    block = fl.ExactBlock()(stats).to_dense()
+    inverse = damped_inverse(block, 0.1 * float(block.trace()) / 8)
+    expected = masses.mass_inside(inverse, masses.groupings(stats, 0)["mini-blocks"])
+    row = ds.share.sel(alpha=0.1, grouping="mini-blocks", layer="weight")
+    assert float(row.sel(of="absolute")) == pytest.approx(expected["absolute"])
+    assert float(row.sel(of="squared")) == pytest.approx(expected["squared"])
+    assert float(ds.rank_share) == pytest.approx(
+        int(torch.linalg.matrix_rank(block, hermitian=True)) / 8
+    )
+
+
+def test_figure_6_draws_every_method_over_the_damping():
+    coords = {
+        "damping": [0.1, 1.0],
+        "step": [0, 1],
+        "approximator": ["MBF", "Adam"],
+        "layer": ["fc2", "fc3"],
+    }
+    values = xr.DataArray(np.arange(16.0).reshape(2, 2, 2, 2), coords)
+    drawing = directions.draw(xr.Dataset({"cosine": values}))
+    titles = [ax.get_title() for ax in drawing.axes]
+    assert titles == ["mean over steps", "λ = 0.1", "λ = 1"]
+    left = drawing.axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(left, values.mean(("step", "layer")).isel(approximator=0))
+    plt.close(drawing)
 
 
 @pytest.mark.slow
-def test_the_inverse_has_its_mass_inside_mini_blocks():
-    share = masses.digits_mass(0, True).share
-    inverse, block = share.sel(matrix="inverse"), share.sel(matrix="block")
-    assert (inverse.sel(of="squared") > 0.7).all()
-    assert (inverse.sel(of="absolute") > 3 * inverse.sel(of="entries")).all()
-    middle = ["fc2", "fc3", "fc4"]
-    rest = block.sel(of="squared", layer=middle)
-    assert (rest < 0.5 * inverse.sel(of="squared", layer=middle)).all()
-    assert_close(inverse.sel(of="entries", layer="fc3").values, [1 / 20] * 2)
+def test_the_inverses_mass_is_the_diagonals():
+    sizes, squares, beyond, null = verdicts("mbf-mass-digits")
+    assert sizes.verdict == "not"
+    assert 0.2 < sizes.measured["smallest"][0] < 0.45
+    assert squares.verdict == "reproduced"
+    assert beyond.verdict == "not"
+    assert "rank" in sizes.reason
+    assert null.measured["smallest"][0] > 1
 
 
 def test_kernels_of_one_channel_are_those_entries_of_the_block():
@@ -118,58 +153,3 @@ def test_kernels_of_one_channel_are_those_entries_of_the_block():
     whole = fl.ExactBlock()(stats).to_dense()
     assert_close(fl.ExactBlock()(part).to_dense(), whole[place][:, place], 1e-12)
     assert part.weight_shape == (2, 4)
-
-
-# --- the command ---
-
-
-def tiny(seed, quick):
-    return xr.Dataset({"value": ("k", [float(seed), float(quick)])}, {"k": [0, 1]})
-
-
-def broken(result):
-    raise ArithmeticError("no drawing")
-
-
-@pytest.fixture
-def listed(monkeypatch):
-    known = {
-        "tiny": Figure("tiny", "Two numbers.", tiny, lambda _: plt.figure()),
-        "broken": Figure("broken", "Never drawn.", tiny, broken),
-    }
-    monkeypatch.setattr(catalogue, "figures", lambda: known)
-
-
-def test_figures_are_listed_and_unknown_ones_named(listed, capsys):
-    assert main(["reproduce"]) == 0
-    assert "Two numbers." in capsys.readouterr().out
-    assert main(["reproduce", "nothing"]) == 2
-    assert "tiny" in capsys.readouterr().err
-
-
-def test_a_figure_is_written_with_its_data_and_its_numbers(listed, tmp_path, capsys):
-    out = tmp_path / "new"
-    assert main(["reproduce", "tiny", "--seed", "3", "--quick", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == str(out)
-    names = sorted(file.name for file in out.iterdir())
-    assert names == ["results.nc", "tiny.csv", "tiny.pdf", "tiny.png"]
-    found = fl.open(out / "results.nc")
-    assert found["value"].values.tolist() == [3.0, 1.0]
-    assert (found.attrs["figure"], found.attrs["seed"], found.attrs["quick"]) == (
-        "tiny",
-        3,
-        1,
-    )
-    assert main(["reproduce", "tiny", "--out", str(out)]) == 2  # it is not empty
-
-
-def test_a_figure_that_fails_leaves_nothing_behind(listed, tmp_path):
-    with pytest.raises(ArithmeticError):
-        main(["reproduce", "broken", "--out", str(tmp_path / "new")])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_all_figures_of_the_folder_are_found():
-    names = catalogue.figures()
-    assert {"mbf-theorem-1", "mbf-mass-digits", "mbf-mass-cnn"} <= set(names)
-    assert all(name == figure.name for name, figure in names.items())

@@ -97,29 +97,70 @@ def _compare(arguments: argparse.Namespace, command: str) -> None:
 
 def add_reproduce(commands: Any) -> None:
     """Add the command."""
-    text = "Compute a figure of a paper; without a name, list the figures."
+    text = (
+        "Compute a figure, table or theorem of a paper beside what was published; "
+        "`list` names them, `all` runs everything."
+    )
     command = add_command(commands, "reproduce", _reproduce, text)
-    command.add_argument("name", nargs="?", help="a figure, see `fisherlab reproduce`")
+    command.add_argument("name", nargs="?", default="list", help="an id, `list` or `all`")
+    size = command.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="minutes on two cores")
+    size.add_argument("--paper", action="store_true", help="the paper's size (default)")
     command.add_argument("--seed", type=int, default=0, help="decides everything random")
-    command.add_argument("--quick", action="store_true", help="a size that runs in seconds")
+    command.add_argument("--seeds", type=int, default=1, help="so many, from --seed on")
+    command.add_argument("--device", default="cpu", help="where networks are trained")
+    command.add_argument("--data-dir", type=Path, help="folder of the data files")
     command.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="new or empty folder (default: a new one, reproduced/<name>)",
+        help="new or empty folder (default: a new one, reproduced/<name>); of `all`, "
+        "where it goes on",
     )
 
 
 def _reproduce(arguments: argparse.Namespace, command: str) -> None:
-    from fisherlab.reproduce.catalogue import figures, write
+    from fisherlab.reproduce import catalogue
+    from fisherlab.reproduce.experiment import Setting
 
-    if arguments.name is None:
-        from fisherlab.report.text import aligned
-
-        rows = [(name, figure.summary) for name, figure in figures().items()]
-        print(aligned([("name", "what it shows"), *rows]))
+    if arguments.name == "list":
+        print(_rows_listed(arguments.data_dir))
         return
-    print(write(arguments.name, arguments.seed, arguments.quick, arguments.out))
+    setting = Setting(
+        arguments.seed, arguments.quick, arguments.device, arguments.data_dir, Path("runs")
+    )
+    if arguments.name == "all":
+        print(catalogue.write_all(setting, arguments.seeds, arguments.out))
+    else:
+        print(catalogue.write(arguments.name, setting, arguments.seeds, arguments.out))
+
+
+def _rows_listed(data_dir: Path | None) -> str:
+    """Return a line for every row of every paper."""
+    from fisherlab.report.text import aligned
+    from fisherlab.reproduce import catalogue
+    from fisherlab.reproduce.comparison import state
+
+    known = catalogue.experiments()
+    lines = [("id", "command", "what it shows", "data", "quick/paper min", "state")]
+    for row in catalogue.rows():
+        made = known.get(row.experiment or "")
+        data, minutes = "", ""
+        if made is not None:
+            data = " ".join(_there(name, data_dir) for name in made.data) or "none"
+            minutes = "/".join(f"{one:g}" for one in made.minutes)
+        told = (row.name, row.experiment or "", row.shows, data, minutes, state(row, known))
+        lines.append(told)
+    return aligned(lines)
+
+
+def _there(name: str, data_dir: Path | None) -> str:
+    """Return the name of a problem, marked where its files are missing."""
+    from fisherlab.problems import describe
+    from fisherlab.problems.files import find
+
+    missing = not all(find(file, data_dir) for file in describe(name).files)
+    return f"{name} (missing)" if missing else name
 
 
 def add_listings(commands: Any) -> None:

@@ -1,72 +1,244 @@
-"""All figures that can be reproduced, and how one is written to a folder."""
+"""All rows and experiments, and how what they give is written to a folder."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import shlex
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import matplotlib.pyplot as plt
 import xarray as xr
+from matplotlib.figure import Figure as Drawing
 
 import fisherlab.reproduce as package
+from fisherlab.analysis import open as opened
 from fisherlab.analysis import save
+from fisherlab.durable import write_durably
 from fisherlab.plots import saving
 from fisherlab.report.folder import whole_folder
-from fisherlab.reproduce.figure import Figure
+from fisherlab.reproduce.claims import judged
+from fisherlab.reproduce.comparison import PAPERS, Outcome, comparison, overview
+from fisherlab.reproduce.experiment import Experiment, Result, Setting
+from fisherlab.reproduce.rows import Row
+
+TABLE: Final = 100_000  # numbers of a variable that go into a table for people
 
 
-def figures() -> dict[str, Figure]:
-    """Return the figures of all modules of this folder, by name.
+def experiments() -> dict[str, Experiment]:
+    """Return the experiments of all modules of this folder, by name.
 
     Examples
     --------
-    >>> "mbf-theorem-1" in figures()
+    >>> "mbf-theorem-1" in experiments()
     True
     """
-    found: dict[str, Figure] = {}
+    found: dict[str, Experiment] = {}
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         held = importlib.import_module(f"{package.__name__}.{module.name}")
-        found |= getattr(held, "FIGURES", {})
+        found |= getattr(held, "EXPERIMENTS", {})
     return found
 
 
-def write(name: str, seed: int, quick: bool, out: Path | None) -> Path:
-    """Compute a figure and write its data, its drawing and its numbers.
+def rows() -> list[Row]:
+    """Return every figure, table, algorithm and theorem of the papers.
+
+    Examples
+    --------
+    >>> {row.paper for row in rows()} == set(PAPERS)
+    True
+    """
+    held = (importlib.import_module(f"{package.__name__}.{paper}") for paper in PAPERS)
+    return [row for module in held for row in module.ROWS]
+
+
+def experiment(name: str) -> Experiment:
+    """Return the experiment of this name, or that of the row of this name.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the row has no command.
+
+    Examples
+    --------
+    >>> experiment("martens2015-figure-3").name
+    'kfac-figure-3'
+    """
+    known, every = experiments(), {row.name: row for row in rows()}
+    row = every.get(name)
+    if row is not None and row.experiment is None:
+        msg = f"{name} has no command: {row.missing}. `fisherlab reproduce list` names all."
+        raise ValueError(msg)
+    found = known.get(name if row is None or row.experiment is None else row.experiment)
+    if found is None:
+        msg = (
+            f"There is no {name!r} to reproduce. The commands are {', '.join(known)}; "
+            "`fisherlab reproduce list` tells what they show."
+        )
+        raise ValueError(msg)
+    return found
+
+
+def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
+    """Compute an experiment and write its numbers, its drawing and the comparison.
 
     Parameters
     ----------
     name
-        One of `figures()`.
-    seed, quick
-        As `Figure.compute` takes them.
+        One of `experiments()`, or the name of a row.
+    setting
+        With the first seed.
+    seeds
+        How many seeds, each one more than the last.
     out
         The folder, new or empty; a new one ``reproduced/<name>`` if None.
 
     Returns
     -------
     Path
-        The folder, with ``results.nc``, ``<name>.png``, ``<name>.pdf`` and, unless the
-        data are whole matrices, ``<name>.csv``: all of them or none.
+        The folder, with ``results.nc``, ``comparison.md``, ``<name>.png``, ``<name>.pdf``
+        and ``<name>.csv`` (without variables of whole matrices): all of them or none.
 
     Raises
     ------
     ValueError
-        If the name is unknown or the folder is not empty.
+        If the name is unknown, the folder not empty, or `seeds` below 1.
     DataError
         If data files are missing.
     """
-    known = figures()
-    if name not in known:
-        msg = f"There is no figure {name!r}. The figures are {', '.join(known)}."
-        raise ValueError(msg)
-    with whole_folder(out, Path("reproduced") / name) as (scratch, target):
-        result = known[name].compute(seed, quick)
-        result.attrs |= {"figure": name, "seed": seed, "quick": int(quick)}
-        save(result, scratch / "results.nc")
-        drawing = known[name].draw(result)
-        # A tree holds whole matrices, which are no table for people.
-        table = result if isinstance(result, xr.Dataset) else None
-        saving.save(drawing, scratch / name, table)
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
+    chosen = experiment(name)
+    with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
+        numbers = range(setting.seed, setting.seed + seeds)
+        results = [chosen.compute(setting.seeded(seed)) for seed in numbers]
+        joined = _joined(results, list(numbers))
+        joined.attrs |= {"experiment": chosen.name, **_marks(setting, seeds)}
+        save(joined, scratch / "results.nc")
+        outcome = _outcome(chosen, joined)
+        drawing = chosen.draw(joined)
+        _caption(drawing, outcome.settings)
+        saving.save(drawing, scratch / chosen.name, _table(joined))
         plt.close(drawing)
+        page = comparison(chosen, _rows_of(chosen), outcome)
+        write_durably(scratch / "comparison.md", partial(_put, page))
     return target
+
+
+def write_all(
+    setting: Setting,
+    seeds: int,
+    out: Path | None,
+    progress: Callable[[str], object] = print,
+) -> Path:
+    """Run each experiment that has no results in the folder, and write REPRODUCTION.md.
+
+    An experiment that fails is a row that says so. The page is written anew after each.
+
+    Returns
+    -------
+    Path
+        The page; beside it a folder for each experiment.
+    """
+    folder = Path("reproduced") / "all" if out is None else out
+    page = folder / "REPRODUCTION.md"
+    every, known, outcomes = rows(), experiments(), dict[str, Outcome]()
+    for name in known:
+        outcomes[name] = _done(known[name], setting, seeds, folder / name, progress)
+        text = overview(every, known, outcomes, _command(setting, seeds))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(page, partial(_put, text))
+    return page
+
+
+def _done(
+    chosen: Experiment,
+    setting: Setting,
+    seeds: int,
+    folder: Path,
+    progress: Callable[[str], object],
+) -> Outcome:
+    """Take what the folder holds of the same setting, or compute it."""
+    wanted = _marks(setting, seeds)
+    results = folder / "results.nc"
+    if not results.exists():
+        progress(
+            f"{chosen.name}: about {chosen.minutes[not setting.quick]:g} minutes a seed"
+        )
+        try:
+            write(chosen.name, setting, seeds, folder)
+        except Exception as error:  # a row of the page, not its end
+            return Outcome(failure=f"{type(error).__name__}: {error}")
+    held = opened(results)
+    kept = {name: int(held.attrs[name]) for name in wanted}
+    if kept != wanted:
+        return Outcome(failure=f"{results} holds {kept}; remove it to run {wanted}")
+    return _outcome(chosen, held)
+
+
+def _put(text: str, at: Path) -> None:
+    at.write_text(text, encoding="utf-8")
+
+
+def _marks(setting: Setting, seeds: int) -> dict[str, int]:
+    """Return what a stored result must agree in to be taken for this setting's."""
+    return {"quick": int(setting.quick), "first_seed": setting.seed, "seeds": seeds}
+
+
+def _command(setting: Setting, seeds: int) -> str:
+    size = "--quick" if setting.quick else "--paper"
+    words = ["fisherlab", "reproduce", "all", size, "--seeds", str(seeds)]
+    return f"`{shlex.join(words)}`"
+
+
+def _rows_of(chosen: Experiment) -> list[Row]:
+    return [row for row in rows() if row.experiment == chosen.name]
+
+
+def _outcome(chosen: Experiment, joined: Result) -> Outcome:
+    """Judge all claims on an experiment by its result."""
+    ds = joined.to_dataset() if isinstance(joined, xr.DataTree) else joined
+    count = ds.sizes.get("seed", 1)
+    parts = [ds.isel(seed=k) for k in range(count)] if "seed" in ds.dims else [ds]
+    found = {
+        row.name: [judged(claim, parts) for claim in row.claims]
+        for row in _rows_of(chosen)
+        if row.claims
+    }
+    first, seeds = (int(joined.attrs[name]) for name in ("first_seed", "seeds"))
+    size = "quick" if joined.attrs["quick"] else "paper"
+    said = str(joined.attrs.get("settings", "none told"))
+    numbers = ", ".join(str(first + k) for k in range(seeds))
+    return Outcome(f"{said}; {size} size; seed {numbers}", found)
+
+
+def _joined(results: Sequence[Result], seeds: list[int]) -> Result:
+    """Lay the results of several seeds along a dimension; of trees the first is kept."""
+    first = results[0]
+    if isinstance(first, xr.DataTree):
+        return first
+    return xr.concat(
+        [one for one in results if isinstance(one, xr.Dataset)],
+        xr.DataArray(seeds, dims="seed", name="seed"),
+        combine_attrs="override",
+    )
+
+
+def _table(joined: Result) -> xr.Dataset | None:
+    if not isinstance(joined, xr.Dataset):
+        return None
+    large = [name for name, values in joined.data_vars.items() if values.size > TABLE]
+    return joined.drop_vars(large)
+
+
+def _caption(drawing: Drawing, text: str) -> None:
+    """Write the settings below a figure, as wide as it is."""
+    width = int(drawing.get_figwidth() * 17)
+    drawing.text(
+        0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7, color="0.3"
+    )

@@ -1,39 +1,42 @@
 r"""Koroko et al. 2022 (arXiv 2201.10285): how far Kronecker sums are from the Fisher.
 
-While Adam (learning rate 1e-3, minibatches of 256) trains the CURVES autoencoder
-784-400-200-100-50-25-6 and back, the sample Fisher of the layer 50 → 25 on the training
-batch, one sampled label for each example, is held against its approximations:
+While Adam (learning rate 1e-3) trains an autoencoder, the sample Fisher of one layer on
+the training batch, one sampled label for each example, is held against its approximations:
 
 .. math:: E_1 = \|F - \hat F\|_F / \|F\|_F, \qquad
           E_2 = \|σ(F) - σ(\hat F)\|_2 / \|σ(F)\|_2
 
-with σ the singular values in order. The curves are the surrogate of CURVES, which needs
-no download.
+with σ the singular values in order. CURVES and FACES are surrogates. TKFAC, which has the
+right trace and nothing else of KPSVD, is the control that the paper lacks; the other one
+is the number of examples behind F.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, final
+from functools import partial
+from typing import Any, Final, final
 
-import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
 import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
+from fisherlab.analysis import compare
 from fisherlab.approximators import (
     KFAC,
     KPSVD,
+    TKFAC,
     Approximator,
     Deflation,
     KFACCorrected,
     Lanczos,
 )
 from fisherlab.plots.style import publication, styles
-from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
-from fisherlab.reproduce.figure import Figure, Result
-from fisherlab.statistics import MonteCarlo
+from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.statistics import MonteCarlo, collect
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Errors, Losses
 
@@ -43,92 +46,211 @@ METHODS: Final[dict[str, Approximator]] = {
     "kfac-corrected": KFACCorrected(),
     "lanczos-paper": KPSVD(2, Lanczos(steps=2, reorthogonalise=False)),
     "deflation": Deflation(2),
+    "tkfac": TKFAC(),
 }
 LABELS: Final = {
     "frobenius_error": "error 1: Frobenius norm",
     "spectrum_error": "error 2: singular values",
 }
+CONTROLS: Final = ("scale_optimal_error", "trace_ratio")
+RATE: Final = 1e-3
 
 
 @final
 @dataclass(frozen=True)
 class Size:
-    """How long is trained, and how often the errors are taken."""
+    """Which layer of which network, how long is trained, and when errors are taken.
 
-    steps: int
-    every: int
-    batch: int
-    examples: int
+    The quick size of steps, and the moments, come first; the published ones after.
+    """
+
+    problem: str
     layer: str
+    shape: str
+    batch: int
+    steps: tuple[int, int]
+    every: tuple[int, int]
 
 
-def errors(seed: int, quick: bool) -> xr.Dataset:
-    """Return both errors of five approximations along the training.
+CURVES: Final = Size(
+    "curves-surrogate-autoencoder-koroko", "fc5", "50→25", 256, (1000, 2480), (100, 20)
+)
+MNIST: Final = Size(
+    "mnist-autoencoder-koroko", "fc5", "30→250", 512, (300, 2548), (100, 26)
+)
+FACES: Final = Size(
+    "faces-surrogate-autoencoder-koroko", "fc5", "30→500", 1024, (60, 2592), (30, 81)
+)
+SMALL: Final = Size("digits", "fc3", "20→20", 64, (10, 10), (5, 5))  # for tests
 
-    Parameters
-    ----------
-    seed
-        Of weights, batches and sampled labels.
-    quick
-        A layer of a small network on digits, 10 steps. The full figure takes 2,480 steps
-        (40 epochs), looks every 20, and runs for some minutes on two cores.
+
+def errors(size: Size, setting: Setting) -> xr.Dataset:
+    """Return both errors of all approximations along the training.
 
     Returns
     -------
     xarray.Dataset
-        ``frobenius_error`` and ``spectrum_error`` (step, layer, approximator), and the
-        losses.
+        ``frobenius_error``, ``spectrum_error``, ``scale_optimal_error`` and
+        ``trace_ratio`` (step, approximator), ``status`` and the losses.
     """
-    if quick:
-        return _followed(load("digits", seed=seed), Size(10, 5, 64, 64, "fc3"), seed)
-    problem = load("curves-surrogate-autoencoder-koroko", seed=seed)
-    return _followed(problem, Size(2480, 20, 256, 256, "fc5"), seed)
-
-
-def _followed(problem: Problem, size: Size, seed: int) -> xr.Dataset:
+    problem = setting.load(size.problem, dtype=torch.float32)
+    paper = not setting.quick
     probe = Errors(
         METHODS,
-        MonteCarlo(1, seed),
-        metrics=list(LABELS),
+        MonteCarlo(1, setting.seed),
+        metrics=[*LABELS, *CONTROLS],
         on="batch",
-        examples=size.examples,
+        examples=size.batch,
         layers=[size.layer],
     )
-    return follow(
+    found = follow(
         problem,
-        torch.optim.Adam(problem.model.parameters(), lr=1e-3),
-        steps=size.steps,
+        torch.optim.Adam(problem.model.parameters(), lr=RATE),
+        steps=size.steps[paper],
         probes=[probe, Losses(2000)],
-        every=size.every,
+        every=size.every[paper],
         batch_size=size.batch,
-        seed=seed,
+        seed=setting.seed,
+        store=setting.store("kpsvd-errors", size.problem, str(size.every[paper])),
         progress=True,
+    )
+    told = (
+        f"{size.problem}, layer {size.layer} ({size.shape}); Adam {RATE:g}, "
+        f"{size.steps[paper]} steps of {size.batch}, float32; F of the batch of the next "
+        "step, one sampled label each"
+    )
+    return found.isel(layer=0, drop=True).assign_attrs(settings=told)
+
+
+def draw(result: xr.Dataset) -> Drawing:
+    """Draw both errors over the steps; bands are all seeds."""
+    rows = result[list(LABELS)].rename(LABELS).to_dataframe().reset_index()
+    names = list(result["approximator"].values)
+    rows = rows.melt(["step", "approximator"], list(LABELS.values()), "error")
+    return _lines(rows, names, "step", "error", "log")
+
+
+def _lines(rows: Any, names: list[str], x: str, col: str, scale: str) -> Drawing:
+    looks = styles(names)
+    with publication():
+        grid = sns.relplot(
+            rows,
+            kind="line",
+            x=x,
+            y="value",
+            col=col,
+            hue="approximator",
+            style="approximator",
+            palette={name: looks[name].color for name in names},
+            dashes={name: looks[name].dash for name in names},
+            errorbar=("pi", 100),
+            facet_kws={"sharex": False, "sharey": False},
+            height=3.0,
+            aspect=1.2,
+            sort=False,
+        )
+        grid.set(yscale=scale)
+        grid.set_titles("{col_name}")
+        grid.set_axis_labels(None, "relative error")
+    return grid.figure
+
+
+SAMPLES: Final = (128, 512, 2048)
+TRAINED: Final = (300, 2548)  # steps before the controls are taken: quick, published
+
+
+def controls(setting: Setting) -> xr.Dataset:
+    """Return errors over the number of examples, and of every layer, of one iterate.
+
+    The weights stay; only what F is the mean of changes. Quick: error 1 only.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``by_examples(examples, approximator)`` of the layer 30→250 and
+        ``by_layer(layer, approximator)`` at 512 examples, both error 1.
+    """
+    problem = setting.load(MNIST.problem, dtype=torch.float32)
+    steps = TRAINED[not setting.quick]
+    follow(
+        problem,
+        torch.optim.Adam(problem.model.parameters(), lr=RATE),
+        steps=steps,
+        probes=[Losses(2000)],
+        every=steps,
+        batch_size=MNIST.batch,
+        seed=setting.seed,
+        store=setting.store("kpsvd-controls", str(steps)),
+        progress=True,
+    )
+    by_examples = [_errors(problem, n, [MNIST.layer], setting.seed) for n in SAMPLES]
+    counts = xr.DataArray(list(SAMPLES), dims="examples", name="examples")
+    found = xr.Dataset(
+        {
+            "by_examples": xr.concat(by_examples, counts).isel(layer=0, drop=True),
+            "by_layer": _errors(problem, MNIST.batch, None, setting.seed),
+        }
+    )
+    told = (
+        f"{MNIST.problem} after {steps} steps of Adam {RATE:g}, batch {MNIST.batch}, "
+        f"float32; one sampled label each; layer {MNIST.layer} ({MNIST.shape}), and all at "
+        f"{MNIST.batch} examples"
+    )
+    return found.assign_attrs(settings=told)
+
+
+def _errors(
+    problem: Problem, examples: int, layers: list[str] | None, seed: int
+) -> xr.DataArray:
+    x, y = problem.train
+    data = x[:examples], y[:examples]
+    fisher = MonteCarlo(1, seed)
+    stats = collect(problem.model, data, problem.likelihood, fisher, layers=layers)
+    return compare(stats, METHODS, metrics=["frobenius_error"])["frobenius_error"]
+
+
+def draw_controls(result: xr.Dataset) -> Drawing:
+    """Draw error 1 over the number of examples, and layer by layer."""
+    names = list(result["approximator"].values)
+    parts = {"by_examples": "examples", "by_layer": "layer"}
+    titles = {
+        "examples": f"layer {MNIST.shape}, by examples",
+        "layer": f"{MNIST.batch} examples, by layer",
+    }
+    frames = [
+        result[name]
+        .rename("value")
+        .to_dataframe()
+        .reset_index()
+        .rename(columns={x: "of what"})
+        .assign(of=titles[x])
+        for name, x in parts.items()
+    ]
+    rows = pd.concat(frames, ignore_index=True)
+    rows["of what"] = rows["of what"].astype(str)
+    return _lines(rows, names, "of what", "of", "linear")
+
+
+def _along(name: str, of: str, size: Size, minutes: tuple[float, float]) -> Experiment:
+    text = f"KPSVD: Frobenius and singular-value errors of one layer along training, {of}"
+    return Experiment(
+        name, text, partial(errors, size), draw, (size.problem,), minutes=minutes
     )
 
 
-def draw(result: Result) -> Drawing:
-    """Draw both errors over the steps."""
-    assert isinstance(result, xr.Dataset)
-    looks = styles(METHODS)
-    with publication():
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
-        for ax, (name, label) in zip(axes, LABELS.items(), strict=True):
-            rows = result[name].isel(layer=0)
-            for method, look in looks.items():
-                line = {"color": look.color, "linestyle": look.linestyle, "lw": 1.0}
-                ax.plot(rows["step"], rows.sel(approximator=method), label=method, **line)
-            ax.set_yscale("log")
-            ax.set_xlabel("step")
-            ax.set_ylabel(label)
-        axes[1].legend()
-    return figure
-
-
-FIGURES: Final = {
-    "kpsvd-errors": Figure(
-        "kpsvd-errors",
-        "KPSVD: Frobenius and singular-value errors of one layer along a training.",
-        errors,
-        draw,
+EXPERIMENTS: Final = {
+    one.name: one
+    for one in (
+        _along("kpsvd-errors", "CURVES surrogate", CURVES, (2.0, 8.0)),
+        _along("kpsvd-errors-mnist", "MNIST", MNIST, (4.0, 110.0)),
+        _along("kpsvd-errors-faces", "FACES surrogate", FACES, (6.0, 150.0)),
+        Experiment(
+            "kpsvd-controls",
+            "KPSVD, controls: error 1 over the number of examples and by layer, MNIST",
+            controls,
+            draw_controls,
+            (MNIST.problem,),
+            minutes=(3.0, 12.0),
+        ),
     )
 }

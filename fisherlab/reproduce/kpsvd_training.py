@@ -16,6 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, final
@@ -27,9 +28,8 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
 from fisherlab.plots.style import publication, styles
-from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
-from fisherlab.reproduce.figure import Figure, Result
+from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.training.following import follow
 from fisherlab.training.grids import Grid
 from fisherlab.training.loop import take_step
@@ -88,17 +88,12 @@ class Size:
     folder: Path
 
 
-def training(seed: int, quick: bool) -> xr.Dataset:
+def training(setting: Setting) -> xr.Dataset:
     """Return losses over the time in steps, for every optimiser at its best setting.
 
-    Parameters
-    ----------
-    seed
-        Of weights, batches and sampled labels.
-    quick
-        A small network on digits, seconds in all. The full figure needs MNIST, takes an
-        hour for the training and half of one for the search on two cores, and keeps its
-        runs in ``runs/kpsvd-training-<seed>``, from where a stopped figure goes on.
+    Quick: a small network on digits, two seconds each. The full figure needs MNIST, takes
+    an hour for the training and half of one for the search on two cores, and keeps its
+    runs, from where a stopped figure goes on.
 
     Returns
     -------
@@ -112,25 +107,32 @@ def training(seed: int, quick: bool) -> xr.Dataset:
     DataError
         If MNIST is not at hand.
     """
-    if quick:
+    if setting.quick:
         with TemporaryDirectory() as scratch:
-            return _all(seed, Size(_small, 64, 4, 0.2, 5, Path(scratch)))
-    folder = Path("runs") / f"kpsvd-training-{seed}"
-    return _all(seed, Size(_autoencoder, 512, 300, 600.0, 100, folder))
+            small = Size(partial(_small, setting), 64, 4, 2.0, 10, Path(scratch))
+            return _all(setting.seed, small)
+    folder = setting.store("kpsvd-training") or Path("runs") / "kpsvd-training"
+    size = Size(partial(_autoencoder, setting), 512, 300, 600.0, 100, folder)
+    return _all(setting.seed, size)
 
 
-def _autoencoder(seed: int) -> Problem:
-    return load("mnist-autoencoder-koroko", seed=seed, dtype=torch.float32)
+def _autoencoder(setting: Setting, seed: int) -> Problem:
+    return setting.seeded(seed).load("mnist-autoencoder-koroko", dtype=torch.float32)
 
 
-def _small(seed: int) -> Problem:
-    return load("digits", seed=seed, dtype=torch.float32)
+def _small(setting: Setting, seed: int) -> Problem:
+    return setting.seeded(seed).load("digits", dtype=torch.float32)
 
 
 def _all(seed: int, size: Size) -> xr.Dataset:
     best = {name: searched(name, seed, size) for name in GRIDS}
     runs = {name: trained(name, best[name], seed, size) for name in GRIDS}
-    return compared(runs, best, step_seconds(best, seed, size), size)
+    found = compared(runs, best, step_seconds(best, seed, size), size)
+    told = (
+        f"{size.problem(seed).name}, batch {size.batch}, float32; {size.seconds:g} s of "
+        f"steps each, (lr, λ) the best of {size.tuning_steps} steps over a thinned grid"
+    )
+    return found.assign_attrs(settings=told)
 
 
 def searched(name: str, seed: int, size: Size) -> dict[str, float]:
@@ -232,9 +234,13 @@ def _over_time(run: xr.Dataset, each: float, seconds: np.ndarray) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def draw(result: Result) -> Drawing:
-    """Draw the losses over time, of both sets, without the fall of the first moments."""
-    assert isinstance(result, xr.Dataset)
+def draw(result: xr.Dataset) -> Drawing:
+    """Draw the losses over time, of both sets, without the fall of the first moments.
+
+    Of several seeds the mean.
+    """
+    if "seed" in result.dims:
+        result = result[["train_loss", "test_loss"]].mean("seed")
     labels = [str(n).removesuffix("-koroko") for n in result["optimizer"].values]
     looks = styles(STYLES.get(label, label) for label in labels)
     with publication():
@@ -255,11 +261,13 @@ def draw(result: Result) -> Drawing:
     return figure
 
 
-FIGURES: Final = {
-    "kpsvd-training": Figure(
+EXPERIMENTS: Final = {
+    "kpsvd-training": Experiment(
         "kpsvd-training",
         "KPSVD, section 4: training losses over time beside KFAC, SGD and Adam.",
         training,
         draw,
+        ("mnist-autoencoder-koroko",),
+        minutes=(1.0, 90.0),
     )
 }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
 
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
@@ -19,7 +20,6 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from fisherlab import problems
 from fisherlab.approximators import (
     KFAC,
     AdamPreconditioner,
@@ -33,7 +33,7 @@ from fisherlab.layers import blocks
 from fisherlab.operators import Factored, Operator
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Pair, Problem
-from fisherlab.reproduce.figure import Figure, Result
+from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.statistics import Empirical, LayerStatistics, MonteCarlo, collect
 from fisherlab.statistics.values import Statistics
 from fisherlab.training.order import Order
@@ -81,9 +81,10 @@ def methods(damping: float) -> dict[str, Method]:
         "MBF-True": Method(mean, True, _tikhonov),
         "mini-block": Method(MiniBlock(), False, _tikhonov),
         "Shampoo": Method(shampoo, False, lambda op, g, _: op.solve(g, 0.0)),
-        "KFAC": Method(
+        "KFAC, √λ on each factor": Method(
             KFAC(), True, lambda op, g, damping: op.solve(g, Factored(damping, pi=1.0))
         ),
+        "KFAC, λI": Method(KFAC(), True, _tikhonov),
     }
 
 
@@ -146,14 +147,14 @@ class Follower:
                     parameters[name].sub_(part, alpha=RATE)
 
 
-def cosines(seed: int, quick: bool) -> xr.Dataset:
+def cosines(setting: Setting) -> xr.Dataset:
     """Return the cosines with BDF over steps, layers, methods and dampings.
 
     256-20⁵-10 on `digits`, batch 128, averages 0.9 begun with one pass over the data,
-    step 0.01; 200 steps at four dampings (10 steps at one of them if quick).
+    step 0.01; 200 steps at four dampings (25 steps at three of them if quick).
     """
-    dampings, steps = ((1e-2,), 10) if quick else (DAMPINGS, 200)
-    values = [list(_trajectory(seed, damping, steps)) for damping in dampings]
+    dampings, steps = (DAMPINGS[:3], 25) if setting.quick else (DAMPINGS, 200)
+    values = [list(_trajectory(setting, damping, steps)) for damping in dampings]
     names = [label for label in methods(0.0) if label != "BDF"]
     cosine = xr.DataArray(
         np.array(values),
@@ -165,12 +166,18 @@ def cosines(seed: int, quick: bool) -> xr.Dataset:
         },
         attrs={"long_name": "cosine with BDF"},
     )
-    made = {"problem": "digits", "seed": seed, "batch": BATCH, "rate": RATE}
-    return xr.Dataset({"cosine": cosine}, attrs=made)
+    told = (
+        f"digits (scikit-learn), 256-20-20-20-20-20-10, tanh, float64; batch {BATCH}, step "
+        f"{RATE:g} along BDF, averages {KEPT:g} begun with a pass over the data; layers "
+        f"{MIDDLE[0]}–{MIDDLE[-1]}"
+    )
+    return xr.Dataset({"cosine": cosine}, attrs={"settings": told})
 
 
-def _trajectory(seed: int, damping: float, steps: int) -> Iterator[list[list[float]]]:
-    problem = problems.load("digits", seed=seed)
+def _trajectory(
+    setting: Setting, damping: float, steps: int
+) -> Iterator[list[list[float]]]:
+    problem, seed = setting.load("digits"), setting.seed
     x, y = problem.train
     follower = Follower(problem, damping, seed)
     order = Order(len(x), BATCH, seed)
@@ -186,32 +193,40 @@ def _trajectory(seed: int, damping: float, steps: int) -> Iterator[list[list[flo
         follower.move()
 
 
-def draw(result: Result) -> Drawing:
-    """Draw the mean over the layers of every method, a panel a damping."""
-    assert isinstance(result, xr.Dataset)
-    rows = result["cosine"].mean("layer").to_series().rename("cosine").reset_index()
+def draw(result: xr.Dataset) -> Drawing:
+    """Draw every method over the damping, and over the steps at each damping.
+
+    Means over the layers; on the left also over the steps. Bands are all seeds.
+    """
+    rows = result["cosine"].mean("layer").rename("cosine").to_dataframe().reset_index()
+    means = result["cosine"].mean(("layer", "step")).rename("cosine").to_dataframe()
+    names = list(result["approximator"].values)
     with publication():
-        grid = sns.relplot(
-            rows,
-            kind="line",
-            x="step",
-            y="cosine",
-            hue="approximator",
-            col="damping",
-            col_wrap=min(2, result.sizes["damping"]),
-            height=2.4,
-            aspect=1.4,
+        columns = 1 + result.sizes["damping"]
+        figure, grid = plt.subplots(
+            1, columns, figsize=(3.1 * columns, 3.2), sharey=True, layout="constrained"
         )
-        grid.set_titles("λ = {col_name:g}")
-        grid.set_axis_labels("step", "cosine with BDF")
-    return grid.figure
+        line = {"hue": "approximator", "style": "approximator", "hue_order": names}
+        line |= {"errorbar": ("pi", 100), "y": "cosine"}
+        left = means.reset_index()
+        sns.lineplot(left, x="damping", ax=grid[0], legend=False, markers=True, **line)
+        grid[0].set(xscale="log", xlabel="damping λ", title="mean over steps")
+        for ax, damping in zip(grid[1:], result["damping"].values, strict=True):
+            part = rows[rows["damping"] == damping]
+            last = damping == result["damping"].values[-1]
+            sns.lineplot(part, x="step", ax=ax, legend=last, **line)
+            ax.set_title(f"λ = {damping:g}")
+        grid[0].set_ylabel("cosine with BDF")
+        sns.move_legend(grid[-1], "center left", bbox_to_anchor=(1.02, 0.5), title=None)
+    return figure
 
 
-FIGURES: Final = {
-    "mbf-figure-6": Figure(
+EXPERIMENTS: Final = {
+    "mbf-figure-6": Experiment(
         "mbf-figure-6",
         "MBF, figure 6: cosines of directions with dense blocks, over the damping.",
         cosines,
         draw,
+        minutes=(3.0, 20.0),
     )
 }

@@ -1,0 +1,277 @@
+"""Training curves of the papers' autoencoders at the published settings, resumable.
+
+Every optimiser runs with the learning rate and damping that its paper chose, in the
+paper's units; one that fails is NaN and a status. The settings of Koroko et al. are for
+losses that are means over the outputs: recipes translate those of their methods, and the
+rate of SGD is divided here. Weights of Bahamou et al. begin as torch's layers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, final
+
+import numpy as np
+import seaborn as sns
+import torch
+import xarray as xr
+from matplotlib.figure import Figure as Drawing
+from torch import nn
+
+from fisherlab.errors import FisherlabError
+from fisherlab.plots.style import publication
+from fisherlab.problems.problem import Problem
+from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.training import optimizer
+from fisherlab.training.following import follow
+from fisherlab.training.probes import Losses
+
+Runners = Mapping[str, Mapping[str, float]]
+
+
+@final
+@dataclass(frozen=True)
+class Race:
+    """Optimisers at their settings on one problem.
+
+    Parameters
+    ----------
+    problem, outputs
+        By name; the losses are divided by so many outputs, 1 where the paper sums.
+    batch
+        Examples in a minibatch.
+    runners
+        Settings by the name of the recipe.
+    steps
+        Quick, and the paper's.
+    default_weights
+        Begin with torch's weights instead of the problem's.
+    """
+
+    problem: str
+    outputs: int
+    batch: int
+    runners: Runners
+    steps: tuple[int, int]
+    default_weights: bool = False
+
+
+def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
+    """Return the tuned (lr, λ) of KFAC, KPSVD, DEFLATION, CORRECTED and LANCZOS."""
+    names = ("kfac", "kpsvd", "deflation", "kfac-corrected", "lanczos")
+    pairs = zip(kfac[::2], kfac[1::2], strict=True)
+    found: dict[str, Mapping[str, float]] = {
+        f"{name}-koroko": {"lr": lr, "damping": damping}
+        for name, (lr, damping) in zip(names, pairs, strict=True)
+    }
+    return found | {"adam": {"lr": 1e-3}, "sgd-momentum": {"lr": sgd}}
+
+
+def _goldfarb(mbf: Any, kfac: Any, shampoo: Any, adam: Any, sgd: float) -> Runners:
+    found: dict[str, Mapping[str, float]] = {
+        name: {"lr": lr, "damping": damping}
+        for name, (lr, damping) in {
+            "mbf-shared": mbf,
+            "kfac-goldfarb": kfac,
+            "shampoo": shampoo,
+        }.items()
+    }
+    found["adam"] = {"lr": adam[0], "eps": adam[1]}
+    return found | {"sgd-momentum": {"lr": sgd}}
+
+
+ADAPTIVE: Final[Runners] = {
+    "kfac-full": {},
+    "kfac-full-tridiagonal": {},
+    "sgd-nesterov": {"lr": 1e-4},
+}
+RACES: Final = {
+    "kpsvd-published-curves": Race(
+        "curves-surrogate-autoencoder-koroko",
+        784,
+        256,
+        _koroko((0.1, 0.003, 0.1, 0.003, 0.1, 0.1, 0.1, 0.03, 0.001, 0.001), 0.3 / 784),
+        (300, 12_600),
+    ),
+    "kpsvd-published-mnist": Race(
+        "mnist-autoencoder-koroko",
+        784,
+        512,
+        _koroko((0.01, 1e-4, 0.01, 1e-4, 0.003, 0.001, 0.1, 0.01, 0.003, 0.001), 0.3 / 784),
+        (60, 19_600),
+    ),
+    "kpsvd-published-faces": Race(
+        "faces-surrogate-autoencoder-koroko",
+        625,
+        1024,
+        _koroko(
+            (0.1, 0.001, 0.1, 0.001, 0.003, 0.001, 0.1, 0.03, 0.003, 0.001), 0.3 / 312.5
+        ),
+        (10, 16_200),
+    ),
+    "mbf-training-curves": Race(
+        "curves-surrogate-autoencoder",
+        1,
+        1000,
+        _goldfarb((1e-5, 3e-4), (1e-2, 1.0), (1e-3, 3e-3), (3e-4, 1e-4), 1e-2),
+        (100, 5_000),
+        default_weights=True,
+    ),
+    "mbf-training-mnist": Race(
+        "mnist-autoencoder",
+        1,
+        1000,
+        _goldfarb((1e-5, 3e-4), (3e-3, 0.3), (3e-4, 3e-4), (3e-4, 1e-4), 3e-3),
+        (30, 10_000),
+        default_weights=True,
+    ),
+    "mbf-training-faces": Race(
+        "faces-surrogate-autoencoder",
+        1,
+        1000,
+        _goldfarb((1e-6, 3e-3), (0.1, 10.0), (3e-4, 3e-4), (1e-4, 1e-4), 1e-3),
+        (6, 10_000),
+        default_weights=True,
+    ),
+    "kfac-training-curves": Race(
+        "curves-surrogate-autoencoder", 1, 1000, ADAPTIVE, (40, 1_000)
+    ),
+    "kfac-training-mnist": Race("mnist-autoencoder", 1, 1000, ADAPTIVE, (10, 1_000)),
+    "kfac-training-faces": Race(
+        "faces-surrogate-autoencoder", 1, 1000, ADAPTIVE, (4, 1_000)
+    ),
+}
+
+
+def race(name: str, setting: Setting) -> xr.Dataset:
+    """Train by every optimiser of a race, going on with stored runs.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``train_loss`` and ``test_loss`` on 2,000 examples, divided by the outputs where
+        the paper does, and ``seconds`` of steps (optimizer, step); ``status(optimizer)``.
+    """
+    chosen = RACES[name]
+    steps = chosen.steps[not setting.quick]
+    rows = [_run(name, chosen, runner, steps, setting) for runner in chosen.runners]
+    joined: xr.Dataset = xr.concat(rows, "optimizer")
+    tuned = "; ".join(f"{k} {_said(v)}".strip() for k, v in chosen.runners.items())
+    weights = f"{'torch' if chosen.default_weights else 'Glorot'}'s first weights"
+    told = (
+        f"{chosen.problem}, batch {chosen.batch}, float32, {weights}; {steps} of "
+        f"{chosen.steps[1]:,} steps; {tuned}"
+    )
+    return joined.assign_attrs(settings=told, steps=steps, published_steps=chosen.steps[1])
+
+
+def _said(settings: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in settings.items())
+
+
+def _run(name: str, chosen: Race, runner: str, steps: int, setting: Setting) -> xr.Dataset:
+    every = max(steps // 20, 1)
+    moments = sorted({*range(0, steps + 1, every), steps})
+    problem = setting.load(chosen.problem, dtype=torch.float32)
+    if chosen.default_weights:
+        begin_as_torch(problem, setting.seed)
+    status = "ok"
+    try:
+        found = follow(
+            problem,
+            partial(_made, runner, chosen.runners[runner]),
+            steps=steps,
+            probes=[Losses(2000)],
+            every=moments,
+            batch_size=chosen.batch,
+            seed=setting.seed,
+            store=setting.store(name, str(steps), runner),
+            progress=True,
+        )
+    except FisherlabError as error:
+        found, status = xr.Dataset(), str(error)
+    data: dict[str, Any] = {"status": status}
+    for key, scale in {
+        "train_loss": chosen.outputs,
+        "test_loss": chosen.outputs,
+        "seconds": 1,
+    }.items():
+        nothing = xr.DataArray(np.full(len(moments), np.nan), {"step": moments}, ["step"])
+        data[key] = found[key] / scale if key in found else nothing
+    return xr.Dataset(data).expand_dims(optimizer=[runner])
+
+
+def _made(runner: str, settings: Mapping[str, float], problem: Problem) -> Any:
+    return optimizer(runner, problem, **settings)
+
+
+def begin_as_torch(problem: Problem, seed: int) -> None:
+    """Draw the weights of linear layers as torch does: U(±1/√d_in), also the biases."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in problem.model.modules():
+            if isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                for weight in (module.weight, module.bias):
+                    drawn = torch.rand(weight.shape, generator=generator)
+                    weight.copy_(bound * (2 * drawn - 1))
+
+
+def draw(result: xr.Dataset) -> Drawing:
+    """Draw the training loss over steps and over seconds, both axes of size logarithmic."""
+    table = result[["train_loss", "seconds"]].to_dataframe().reset_index()
+    rows = table.melt(
+        [name for name in table if name not in ("step", "seconds")],
+        ["step", "seconds"],
+        "over",
+        "x",
+    )
+    with publication():
+        grid = sns.relplot(
+            rows[rows["x"] > 0],
+            kind="line",
+            x="x",
+            y="train_loss",
+            hue="optimizer",
+            style="optimizer",
+            col="over",
+            units="seed" if "seed" in rows else None,
+            estimator=None,
+            facet_kws={"sharex": False},
+            height=3.2,
+            aspect=1.2,
+        )
+        grid.set(yscale="log")
+        for key, ax in grid.axes_dict.items():
+            ax.set_xlabel("step" if key == "step" else "seconds in steps")
+        grid.set_titles("")
+        grid.set_ylabels("training loss / nat")
+    return grid.figure
+
+
+_MINUTES: Final = {
+    "kpsvd-published-curves": (2.0, 90.0),
+    "kpsvd-published-mnist": (2.5, 780.0),
+    "kpsvd-published-faces": (3.0, 3000.0),
+    "mbf-training-curves": (2.0, 90.0),
+    "mbf-training-mnist": (3.0, 900.0),
+    "mbf-training-faces": (3.0, 2800.0),
+    "kfac-training-curves": (1.5, 40.0),
+    "kfac-training-mnist": (1.5, 150.0),
+    "kfac-training-faces": (2.0, 500.0),
+}
+_PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC"}
+EXPERIMENTS: Final = {
+    name: Experiment(
+        name,
+        f"{_PAPERS[name.split('-')[0]]}: training losses over steps and time, "
+        f"{chosen.problem}, {len(chosen.runners)} optimisers at their published settings",
+        partial(race, name),
+        draw,
+        (chosen.problem,),
+        _MINUTES[name],
+    )
+    for name, chosen in RACES.items()
+}

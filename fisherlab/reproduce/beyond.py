@@ -1,0 +1,95 @@
+"""Controls that none of the four papers shows, judged like their claims.
+
+The numbers held against are bounds for a statement that was found here and that another
+run may refute.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import xarray as xr
+
+from fisherlab.reproduce.claims import Bound, Claim
+from fisherlab.reproduce.koroko2022 import trained
+from fisherlab.reproduce.rows import Row
+
+PAPER: Final = "beyond"
+
+
+def _share(ds: xr.Dataset) -> dict[str, float]:
+    """Return the least share of KPSVD's gain over KFAC that TKFAC has."""
+    found = trained(ds)["frobenius_error"]
+    kfac, kpsvd, tkfac = (found.sel(approximator=k) for k in ("kfac", "kpsvd", "tkfac"))
+    return {"least share": float(((kfac - tkfac) / (kfac - kpsvd)).min())}
+
+
+def _near(ds: xr.Dataset) -> dict[str, float]:
+    found = trained(ds)["frobenius_error"]
+    ratio = found.sel(approximator="tkfac") / found.sel(approximator="kpsvd")
+    return {"largest TKFAC / KPSVD": float(ratio.max())}
+
+
+def _falls_with_examples(ds: xr.Dataset) -> dict[str, float]:
+    found = ds["by_examples"]
+    first, last = found.isel(examples=0), found.isel(examples=-1)
+    return {
+        name: float(last.sel(approximator=name) / first.sel(approximator=name))
+        for name in ("kfac", "kpsvd")
+    }
+
+
+def _by_layer(ds: xr.Dataset) -> dict[str, float]:
+    found = ds["by_layer"]
+    ratio = found.sel(approximator="kpsvd") / found.sel(approximator="kfac")
+    return {"smallest": float(ratio.min()), "largest": float(ratio.max())}
+
+
+def _trace_row(data: str, experiment: str) -> Row:
+    return Row(
+        PAPER,
+        f"The right trace, {data}",
+        "How much of KPSVD's gain over KFAC is TKFAC's, which has the right trace only.",
+        experiment,
+        (
+            Claim(
+                "TKFAC has nine tenths of the gain at every step.",
+                {"least share": Bound(at_least=0.9)},
+                _share,
+                "(KFAC − TKFAC) / (KFAC − KPSVD), errors 1",
+            ),
+            Claim(
+                "TKFAC is within 4 % of KPSVD at every step.",
+                {"largest TKFAC / KPSVD": Bound(at_most=1.04)},
+                _near,
+                "errors 1",
+            ),
+        ),
+    )
+
+
+ROWS: Final = (
+    _trace_row("CURVES surrogate", "kpsvd-errors"),
+    _trace_row("MNIST", "kpsvd-errors-mnist"),
+    _trace_row("FACES surrogate", "kpsvd-errors-faces"),
+    Row(
+        PAPER,
+        "Examples behind the errors",
+        "Error 1 of the same weights over the number of examples, and layer by layer.",
+        "kpsvd-controls",
+        (
+            Claim(
+                "Errors halve from 128 to 2,048 examples, the weights unchanged.",
+                {"kfac": Bound(at_most=0.6), "kpsvd": Bound(at_most=0.6)},
+                _falls_with_examples,
+                "error 1 at 2,048 over that at 128 examples",
+            ),
+            Claim(
+                "KPSVD is better than KFAC in every layer.",
+                {"smallest": Bound(at_most=1.0), "largest": Bound(at_most=1 + 1e-9)},
+                _by_layer,
+                "errors 1, KPSVD over KFAC",
+            ),
+        ),
+    ),
+)

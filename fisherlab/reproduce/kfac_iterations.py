@@ -1,0 +1,116 @@
+"""The setting of the K-FAC paper's pictures: full-batch iterations of Algorithm 2.
+
+The tanh network 256-20-20-20-20-20-10 on 16 × 16 digits is trained by the full
+optimiser (momentum, rescaling, adapted λ and γ) on all training images at once; the paper
+tells an error of 5 % after 7 iterations and of 0 % after 22.
+
+Reference: Martens & Grosse 2015, arXiv 1503.05671, caption of Figure 2 and Algorithm 2.
+"""
+
+from typing import Final
+
+import seaborn as sns
+import xarray as xr
+from matplotlib.figure import Figure as Drawing
+
+from fisherlab.plots.style import publication
+from fisherlab.problems import describe
+from fisherlab.problems.files import find
+from fisherlab.problems.problem import Problem
+from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.training import AdaptiveKFAC, LevenbergMarquardt, accuracy
+
+LAST: Final = 22
+START: Final = 1e-3  # λ; with the paper's 150, made for other losses, nothing moves here
+
+
+def trained(setting: Setting, iterations: int) -> tuple[Problem, AdaptiveKFAC, str]:
+    """Train by so many iterations; return the problem, the optimiser and both in words.
+
+    At the paper's size on MNIST, where its files are there; else on scikit-learn's digits.
+    """
+    problem, optimiser, told = _begun(setting)
+    for _ in range(iterations):
+        optimiser.step(batch=problem.train)
+    error = 1 - accuracy(problem.model, problem.train)
+    said = f"{told}, {iterations} iterations, training error {100 * error:.2g} %"
+    return problem, optimiser, said
+
+
+def _begun(setting: Setting) -> tuple[Problem, AdaptiveKFAC, str]:
+    files = describe("mnist").files
+    there = all(find(file, setting.data_dir) for file in files)
+    name = "mnist" if there and not setting.quick else "digits"
+    problem = setting.load(name)
+    optimiser = AdaptiveKFAC(
+        problem.model,
+        problem.likelihood,
+        "kfac",
+        statistics_fraction=1.0,
+        curvature_fraction=1.0,
+        damping=LevenbergMarquardt(START),
+    )
+    told = (
+        f"{name}, 256-20-20-20-20-20-10, tanh, float64, {len(problem.train[0])} images as "
+        f"one batch of full K-FAC (λ₀ = {START:g})"
+    )
+    return problem, optimiser, told
+
+
+def iterations(setting: Setting) -> xr.Dataset:
+    """Return loss, training error, λ and γ after every iteration.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``loss`` before, ``training_error``, ``lambda`` and ``gamma`` after `iteration`.
+    """
+    problem, optimiser, told = _begun(setting)
+    rows = []
+    for _ in range(LAST):
+        loss = float(optimiser.step(batch=problem.train))
+        error = 1 - accuracy(problem.model, problem.train)
+        rows.append((loss, error, optimiser.lam, optimiser.gamma))
+    names = ("loss", "training_error", "lambda", "gamma")
+    return xr.Dataset(
+        {
+            name: ("iteration", list(column))
+            for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        },
+        {"iteration": range(1, LAST + 1)},
+        {"settings": told},
+    )
+
+
+def draw(ds: xr.Dataset) -> Drawing:
+    """Draw loss, error and the two dampings over the iterations; bands are all seeds."""
+    names = {"loss": "loss / nat", "training_error": "training error", "gamma": "γ"}
+    rows = ds[list(names)].rename(names).to_dataframe().reset_index()
+    rows = rows.melt("iteration", list(names.values()), "quantity")
+    with publication():
+        grid = sns.relplot(
+            rows,
+            kind="line",
+            x="iteration",
+            y="value",
+            col="quantity",
+            errorbar=("pi", 100),
+            facet_kws={"sharey": False},
+            height=2.5,
+            marker="o",
+            ms=4,
+        )
+        grid.set_titles("{col_name}")
+        grid.set_axis_labels("full-batch iteration", "")
+    return grid.figure
+
+
+EXPERIMENTS: Final = {
+    "kfac-iterations": Experiment(
+        "kfac-iterations",
+        "K-FAC (1503.05671): error after 7 and 22 full-batch iterations of Algorithm 2",
+        iterations,
+        draw,
+        minutes=(0.3, 6.0),
+    )
+}

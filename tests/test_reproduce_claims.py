@@ -1,0 +1,196 @@
+"""Verdicts are computed from numbers, and every row of every paper says its state."""
+
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+import xarray as xr
+
+import fisherlab as fl
+from fisherlab.cli import main
+from fisherlab.reproduce import catalogue
+from fisherlab.reproduce.claims import Bound, Claim, judged
+from fisherlab.reproduce.comparison import PAPERS
+from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.reproduce.rows import Row
+
+A, B = 0.2, 0.4
+
+
+def claim(**changes):
+    return Claim(
+        **{
+            "statement": "Two numbers.",
+            "published": {"a": A, "b": B},
+            "measure": lambda ds: {name: float(ds[name]) for name in ds.data_vars},
+            "tolerance": 0.1,
+            "order": ("a", "b"),
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        (A, B, "reproduced"),
+        (1.09 * A, 0.91 * B, "reproduced"),
+        (1.11 * A, B, "ordering only"),
+        (1.11 * B, B, "not"),
+        (float("nan"), B, "not measured"),
+        (float("inf"), B, "not measured"),
+    ],
+)
+def test_the_verdict_follows_from_tolerance_and_order(a, b, verdict):
+    assert judged(claim(), [xr.Dataset({"a": a, "b": b})]).verdict == verdict
+
+
+def test_an_order_that_is_not_claimed_earns_nothing():
+    found = judged(claim(order=()), [xr.Dataset({"a": 3 * A, "b": 3 * B})])
+    assert found.verdict == "not"
+    assert found.reason == "The reason was not found."
+
+
+def test_the_mean_of_the_seeds_decides_and_all_are_told():
+    seeds = [xr.Dataset({"a": A * scale, "b": B}) for scale in (0.8, 1.2)]
+    found = judged(claim(), seeds)
+    assert found.verdict == "reproduced"
+    assert found.measured["a"] == pytest.approx([0.8 * A, 1.2 * A])
+
+
+def test_a_number_that_a_run_does_not_hold_is_not_measured():
+    assert judged(claim(), [xr.Dataset({"a": A})]).verdict == "not measured"
+
+
+@pytest.mark.parametrize(("value", "holds"), [(0.9, False), (1.0, True), (2.1, False)])
+def test_a_bound_has_no_tolerance(value, holds):
+    one = claim(published={"a": Bound(at_least=1.0, at_most=2.0)}, order=())
+    found = judged(one, [xr.Dataset({"a": value})])
+    assert found.verdict == ("reproduced" if holds else "not")
+    assert one.allowed == "bound"
+
+
+def test_a_reason_is_told_only_where_a_claim_fails():
+    one = claim(reason=lambda ds: f"b is {float(ds.b)}")
+    assert judged(one, [xr.Dataset({"a": A, "b": B})]).reason == ""
+    assert judged(one, [xr.Dataset({"a": A, "b": 0.1})]).reason == "b is 0.1"
+
+
+def test_every_row_has_a_command_or_says_why_not():
+    known, every = catalogue.experiments(), catalogue.rows()
+    assert len({row.name for row in every}) == len(every)
+    assert {row.paper for row in every} == set(PAPERS)
+    for row in every:
+        if row.experiment is None:
+            assert row.missing, row.name
+            assert not row.claims
+        else:
+            assert row.experiment in known, row.name
+    used = {row.experiment for row in every}
+    assert used - {None} == set(known)
+
+
+def test_every_problem_of_an_experiment_is_described():
+    for one in catalogue.experiments().values():
+        assert set(one.data) <= set(fl.problems.names())
+        assert one.minutes[0] <= 10
+
+
+# --- the command ---
+
+
+def tiny(setting):
+    numbers = {"a": A + 0.01 * setting.seed, "b": B * (1 + setting.quick)}
+    return xr.Dataset(numbers, attrs={"settings": "two numbers"})
+
+
+def broken(_):
+    raise ArithmeticError("no drawing")
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    known = {
+        "tiny": Experiment("tiny", "Two.", tiny, lambda _: plt.figure(), data=()),
+        "broken": Experiment("broken", "Never drawn.", tiny, broken, data=()),
+    }
+    every = [
+        Row("chen2021", "Table 9", "Two numbers.", "tiny", (claim(),)),
+        Row("chen2021", "Table 10", "None.", "broken"),
+        Row("chen2021", "Table 11", "A diagram.", missing="nothing to measure"),
+    ]
+    monkeypatch.setattr(catalogue, "experiments", lambda: known)
+    monkeypatch.setattr(catalogue, "rows", lambda: every)
+
+
+def test_rows_are_listed_and_unknown_ones_named(listed, capsys):
+    assert main(["reproduce"]) == main(["reproduce", "list"]) == 0
+    said = capsys.readouterr().out
+    assert "Two numbers." in said
+    assert "no command: nothing to measure" in said
+    assert main(["reproduce", "nothing"]) == 2
+    assert "tiny" in capsys.readouterr().err
+    assert main(["reproduce", "chen2021-table-11"]) == 2
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_a_run_writes_data_figure_and_comparison(listed, tmp_path, capsys):
+    out = tmp_path / "new"
+    command = ["reproduce", "chen2021-table-9", "--seed", "3", "--seeds", "2"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    names = sorted(file.name for file in out.iterdir())
+    assert names == ["comparison.md", "results.nc", "tiny.csv", "tiny.pdf", "tiny.png"]
+    found = fl.open(out / "results.nc")
+    assert found["a"].values == pytest.approx([A + 0.03, A + 0.04])
+    assert found["seed"].values.tolist() == [3, 4]
+    page = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "a 0.235 (0.230–0.240), b 0.400" in page
+    assert "**ordering only**" in page
+    assert "two numbers; paper size; seed 3, 4" in page
+    assert main([*command, "--out", str(out)]) == 2  # it is not empty
+
+
+def test_all_writes_every_row_and_goes_on_where_it_stopped(listed, tmp_path, capsys):
+    out = tmp_path / "all"
+    command = ["reproduce", "all", "--quick", "--out", str(out)]
+    assert main(command) == 0
+    page = (out / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert re.search(r"Table 9 .*\| 1 ordering only", page)
+    assert re.search(r"Table 10 .*failed: ArithmeticError: no drawing", page)
+    assert re.search(r"Table 11 .*nothing to measure", page)
+    before = (out / "tiny" / "results.nc").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (out / "tiny" / "results.nc").stat().st_mtime_ns == before
+    assert main(["reproduce", "all", "--out", str(out)]) == 0  # another size
+    page = (out / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert re.search(r"Table 9 .*failed: .*remove it", page)
+
+
+def test_a_run_that_fails_leaves_nothing_behind(listed, tmp_path):
+    with pytest.raises(ArithmeticError):
+        main(["reproduce", "broken", "--out", str(tmp_path / "new")])
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- verdicts of what is cheap to run ---
+
+
+def verdicts(name):
+    result = catalogue.experiment(name).compute(Setting(quick=True))
+    own = [row for row in catalogue.rows() if row.experiment == name]
+    return [judged(one, [result]) for row in own for one in row.claims]
+
+
+def test_undamped_kfac_is_invariant_and_damped_is_not():
+    invariant, others = verdicts("kfac-invariance")
+    assert invariant.verdict == others.verdict == "reproduced"
+    assert invariant.measured["difference"][0] < 1e-10
+    assert others.measured["smallest"][0] > 1e-2
+
+
+def test_theorem_1_holds_for_small_steps_and_not_at_one_over_k():
+    small, large = verdicts("mbf-theorem-1")
+    assert small.verdict == "reproduced"
+    assert large.verdict == "not"
+    assert "holds in" in large.reason
