@@ -111,7 +111,7 @@ def test_the_share_of_an_inverse_is_that_of_the_dense_inverse():
     row = ds.share.sel(alpha=0.1, grouping="mini-blocks", layer="weight")
     assert float(row.sel(of="absolute")) == pytest.approx(expected["absolute"])
     assert float(row.sel(of="squared")) == pytest.approx(expected["squared"])
-    assert float(ds.rank_share) == pytest.approx(
+    assert float(ds.rank_share.item()) == pytest.approx(
         int(torch.linalg.matrix_rank(block, hermitian=True)) / 8
     )
 

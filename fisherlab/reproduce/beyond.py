@@ -10,7 +10,7 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.reproduce.claims import Bound, Claim
+from fisherlab.reproduce.claims import CONTROL, Bound, Claim
 from fisherlab.reproduce.koroko2022 import trained
 from fisherlab.reproduce.rows import Row
 
@@ -57,12 +57,14 @@ def _trace_row(data: str, experiment: str) -> Row:
                 {"least share": Bound(at_least=0.9)},
                 _share,
                 "(KFAC − TKFAC) / (KFAC − KPSVD), errors 1",
+                basis=CONTROL,
             ),
             Claim(
                 "TKFAC is within 4 % of KPSVD at every step.",
                 {"largest TKFAC / KPSVD": Bound(at_most=1.04)},
                 _near,
                 "errors 1",
+                basis=CONTROL,
             ),
         ),
     )
@@ -83,12 +85,14 @@ ROWS: Final = (
                 {"kfac": Bound(at_most=0.6), "kpsvd": Bound(at_most=0.6)},
                 _falls_with_examples,
                 "error 1 at 2,048 over that at 128 examples",
+                basis=CONTROL,
             ),
             Claim(
                 "KPSVD is better than KFAC in every layer.",
                 {"smallest": Bound(at_most=1.0), "largest": Bound(at_most=1 + 1e-9)},
                 _by_layer,
                 "errors 1, KPSVD over KFAC",
+                basis=CONTROL,
             ),
         ),
     ),

@@ -68,7 +68,7 @@ def costs(setting: Setting) -> xr.Dataset:
         "tolerance": list(TOLERANCES),
     }
     told = (
-        "random normal data, one layer d → d and tanh before ten classes, float32, one "
+        "random normal data, one layer d → d and tanh before ten classes, float64, one "
         f"thread of the processor's time, quickest of {REPEATS}; one sampled label each"
     )
     return xr.Dataset(
@@ -87,12 +87,12 @@ def _layer(width: int, batch: int, seed: int) -> tuple[LayerStatistics, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     net = nn.Sequential(
-        nn.utils.skip_init(nn.Linear, width, width),
+        nn.utils.skip_init(nn.Linear, width, width, dtype=torch.float64),
         nn.Tanh(),
-        nn.utils.skip_init(nn.Linear, width, 10),
+        nn.utils.skip_init(nn.Linear, width, 10, dtype=torch.float64),
     )
     with torch.no_grad():
         for weight in net.parameters():

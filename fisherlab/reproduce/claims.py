@@ -21,6 +21,9 @@ REPRODUCED: Final = "reproduced"
 ORDERING: Final = "ordering only"
 NOT: Final = "not"
 UNMEASURED: Final = "not measured"
+PUBLISHED: Final = "published"
+PICTURE: Final = "bound for what a picture shows"
+CONTROL: Final = "control of ours"
 
 
 @final
@@ -60,7 +63,7 @@ class Claim:
     statement
         What is claimed, in words.
     published
-        Numbers, or a `Bound`, by label.
+        Numbers, or a `Bound`, by label: what the measured ones are held against.
     measure
         From the result of one seed to numbers by the same labels; NaN, or no label, where
         the run does not hold the number.
@@ -71,6 +74,8 @@ class Claim:
     order
         Labels from the smallest to the largest as published. If the numbers miss their
         tolerance and this order holds, the verdict is "ordering only".
+    basis
+        `PUBLISHED`, or what the numbers are instead: `PICTURE`, `CONTROL`.
     reason
         Says from the result why the claim does not hold, where that was found out.
 
@@ -89,6 +94,7 @@ class Claim:
     how: str = ""
     tolerance: float = 0.2
     order: Sequence[str] = ()
+    basis: str = PUBLISHED
     reason: Callable[[xr.Dataset], str] | None = None
 
     def holds(self, label: str, value: float) -> bool:

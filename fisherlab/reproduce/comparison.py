@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from fisherlab.report.text import number
-from fisherlab.reproduce.claims import Bound, Judged
+from fisherlab.reproduce.claims import PUBLISHED, Bound, Judged
 from fisherlab.reproduce.experiment import Experiment
 from fisherlab.reproduce.rows import Row
 
@@ -131,6 +131,8 @@ def _line(row: Row, one: Judged) -> str:
         f"{label} {told if isinstance(told, Bound) else number(told)}"
         for label, told in claim.published.items()
     )
+    if claim.basis != PUBLISHED:
+        published = f"none; {claim.basis}: {published}"
     measured = ", ".join(f"{k} {_spread(values)}" for k, values in one.measured.items())
     order = f" Order: {' < '.join(claim.order)}." if claim.order else ""
     statement = f"{claim.statement} *{claim.how}*" if claim.how else claim.statement

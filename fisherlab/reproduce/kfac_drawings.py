@@ -52,12 +52,12 @@ def draw_inverse(result: xr.Dataset) -> Drawing:
                 markers=True,
                 errorbar=("pi", 100),
                 ax=ax,
-                legend=apart == 1,
+                legend=apart == 3,
             )
             ax.set(xscale="log", ylim=(0, None), xlabel="damping λ (factored: γ²)")
             ax.set_title(f"inverse, layers {apart} apart")
             ax.set_ylabel("mean |entry| / that within a layer")
-        grid[1, 1].legend(title=None)
+        sns.move_legend(grid[1, 2], "center left", bbox_to_anchor=(1.02, 0.5), title=None)
     return figure
 
 

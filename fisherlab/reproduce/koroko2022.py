@@ -15,7 +15,7 @@ from typing import Final
 import xarray as xr
 
 from fisherlab.report.text import number
-from fisherlab.reproduce.claims import Bound, Claim
+from fisherlab.reproduce.claims import PICTURE, Bound, Claim
 from fisherlab.reproduce.martens2015 import short_run
 from fisherlab.reproduce.rows import Row
 
@@ -58,8 +58,8 @@ def _always_below(metric: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
 
 
 def _scale(ds: xr.Dataset) -> str:
-    late = ds.isel(step=slice(-LAST, None)).mean("step", numeric_only=True)
-    one = late.sel(approximator="kfac")
+    names = ["trace_ratio", "scale_optimal_error"]
+    one = ds[names].isel(step=slice(-LAST, None)).mean("step").sel(approximator="kfac")
     step = int(ds["step"][-1])
     return (
         f"At step {step:,}. KFAC's trace is {number(float(one['trace_ratio']))} of F's; "
@@ -91,7 +91,7 @@ def _errors_row(
                 READ,
                 0.3,
                 ("deflation", "kpsvd", "kfac"),
-                _scale,
+                reason=_scale,
             ),
             Claim(
                 "Error 2 of the four methods.",
@@ -100,13 +100,14 @@ def _errors_row(
                 READ,
                 0.5,
                 ("deflation", "kpsvd", "kfac"),
-                _scale,
+                reason=_scale,
             ),
             Claim(
                 "KPSVD, DEFLATION and KFAC-CORRECTED are better than KFAC at every step.",
                 {f"{better} / {worse}": Bound(at_most=1 + 1e-9) for better, worse in BELOW},
                 _always_below("frobenius_error"),
                 "largest ratio of errors 1 over the moments",
+                basis=PICTURE,
             ),
         ),
     )
@@ -129,7 +130,7 @@ def _training_row(
             "last training loss, a mean over pixels; the stored arrays of the public code",
             0.1,
             order,
-            short_run,
+            reason=short_run,
         ),
     )
     return Row(

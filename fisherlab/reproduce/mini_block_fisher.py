@@ -259,7 +259,9 @@ def _masses(
 
 
 def _of_layer(statistics: LayerStatistics, seed: int) -> xr.Dataset:
-    """Return the shares of a block and of its damped inverses, and its rank.
+    """Return the shares of a block and of its damped inverses, and of its eigenvalues.
+
+    Of these, as shares of all, how many are not zero, and how many λ exceeds.
 
     The block is diagonalised once: (F + λI)⁻¹ = U (Λ + λ)⁻¹ Uᵀ.
     """
@@ -275,6 +277,7 @@ def _of_layer(statistics: LayerStatistics, seed: int) -> xr.Dataset:
 
     entries = [mass_inside(block, one)["entries"] for one in into.values()]
     coords = {"alpha": list(ALPHAS), "grouping": list(into), "of": kinds}
+    damped = [float((values < a * mean).double().mean()) for a in ALPHAS]
     rank = float((values > RANK * float(values[-1])).double().mean())
     return xr.Dataset(
         {
@@ -285,6 +288,7 @@ def _of_layer(statistics: LayerStatistics, seed: int) -> xr.Dataset:
             "block_share": (("grouping", "of"), np.array(shares(block))),
             "entries": (("grouping",), np.array(entries)),
             "rank_share": rank,
+            "damped_share": (("alpha",), damped),
             "mean_eigenvalue": mean,
         },
         coords,
