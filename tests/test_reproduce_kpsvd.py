@@ -162,7 +162,7 @@ def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many(
     monkeypatch.setattr(cg_fac, "WIDTHS", ((20, 40),))
     monkeypatch.setattr(cg_fac, "BATCHES", ((8, 64),))
     ds = cg_fac.costs(Setting(quick=True))
-    assert (ds.error.sel(tolerance=1e-6) < 1e-4).all()
+    assert (ds.error.sel(residual=1e-6) < 1e-4).all()
     m, d = ds.batch, ds.width + 1
     expected = m * (d + d - 1) / (2 * (d**2 + (d - 1) ** 2))
     xr.testing.assert_allclose(ds.memory_ratio, expected.transpose("width", "batch"))

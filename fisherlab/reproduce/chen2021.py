@@ -29,9 +29,7 @@ def _memory(ds: xr.Dataset) -> dict[str, float]:
 
 def _accurate(ds: xr.Dataset) -> dict[str, float]:
     worst = ds["error"].max(("width", "batch", "alpha"))
-    return {
-        f"tolerance {t:g}": float(worst.sel(tolerance=t)) for t in ds["tolerance"].values
-    }
+    return {f"tolerance {t:g}": float(worst.sel(residual=t)) for t in ds["residual"].values}
 
 
 def _where(ds: xr.Dataset) -> str:

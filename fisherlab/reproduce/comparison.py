@@ -113,7 +113,8 @@ def _table(
         else:
             said = _counted(outcome.judged.get(row.name, ())) or "drawn; no number claimed"
         command = f"`{row.experiment}`" if row.experiment else ""
-        lines.append(f"| {row.place} | {row.shows} | {command} | {_cell(said)} |")
+        cells = (row.place, row.shows, command, said)
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join([head, *lines])
 
 
