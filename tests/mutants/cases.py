@@ -338,6 +338,20 @@ STATISTICS = [
         "uses::kfac_is_its_definition_with_every_use_written_out",
     ),
     mutant(
+        "labels of a language model stay where they are",
+        "layers/hugging_face.py",
+        "labels = torch.cat([labels[:, 1:], last], 1)",
+        "labels = torch.cat([labels[:, :-1], last], 1)",
+        "hugging_face::the_loss_is_that_of_the_model",
+    ),
+    mutant(
+        "inner products of a tied table count its uses apart",
+        "samples/summed.py",
+        "return table.gram() + pair.gram() + crossed + crossed.T",
+        "return table.gram() + pair.gram()",
+        "uses::a_tied_table_forms_no_matrix_of_its_size",
+    ),
+    mutant(
         "a later use goes unnoticed",
         "statistics/collect.py",
         "if fits and name not in done.unseen and left.isdisjoint(block.parameters):",
