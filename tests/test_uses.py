@@ -16,6 +16,7 @@ from tests.explicit_uses import (
     Autoencoder,
     Bare,
     BiasOnce,
+    Conv1D,
     CrossAttention,
     GPT2Block,
     LateUnknownUse,
@@ -261,6 +262,23 @@ def test_a_tied_table_forms_no_matrix_of_its_size(turned: bool) -> None:
             if name == "squared_norm":
                 expected = expected.square().sum()
             assert_close(found, expected)
+
+
+def test_a_bias_of_folded_positions_of_which_one_counts_is_seen() -> None:
+    """Ones tell no examples apart; what enters the layer does."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Conv1D(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x)[:, -1]
+
+    model = randomised(Last())
+    stats = fl.collect(model, (rows(4, 5, 3), None), GAUSSIAN)
+    assert [layer.is_shared for layer in stats.values()] == [True, True]
+    assert_close(fl.ExactBlock()(stats["first.bias"]).to_dense(), torch.eye(2))
 
 
 def test_the_explicit_networks_are_those_of_torch() -> None:

@@ -127,6 +127,13 @@ class Use:
             return found
         return with_last_column(found, float(self.ones), self.form.groups)
 
+    def evidence(self) -> Tensor:
+        """Return rows (n, t, ...) that tell examples apart; of a bias the layer's input."""
+        reading = self.reading
+        if self.columns is None and reading.bias_outputs is None:
+            return reading.rows(reading.input.detach())
+        return self.features()
+
     def gradients(self, outputs: Tensor, rows: Span | None = None) -> Tensor:
         """Return gradients (v, n, ...) of the output as rows (v, n, t, d_out).
 

@@ -292,7 +292,7 @@ def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:
     Its features at the places of the first example are those of this example alone, and
     a column of one example reaches no place of the other.
     """
-    table, row = (c.use.features().flatten(0, 1) for c in (call, alone))
+    table, row = (c.use.evidence().flatten(0, 1) for c in (call, alone))
     nonzero = call.use.gradients(gradients).flatten(1, 2).ne(0).any(-1)
     if len(table) != 2 * len(row) or nonzero.shape[1] != len(table):
         return set()
