@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 import fisherlab as fl
-from tests.benchmarks import kronecker, metrics, reports, steps
+from tests.benchmarks import kronecker, metrics, real, reports, steps
 from tests.benchmarks.cases import CASES, NEEDS_MNIST, Case, mnist_available
 from tests.benchmarks.memory import of_case
 from tests.benchmarks.timing import interleaved
 
-TABLES = steps.TABLES | kronecker.TABLES | metrics.TABLES | reports.TABLES
+TABLES = steps.TABLES | kronecker.TABLES | metrics.TABLES | reports.TABLES | real.TABLES
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -111,7 +111,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown cases {unknown}; known: {', '.join(known)}")
     rows = []
-    default = [name for name in known if name not in reports.TABLES]  # an hour by itself
+    default = [name for name in known if name not in reports.TABLES | real.TABLES]  # hours
     for name in arguments.cases or default:
         if name in TABLES:
             rows.append(TABLES[name](arguments.rounds))
