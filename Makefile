@@ -39,7 +39,7 @@ report: $(INSTALLED)  ## train, analyse and write a report into reports/
 	$(BIN)/fisherlab report $(ARGS)
 
 # Stored results are taken as they are: remove reproduced/all to begin anew.
-reproduce-quick: $(INSTALLED)  ## judge the papers' claims in half an hour
+reproduce-quick: $(INSTALLED)  ## judge the papers' claims at quick size
 	OMP_NUM_THREADS=$(JOBS) $(BIN)/fisherlab reproduce all --quick --out reproduced/all $(ARGS)
 	cp reproduced/all/REPRODUCTION.md docs/REPRODUCTION.md
 

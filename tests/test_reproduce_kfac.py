@@ -117,5 +117,5 @@ def test_figure_2_is_a_difference():
 def test_the_damping_of_factors_makes_the_inverse_near_a_chain():
     factored, tikhonov, exact, divergence = verdicts("kfac-tridiagonal-damping")
     assert divergence.verdict == "reproduced"
-    assert tikhonov.measured["largest"][0] > 2 * factored.measured["largest"][0]
+    assert tikhonov.measured["largest"][0] > 1.3 * factored.measured["largest"][0]
     assert exact.verdict == "not"

@@ -252,10 +252,10 @@ def draw(result: xr.Dataset) -> Drawing:
 
 
 _MINUTES: Final = {
-    "kpsvd-published-curves": (2.0, 90.0),
+    "kpsvd-published-curves": (7.0, 90.0),
     "kpsvd-published-mnist": (2.5, 780.0),
     "kpsvd-published-faces": (3.0, 3000.0),
-    "mbf-training-curves": (2.0, 90.0),
+    "mbf-training-curves": (2.5, 90.0),
     "mbf-training-mnist": (3.0, 900.0),
     "mbf-training-faces": (3.0, 2800.0),
     "kfac-training-curves": (1.5, 40.0),

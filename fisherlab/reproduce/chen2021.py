@@ -35,13 +35,14 @@ def _accurate(ds: xr.Dataset) -> dict[str, float]:
 def _where(ds: xr.Dataset) -> str:
     few, many = ds["batch"].values[[0, -1]]
     rows = [
-        f"{number(float(ds['time_ratio'].sel(batch=m).median()))} of the time at m = {m}"
+        f"{number(float(ds['time_ratio'].sel(batch=m).median()))} at m = {m}"
         for m in (few, many)
     ]
     return (
-        "It holds where examples are few beside the width: the median over widths, "
-        f"dampings and tolerances is {' and '.join(rows)}; memory is less below m ≈ d "
-        f"({percent(float((ds['memory_ratio'] <= HALF).mean()))} of the settings)."
+        "The median time over widths, dampings and tolerances, that of K-FAC being one: "
+        f"{' and '.join(rows)}; half the numbers are held in "
+        f"{percent(float((ds['memory_ratio'] <= HALF).mean()))} of the settings, where "
+        "examples are few beside the width."
     )
 
 

@@ -132,7 +132,7 @@ def judged(claim: Claim, results: Sequence[xr.Dataset]) -> Judged:
     means = {label: fmean(values) for label, values in measured.items()}
     verdict = _verdict(claim, means)
     reason = ""
-    if verdict in (ORDERING, NOT):
+    if verdict != REPRODUCED:
         told = claim.reason and claim.reason(results[0])
         reason = told or "The reason was not found."
     return Judged(claim, measured, verdict, reason)

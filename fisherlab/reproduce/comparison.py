@@ -67,6 +67,8 @@ def overview(
     <BLANKLINE>
     1 rows, 0 with a command; no claim was judged.
     <BLANKLINE>
+    A command that is "not run" has no result in the folder of this page.
+    <BLANKLINE>
     <BLANKLINE>
     """
     with_command = sum(row.experiment is not None for row in rows)
@@ -74,6 +76,7 @@ def overview(
         "# The papers, published beside measured",
         f"Written by {made_by}. Every verdict is computed from the numbers beside it.",
         f"{len(rows)} rows, {with_command} with a command; {_tally(outcomes)}.",
+        'A command that is "not run" has no result in the folder of this page.',
     ]
     for paper, title in PAPERS.items():
         own = [row for row in rows if row.paper == paper]

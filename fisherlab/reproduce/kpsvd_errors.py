@@ -242,7 +242,7 @@ EXPERIMENTS: Final = {
     one.name: one
     for one in (
         _along("kpsvd-errors", "CURVES surrogate", CURVES, (2.0, 8.0)),
-        _along("kpsvd-errors-mnist", "MNIST", MNIST, (4.0, 110.0)),
+        _along("kpsvd-errors-mnist", "MNIST", MNIST, (6.0, 110.0)),
         _along("kpsvd-errors-faces", "FACES surrogate", FACES, (6.0, 150.0)),
         Experiment(
             "kpsvd-controls",

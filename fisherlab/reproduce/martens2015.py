@@ -92,8 +92,8 @@ def _damping_decides(ds: xr.Dataset) -> str:
     rows = ds["inverse_error"].sel(structure="tridiagonal")
     parts = [f"{of}: {span(rows.sel(of=of).values)}" for of in rows["of"].values]
     return (
-        "The damping makes it: with √λ on each factor little is left between layers. "
-        f"Inverse errors of the chain over the dampings: {'; '.join(parts)}."
+        f"Inverse errors of the chain over the dampings: {'; '.join(parts)}. They are of "
+        "the damped matrix, whichever it is: F̃ shares the chain's form, F does not."
     )
 
 
@@ -133,9 +133,14 @@ def _against_sgd(ds: xr.Dataset) -> dict[str, float]:
 
 
 def short_run(ds: xr.Dataset) -> str:
-    """Say how short a run was beside the published one."""
+    """Say how short a run was beside the published one, and which optimisers failed."""
     share = float(ds.attrs["steps"]) / float(ds.attrs["published_steps"])
-    return f"The run is {percent(share)} of the published length."
+    parts = [f"The run is {percent(share)} of the published length."]
+    for name in ds["optimizer"].values:
+        status = str(ds["status"].sel(optimizer=name).values)
+        if status != "ok":
+            parts.append(f"`{name}` failed: {status}")
+    return " ".join(parts)
 
 
 def _training(place: str, data: str) -> Row:
