@@ -57,6 +57,23 @@ def overall(errors: NDArray[Any], norms: NDArray[Any] | None = None) -> float:
     return float(np.linalg.norm(errors * norms) / np.linalg.norm(norms))
 
 
+def total_share(own: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Return Σ own / Σ exact over the layers where both are known.
+
+    The one meaning of a cost as a share of the exact block's, in sentences, tables and
+    figures: total over total, no mean of shares.
+
+    Examples
+    --------
+    >>> total_share(np.array([1.0, 3.0, np.nan]), np.array([4.0, 4.0, 9.0]))
+    0.5
+    """
+    known = np.isfinite(own) & np.isfinite(exact) & (exact > 0)
+    if not known.any():
+        return float("nan")
+    return float(np.asarray(own)[known].sum() / np.asarray(exact)[known].sum())
+
+
 Needs = Literal["matrix", "gradient", "damping"]
 NEEDS: Final[dict[Needs, str]] = {
     "matrix": "the approximation and its errors",

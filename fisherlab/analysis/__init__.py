@@ -10,10 +10,10 @@ from fisherlab.analysis.intervals import uncertainty
 from fisherlab.analysis.inverses import inverse_blocks
 from fisherlab.analysis.merging import merge
 from fisherlab.analysis.pareto_front import front, pareto
-from fisherlab.analysis.purposes import verdict
 from fisherlab.analysis.spectrum import rank_curve, spectra
 from fisherlab.analysis.structures import structure
 from fisherlab.analysis.sweeps import sweep
+from fisherlab.analysis.verdicts import verdict
 from fisherlab.operators.dampings import RelativeDamping
 
 __all__ = [

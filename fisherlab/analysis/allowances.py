@@ -4,7 +4,7 @@ Counts, no clock: the same request is cut alike on every machine. Flops are mult
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import final
@@ -39,7 +39,8 @@ NUMBER = 8  # bytes
 
 ITERATED = (KPSVD, Deflation, KFACCorrected)
 # What is read first is computed first, at the same price.
-_WEIGHTS: dict[Needs, float] = {"matrix": 1, "gradient": 3, "damping": 10}
+_WORDS = {str(part): words for part, words in NEEDS.items()}
+_WEIGHTS: dict[str, float] = {"matrix": 1, "gradient": 3, "damping": 10}
 _UNITS = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -119,7 +120,7 @@ class Cut:
         Multiply-adds of what is kept.
     """
 
-    reasons: Mapping[tuple[str, str, Needs], str]
+    reasons: Mapping[tuple[str, str, str], str]
     flops: float
 
 
@@ -154,33 +155,36 @@ def cut(
     >>> [key for key in found.reasons]
     [('fc', 'kfac', 'matrix')]
     """
-    cells, shared = {}, {}
+    cells: dict[tuple[str, str, str], Work] = {}
+    common: dict[tuple[str, str], Work] = {}
     for layer, samples in layers.items():
         for part in parts:
             times = 1 if part == "matrix" else levels
-            shared[layer, part] = _scaled(_shared(samples, part), times)
+            common[layer, part] = _scaled(shared(samples, part), times)
             for name, method in methods.items():
-                own = _own(samples, method, part)
-                cells[layer, name, part] = _scaled(own, times)
-    return _chosen(cells, shared, len(methods), allowance)
+                each = own(samples, method, part)
+                cells[layer, name, part] = _scaled(each, times)
+    return chosen(cells, common, len(methods), allowance)
 
 
 def _scaled(work: Work, times: int) -> Work:
     return Work(times * work.flops, work.bytes)
 
 
-def _chosen(
-    cells: Mapping[tuple[str, str, Needs], Work],
-    shared: Mapping[tuple[str, Needs], Work],
+def chosen(
+    cells: Mapping[tuple[str, str, str], Work],
+    shared: Mapping[tuple[str, str], Work],
     methods: int,
     allowance: Allowance,
 ) -> Cut:
-    def price(key: tuple[str, str, Needs]) -> float:
+    """Take the cheapest cells first; `shared` is paid once by the methods of a layer."""
+
+    def price(key: tuple[str, str, str]) -> float:
         layer, _, part = key
         flops = cells[key].flops + shared[layer, part].flops / max(methods, 1)
-        return _WEIGHTS[part] * flops
+        return _WEIGHTS.get(part, 1) * flops
 
-    spent, paid, reasons = 0.0, set[tuple[str, Needs]](), {}
+    spent, paid, reasons = 0.0, set[tuple[str, str]](), {}
     for key in sorted(cells, key=price):
         layer, method, part = key
         common = Work(0) if (layer, part) in paid else shared[layer, part]
@@ -199,12 +203,12 @@ def _chosen(
     return Cut(reasons, spent)
 
 
-def _reason(part: Needs, work: Work, heavy: bool, late: bool) -> str:
+def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:
     need = [f"{work.flops:.1g} multiply-adds", f"about {_duration(work.flops / RATE)}"]
     need += [readable(work.bytes)] if heavy else []
     ask = ["--budget"] * heavy + ["--time"] * late
     return (
-        f"left out for size: {NEEDS[part]} ({', '.join(need)}); ask with "
+        f"left out for size: {_WORDS.get(part, part)} ({', '.join(need)}); ask with "
         f"{' and '.join(ask) or '--time'}"
     )
 
@@ -226,7 +230,7 @@ def _reading(s: Samples) -> float:
     return READ * s.nbytes / s.dtype.itemsize
 
 
-def _product(s: Samples) -> float:
+def product(s: Samples) -> float:
     """Count a product with the exact block, which reads the samples twice."""
     return _block(s).product_work + 2 * _reading(s)
 
@@ -256,8 +260,7 @@ def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:
     """
     closed = [method for method in methods if not isinstance(method, ITERATED)]
     return sum(
-        _norm(s) + sum(_own(s, method, "matrix").flops for method in closed)
-        for s in samples
+        _norm(s) + sum(own(s, method, "matrix").flops for method in closed) for s in samples
     )
 
 
@@ -269,7 +272,7 @@ def _inversion(s: Samples) -> tuple[Work, bool]:
     return Work(s.dense_flops() + p**3 / 3, 3 * NUMBER * p**2), False
 
 
-def _shared(s: Samples, part: Needs) -> Work:
+def shared(s: Samples, part: Needs) -> Work:
     """Return what all methods of a layer share: the exact norm, direction or inverse."""
     _, _, m, p = _sizes(s)
     if part == "matrix":
@@ -277,7 +280,7 @@ def _shared(s: Samples, part: Needs) -> Work:
     work, by_gram = _inversion(s)
     if part == "gradient":
         block = _block(s)
-        return Work(ROUNDS * _product(s)) if block.iterates else work
+        return Work(ROUNDS * product(s)) if block.iterates else work
     # The inverse itself, and by the Gram the samples in its coordinates.
     if by_gram:
         return work + Work(EIGEN * m**3 + m * m * p, 2 * NUMBER * m * p)
@@ -289,7 +292,7 @@ def _terms(method: Approximator) -> int:
     return rank + isinstance(method, KFACCorrected)
 
 
-def _own(s: Samples, method: Approximator, part: Needs) -> Work:
+def own(s: Samples, method: Approximator, part: Needs) -> Work:
     """Return what one method takes beside what is shared."""
     if isinstance(method, ExactBlock):
         return Work(0)
@@ -297,8 +300,8 @@ def _own(s: Samples, method: Approximator, part: Needs) -> Work:
         read = SWEEPS * _reading(s) + _factor_reading(s, method)
         return Work(_building(s, method) + _inner(s, method) + read, space(s, method))
     if part == "gradient":  # two quadratic forms of the exact block beside the solve
-        return _solve(s, method) + Work(2 * _product(s))
-    return _solve(s, method) + _against_inverse(s, method)
+        return solve(s, method) + Work(2 * product(s))
+    return solve(s, method) + against_inverse(s, method)
 
 
 def _building(s: Samples, method: Approximator) -> float:
@@ -340,7 +343,8 @@ def _inner(s: Samples, method: Approximator) -> float:
     return _terms(method) * m * p * (o + i)
 
 
-def _solve(s: Samples, method: Approximator) -> Work:
+def solve(s: Samples, method: Approximator) -> Work:
+    """Count one solve at one damping, with all that it takes beforehand."""
     o, i, _, p = _sizes(s)
     terms = _terms(method)
     if isinstance(method, Diagonal):
@@ -357,7 +361,7 @@ def _solve(s: Samples, method: Approximator) -> Work:
     return Work(EIGEN * (o**3 + i**3))
 
 
-def _against_inverse(s: Samples, method: Approximator) -> Work:
+def against_inverse(s: Samples, method: Approximator) -> Work:
     """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with the samples in its coordinates."""
     work = _inverse_inner(s, method)
     _, _, m, p = _sizes(s)
@@ -377,25 +381,3 @@ def _inverse_inner(s: Samples, method: Approximator) -> Work:
         return Work(p**3 + solves, 6 * NUMBER * p * p)
     dense = 0 if by_gram else 3 * NUMBER * p * p
     return Work(2 * columns * p * (o + i), dense)
-
-
-def told(reasons: Mapping[tuple[str, str, Needs], str]) -> Iterator[str]:
-    """Say in a line for each part how many cells of which methods are left out.
-
-    Examples
-    --------
-    >>> list(told({("fc", "kfac", "damping"): "left out for size"}))
-    ['damped inverses: kfac in 1 layer (fc)']
-    """
-    for part in NEEDS:
-        found: dict[str, list[str]] = {}
-        for layer, method, one in reasons:
-            if one == part:
-                found.setdefault(method, []).append(layer)
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for method, listed in found.items():
-            groups.setdefault(tuple(listed), []).append(method)
-        for layers, methods in groups.items():
-            some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
-            count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
-            yield f"{NEEDS[part]}: {', '.join(methods)} in {count} ({some})"

@@ -35,7 +35,7 @@ class Cells:
     arrays: dict[str, Any] = field(default_factory=dict)
     reasons: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     bounds: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    left_out: Mapping[tuple[str, str, Needs], str] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
 
     def begin(self, name: str, *rest: str | int) -> None:
         """Make an array of NaN, unless it is there."""

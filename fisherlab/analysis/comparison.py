@@ -137,11 +137,10 @@ def compare(
     if purpose is not None:
         _alone(metrics=metrics, damping=damping, gradient=gradient, reference=reference)
         several = purpose if isinstance(purpose, Sequence) else [purpose]
-        return judge(stats, approximators, several)
+        return judge(stats, approximators, several, _allowance(stats, budget, time))
     chosen, levels = by_name(approximators), dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
-    device = next((layer.samples.device for layer in stats.values()), "cpu")
-    limit = parse_budget(budget, device)
+    limit = parse_budget(budget, _device(stats))
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
     if time is not None:
@@ -203,6 +202,19 @@ def _of_model(
     limit = parse_budget(budget, data.device)
     gradient = asked["gradient"]
     return Request(data, chosen, measure, along, gradient, limit, levels.kind, asked)
+
+
+def _device(stats: Statistics) -> Any:
+    return next((layer.samples.device for layer in stats.values()), "cpu")
+
+
+def _allowance(
+    stats: Statistics, budget: Budget, time: float | str | None
+) -> Allowance | None:
+    """Return what purposes may take; None where nothing is limited."""
+    if budget is None and time is None:
+        return None
+    return Allowance.of(time, parse_budget(budget, _device(stats)))
 
 
 def _alone(**given: object) -> None:

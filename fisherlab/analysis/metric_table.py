@@ -325,7 +325,8 @@ def _fill_damped(
     place = cell.layer, cell.method
     inverts = not cells.leaves_out(*place, "damping")
     if cells.lacks("solve_flops", *place) and (inverts or best is not None):
-        cells.put("solve_flops", _solve_flops(damped, inverts), *place)
+        source = damped.pair.source
+        cells.put("solve_flops", solve_flops(source, damped.damping, inverts), *place)
     for entry in asked.metrics:
         if cell.told(entry.facts.name):
             cells.put(entry.facts.name, cell.known[entry.facts.name], *place, cell.level)
@@ -345,15 +346,14 @@ def _fill_damped(
             cells.blame_damping(*place, cell.level, error, entry.facts.name)
 
 
-def _solve_flops(damped: Damped, inverts: bool) -> float:
+def solve_flops(approx: Operator, damping: float, inverts: bool) -> float:
     """Return what one preconditioning costs, forming no large inverse only to count it."""
-    approx = damped.pair.source
     if not inverts and isinstance(approx, FactoredMiniBlocks):
         return approx.product_flops
     if not inverts and isinstance(approx, FactoredFisher):
         samples = approx.samples.columns * approx.samples.examples
         return min(approx.product_flops + samples**2, approx.shape[0] ** 2)
-    return approx.inverse(damped.damping).product_flops
+    return approx.inverse(damping).product_flops
 
 
 def require_inverses(metric: str, pair: Pair, limit: int) -> None:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
+from fisherlab.analysis.allowances import Allowance
 from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, reason
+from fisherlab.analysis.demands import left_out
+from fisherlab.analysis.metric_table import solve_flops
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.operators import Operator
+from fisherlab.operators.dampings import parsed
 from fisherlab.purposes import Answers, Measure, Purpose
-from fisherlab.statistics import Statistics
+from fisherlab.statistics import LayerStatistics, Statistics
 
 Key = tuple[str, str, str]  # layer, approximator, purpose
-TIED = 1e-6  # distances from the best that differ by less are called equal
 
 
 def judge(
     stats: Statistics,
     approximators: Chosen,
     purposes: Sequence[Purpose],
+    allowance: Allowance | None = None,
 ) -> xr.Dataset:
     """Hold every approximation against the exact block in what it is used for.
 
@@ -37,6 +42,9 @@ def judge(
     purposes
         What the matrix is used for: `fl.Step`, `fl.Laplace`, `fl.Influence`,
         `fl.Pruning`, `fl.EWC`, `fl.Sharpness`, `fl.Matrix`, or a value of one's own.
+    allowance
+        What all may take, and each cell by itself; the dearest cells that exceed it are
+        left out, and their status says so. Everything is computed by default.
 
     Returns
     -------
@@ -44,8 +52,10 @@ def judge(
         `value` over `layer`, `approximator` and `measure`, and `network` over
         `approximator` and `measure` for all layers together, block by block; the
         coordinate `purpose` of a measure says where it belongs, `best` what the exact
-        block itself has, `assured` what is known beforehand. NaN where a value is not to
-        be had, with the reason in `status` (`layer`, `approximator`, `purpose`).
+        block itself has, `assured` what is known beforehand; `setting` says at which λ a
+        purpose is judged. NaN where a value is not to be had, with the reason in `status`
+        (`layer`, `approximator`, `purpose`). `stored_numbers` and `solve_flops` are the
+        costs, `exact_solve_flops` that of the exact block.
 
     Raises
     ------
@@ -72,7 +82,8 @@ def judge(
             "more, each once, are expected."
         )
     methods = by_name(approximators)
-    answers, reasons = _answered(stats, methods, by_purpose)
+    skipped = {} if allowance is None else left_out(stats, methods, purposes, allowance)
+    answers, reasons, costs = _answered(stats, methods, by_purpose, skipped)
     labels = [(p, m) for p, one in by_purpose.items() for m in one.measures]
     rows = [*stats, None]
     values = np.full((len(rows), len(methods), len(labels)), np.nan)
@@ -87,7 +98,8 @@ def judge(
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
     _note_missing(values, list(stats), list(methods), labels, reasons)
-    return _labelled(stats, methods, labels, values, reasons)
+    found = _labelled(stats, methods, by_purpose, labels, values, reasons)
+    return found.assign(_costs(costs, list(stats), list(methods)))
 
 
 def _measured(
@@ -135,39 +147,99 @@ def _answered(
     stats: Statistics,
     methods: Mapping[str, Approximator],
     purposes: Mapping[str, Purpose],
-) -> tuple[dict[Key, Answers], dict[Key, str]]:
-    """Return the answers of every block and method ("" the exact), or why there is none."""
+    skipped: Mapping[Key, str],
+) -> tuple[dict[Key, Answers], dict[Key, str], dict[tuple[str, str], tuple[float, float]]]:
+    """Return answers of every block and method ("" the exact), why one lacks, and costs."""
     answers: dict[Key, Answers] = {}
-    reasons: dict[Key, str] = {}
+    reasons = dict(skipped)
+    costs: dict[tuple[str, str], tuple[float, float]] = {}
     for name, layer in stats.items():
         exact = ExactBlock()(layer).to(torch.float64)
-        pairs = {"": Pair(exact, exact)}
-        for method, approximator in methods.items():
+        asked = {
+            method: [p for p in purposes if (name, method, p) not in skipped]
+            for method in methods
+        }
+        pairs = {"": Pair(exact, exact)} if any(asked.values()) else {}
+        for method, wanted in asked.items():
             try:
-                pairs[method] = paired("compare", exact, approximator(layer), mixed=False)
+                if wanted:
+                    approx = methods[method](layer)
+                    pairs[method] = paired("compare", exact, approx, mixed=False)
             except REFUSALS as error:
-                reasons |= {(name, method, p): reason(error) for p in purposes}
+                reasons |= {(name, method, p): reason(error) for p in wanted}
         for p, purpose in purposes.items():
             for method, pair in pairs.items():
-                try:
-                    answers[name, method, p] = purpose.answers(layer, pair)
-                except REFUSALS as error:
-                    reasons[name, method, p] = reason(error)
-            if (name, "", p) in reasons:  # nothing to hold a method against
+                if (name, method, p) not in skipped:
+                    key = name, method, p
+                    _answer(answers, reasons, key, layer, pair, purpose)
+            if pairs and (name, "", p) not in answers:  # nothing to hold a method against
                 why = f"the exact block: {reasons[name, '', p]}"
                 reasons |= {(name, method, p): why for method in methods}
-    return answers, reasons
+        for method, pair in pairs.items():
+            costs[name, method] = _cost(pair.source, exact, purposes.values())
+    return answers, reasons, costs
+
+
+def _answer(
+    answers: dict[Key, Answers],
+    reasons: dict[Key, str],
+    key: Key,
+    layer: LayerStatistics,
+    pair: Pair,
+    purpose: Purpose,
+) -> None:
+    """Keep what one matrix answers, or the reason why a part or all of it lacks."""
+    try:
+        answers[key] = purpose.answers(layer, pair)
+    except REFUSALS as error:
+        reasons[key] = reason(error)
+    else:
+        if "why" in answers[key]:
+            reasons[key] = reason(answers[key]["why"])
+
+
+def _cost(
+    approx: Operator, exact: Operator, purposes: Iterable[Purpose]
+) -> tuple[float, float]:
+    """Return stored numbers, and the flops of a solve where a purpose asks for solves."""
+    given = next((d for p in purposes if (d := getattr(p, "damping", None))), None)
+    if given is None:
+        return approx.stored_numbers, np.nan
+    try:
+        damped = parsed(given, exact).value
+        return approx.stored_numbers, solve_flops(approx, damped, inverts=True)
+    except REFUSALS:
+        return approx.stored_numbers, np.nan
+
+
+def _costs(
+    costs: Mapping[tuple[str, str], tuple[float, float]],
+    layers: Sequence[str],
+    methods: Sequence[str],
+) -> dict[str, Any]:
+    unknown = np.nan, np.nan
+    table = np.array(
+        [[costs.get((name, m), unknown) for m in ("", *methods)] for name in layers]
+    )
+    cell = "layer", "approximator"
+    return {
+        "stored_numbers": (cell, table[:, 1:, 0]),
+        "solve_flops": (cell, table[:, 1:, 1]),
+        "exact_solve_flops": ("layer", table[:, 0, 1]),
+    }
 
 
 def _labelled(
     stats: Statistics,
     methods: Mapping[str, Approximator],
+    by_purpose: Mapping[str, Purpose],
     labels: Sequence[tuple[str, Measure]],
     values: Any,
     reasons: Mapping[Key, str],
 ) -> xr.Dataset:
     """Return everything with its coordinates."""
-    purposes = list(dict.fromkeys(p for p, _ in labels))
+    purposes = list(by_purpose)
+    settings = [str(getattr(one, "setting", "")) for one in by_purpose.values()]
     status = [
         [[reasons.get((name, m, p), "ok") for p in purposes] for m in methods]
         for name in stats
@@ -184,6 +256,7 @@ def _labelled(
         "approximator": list(methods),
         "measure": [f"{p}.{one.name}" for p, one in labels],
         "purpose": purposes,
+        "setting": ("purpose", settings),
         **{name: ("measure", told) for name, told in facts.items()},
     }
     variables = {
@@ -196,86 +269,3 @@ def _labelled(
     }
     made = attributes(stats, methods, analysis="purposes", purposes=json.dumps(purposes))
     return xr.Dataset(variables, coords, made)
-
-
-def verdict(found: xr.Dataset) -> list[str]:
-    """Say for every purpose which approximation serves it best, and which not at all.
-
-    Ranked by the first measure of a purpose for all layers together, by how far it is
-    from what the exact block has. Approximations without a number in some layer are not
-    ranked: the sentence names the layers and the share of the parameters in them.
-
-    Parameters
-    ----------
-    found
-        What `compare` returned with `purpose=`.
-
-    Returns
-    -------
-    list of str
-        One sentence or more a purpose.
-
-    Raises
-    ------
-    ValueError
-        If the table holds no purposes.
-
-    Examples
-    --------
-    >>> import torch, fisherlab as fl
-    >>> data = (torch.rand(20, 3).double(), None)
-    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
-    >>> found = fl.compare(stats, ["kfac", "diagonal"], purpose=fl.Matrix())
-    >>> verdict(found)[0].split(",")[0]
-    'matrix: kfac is the closest to the exact block'
-    """
-    if "of_purpose" not in found.coords:
-        raise ValueError(
-            "verdict: the table holds no purposes; compare(..., purpose=[...]) makes one."
-        )
-    return [_verdict(found, str(purpose)) for purpose in found["purpose"].values]
-
-
-def _verdict(found: xr.Dataset, purpose: str) -> str:
-    mine = found.isel(measure=(found["of_purpose"] == purpose).values)
-    first = mine.isel(measure=0)
-    methods = [m for m in first["approximator"].values.tolist() if not _exact(first, m)]
-    numbers = {m: float(first["network"].sel(approximator=m)) for m in methods}
-    best, title = float(first["best"]), str(first["title"].item())
-    usable = [m for m in methods if np.isfinite(numbers[m])]
-    usable.sort(key=lambda m: abs(numbers[m] - best))
-    said = [_ranked(usable, numbers, best, title)]
-    said += [_unusable(found, purpose, m) for m in methods if m not in usable]
-    return f"{purpose}: " + "; ".join(said) + "."
-
-
-def _exact(first: xr.Dataset, method: str) -> bool:
-    made = json.loads(first.attrs["approximators"])
-    return str(made[method]).startswith("ExactBlock")
-
-
-def _ranked(
-    usable: Sequence[str], numbers: Mapping[str, float], best: float, title: str
-) -> str:
-    """Say who is closest to the best, and who is next."""
-    if not usable:
-        return "no approximation has a number in every layer"
-    gaps = {m: abs(numbers[m] - best) for m in usable}
-    tied = [m for m in usable if gaps[m] <= gaps[usable[0]] + TIED]
-    who = " and ".join(tied)
-    verb = "are" if len(tied) > 1 else "is"
-    said = f"{who} {verb} the closest to the exact block, {title} {numbers[tied[0]]:.3g}"
-    rest = usable[len(tied) :]
-    return f"{said}, then {rest[0]} with {numbers[rest[0]]:.3g}" if rest else said
-
-
-def _unusable(found: xr.Dataset, purpose: str, method: str) -> str:
-    """Say where a method has no number, why, and how much of the network that is."""
-    status = found["status"].sel(approximator=method, purpose=purpose)
-    failed = status["layer"].values[(status != "ok").values].tolist()
-    sizes = found["d_out"] * found["d_in"]
-    share = float(sizes.sel(layer=failed).sum() / sizes.sum())
-    where = ", ".join(map(str, failed[:3])) + (", …" if len(failed) > 3 else "")
-    why = str(status.sel(layer=failed[0]).item()) if failed else "no number for the network"
-    why = why.removesuffix(".")
-    return f"{method} has none in {where} ({share:.0%} of the parameters): {why}"

@@ -181,7 +181,7 @@ def add_listings(commands: Any) -> None:
 
 def _problems(arguments: argparse.Namespace, command: str) -> None:
     from fisherlab import problems
-    from fisherlab.report.text import aligned
+    from fisherlab.analysis.wording import aligned
 
     if arguments.download is not None:
         paths = problems.download(arguments.download, arguments.data_dir)
@@ -209,7 +209,7 @@ def _files(known: Description, data_dir: Path | None) -> str:
 
 def _approximators(arguments: argparse.Namespace, command: str) -> None:
     import fisherlab as fl
-    from fisherlab.report.text import aligned
+    from fisherlab.analysis.wording import aligned
 
     rows = [("name", "what it is", "in Python")]
     for name, value in fl.approximators().items():

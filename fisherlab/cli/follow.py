@@ -227,7 +227,7 @@ def table(results: Any) -> str:
     0      2.5
     9     1.25
     """
-    from fisherlab.report.text import aligned
+    from fisherlab.analysis.wording import aligned
 
     names = [str(n) for n, v in results.data_vars.items() if v.dims == ("step",)]
     rows = [

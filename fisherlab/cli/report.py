@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import add_command, many
-from fisherlab.report.config import ReportConfig
+from fisherlab.report.config import PURPOSES, ReportConfig
 
 
 def add(commands: Any) -> None:
@@ -71,6 +71,7 @@ METAVARS: Final = {
     "model": "MODULE:FUNCTION",
     "data": "FILE|MODULE:FUNCTION",
     "approximators": "NAME",
+    "purpose": "PURPOSE",
     "damping": "LAMBDA",
     "alpha": "ALPHA",
     "factored": "LAMBDA",
@@ -90,6 +91,8 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
         "fisher": "labels from the model's own distribution, sampled from it, or from the "
         "data; auto is exact where it fits, else sampled",
         "samples": "sampled labels per example (monte-carlo)",
+        "purpose": f"what they are judged for: {', '.join(PURPOSES)}",
+        "prior": "prior precision of the Laplace posterior",
         "damping": "dampings λ, beside the matrix",
         "alpha": "dampings relative to each block's mean eigenvalue (2 if no damping is "
         "given)",
@@ -173,7 +176,9 @@ def add_sweep(commands: Any) -> None:
         "step of every approximation against the exact ones over decades of damping."
     )
     sweep = add_command(commands, "sweep", _sweep, text)
-    add_options(sweep, without=("checkpoints", "layers", "budget"), alpha=ALPHAS)
+    add_options(
+        sweep, without=("checkpoints", "layers", "budget", "purpose", "prior"), alpha=ALPHAS
+    )
 
 
 def _sweep(arguments: argparse.Namespace, command: str) -> None:

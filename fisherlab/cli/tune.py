@@ -109,7 +109,7 @@ def _grids(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 def _table(tuned: Any) -> str:
     """Return the best setting of every optimiser as text."""
-    from fisherlab.report.text import aligned
+    from fisherlab.analysis.wording import aligned
 
     names = [n for n in ("lr", "damping") if n in tuned.coords]
     rows = [["optimizer", *names, str(tuned.attrs["objective"])]]

@@ -16,16 +16,12 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from fisherlab.errors import (
-    BudgetError,
-    DataError,
-    IndefiniteError,
-    NumericalError,
-)
+from fisherlab.errors import BudgetError, DataError, IndefiniteError, NumericalError
 from fisherlab.metrics.pairs import Pair
 from fisherlab.statistics import LayerStatistics
 
-Answers = Mapping[str, Tensor]
+# Tensors by name; under "why" the error that kept one of them from being had.
+Answers = Mapping[str, Any]
 CHUNK = 64  # weights that are solved for at once
 
 
@@ -55,6 +51,29 @@ class Measure:
     assured: str = ""
 
 
+@final
+@dataclass(frozen=True)
+class Demand:
+    """What a purpose asks of every matrix, for what it costs to be counted beforehand.
+
+    Parameters
+    ----------
+    dampings
+        λ at which one weight is solved for.
+    weights
+        Further weights that are solved for.
+    products
+        With the exact block.
+    traces
+        Whether the inverse is held against the exact block as a whole.
+    """
+
+    dampings: int = 1
+    weights: int = 0
+    products: int = 1
+    traces: bool = False
+
+
 @runtime_checkable
 class Purpose(Protocol):
     """A use of the Fisher matrix.
@@ -65,6 +84,12 @@ class Purpose(Protocol):
         One word, the label in a table.
     measures
         What `measure` returns.
+
+    Notes
+    -----
+    Two more are read where a purpose has them: `setting`, in words at which λ and the
+    like it is judged, and `demand(layer)`, what it costs; without it, one solve, one
+    product and the traces of inverses are counted.
     """
 
     @property
@@ -95,7 +120,7 @@ def summed(blocks: Sequence[Answers], *lists: str) -> Answers:
     {'trace': [2.0], 'step': [1.0, 1.0, 1.0, 1.0]}
     """
     joined: dict[str, Tensor] = {}
-    for name in blocks[0]:
+    for name in blocks[0].keys() - {"why"}:
         parts = [block[name] for block in blocks]
         joined[name] = torch.cat(parts) if name in lists else torch.stack(parts).sum(0)
     return joined
@@ -136,8 +161,8 @@ def weights_of(
         ) from error
 
 
-def number(ask: Callable[[], float]) -> Tensor:
-    """Return a number as an answer; NaN where this form and size have none.
+def numbers(**asks: Callable[[], float]) -> dict[str, Any]:
+    """Return numbers as answers; NaN, and why, where this form and size have none.
 
     Raises
     ------
@@ -146,16 +171,20 @@ def number(ask: Callable[[], float]) -> Tensor:
 
     Examples
     --------
-    >>> number(lambda: 2.0)
-    tensor(2., dtype=torch.float64)
+    >>> numbers(two=lambda: 2.0)
+    {'two': tensor(2., dtype=torch.float64)}
     """
-    try:
-        value = float(ask())
-    except IndefiniteError:
-        raise
-    except (ValueError, NumericalError, BudgetError):
+    found: dict[str, Any] = {}
+    for name, ask in asks.items():
         value = math.nan
-    return torch.tensor(value, dtype=torch.float64)
+        try:
+            value = float(ask())
+        except IndefiniteError:
+            raise
+        except (ValueError, NumericalError, BudgetError) as error:
+            found.setdefault("why", error)
+        found[name] = torch.tensor(value, dtype=torch.float64)
+    return found
 
 
 def spearman(first: Tensor, second: Tensor) -> float:

@@ -16,6 +16,7 @@ from fisherlab.numerics.memory import chunks
 from fisherlab.purposes.base import (
     CHUNK,
     Answers,
+    Demand,
     Measure,
     of_block,
     overlap,
@@ -99,6 +100,17 @@ class Influence:
             for part in chunks(examples.examples, CHUNK)
         ]
         return {"influence": torch.cat(rows), "own": torch.cat(own)}
+
+    @property
+    def setting(self) -> str:
+        """λ and the queries in words."""
+        count = next(iter(self.queries.values())).count if self.queries else 0
+        return f"λ = {self.damping:.3g}, {count:,} queries"
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count a solve a query and a training example."""
+        both = (of.get(layer.name) for of in (self.queries, self.examples))
+        return Demand(weights=sum(one.samples.examples for one in both if one is not None))
 
     def _samples(self, given: Statistics, what: str, layer: LayerStatistics) -> Samples:
         return of_block("Influence", what, given, layer.name).samples.to(torch.float64)

@@ -15,7 +15,15 @@ from fisherlab.likelihoods import Gaussian
 from fisherlab.metrics.divergences import backward, forward
 from fisherlab.metrics.pairs import Pair
 from fisherlab.numerics.memory import chunks
-from fisherlab.purposes.base import CHUNK, Answers, Measure, number, of_block, summed
+from fisherlab.purposes.base import (
+    CHUNK,
+    Answers,
+    Demand,
+    Measure,
+    numbers,
+    of_block,
+    summed,
+)
 from fisherlab.showing import shown
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
 
@@ -114,6 +122,22 @@ class Laplace:
         return self.prior_precision / self.data_size
 
     @property
+    def setting(self) -> str:
+        """Prior and λ in words."""
+        return (
+            f"prior precision {self.prior_precision:g} over {self.data_size:,} examples, "
+            f"λ = {self.damping:.3g}"
+        )
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count the traces of divergences, and a solve a held-out output."""
+        weights = 0
+        if self.held_out is not None and layer.name in self.held_out.jacobians:
+            samples = self.held_out.jacobians[layer.name].samples
+            weights = samples.columns * samples.examples
+        return Demand(weights=weights, traces=True)
+
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """Divergences and evidence; more with held-out data and labels."""
         found = [
@@ -141,11 +165,11 @@ class Laplace:
         """Return the divergences from the exact posterior, log det and variances."""
         damped = pair.damped(self.damping)
         # Covariances are inverses: the divergence of posteriors is that of P and Q turned.
-        found = {
-            "kl": number(lambda: backward(damped)),
-            "reverse_kl": number(lambda: forward(damped)),
-            "logdet": number(lambda: damped.logdets[1]),
-        }
+        found = numbers(
+            kl=lambda: backward(damped),
+            reverse_kl=lambda: forward(damped),
+            logdet=lambda: damped.logdets[1],
+        )
         if self.held_out is not None:
             found["variances"] = self._variances(layer, pair)
         return found

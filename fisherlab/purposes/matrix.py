@@ -10,13 +10,11 @@ import torch
 
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.spectra import spectrum_error
-from fisherlab.purposes.base import Answers, Measure, number, summed
+from fisherlab.purposes.base import Answers, Demand, Measure, numbers, summed
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
-BY_DEFINITION = (
-    "of all sums of k Kronecker products KPSVD of rank k has the least, by definition"
-)
+BY_DEFINITION = "KPSVD of rank k is the closest of all sums of k Kronecker products"
 
 
 @shown
@@ -47,13 +45,17 @@ class Matrix:
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return squares of sizes and errors, and the inner product."""
         size = pair.exact_norm**2
-        return {
-            "size": number(lambda: size),
-            "own": number(lambda: pair.approx_norm**2),
-            "inner": number(lambda: pair.inner),
-            "rest": number(lambda: pair.distance() ** 2 * size),
-            "spectrum": number(lambda: spectrum_error.of(pair) ** 2 * size),
-        }
+        return numbers(
+            size=lambda: size,
+            own=lambda: pair.approx_norm**2,
+            inner=lambda: pair.inner,
+            rest=lambda: pair.distance() ** 2 * size,
+            spectrum=lambda: spectrum_error.of(pair) ** 2 * size,
+        )
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count products with the exact block; eigenvalues refuse what is too large."""
+        return Demand(dampings=0)
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Add everything."""
@@ -94,11 +96,12 @@ class Sharpness:
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return the largest eigenvalue, the trace and the squared norm."""
         top = pair.approx.top_eigenvalues(1)[:1].to(torch.float64)
-        return {
-            "top": top,
-            "trace": number(pair.approx.trace),
-            "size": number(lambda: pair.approx_norm**2),
-        }
+        rest = numbers(trace=pair.approx.trace, size=lambda: pair.approx_norm**2)
+        return {"top": top, **rest}
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count the products of a Krylov space."""
+        return Demand(dampings=0, products=40)
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Take the largest of the eigenvalues and add the rest."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, final
 
 import torch
 from torch import Tensor
 
-from fisherlab.errors import FisherlabError
-from fisherlab.metrics.pairs import Pair
-from fisherlab.operators.dampings import Factored
-from fisherlab.purposes.base import Answers, Measure, of_block, summed
+from fisherlab.errors import FisherlabError, IndefiniteError
+from fisherlab.metrics.pairs import Damped, Pair
+from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, parsed
+from fisherlab.operators.stacked import has_factors
+from fisherlab.purposes.base import Answers, Demand, Measure, of_block, summed
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
@@ -36,11 +37,15 @@ class Step:
     gradient
         v by block, from `fl.mean_gradient`.
     damping
-        λ.
+        λ; `RelativeDamping(α)` is λ = α·tr F/p of every block. With `Factored(λ)` methods
+        with Kronecker factors are damped by `Factored(μ)`, and F and the others beside
+        the matrix.
     grid
         μ/λ that are tried.
-    factored
-        Damp methods with Kronecker factors by `fl.Factored(μ)`.
+
+    Notes
+    -----
+    A method that is indefinite at λ is judged at those μ where it is not.
 
     References
     ----------
@@ -57,9 +62,8 @@ class Step:
     """
 
     gradient: Mapping[str, Any] = field(repr=False)
-    damping: float = 1e-2
+    damping: Damping = 1e-2
     grid: Sequence[float] = GRID
-    factored: bool = False
 
     name: ClassVar[str] = "step"
     measures: ClassVar[tuple[Measure, ...]] = (
@@ -84,39 +88,66 @@ class Step:
 
     def __post_init__(self) -> None:
         """Refuse dampings that are none."""
-        if not self.damping > 0 or not all(mu > 0 for mu in self.grid):
+        relative = isinstance(self.damping, RelativeDamping)
+        value = 1.0 if relative else parsed(self.damping, None).value
+        if not value > 0 or not all(mu > 0 for mu in self.grid):
             raise ValueError(
                 f"Step: damping={self.damping!r} with grid {list(self.grid)!r} was given; "
                 "positive numbers are expected."
             )
+
+    @property
+    def setting(self) -> str:
+        """The common λ in words."""
+        if isinstance(self.damping, RelativeDamping):
+            return f"α = {self.damping.single():g}, λ of α mean eigenvalues of each block"
+        name = "factored λ" if isinstance(self.damping, Factored) else "λ"
+        return f"{name} = {parsed(self.damping, None).value:.3g}"
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count a solve and a product at λ and at every μ."""
+        return Demand(dampings=1 + len(self.grid), products=1 + len(self.grid))
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return direction, slopes vᵀΔ and curvatures ΔᵀPΔ, at λ and then on the grid."""
         given = of_block("Step", "gradient", self.gradient, layer.name)
         v = given.gradient if isinstance(given, MeanGradient) else given
         v = v.to(torch.float64)
-        damped = pair.damped(self.damping)
-        common = self._solved(pair, v, self.damping)
-        slopes, curvatures = [_dot(v, common)], [damped.form(common)]
-        for ratio in self.grid if not pair.same else ():
-            try:
-                taken = self._solved(pair, v, ratio * self.damping)
-            except FisherlabError:
-                slopes.append(float("nan"))
-                curvatures.append(float("nan"))
-                continue
-            slopes.append(_dot(v, taken))
-            curvatures.append(damped.form(taken))
-        return {
-            "direction": common.flatten(),
-            "slopes": torch.tensor(slopes, dtype=torch.float64),
-            "curvatures": torch.tensor(curvatures, dtype=torch.float64),
-        }
+        common = parsed(self.damping, pair.exact).value
+        damped = pair.damped(common)
+        found: dict[str, Any] = {"direction": torch.full_like(v, torch.nan).flatten()}
+        try:
+            taken = self._solved(pair, v, common)
+        except IndefiniteError as error:
+            found["why"] = error
+            first = (float("nan"), float("nan"))
+        else:
+            found["direction"] = taken.flatten()
+            first = _reached(damped, v, taken)
+        ratios = () if pair.same else self.grid
+        rest = [self._tried(damped, pair, v, ratio * common) for ratio in ratios]
+        reached = torch.tensor([first, *rest], dtype=torch.float64)
+        if "why" in found and reached.isnan().all():
+            raise found["why"]
+        return {**found, "slopes": reached[:, 0], "curvatures": reached[:, 1]}
+
+    def _tried(
+        self, damped: Damped, pair: Pair, v: Tensor, mu: float
+    ) -> tuple[float, float]:
+        """Return slope and curvature at a μ; NaN where the method has no step."""
+        try:
+            return _reached(damped, v, self._solved(pair, v, mu))
+        except FisherlabError:
+            return float("nan"), float("nan")
 
     def _solved(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
-        if not self.factored or pair.same:
-            return pair.approx.solve(v, mu)
-        return pair.damped(Factored(mu)).pair.approx.solve(v, 0.0)
+        if (
+            isinstance(self.damping, Factored)
+            and not pair.same
+            and has_factors(pair.source)
+        ):
+            return pair.source.solve(v, replace(self.damping, value=mu))
+        return pair.approx.solve(v, mu)
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Put directions one after the other and add the rest."""
@@ -139,6 +170,10 @@ class Step:
             "direction_cosine": float(mine @ other / (mine.norm() * other.norm())),
             "best_damping": ratios[best],
         }
+
+
+def _reached(damped: Damped, v: Tensor, taken: Tensor) -> tuple[float, float]:
+    return _dot(v, taken), damped.form(taken)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

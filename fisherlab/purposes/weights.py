@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.metrics.pairs import Pair
 from fisherlab.purposes.base import (
     Answers,
+    Demand,
     Measure,
     spearman,
     summed,
@@ -96,6 +97,15 @@ class Pruning:
             }
         return found
 
+    @property
+    def setting(self) -> str:
+        """Share and λ in words."""
+        return f"{self.share:.0%} of the weights, λ = {self.damping:.3g}"
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count the diagonal of the inverse, and two products."""
+        return Demand(products=2, traces=True)
+
     def _count(self, saliency: Tensor) -> int:
         return max(1, round(self.share * saliency.numel()))
 
@@ -174,6 +184,10 @@ class EWC:
         drifts = torch.cat([given, noise * length[:, None, None]])
         penalties = [pair.approx.quadratic_form(part) / 2 for part in drifts.split(16)]
         return {"penalties": torch.cat(penalties)}
+
+    def demand(self, layer: LayerStatistics) -> Demand:
+        """Count a product a drift."""
+        return Demand(dampings=0, products=len(self.others) + self.random)
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Add the penalties of the blocks."""

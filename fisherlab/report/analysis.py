@@ -13,10 +13,12 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.analysis.intervals import with_noise
+from fisherlab.analysis.verdicts import beside
 from fisherlab.errors import FisherlabError
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
+from fisherlab.report.judging import HELD_OUT, Asked, judged
 from fisherlab.report.record import Phases
 from fisherlab.report.sizes import Size
 from fisherlab.statistics import Statistics
@@ -52,9 +54,9 @@ def count_phases(config: ReportConfig) -> int:
     Examples
     --------
     >>> count_phases(ReportConfig(checkpoints=(0, 10)))
-    9
+    10
     """
-    return 4 * len(config.analysed_steps) + 1
+    return 4 * len(config.analysed_steps) + 1 + bool(config.purpose)
 
 
 def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -> Analysis:
@@ -86,11 +88,15 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     """
     rows: list[xr.Dataset] = []
     stats: Statistics | None = None
+    found: xr.Dataset | None = None
     ended: KeyboardInterrupt | FisherlabError | None = None
     try:
         for step, model in checkpoints(problem, config, phase):
-            stats, row = _moment(problem, model, step, config, size, phase)
+            stats, gradient, row = _moment(problem, model, step, config, size, phase)
             rows.append(row)
+        if config.purpose:
+            with phase("purposes"), fl.frozen(model):
+                found = _judged(problem, model, stats, gradient, config, size)
     except (KeyboardInterrupt, FisherlabError) as stop:
         if stats is None:
             raise
@@ -99,6 +105,7 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     with phase("inverse blocks"):
         inverses = _inverses(stats, config, size)
     results = _joined(rows).assign_attrs(attributes_of(problem, config))
+    results = results if found is None else beside(results, found)
     results.attrs["subset"] += f"; losses over at most {size.losses:,}"
     why = [] if ended is None else [f"later steps: {str(ended) or 'interrupted'}"]
     results.attrs["left_out"] = "; ".join([*size.told, *why])
@@ -149,8 +156,8 @@ def _moment(
     config: ReportConfig,
     size: Size,
     phase: Phases,
-) -> tuple[Statistics, xr.Dataset]:
-    """Return the statistics of one step and its row of the results."""
+) -> tuple[Statistics, Any, xr.Dataset]:
+    """Return statistics and gradient of one step, and its row of the results."""
     stats, gradient = collected(problem, model, step, config, size, phase)
     with phase("compare", f"at step {step}"):
         row = fl.compare(
@@ -168,7 +175,32 @@ def _moment(
     }
     with phase("losses", f"at step {step}"), fl.frozen(model):
         found = measured(model, problem.likelihood, sets)
-    return stats, row.assign(found).assign_coords(step=step)
+    return stats, gradient, row.assign(found).assign_coords(step=step)
+
+
+def _judged(
+    problem: Problem,
+    model: nn.Module,
+    stats: Statistics,
+    gradient: Any,
+    config: ReportConfig,
+    size: Size,
+) -> xr.Dataset:
+    """Judge the last moment by the purposes that were asked for."""
+    tests = len(problem.test[0])
+    asked = Asked(
+        stats,
+        gradient,
+        model,
+        problem.likelihood,
+        drawn(problem.train, size.examples, config.seed),
+        drawn(problem.test, min(tests, HELD_OUT), config.seed) if tests else None,
+        config.dampings[0],
+        config.prior,
+        len(problem.train[0]),
+    )
+    names = config.purpose
+    return judged(names, asked, config.approximators, size.budget, size.judging)
 
 
 def collected(

@@ -17,6 +17,9 @@ DEFAULT_APPROXIMATORS: Final = (
     "diagonal",
 )
 
+PURPOSES: Final = ("step", "laplace", "influence", "pruning", "sharpness", "matrix")
+DEFAULT_PURPOSES: Final = ("step", "laplace")
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -47,6 +50,11 @@ class ReportConfig:
         and the budget, and else sampled.
     samples
         Labels drawn per example (`monte-carlo` only).
+    purpose
+        What the matrices are judged for at the last step: step, laplace, influence,
+        pruning, sharpness, matrix. Errors of the matrix are part of every report.
+    prior
+        Prior precision of the Laplace posterior.
     damping, alpha, factored
         Dampings: λ beside the matrix, α relative to the mean eigenvalue tr F / p of each
         block, λ on the factors of Kronecker products; α = 2 if none is given. The first
@@ -102,6 +110,8 @@ class ReportConfig:
     approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
     fisher: Literal["auto", "exact", "monte-carlo", "empirical"] = "auto"
     samples: int = 1
+    purpose: tuple[str, ...] = DEFAULT_PURPOSES
+    prior: float = 1.0
     damping: tuple[float, ...] = ()
     alpha: tuple[float, ...] = ()
     factored: tuple[float, ...] = ()
@@ -134,6 +144,9 @@ class ReportConfig:
         for step in self.checkpoints:
             limits = f"between 0 and --steps ({self.training_steps})"
             _require(0 <= step <= self.training_steps, "checkpoints", limits, step)
+        _require(0 < self.prior < math.inf, "prior", "positive", self.prior)
+        for name in self.purpose:
+            _require(name in PURPOSES, "purpose", f"among {', '.join(PURPOSES)}", name)
         given = bool(self.approximators)
         _require(given, "approximators", "given at least once", "empty")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +15,13 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.intervals import with_noise
+from fisherlab.analysis.verdicts import beside
 from fisherlab.approximators.register import Chosen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping
-from fisherlab.report.config import DEFAULT_APPROXIMATORS
+from fisherlab.report.config import DEFAULT_APPROXIMATORS, DEFAULT_PURPOSES
 from fisherlab.report.folder import whole_folder
+from fisherlab.report.judging import Asked, judged
 from fisherlab.report.page import write_page
 from fisherlab.report.record import environment
 
@@ -36,6 +38,9 @@ def of_model(
     approximators: Chosen = DEFAULT_APPROXIMATORS,
     fisher: Any = None,
     damping: Damping = DEFAULT_DAMPING,
+    purpose: Sequence[str] = DEFAULT_PURPOSES,
+    prior: float = 1.0,
+    held_out: tuple[Any, Any] | None = None,
     budget: str | int | None = "1 GiB",
     title: str = "",
     overwrite: bool = False,
@@ -59,6 +64,12 @@ def of_model(
     damping
         As `fl.compare` takes it, `RelativeDamping(2)` by default; the first also damps
         the inverses that are drawn.
+    purpose
+        What the matrices are judged for: names as `fisherlab report --purpose` takes them.
+    prior
+        Prior precision of the Laplace posterior.
+    held_out
+        A pair (x, y) of other examples, for predictive variances and calibration.
     budget
         Memory that dense inverses may take.
     title
@@ -91,6 +102,23 @@ def of_model(
         ds = fl.compare(
             stats, approximators, damping=damping, gradient=gradient, budget=budget
         )
+        with fl.frozen(model):
+            pair = data if isinstance(data, tuple) else next(iter(data))
+            asked = Asked(
+                stats,
+                gradient,
+                model,
+                likelihood,
+                pair,
+                held_out,
+                first,
+                prior,
+                stats.provenance.examples,
+            )
+            found = (
+                judged(tuple(purpose), asked, approximators, budget) if purpose else None
+            )
+        ds = ds if found is None else beside(ds, found)
         name = title or type(model).__name__
         count = sum(parameter.numel() for parameter in model.parameters())
         told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}

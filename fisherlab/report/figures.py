@@ -11,12 +11,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fisherlab import plots
+from fisherlab.analysis.verdicts import judged
+from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
 from fisherlab.plots.matrices import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
-from fisherlab.report.text import number
 
 PANELS: Final = 12
 """Panels a faceted figure has at most; the tables hold every layer."""
@@ -92,6 +93,27 @@ def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         caption,
         plots.errors(ds),
         _rows(frames.values(ds, "frobenius_error")),
+    )
+
+
+def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+    if "of_purpose" not in ds.coords:
+        return None
+    found = judged(ds)
+    settings = dict(zip(found["purpose"].values, found["setting"].values, strict=True))
+    caption = (
+        f"What each approximation is worth in what it is used for{_when(m)}: dots are "
+        "layers, bars all layers together, the line what the exact block has; a cross at "
+        "the foot where a layer has no number. "
+        + "; ".join(f"{name}: {told}" for name, told in settings.items() if told)
+        + "."
+    )
+    return Drawing(
+        "purposes",
+        "Good for what",
+        caption,
+        plots.purposes(found),
+        found[["value"]].to_dataframe().reset_index(),
     )
 
 
@@ -340,6 +362,7 @@ RECIPES: Final[
     tuple[Callable[[xr.Dataset, xr.DataTree | None, Moment], Drawing | None], ...]
 ] = (
     _errors,
+    _purposes,
     _trajectory,
     _directions,
     _sweep,

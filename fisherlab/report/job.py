@@ -15,6 +15,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.analysis.allowances import parse_time
 from fisherlab.analysis.intervals import with_noise
+from fisherlab.analysis.wording import aligned
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
@@ -33,7 +34,6 @@ from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import write_page
 from fisherlab.report.record import Phases, describe_run
 from fisherlab.report.sizes import Size, fitted
-from fisherlab.report.text import aligned
 
 
 def run(config: ReportConfig, command: str = "") -> Path:

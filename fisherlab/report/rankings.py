@@ -1,4 +1,8 @@
-"""Which approximation is closest, what to choose at each cost, and what theory orders."""
+"""Which approximation is closest, what to choose at each cost, and what theory orders.
+
+Errors over different layers are no contest: approximations that lack a layer stand in
+the table behind those that have all, and are ranked by the layers they win.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,20 +11,22 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.catalogue import FLOOR, overall
+from fisherlab.analysis.verdicts import Contest, costs
+from fisherlab.analysis.wording import error_text, number, percent
+from fisherlab.catalogue import FLOOR, overall, quantity, total_share
+from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
 from fisherlab.report.snapshot import Grid, Moment, moment
-from fisherlab.report.text import error_text, number, percent
 
 
 @dataclass(frozen=True)
 class Standing:
     """How one approximation does over the layers of one moment.
 
-    `error` is that of the measured layers together, or their median where `pooled` is
-    false (see `overall`), `share` and `flops` are relative to the exact blocks, summed
+    `error` is that of the measured layers together, or their median where no norms are
+    known (see `overall`), `share` and `flops` are relative to the exact blocks, summed
     over those layers. `direction` and `inverse` are medians over the layers that have
-    them; `in_all` says that these are all layers.
+    them; `complete` says that the errors are those of all layers.
 
     Examples
     --------
@@ -38,12 +44,13 @@ class Standing:
     flops: float = float("nan")
     direction: float = float("nan")
     inverse: float = float("nan")
-    in_all: bool = False
-    pooled: bool = False
+    complete: bool = True
 
 
 def standings(m: Moment) -> tuple[Standing, ...]:
-    """Rank the approximations of a moment: most layers measured, then lowest error.
+    """Rank the approximations of a moment: those with all layers by their error.
+
+    Then those that lack some, by the layers they win.
 
     Examples
     --------
@@ -57,7 +64,11 @@ def standings(m: Moment) -> tuple[Standing, ...]:
     best = winners(m)
     rows = [_standing(m, name, best) for name in m.approximators if name != "exact"]
     measured = [row for row in rows if row.measured]
-    return tuple(sorted(measured, key=lambda s: (-s.measured, s.error)))
+    whole = [row for row in measured if row.complete]
+    rest = [row for row in measured if not row.complete]
+    whole.sort(key=lambda row: row.error)
+    rest.sort(key=lambda row: (-row.won, row.error))
+    return (*whole, *rest)
 
 
 def winners(m: Moment) -> Mapping[str, tuple[str, ...]]:
@@ -101,18 +112,14 @@ def _standing(m: Moment, name: str, best: Mapping[str, tuple[str, ...]]) -> Stan
         _ratio(m, "solve_flops", "flops_share", name),
         _median(m.column("direction_cosine", name)),
         _median(m.column("inverse_error", name)),
-        _in_all(m, name),
-        m.norms is not None,
+        bool(here[m.alive].all()),
     )
 
 
 def _ratio(m: Moment, amount: str, share: str, name: str) -> float:
-    # Total over total: a share summed over layers, not a mean of shares.
     cost, relative = m.column(amount, name), m.column(share, name)
-    known = np.isfinite(cost) & np.isfinite(relative) & (relative > 0)
-    if not known.any():
-        return float("nan")
-    return float(cost[known].sum() / (cost[known] / relative[known]).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return total_share(cost, cost / relative)
 
 
 def _median(values: Grid) -> float:
@@ -120,24 +127,55 @@ def _median(values: Grid) -> float:
     return float(np.median(known)) if known.size else float("nan")
 
 
-def _in_all(m: Moment, name: str) -> bool:
-    columns = (m.column(metric, name) for metric in ("direction_cosine", "inverse_error"))
-    return all(bool(np.isfinite(column).all()) for column in columns)
+def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
+    """Return the contest of a metric at a moment; None where nothing is known of it.
 
-
-def spread(standing: Standing) -> str:
-    """Write the range of an approximation's errors and the error of all layers.
+    Errors of entries are put together by squares, other metrics are won layer by layer.
 
     Examples
     --------
-    >>> spread(Standing("kfac", 2, 2, 0.4, 0.3, 0.5))
-    '0.300–0.500 (median 0.400)'
+    >>> dims = ("layer", "approximator")
+    >>> coords = {"layer": ["0"], "approximator": ["kfac", "diagonal"]}
+    >>> ds = xr.Dataset({"trace_ratio": (dims, [[0.9, 1.0]])}, coords)
+    >>> contest(ds, moment(ds), "trace_ratio").winners()
+    {'0': ('diagonal',)}
     """
-    if standing.measured == 1:
-        return error_text(standing.error)
-    low, high = error_text(standing.lowest), error_text(standing.highest)
-    average = "all layers together" if standing.pooled else "median"
-    return f"{low}–{high} ({average} {error_text(standing.error)})"
+    columns = np.flatnonzero(np.array(m.approximators) != "exact")
+    rows, methods = np.flatnonzero(m.alive), [m.approximators[j] for j in columns]
+    values = m.grid(metric)[np.ix_(rows, columns)]
+    if not np.isfinite(values).any():
+        return None
+    squares = metric == "frobenius_error" and m.norms is not None
+    norms = m.norms[rows] if m.norms is not None else None
+    pooled = [
+        overall(column, norms) if np.isfinite(column).all() else np.nan
+        for column in values.T
+    ]
+    told = quantity(metric)
+    floors = frames.pick(ds["noise_floor"], "step", m.step) if "noise_floor" in ds else None
+    noise = float("nan")
+    if squares and floors is not None and floors.dims == ("layer",):
+        known = floors.values[rows]
+        noise = overall(known, norms) if np.isfinite(known).all() else noise
+    return Contest(
+        told.title,
+        0.0 if told.best == "low" else 1.0,
+        tuple(m.layers[i] for i in rows),
+        tuple(methods),
+        _parameters(ds, m)[rows],
+        values,
+        m.status[np.ix_(rows, columns)],
+        np.array(pooled) if squares else None,
+        {what: (a[rows], b[rows]) for what, (a, b) in costs(ds, methods).items()},
+        noise,
+    )
+
+
+def _parameters(ds: xr.Dataset, m: Moment) -> Grid:
+    if not {"d_out", "d_in"} <= set(ds.coords):
+        return np.ones(len(m.layers))
+    sizes = np.atleast_1d(ds["d_out"].values) * np.atleast_1d(ds["d_in"].values)
+    return np.asarray(sizes, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -175,7 +213,8 @@ def choices(m: Moment, ranking: Sequence[Standing]) -> Choices:
     """Name the closest approximation at each cost on the front, layer by layer.
 
     A cost is what an approximation of the front holds over all layers together,
-    as a share of the exact blocks; candidates are those that hold no more.
+    as a share of the exact blocks; candidates are those that hold no more. Only
+    approximations of all layers stand on the front.
 
     Examples
     --------
@@ -192,7 +231,7 @@ def choices(m: Moment, ranking: Sequence[Standing]) -> Choices:
     >>> found.limits, [c.name for c in found.rows[0][2]]
     (('10 %', '20 %'), ['diagonal', 'kfac'])
     """
-    known = [s for s in ranking if np.isfinite(s.share)]
+    known = [s for s in ranking if np.isfinite(s.share) and s.complete]
     front = undominated([(s.share, s.error) for s in known])
     rows = []
     for index, layer in enumerate(m.layers):

@@ -17,9 +17,9 @@ from fisherlab.analysis.allowances import (
     cut,
     least,
     parse_time,
-    told,
 )
 from fisherlab.analysis.cost import Collection, Plan, Probed
+from fisherlab.catalogue import NEEDS
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
@@ -37,6 +37,7 @@ _FEWEST_LOSSES: Final = 64
 _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
 _COMPARISON: Final = 0.6
+_PURPOSES: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Size:
         Bytes of one comparison's largest request.
     drawn
         Layers whose inverse is drawn.
+    judging
+        Counted time of the purposes at the last moment.
     losses
         Random examples that losses and accuracies are taken over, at most.
     told
@@ -66,6 +69,7 @@ class Size:
     seconds: float
     budget: int
     drawn: tuple[str, ...]
+    judging: float
     losses: int
     told: tuple[str, ...]
 
@@ -110,7 +114,16 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     layers = config.layers or _drawn(found.plans, kept.reasons, memory // 8)
     losses = _losses(found.collection, share)
     sentences = (*_sizes_told(found, tried[0], losses, config), *told(kept.reasons))
-    return Size(found.examples, found.fisher, left, memory // 2, layers, losses, sentences)
+    return Size(
+        found.examples,
+        found.fisher,
+        left,
+        memory // 2,
+        layers,
+        _PURPOSES * parse_time(config.time),
+        losses,
+        sentences,
+    )
 
 
 def _training(found: _Trial, config: ReportConfig) -> float:
@@ -224,3 +237,25 @@ def _sizes_told(
             f"moment with {asked.fisher!r}; ask with --budget and --time "
             f"(now {config.budget}, {config.time})"
         )
+
+
+def told(reasons: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
+    """Say in a line for each part how many cells of which methods are left out.
+
+    Examples
+    --------
+    >>> list(told({("fc", "kfac", "damping"): "left out for size"}))
+    ['damped inverses: kfac in 1 layer (fc)']
+    """
+    for part in NEEDS:
+        found: dict[str, list[str]] = {}
+        for layer, method, one in reasons:
+            if one == part:
+                found.setdefault(method, []).append(layer)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for method, listed in found.items():
+            groups.setdefault(tuple(listed), []).append(method)
+        for layers, methods in groups.items():
+            some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+            count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
+            yield f"{NEEDS[part]}: {', '.join(methods)} in {count} ({some})"

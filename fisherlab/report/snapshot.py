@@ -39,6 +39,13 @@ class Moment:
     norms: Grid | None = None
 
     @property
+    def alive(self) -> Grid:
+        """Say of every layer whether its exact block is more than zero."""
+        if self.norms is None:
+            return np.ones(len(self.layers), dtype=bool)
+        return np.asarray(self.norms != 0)
+
+    @property
     def average(self) -> str:
         """Say how the errors of layers are put together, see `overall`."""
         if self.norms is None:
@@ -110,6 +117,10 @@ def moment(
     if "stored_numbers" in grids:
         grids["storage_share"] = _grid(storage_share(ds, step))
     grids |= _flops_share(ds, grids)
+    norms, status = _norms(ds, step), _words(ds, "status", "ok", step)
+    if norms is not None and "frobenius_error" in grids:  # relative to nothing
+        grids["frobenius_error"][norms == 0] = np.nan
+        status = np.where((norms == 0)[:, None], "the exact block is zero", status)
     return Moment(
         _chosen(ds, "step", step),
         _chosen(ds, "damping", damping),
@@ -117,10 +128,10 @@ def moment(
         tuple(frames.names(ds, "approximator")),
         _shapes(ds),
         grids,
-        _words(ds, "status", "ok", step),
+        status,
         frozenset(n for n in numbers if "damping" in ds[n].dims),
         _words(ds, "floored", "", step),
-        _norms(ds, step),
+        norms,
     )
 
 
@@ -162,7 +173,7 @@ def _is_cell(variable: xr.DataArray) -> bool:
 
 def _grid(data: xr.DataArray) -> Grid:
     data = data.mean("seed") if "seed" in data.dims else data
-    return np.asarray(data.transpose("layer", "approximator").values, dtype=float)
+    return np.array(data.transpose("layer", "approximator").values, dtype=float)
 
 
 def _words(ds: xr.Dataset, name: str, absent: str, step: int | None) -> Grid:

@@ -1,18 +1,17 @@
 """The verdict of a result: sentences with their numbers; a Dataset in, words out."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import xarray as xr
 
-from fisherlab.catalogue import below_floor, overall
+from fisherlab.analysis.verdicts import Contest, coarse, contests
+from fisherlab.analysis.wording import error_text, layers, percent, quoted, span
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
-from fisherlab.report.rankings import Standing, spread, standings, winners
-from fisherlab.report.snapshot import Grid, Moment, damping_kind, moment
-from fisherlab.report.text import error_text, layers, percent, quoted, span
+from fisherlab.report.rankings import Standing, contest, standings
+from fisherlab.report.snapshot import Moment, damping_kind, moment
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,10 @@ class Sentence:
 
 
 def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
-    """Say in sentences which approximation is best, by how much, at what cost.
+    """Say in sentences which approximation serves which purpose, and at what cost.
 
-    The last step and the middle damping are judged, the trajectory is told apart.
+    The last step and the middle damping are judged, the trajectory is told apart. A
+    result without purposes is judged by its metrics.
 
     Examples
     --------
@@ -41,142 +41,88 @@ def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
     >>> dims = ("layer", "approximator")
     >>> coords = {"layer": ["0"], "approximator": ["kfac", "diagonal"]}
     >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4, 0.8]])}, coords)
-    >>> print(verdict(ds)[0].text)
-    `kfac` is the closest to the exact block in 1 of 1 layers: relative error 0.400, \
-2 times smaller than the runner-up's, `diagonal` (0.800).
+    >>> ds["fisher_norm"] = "layer", [1.0]
+    >>> verdict(ds)[0].text
+    '`kfac` is the closest to the exact block, relative error 0.4, then `diagonal` with \
+0.8.'
     """
     m = moment(ds)
-    ranking = standings(m)
-    if not ranking:
-        return (_nothing(m),)
+    found = judgements(ds, m)
+    if not found:
+        return tuple(one for one in (_nothing(m), _dead(m)) if one is not None)
     told = [
-        _closest(m, ranking),
-        _cost(ranking),
-        _meaning(ds, m, ranking),
-        _training(ds, ranking[0]),
+        *(
+            Sentence(topic, one.told(), SOURCES.get(topic, ""))
+            for topic, one in found.items()
+        ),
+        _front(standings(m)),
+        _dead(m),
+        _training(ds),
         _noise(ds, m),
         _scale(m),
-        _missing(m),
+        _loose(m),
     ]
     return tuple(sentence for sentence in told if sentence is not None)
+
+
+SOURCES: Final = {
+    "matrix": "frobenius_error",
+    "direction": "direction_cosine",
+    "inverse": "inverse_error",
+}
+
+
+def judgements(ds: xr.Dataset, m: Moment) -> dict[str, Contest]:
+    """Return a contest a purpose: those of the result, and those that its metrics make."""
+    found = contests(ds)
+    metrics = {"matrix": "frobenius_error"}
+    if not found:
+        metrics |= {"direction": "direction_cosine", "inverse": "inverse_error"}
+    for topic, metric in metrics.items():
+        one = contest(ds, m, metric)
+        if one is not None and topic not in found:
+            damped = metric in m.damped
+            setting = damping_words(ds, m).strip().removeprefix("at ") if damped else ""
+            found[topic] = replace(one, setting=setting)
+    return found
 
 
 def _nothing(m: Moment) -> Sentence:
     reasons = sorted({str(word) for word in m.status.ravel() if str(word) != "ok"})
     why = f" Reasons given: {'; '.join(reasons)}." if reasons else ""
-    return Sentence(
-        "closest", f"No approximation could be set beside the exact block.{why}"
-    )
+    text = f"No approximation could be set beside the exact block.{why}"
+    return Sentence("closest", text)
 
 
-def _closest(m: Moment, ranking: tuple[Standing, ...]) -> Sentence:
-    first, best = ranking[0], winners(m)
-    source = m.cell("frobenius_error", "*", first.name)
-    if below_floor(first.highest):
-        tied = [s.name for s in ranking if below_floor(s.highest)]
-        text = f"{quoted(tied)} equal the exact block to the numerical floor (1e-6)."
-        return Sentence("closest", text, source)
-    text = (
-        f"`{first.name}` is the closest to the exact block in {first.won} of "
-        f"{len(best)} layers: relative error {spread(first)}"
-    )
-    return Sentence("closest", text + _lead(ranking) + "." + _rivals(first, best), source)
-
-
-def _lead(ranking: tuple[Standing, ...]) -> str:
-    if len(ranking) < 2:
-        return ""
-    first, second = ranking[:2]
-    factor, worse = second.error / first.error, error_text(second.error)
-    if factor < 1.005:
-        return f", no better than the runner-up, `{second.name}` ({worse})"
-    times = f"{factor:.2f}" if factor < 2 else f"{factor:.3g}"
-    return f", {times} times smaller than the runner-up's, `{second.name}` ({worse})"
-
-
-def _rivals(first: Standing, best: Mapping[str, tuple[str, ...]]) -> str:
-    lost = {layer: names for layer, names in best.items() if first.name not in names}
-    if not lost:
-        return ""
-    by_name: dict[str, list[str]] = {}
-    for layer, names in lost.items():
-        by_name.setdefault(names[0], []).append(layer)
-    told = [f"`{name}` in {layers(at)}" for name, at in by_name.items()]
-    return f" Elsewhere the closest is {', '.join(told)}."
-
-
-def _cost(ranking: tuple[Standing, ...]) -> Sentence | None:
-    first = ranking[0]
-    if not np.isfinite(first.share):
+def _dead(m: Moment) -> Sentence | None:
+    """Say in which layers there is nothing to approximate."""
+    dead = [name for name, alive in zip(m.layers, m.alive, strict=True) if not alive]
+    if not dead:
         return None
-    share = percent(first.share)
-    text = f"`{first.name}` holds {share} of the numbers of the exact blocks"
-    if np.isfinite(first.flops):
-        text += f", and one solve with it takes {percent(first.flops)} of the flops"
-    source = "stored_numbers, solve_flops"
-    return Sentence("cost", f"{text}.{_front(ranking)}", source)
+    text = (
+        f"The exact block is zero in {layers(dead)}, {len(dead)} of {len(m.layers)}: no "
+        "output depends on them at this moment, as in a network whose training died. "
+        "Nothing is compared there."
+    )
+    return Sentence("caution", text, "fisher_norm")
 
 
-def _front(ranking: tuple[Standing, ...]) -> str:
-    known = [s for s in ranking if np.isfinite(s.share)]
-    front = undominated([(s.share, s.error) for s in known])
+def _front(ranking: tuple[Standing, ...]) -> Sentence | None:
+    known = [s for s in ranking if np.isfinite(s.share) and s.complete]
     if len(known) < 2:
-        return ""
+        return None
+    front = undominated([(s.share, s.error) for s in known])
     chosen = [s for s in known if (s.share, s.error) in front]
     chosen.sort(key=lambda s: s.share)
     told = ", ".join(
         f"`{s.name}` ({percent(s.share)}, error {error_text(s.error)})" for s in chosen
     )
     if len(chosen) == 1:
-        return f" No other is smaller or closer: {told}."
-    dominated = "" if len(chosen) == len(known) else "; each other one is dominated"
-    return f" Per stored number the choice is between {told}{dominated}."
-
-
-def _meaning(ds: xr.Dataset, m: Moment, ranking: tuple[Standing, ...]) -> Sentence | None:
-    first = ranking[0]
-    if not any(np.isfinite([s.direction, s.inverse]).any() for s in ranking):
-        return None
-    cosines = m.column("direction_cosine", first.name)
-    inverses = m.column("inverse_error", first.name)
-    parts = []
-    if np.isfinite(cosines).any():
-        parts.append(
-            f"the damped natural gradient of `{first.name}` has cosine "
-            f"{span(cosines)} with the exact one{_in_part(m, cosines)}"
-        )
-    if np.isfinite(inverses).any():
-        off = span(inverses, error_text)
-        parts.append(f"its damped inverse is off by {off} (relative)")
-    told = (
-        " and ".join(parts)
-        or f"`{first.name}` gives no damped inverse (reasons under Numbers)"
-    )
-    text = f"{damping_words(ds, m)}{told}.{_other_order(ranking)}"
-    source = "direction_cosine, inverse_error"
-    return Sentence("meaning", text[0].upper() + text[1:], source)
-
-
-def _in_part(m: Moment, values: Grid) -> str:
-    known = int(np.isfinite(values).sum())
-    return "" if known == len(m.layers) else f" in {known} of {len(m.layers)} layers"
-
-
-def _other_order(ranking: tuple[Standing, ...]) -> str:
-    first, told = ranking[0], []
-    if not first.in_all and np.isfinite([first.direction, first.inverse]).any():
-        return ""  # medians over other layers are no contest
-    ranking = (first, *(s for s in ranking[1:] if s.in_all))
-    # A first place without a value (NaN) is behind every other one.
-    ahead = max(ranking, key=lambda s: np.nan_to_num(s.direction, nan=-2.0))
-    if np.isfinite(ahead.direction) and not ahead.direction <= first.direction + 5e-4:
-        told.append(f"by direction `{ahead.name}` ({ahead.direction:.3f})")
-    ahead = min(ranking, key=lambda s: np.nan_to_num(s.inverse, nan=np.inf))
-    if np.isfinite(ahead.inverse) and not ahead.inverse >= first.inverse * 0.995:
-        told.append(f"by the inverse `{ahead.name}` ({error_text(ahead.inverse)})")
-    if told:
-        return f" The closest is {' and '.join(told)} (medians over the layers)."
-    return " By these it is the closest too."
+        text = f"Of those with all layers none is smaller or closer than {told}."
+    else:
+        dominated = "" if len(chosen) == len(known) else "; each other one is dominated"
+        text = f"Per stored number the choice is between {told}{dominated}."
+    return Sentence("cost", text, "stored_numbers")
 
 
 def damping_words(ds: xr.Dataset, m: Moment) -> str:
@@ -205,16 +151,19 @@ def damping_words(ds: xr.Dataset, m: Moment) -> str:
     return f"at α = {size} (λ = {span(np.asarray(lam.values).ravel())}) "
 
 
-def _training(ds: xr.Dataset, first: Standing) -> Sentence | None:
+def _training(ds: xr.Dataset) -> Sentence | None:
+    """Tell how the error of the closest moves, where all of a moment can be ranked."""
     steps = [] if "step" not in ds.dims else [int(s) for s in ds["step"].values]
-    if len(steps) < 2:
+    moments = [moment(ds, step) for step in steps]
+    ranked = [contest(ds, m, "frobenius_error") for m in moments]
+    known = [one for one in ranked if one is not None and one.complete and not one.partial]
+    if len(steps) < 2 or len(known) < len(steps):
         return None
-    start, end = (moment(ds, step) for step in (steps[0], steps[-1]))
-    means = [
-        overall(m.column("frobenius_error", first.name), m.norms) for m in (start, end)
-    ]
-    leaders = [standings(moment(ds, step)) for step in steps]
-    led = sum(bool(rank) and rank[0].name == first.name for rank in leaders)
+    first = known[-1].complete[0]
+    means = [one.of(first) for one in (known[0], known[-1])]
+    if not np.isfinite(means).all():
+        return None
+    led = sum(one.complete[0] == first for one in known)
     way = "falls" if means[1] < means[0] else "grows"
     moves = (
         f"stays at {error_text(means[1])}"
@@ -222,11 +171,11 @@ def _training(ds: xr.Dataset, first: Standing) -> Sentence | None:
         else f"{way} from {error_text(means[0])} to {error_text(means[1])}"
     )
     text = (
-        f"From step {steps[0]} to step {steps[-1]} the error of `{first.name}` "
-        f"{moves} ({end.average}); it is the closest overall at "
+        f"From step {steps[0]} to step {steps[-1]} the error of `{first}` "
+        f"{moves} ({moments[-1].average}); it is the closest overall at "
         f"{led} of {len(steps)} moments of training."
     )
-    return Sentence("training", text, f"frobenius_error[approximator={first.name}]")
+    return Sentence("training", text, f"frobenius_error[approximator={first}]")
 
 
 def _noise(ds: xr.Dataset, m: Moment) -> Sentence | None:
@@ -279,25 +228,15 @@ def _scale(m: Moment) -> Sentence | None:
     return Sentence("caution", text, "frobenius_error, cosine_similarity")
 
 
-def _missing(m: Moment) -> Sentence | None:
-    failed = [name for name, _, _ in unavailable(m) if name != "exact"]
-    failed = list(dict.fromkeys(failed))
-    absent = [n for n in failed if np.isnan(m.column("frobenius_error", n)).all()]
-    partial = [name for name in failed if name not in absent]
-    parts = []
-    if absent:
-        parts.append(f"Not available: {quoted(absent)} (reasons under Numbers).")
-    if partial:
-        parts.append(
-            f"Some metrics of {quoted(partial)} are not available (reasons under Numbers)."
-        )
+def _loose(m: Moment) -> Sentence | None:
     loose = [name for name in m.approximators if (m.column("converged", name) == 0).any()]
-    if loose:
-        parts.append(
-            f"The iteration did not converge for {quoted(loose)}: a converged one "
-            "is at least as close."
-        )
-    return Sentence("caution", " ".join(parts), "status, converged") if parts else None
+    if not loose:
+        return None
+    text = (
+        f"The iteration did not converge for {quoted(loose)}: a converged one is at least "
+        "as close."
+    )
+    return Sentence("caution", text, "converged")
 
 
 def unavailable(m: Moment) -> tuple[tuple[str, tuple[str, ...], str], ...]:
@@ -323,14 +262,5 @@ def unavailable(m: Moment) -> tuple[tuple[str, tuple[str, ...], str], ...]:
                 why = "no value and no reason was recorded"
                 if errors is None or np.isfinite(errors[i, j]):
                     continue
-            found.setdefault((name, _coarse(why)), []).append(layer)
+            found.setdefault((name, coarse(why)), []).append(layer)
     return tuple((name, tuple(at), why) for (name, why), at in found.items())
-
-
-def _coarse(why: str) -> str:
-    """Leave the counts out of what is left out for size, so that layers share a line."""
-    parts = why.split("; ")
-    return "; ".join(
-        re.sub(r" \(.*\)", "", part) if part.startswith("left out for size") else part
-        for part in parts
-    )

@@ -8,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from fisherlab.analysis.wording import error_text, number, percent, span
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.report.rankings import Standing
 from fisherlab.report.snapshot import Moment, damping_kind
-from fisherlab.report.text import error_text, number, percent, span
 
 HIDDEN: Final = {
     "storage_share",
@@ -162,7 +162,7 @@ def _text(m: Moment, metric: Quantity, layer: int, name: str, value: float) -> s
     return number(value)
 
 
-def standing_rows(ranking: tuple[Standing, ...], m: Moment) -> list[dict[str, str]]:
+def standing_rows(ranking: tuple[Standing, ...], m: Moment) -> list[dict[str, Any]]:
     """Write the ranking as text, a row per approximation.
 
     Examples
@@ -177,6 +177,8 @@ def standing_rows(ranking: tuple[Standing, ...], m: Moment) -> list[dict[str, st
             "name": s.name,
             "won": f"{s.won} of {s.measured}",
             "error": error_text(s.error),
+            "complete": s.complete,
+            "measured": s.measured,
             "span": span(np.array([s.lowest, s.highest]), error_text),
             "share": percent(s.share),
             "flops": percent(s.flops),

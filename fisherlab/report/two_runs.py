@@ -13,17 +13,16 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import plots
+from fisherlab.analysis.wording import error_text, number
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.plots import frames
 from fisherlab.report import tables
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.page import looks, render
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
-from fisherlab.report.rankings import standings
 from fisherlab.report.saved import load, located, read_run
 from fisherlab.report.snapshot import moment
-from fisherlab.report.summary import Sentence
-from fisherlab.report.text import error_text, number
+from fisherlab.report.summary import SOURCES, Sentence, judgements
 
 PARTS: Final = ("report.html", "runs.nc", "figures")
 _UNTOLD: Final = {"created_at", "approximators", "conventions", "creation_library"}
@@ -211,7 +210,7 @@ def _head(run: Run, step: int) -> dict[str, str]:
 
 
 def _verdict(runs: Sequence[Run], pair: xr.Dataset) -> tuple[Sentence, ...]:
-    told = [_other_blocks(runs), _overall(runs, pair), _best(runs, pair), _alone(runs)]
+    told = [_other_blocks(runs), _overall(runs, pair), *_best(runs), _alone(runs)]
     return tuple(sentence for sentence in told if sentence is not None)
 
 
@@ -245,17 +244,23 @@ def _overall(runs: Sequence[Run], pair: xr.Dataset) -> Sentence:
     return Sentence("error", text, "frobenius_error")
 
 
-def _best(runs: Sequence[Run], pair: xr.Dataset) -> Sentence | None:
-    told = []
-    for run, one in zip(runs, (pair.isel(run=0), pair.isel(run=1)), strict=True):
-        m = moment(one.drop_vars(["run", "step"]))
-        if ranking := standings(m):
-            first = ranking[0]
-            told.append(f"in `{run.label}` `{first.name}` ({error_text(first.error)})")
-    if not told:
-        return None
-    text = f"Closest overall is {' and '.join(told)} ({m.average})."
-    return Sentence("closest", text, "frobenius_error")
+def _best(runs: Sequence[Run]) -> tuple[Sentence, ...]:
+    """Say for every purpose who is closest in each run, by the run's own numbers."""
+    found = [judgements(run.ds, moment(run.ds)) for run in runs]
+    topics = list(dict.fromkeys(topic for each in found for topic in each))
+    return tuple(
+        Sentence(
+            topic,
+            " ".join(
+                f"In `{run.label}`: {each[topic].told()}"
+                if topic in each
+                else f"In `{run.label}` there is nothing of it."
+                for run, each in zip(runs, found, strict=True)
+            ),
+            SOURCES.get(topic, ""),
+        )
+        for topic in topics
+    )
 
 
 def _alone(runs: Sequence[Run]) -> Sentence | None:

@@ -662,11 +662,11 @@ PURPOSES = [
         "purposes::saliencies_are_those_of_formed_matrices",
     ),
     mutant(
-        "a verdict ranks what has no number",
-        "analysis/purposes.py",
-        "usable = [m for m in methods if np.isfinite(numbers[m])]",
-        "usable = list(methods)",
-        "purposes::no_sentence_of_a_verdict_is_false",
+        "a verdict ranks the farthest first",
+        "analysis/verdicts.py",
+        "found.sort(key=lambda j: abs(self.pooled[j] - self.best))",
+        "found.sort(key=lambda j: -abs(self.pooled[j] - self.best))",
+        "verdicts::no_sentence_is_false_whatever_the_numbers",
     ),
 ]
 

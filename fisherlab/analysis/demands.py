@@ -1,0 +1,88 @@
+"""What purposes cost cell by cell, counted before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+
+from fisherlab.analysis.allowances import (
+    Allowance,
+    Work,
+    chosen,
+    own,
+    product,
+    shared,
+    solve,
+)
+from fisherlab.analysis.allowances import against_inverse as _traces
+from fisherlab.approximators import Approximator, Diagonal, ExactBlock, MiniBlock
+from fisherlab.purposes import Demand, Purpose
+from fisherlab.samples import Samples
+from fisherlab.statistics import LayerStatistics, Statistics
+
+USUAL = Demand(traces=True)
+
+
+def left_out(
+    stats: Statistics,
+    methods: Mapping[str, Approximator],
+    purposes: Sequence[Purpose],
+    allowance: Allowance,
+) -> dict[tuple[str, str, str], str]:
+    """Return (layer, approximator, purpose) to the reason why it exceeds the allowance.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> methods = {"kfac": fl.KFAC()}
+    >>> left_out(stats, methods, [fl.Matrix()], Allowance(1e12, 1e9))
+    {}
+    >>> list(left_out(stats, methods, [fl.Matrix()], Allowance(10.0, 1e9)))
+    [('weight+bias', 'kfac', 'matrix')]
+    """
+    cells, common = {}, {}
+    for name, layer in stats.items():
+        samples = ExactBlock()(layer).samples
+        for purpose in purposes:
+            asked = demand(purpose, layer)
+            common[name, purpose.name] = _exact(samples, asked)
+            for method, approximator in methods.items():
+                cells[name, method, purpose.name] = _method(samples, approximator, asked)
+    return dict(chosen(cells, common, len(methods), allowance).reasons)
+
+
+def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:
+    """Return what a purpose says it asks for, or what one is taken to ask for."""
+    counted = getattr(purpose, "demand", None)
+    return USUAL if counted is None else counted(layer)
+
+
+def _exact(s: Samples, asked: Demand) -> Work:
+    """Count the norm, one solve or inverse of the exact block, and its further solves."""
+    work = shared(s, "matrix")
+    if asked.traces:
+        work = work + shared(s, "damping")
+    elif asked.dampings or asked.weights:
+        work = work + shared(s, "gradient")
+    p, m = s.weight_shape[0] * s.weight_shape[1], s.columns * s.examples
+    return work + Work(asked.weights * min(p * p, 2 * p * m + m * m))
+
+
+def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
+    work = own(s, method, "matrix") + Work(asked.products * product(s))
+    if isinstance(method, ExactBlock):
+        return work
+    once = solve(s, method)
+    work = work + Work(asked.dampings * once.flops, once.bytes)
+    if asked.traces:
+        work = work + _traces(s, method)
+    return work + Work(asked.weights * _further(s, method))
+
+
+def _further(s: Samples, method: Approximator) -> float:
+    """Count a solve with a matrix that is factorised already."""
+    o, i = s.weight_shape
+    if isinstance(method, Diagonal):
+        return o * i
+    if isinstance(method, MiniBlock):
+        return 2.0 * o * i * i
+    return 4.0 * o * i * (o + i)

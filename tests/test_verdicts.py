@@ -1,0 +1,313 @@
+"""What is said of a result is true: every sentence is recomputed from its numbers."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fisherlab as fl
+from fisherlab.analysis import verdicts
+from fisherlab.report import judging, summary
+from fisherlab.report.snapshot import moment
+
+CLOSEST = re.compile(
+    r"(?P<who>`[^.;]*?`) (?:is|are) the closest to the exact block"
+    r"(?P<among> of those that can be used)?, (?P<title>.*?) (?P<value>[-0-9.e+]*[0-9])"
+    r"(?:, then `(?P<next>[^`]+)` with (?P<second>[-0-9.e+]*[0-9]))?"
+)
+WON = re.compile(r"`([^`]+)` in (\d+)(?: of (\d+) layers)? \(([0-9.e-]+) %\)")
+INDEFINITE = re.compile(
+    r"`([^`]+)` is indefinite in ([^(]*) \(([0-9.e-]+) % of the parameters\); "
+    r"from λ = ([0-9.e-]+) on it is not"
+)
+ABSENT = re.compile(
+    r"((?:`[^`]+`(?:, | and )?)+) ha(?:ve|s) no number in ([^(]*) "
+    r"\(([0-9.e-]+) % of the parameters\)"
+)
+TIED = 2e-6
+
+
+def names(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+def close(told, value):
+    return float(told) == pytest.approx(value, rel=6e-3, abs=1e-12)
+
+
+def check(text, rows):
+    """Hold one line against its numbers.
+
+    `rows` has values and status (layer, method), pooled (method), best, sizes (layer),
+    all as labelled arrays of numpy and lists.
+    """
+    methods, sizes, best = rows["methods"], rows["sizes"], rows["best"]
+    gaps = np.abs(rows["values"] - best)
+    pooled = rows["pooled"]
+    complete = {m: abs(v - best) for m, v in pooled.items() if np.isfinite(v)}
+    bad = [[("λ above" in cell) for cell in line] for line in rows["status"]]
+    indefinite = {m for j, m in enumerate(methods) if any(line[j] for line in bad)}
+
+    def share(layers):
+        return 100 * sizes[layers].sum() / sizes.sum()
+
+    found = CLOSEST.search(text)
+    if found and "layer by layer" not in text.lower():
+        nearest = min(complete.values())
+        who = set(names(found["who"]))
+        assert who == {m for m, gap in complete.items() if gap <= nearest + TIED / 2}
+        assert close(found["value"], pooled[names(found["who"])[0]])
+        assert bool(found["among"]) == (len(complete) < len(methods))
+        if found["next"]:
+            rest = {m: gap for m, gap in complete.items() if m not in who}
+            assert rest[found["next"]] <= min(rest.values()) + TIED
+            assert close(found["second"], pooled[found["next"]])
+        # nobody with a number somewhere and none elsewhere was left out of the contest
+        assert all(
+            m in complete
+            or m in indefinite
+            or np.isnan(gaps[:, j]).all()
+            or f"`{m}`" in text
+            for j, m in enumerate(methods)
+        )
+    if "layer by layer" in text.lower():
+        known = np.isfinite(gaps).sum(1) > 1
+        for name, count, of, percent in WON.findall(text):
+            column = gaps[:, methods.index(name)]
+            with np.errstate(invalid="ignore"):
+                won = known & (
+                    column <= np.nanmin(np.where(known[:, None], gaps, 0), 1) + TIED
+                )
+            assert int(count) == won.sum()
+            assert not of or int(of) == known.sum()
+            assert float(percent) == pytest.approx(share(won), rel=0.06)
+    told = {
+        name: (at, percent, needed)
+        for name, at, percent, needed in INDEFINITE.findall(text)
+    }
+    assert set(told) == indefinite, "every indefinite one is named, and no other"
+    for name, (_, percent, needed) in told.items():
+        column = np.array([line[methods.index(name)] for line in bad])
+        assert float(percent) == pytest.approx(share(column), rel=0.06)
+        assert float(needed) == pytest.approx(rows["needed"][name], rel=0.01)
+    for who, _, percent in ABSENT.findall(text):
+        for name in names(who):
+            column = np.array(
+                [
+                    np.isnan(rows["values"][i, methods.index(name)])
+                    and not bad[i][methods.index(name)]
+                    for i in range(len(sizes))
+                ]
+            )
+            assert float(percent) == pytest.approx(share(column), rel=0.06)
+
+
+def needed(status, methods):
+    found = {}
+    for line in status:
+        for name, cell in zip(methods, line, strict=True):
+            for value in re.findall(r"λ above ([-0-9.e+]+) needed", cell)[:1]:
+                found[name] = max(found.get(name, 0.0), float(value))
+    return found
+
+
+def rows_of(table, purpose):
+    """The numbers behind the line of a purpose, read from the table itself."""
+    at = int(np.flatnonzero(table["of_purpose"].values == purpose)[0])
+    methods = [str(m) for m in table["approximator"].values if m != "exact"]
+    part = table.sel(approximator=methods)
+    status = part["purpose_status"].sel(purpose=purpose).transpose("layer", "approximator")
+    return {
+        "methods": methods,
+        "sizes": (table["d_out"] * table["d_in"]).values.astype(float),
+        "best": float(table["best"][at]),
+        "values": part["purpose_value"]
+        .isel(measure=at)
+        .transpose("layer", "approximator")
+        .values,
+        "pooled": dict(
+            zip(methods, part["purpose_network"].isel(measure=at).values, strict=True)
+        ),
+        "status": status.values.tolist(),
+        "needed": needed(status.values.tolist(), methods),
+    }
+
+
+def rows_of_errors(ds):
+    methods = [str(m) for m in ds["approximator"].values if m != "exact"]
+    part = ds.sel(approximator=methods)
+    values = part["frobenius_error"].transpose("layer", "approximator").values
+    squares = ds["fisher_norm"].values ** 2
+    pooled = np.sqrt(
+        (np.maximum(values, 1e-6) ** 2 * squares[:, None]).sum(0) / squares.sum()
+    )
+    status = part["status"].transpose("layer", "approximator").values.tolist()
+    return {
+        "methods": methods,
+        "sizes": (ds["d_out"] * ds["d_in"]).values.astype(float),
+        "best": 0.0,
+        "values": values,
+        "pooled": dict(zip(methods, pooled, strict=True)),
+        "status": status,
+        "needed": needed(status, methods),
+    }
+
+
+PURPOSES = ("step", "laplace", "influence", "pruning", "sharpness")
+METHODS = ("exact", "kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal", "foof")
+
+
+def small_network(seed, kind):
+    """A network, data and likelihood drawn from a seed."""
+    draw = np.random.default_rng(seed)
+    width, count = (int(n) for n in draw.integers(2, 6, 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x = torch.randn(12, 1, 4, 4).double()
+        if kind == "conv":
+            body = [torch.nn.Conv2d(1, width, 3), torch.nn.Tanh(), torch.nn.Flatten()]
+            body += [torch.nn.Linear(4 * width, count)]
+        elif kind == "norm":
+            body = [
+                torch.nn.Flatten(),
+                torch.nn.Linear(16, width),
+                torch.nn.LayerNorm(width),
+            ]
+            body += [torch.nn.Linear(width, count)]
+        else:
+            body = [torch.nn.Flatten(), torch.nn.Linear(16, width), torch.nn.Tanh()]
+            body += [torch.nn.Linear(width, width), torch.nn.Linear(width, count)]
+        model = torch.nn.Sequential(*body).double()
+    y = torch.arange(12) % count
+    return model, (x, y)
+
+
+def told_of(seed, kind, alpha, tmp_path=None):
+    """A result as a report makes it, through a file, and its sentences by topic."""
+    model, data = small_network(seed, kind)
+    likelihood = fl.Categorical()
+    stats = fl.collect(model, data, likelihood)
+    gradient = fl.mean_gradient(model, data, likelihood)
+    damping = fl.RelativeDamping(alpha)
+    ds = fl.compare(stats, METHODS, damping=damping, gradient=gradient)
+    asked = judging.Asked(
+        stats, gradient, model, likelihood, data, data, damping, 10.0 * alpha, 12
+    )
+    time = [None, 1e-4, 1e-3][seed % 3]
+    found = judging.judged(PURPOSES, asked, METHODS, seconds=time)
+    ds = verdicts.beside(ds, found)
+    if tmp_path is not None:
+        fl.save(ds, tmp_path / "results.nc")
+        ds = fl.open(tmp_path / "results.nc")
+    return ds, {one.topic: one.text for one in summary.verdict(ds)}
+
+
+def hold(seed, kind, alpha, tmp_path=None):
+    ds, told = told_of(seed, kind, alpha, tmp_path)
+    for purpose in PURPOSES:
+        check(told[purpose], rows_of(ds, purpose))
+    check(told["matrix"], rows_of_errors(ds))
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind", "alpha"), [(0, "dense", 0.1), (1, "conv", 1e-3), (5, "norm", 1e-2)]
+)
+def test_no_sentence_of_a_result_is_false(seed, kind, alpha, tmp_path):
+    hold(seed, kind, alpha, tmp_path)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(["dense", "conv", "norm"]),
+    st.sampled_from([1e-4, 1e-2, 1.0]),
+)
+def test_no_sentence_is_false_over_many_networks(seed, kind, alpha):
+    hold(seed, kind, alpha)
+
+
+NUMBERS = st.one_of(
+    st.sampled_from([np.nan, np.inf]), st.floats(0.01, 3).map(lambda x: round(x, 3))
+)
+WHY = {
+    "indefinite": "not positive definite (smallest eigenvalue -1, λ above {} needed)",
+    "size": "left out for size: step (1e9 multiply-adds, about 1 s); ask with --time",
+}
+
+
+@given(
+    st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=4),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_no_sentence_is_false_whatever_the_numbers(rows, best):
+    """Infinity stands for an indefinite cell, NaN for one left out for its size."""
+    methods, layers = ["kfac", "kpsvd", "mine"], [str(n) for n in range(len(rows))]
+    drawn = np.array(rows)
+    values = np.where(np.isfinite(drawn), drawn, np.nan)
+    status = np.full(values.shape, "ok", dtype=object)
+    status[np.isnan(drawn)] = WHY["size"]
+    for i, j in np.argwhere(np.isinf(drawn)):
+        status[i, j] = WHY["indefinite"].format(0.5 + i)
+    sizes = np.arange(1, len(rows) + 1)
+    pooled = np.where(np.isnan(values).any(0), np.nan, values.sum(0))
+    found = xr.Dataset(
+        {
+            "purpose_value": (("layer", "approximator", "measure"), values[:, :, None]),
+            "purpose_network": (("approximator", "measure"), pooled[:, None]),
+            "purpose_status": (("layer", "approximator", "purpose"), status[:, :, None]),
+        },
+        {
+            "layer": layers,
+            "approximator": methods,
+            "measure": ["p.m"],
+            "purpose": ["p"],
+            "of_purpose": ("measure", ["p"]),
+            "title": ("measure", ["gap"]),
+            "best": ("measure", [best]),
+            "assured": ("measure", [""]),
+            "d_out": ("layer", sizes),
+            "d_in": ("layer", sizes),
+        },
+        {"approximators": json.dumps(dict.fromkeys(methods, "Mine()"))},
+    )
+    (line,) = fl.analysis.verdict(found)
+    check(line, rows_of(found, "p"))
+    if not np.isfinite(pooled).any():
+        assert "`kfac` is the closest" not in line or "Layer by layer" in line
+
+
+def test_what_is_dearer_than_the_exact_solve_is_called_so():
+    ok = np.array([["ok"] * 2], dtype=object)
+    values = np.array([[0.1, 0.5]])
+    flops = np.array([[30.0, 3.0]]), np.array([10.0])
+    one = verdicts.Contest(
+        "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],
+        {verdicts.SOLVE: flops},
+    )  # fmt: skip
+    told = "A solve takes 3 times the flops of theirs, dearer than the exact solve"
+    assert told in one.told()
+    cheap = np.array([[3.0, 3.0]]), np.array([10.0])
+    other = verdicts.Contest(
+        "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],
+        {verdicts.SOLVE: cheap},
+    )  # fmt: skip
+    assert "dearer" not in other.told()
+
+
+def test_layers_whose_exact_block_is_zero_are_no_contest():
+    """As after a training that died: errors relative to nothing say nothing."""
+    model, data = small_network(0, "dense")
+    with torch.no_grad():
+        model[-1].weight.zero_()  # nothing before it reaches the output
+    stats = fl.collect(model, data, fl.Categorical())
+    ds = fl.compare(stats, ["kfac", "diagonal"])
+    told = {one.topic: one.text for one in summary.verdict(ds)}
+    assert "The exact block is zero in layers 1, 3, 2 of 3" in told["caution"]
+    check(told["matrix"], rows_of_errors(ds.sel(layer=["4"])))
+    assert moment(ds).alive.tolist() == [False, False, True]
