@@ -134,7 +134,7 @@ def test_what_exceeds_the_time_is_left_out_and_named(network):
     found = fl.compare(stats, ["kfac", "diagonal"], purpose=fl.Matrix(), time=1e-9)
     assert found["value"].isnull().all()
     told = str(found["status"].values[0, 0, 0])
-    assert told.startswith("left out for size: matrix")
+    assert told.startswith("left out for size: the approximation and its errors")
     assert told.endswith("ask with --time")
 
 

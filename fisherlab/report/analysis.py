@@ -94,7 +94,7 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
         for step, model in checkpoints(problem, config, phase):
             stats, gradient, row = _moment(problem, model, step, config, size, phase)
             rows.append(row)
-        if config.purpose:
+        if config.purpose and stats is not None:
             with phase("purposes"), fl.frozen(model):
                 found = _judged(problem, model, stats, gradient, config, size)
     except (KeyboardInterrupt, FisherlabError) as stop:
