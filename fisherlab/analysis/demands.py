@@ -37,7 +37,7 @@ def left_out(
     >>> left_out(stats, methods, [fl.Matrix()], Allowance(1e12, 1e9))
     {}
     >>> list(left_out(stats, methods, [fl.Matrix()], Allowance(10.0, 1e9)))
-    [('weight+bias', 'kfac', 'matrix')]
+    [('weight', 'kfac', 'matrix')]
     """
     cells, common = {}, {}
     for name, layer in stats.items():

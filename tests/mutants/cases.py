@@ -643,8 +643,8 @@ PURPOSES = [
     mutant(
         "the divergences of posteriors change places",
         "purposes/laplace.py",
-        '"kl": number(lambda: backward(damped))',
-        '"kl": number(lambda: forward(damped))',
+        "            kl=lambda: backward(damped),",
+        "            kl=lambda: forward(damped),",
         "purposes::posteriors_are_those_of_formed_matrices",
     ),
     mutant(
