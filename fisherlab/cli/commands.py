@@ -137,7 +137,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
 
 def _rows_listed(data_dir: Path | None) -> str:
     """Return a line for every row of every paper."""
-    from fisherlab.report.text import aligned
+    from fisherlab.analysis.wording import aligned
     from fisherlab.reproduce import catalogue
     from fisherlab.reproduce.comparison import state
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.report.text import number, percent
+from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.claims import CONTROL, PICTURE, Bound, Claim
 from fisherlab.reproduce.martens2015 import short_run
 from fisherlab.reproduce.mini_block_fisher import DAMPING

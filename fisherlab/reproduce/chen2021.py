@@ -10,7 +10,7 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.report.text import number, percent
+from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.claims import CONTROL, Bound, Claim
 from fisherlab.reproduce.rows import Row
 

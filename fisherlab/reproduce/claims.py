@@ -15,7 +15,7 @@ from typing import Final, final
 
 import xarray as xr
 
-from fisherlab.report.text import number
+from fisherlab.analysis.wording import number
 
 REPRODUCED: Final = "reproduced"
 ORDERING: Final = "ordering only"

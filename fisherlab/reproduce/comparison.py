@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from fisherlab.report.text import number
+from fisherlab.analysis.wording import number
 from fisherlab.reproduce.claims import PUBLISHED, Bound, Judged
 from fisherlab.reproduce.experiment import Experiment
 from fisherlab.reproduce.rows import Row

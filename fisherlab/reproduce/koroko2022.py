@@ -14,7 +14,7 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.report.text import number
+from fisherlab.analysis.wording import number
 from fisherlab.reproduce.claims import PICTURE, Bound, Claim
 from fisherlab.reproduce.martens2015 import short_run
 from fisherlab.reproduce.rows import Row

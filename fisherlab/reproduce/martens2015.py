@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.report.text import number, percent, span
+from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.claims import CONTROL, PICTURE, Bound, Claim
 from fisherlab.reproduce.rows import Row
 
