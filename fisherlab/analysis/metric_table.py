@@ -326,7 +326,8 @@ def _fill_damped(
     inverts = not cells.leaves_out(*place, "damping")
     if cells.lacks("solve_flops", *place) and (inverts or best is not None):
         source = damped.pair.source
-        cells.put("solve_flops", solve_flops(source, damped.damping, inverts), *place)
+        formed = inverts and _has_room(source, limit)
+        cells.put("solve_flops", solve_flops(source, damped.damping, formed), *place)
     for entry in asked.metrics:
         if cell.told(entry.facts.name):
             cells.put(entry.facts.name, cell.known[entry.facts.name], *place, cell.level)
@@ -346,11 +347,19 @@ def _fill_damped(
             cells.blame_damping(*place, cell.level, error, entry.facts.name)
 
 
-def solve_flops(approx: Operator, damping: float, inverts: bool) -> float:
+def _has_room(approx: Operator, limit: int) -> bool:
+    """Tell whether mini-blocks, their float64 copies and their inverses fit a budget."""
+    if not isinstance(approx, FactoredMiniBlocks):
+        return True
+    numbers = sum(count * size**2 for count, size in approx.partition.sizes)
+    return 3 * 8 * numbers <= limit
+
+
+def solve_flops(approx: Operator, damping: float, formed: bool) -> float:
     """Return what one preconditioning costs, forming no large inverse only to count it."""
-    if not inverts and isinstance(approx, FactoredMiniBlocks):
+    if not formed and isinstance(approx, FactoredMiniBlocks):
         return approx.product_flops
-    if not inverts and isinstance(approx, FactoredFisher):
+    if not formed and isinstance(approx, FactoredFisher):
         samples = approx.samples.columns * approx.samples.examples
         return min(approx.product_flops + samples**2, approx.shape[0] ** 2)
     return approx.inverse(damping).product_flops

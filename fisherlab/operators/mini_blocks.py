@@ -119,12 +119,12 @@ class MiniBlocks(Operator):
 
         def rotate(w: Tensor) -> Tensor:
             inside = zip(partition.take(w), pieces, strict=True)
-            return torch.cat([(x[:, :, None] @ basis).flatten(1) for x, basis in inside], 1)
+            return torch.cat([_product(x, basis).flatten(1) for x, basis in inside], 1)
 
         def combine(c: Tensor) -> Tensor:
             runs = c.split([count * size for count, size in partition.sizes], 1)
             parts = [
-                (run.unflatten(1, size)[:, :, None] @ basis.mT)[:, :, 0]
+                _product(run.unflatten(1, size), basis.mT)
                 for run, size, basis in zip(runs, partition.sizes, pieces, strict=True)
             ]
             return partition.assemble(parts)
