@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherlab as fl
 from fisherlab.operators import MiniBlocks, Partition
@@ -398,3 +399,23 @@ def test_fewer_samples_than_inputs_are_solved_for_without_any_block(samples, mon
         damped = dense + damping * torch.eye(len(dense), dtype=torch.float64)
         expected = torch.linalg.solve(damped, w.flatten(1).T).T.view_as(w)
         assert_close(op.solve(w, damping), expected, 1e-9)
+
+
+def test_an_eigenbasis_of_blocks_turns_weights_without_copies_of_it():
+    """A product of k weights with B bases of n × n takes k B n numbers, not k B n²."""
+    roots = normal(40, 30, 30)
+    op = MiniBlocks(Partition.by_row((40, 30)), (roots @ roots.mT,))
+    form, sizes = op.eigenform(), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and not func.is_view:
+                sizes.append(out.numel())
+            return out
+
+    w = normal(50, 40, 30)
+    with Sizes():
+        back = form.combine(form.rotate(w))
+    assert_close(back, w)
+    assert max(sizes) <= max(w.numel(), op.blocks[0].numel())

@@ -326,7 +326,7 @@ def _fill_damped(
     inverts = not cells.leaves_out(*place, "damping")
     if cells.lacks("solve_flops", *place) and (inverts or best is not None):
         source = damped.pair.source
-        formed = inverts and _has_room(source, limit)
+        formed = inverts and _blocks_bytes(source) <= limit
         cells.put("solve_flops", solve_flops(source, damped.damping, formed), *place)
     for entry in asked.metrics:
         if cell.told(entry.facts.name):
@@ -347,12 +347,11 @@ def _fill_damped(
             cells.blame_damping(*place, cell.level, error, entry.facts.name)
 
 
-def _has_room(approx: Operator, limit: int) -> bool:
-    """Tell whether mini-blocks, their float64 copies and their inverses fit a budget."""
+def _blocks_bytes(approx: Operator) -> int:
+    """Return what mini-blocks, their factors and their inverses take in float64."""
     if not isinstance(approx, FactoredMiniBlocks):
-        return True
-    numbers = sum(count * size**2 for count, size in approx.partition.sizes)
-    return 3 * 8 * numbers <= limit
+        return 0
+    return 3 * 8 * sum(count * size**2 for count, size in approx.partition.sizes)
 
 
 def solve_flops(approx: Operator, damping: float, formed: bool) -> float:
@@ -373,6 +372,7 @@ def require_inverses(metric: str, pair: Pair, limit: int) -> None:
     if isinstance(pair.exact, FactoredFisher) and pair.exact.uses_gram and not several:
         samples = pair.exact.samples
         needed = min(needed, 3 * 8 * samples.columns * samples.examples * p)
+    needed = max(needed, _blocks_bytes(pair.source))
     if needed > limit:
         raise BudgetError(
             f"{metric} would form blocks of {readable(needed)}, more than the budget of "

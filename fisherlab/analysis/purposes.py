@@ -207,7 +207,7 @@ def _cost(
         return approx.stored_numbers, np.nan
     try:
         damped = parsed(given, exact).value
-        return approx.stored_numbers, solve_flops(approx, damped, inverts=True)
+        return approx.stored_numbers, solve_flops(approx, damped, formed=True)
     except REFUSALS:
         return approx.stored_numbers, np.nan
 

@@ -382,3 +382,24 @@ def test_results_larger_than_the_budget_are_refused_before_they_are_summed():
     with pytest.raises(fl.BudgetError, match="approximate by kfac"):
         fl.approximate(*call, budget=500 * 500 * 4)
     assert fl.approximate(*call, budget=500 * 500 * 5)["kfac"]["weight"].trace() > 0
+
+
+def test_a_comparison_inverts_no_mini_blocks_beyond_its_budget_to_count_a_solve():
+    torch.manual_seed(0)
+    data = (torch.randn(12, 150).double(), torch.zeros(12).long())
+    model = nn.Sequential(nn.Linear(150, 100), nn.Tanh(), nn.Linear(100, 3)).double()
+    stats = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo(1), layers=["0"])
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and not func.is_view:
+                largest = max(largest, out.nbytes)
+            return out
+
+    with Sizes():
+        ds = fl.compare(stats, ["mini-block"], damping=0.1, budget="8 MiB")
+    assert np.isfinite(ds["solve_flops"].item())
+    assert largest <= 8 * 2**20  # the blocks are 18 MB
