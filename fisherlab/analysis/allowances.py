@@ -361,6 +361,15 @@ def solve(s: Samples, method: Approximator) -> Work:
     return Work(EIGEN * (o**3 + i**3))
 
 
+def solved_again(s: Samples, method: Approximator) -> float:
+    """Count a solve by conjugate gradients; 0 for what is factorised."""
+    o, i, _, p = _sizes(s)
+    terms = _terms(method)
+    if terms < 2 or not isinstance(method, ITERATED):
+        return 0.0
+    return SOLVES * ROUNDS * 2 * terms * p * (o + i)
+
+
 def against_inverse(s: Samples, method: Approximator) -> Work:
     """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with the samples in its coordinates."""
     work = _inverse_inner(s, method)

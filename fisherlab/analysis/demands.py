@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from fisherlab.analysis.allowances import (
     Allowance,
     Work,
+    against_inverse,
     chosen,
     own,
     product,
     shared,
     solve,
+    solved_again,
 )
-from fisherlab.analysis.allowances import against_inverse as _traces
 from fisherlab.approximators import Approximator, Diagonal, ExactBlock, MiniBlock
 from fisherlab.purposes import Demand, Purpose
 from fisherlab.samples import Samples
@@ -78,6 +79,12 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     return work + Work(asked.weights * _further(s, method))
 
 
+def _traces(s: Samples, method: Approximator) -> Work:
+    """Count the traces of a divergence: where no basis is known, a solve a sample."""
+    rows = min(s.columns * s.examples, s.weight_shape[0] * s.weight_shape[1])
+    return against_inverse(s, method) + Work(rows * solved_again(s, method))
+
+
 def _further(s: Samples, method: Approximator) -> float:
     """Count a solve with a matrix that is factorised already."""
     o, i = s.weight_shape
@@ -85,4 +92,4 @@ def _further(s: Samples, method: Approximator) -> float:
         return o * i
     if isinstance(method, MiniBlock):
         return 2.0 * o * i * i
-    return 4.0 * o * i * (o + i)
+    return 4.0 * o * i * (o + i) + solved_again(s, method)
