@@ -163,14 +163,18 @@ def _answered(
         for method, wanted in asked.items():
             try:
                 if wanted:
-                    approx = methods[method](layer)
-                    pairs[method] = paired("compare", exact, approx, mixed=False)
+                    pairs[method] = _paired(exact, methods[method], layer)
             except REFUSALS as error:
                 reasons |= {(name, method, p): reason(error) for p in wanted}
         for p, purpose in purposes.items():
+            if all((name, method, p) in skipped for method in methods):
+                continue
             for method, pair in pairs.items():
-                if (name, method, p) not in skipped:
-                    key = name, method, p
+                key, known = (name, method, p), answers.get((name, "", p))
+                if pair.same and known is not None:  # the exact block has answered
+                    answers[key] = known
+                    reasons.pop(key, None)
+                elif key not in skipped:
                     _answer(answers, reasons, key, layer, pair, purpose)
             if pairs and (name, "", p) not in answers:  # nothing to hold a method against
                 why = f"the exact block: {reasons[name, '', p]}"
@@ -178,6 +182,13 @@ def _answered(
         for method, pair in pairs.items():
             costs[name, method] = _cost(pair.source, exact, purposes.values())
     return answers, reasons, costs
+
+
+def _paired(exact: Operator, method: Approximator, layer: LayerStatistics) -> Pair:
+    """Set a method beside the exact block, which stands for itself."""
+    if isinstance(method, ExactBlock):
+        return Pair(exact, exact)
+    return paired("compare", exact, method(layer), mixed=False)
 
 
 def _answer(
@@ -207,7 +218,7 @@ def _cost(
         return approx.stored_numbers, np.nan
     try:
         damped = parsed(given, exact).value
-        return approx.stored_numbers, solve_flops(approx, damped, formed=True)
+        return approx.stored_numbers, solve_flops(approx, damped, formed=False)
     except REFUSALS:
         return approx.stored_numbers, np.nan
 
