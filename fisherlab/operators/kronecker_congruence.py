@@ -12,6 +12,7 @@ from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
+    inverse_of_root,
     narrowed,
     require_positive,
 )
@@ -213,7 +214,7 @@ def inverse_pair(terms: Sequence[Term]) -> Term | None:
             root = damped_cholesky(factor, 0.0, "a factor")
         except NumericalError:
             return None
-        inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
+        inverted.append(inverse_of_root(root).to(factor.dtype))
     return inverted[0], inverted[1]
 
 

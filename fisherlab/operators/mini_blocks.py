@@ -9,7 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.linalg import factorised, require_positive, stacked_cholesky
+from fisherlab.numerics.linalg import (
+    factorised,
+    inverse_of_root,
+    require_positive,
+    stacked_cholesky,
+)
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -171,7 +176,7 @@ class MiniBlocks(Operator):
         inverted = tuple(torch.empty_like(blocks) for blocks in self.blocks)
         for blocks, out in zip(self.blocks, inverted, strict=True):
             for part in _panels(blocks):
-                out[part] = torch.cholesky_inverse(self._factor(blocks[part], damping))
+                out[part] = inverse_of_root(self._factor(blocks[part], damping))
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return MiniBlocks(self.partition, inverted, made)
 
