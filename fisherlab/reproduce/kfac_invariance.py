@@ -30,6 +30,7 @@ from fisherlab.approximators import (
 )
 from fisherlab.layers import blocks
 from fisherlab.likelihoods import Gaussian
+from fisherlab.numerics.linalg import factorised
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.statistics import collect, mean_gradient
@@ -79,8 +80,9 @@ def pair(generator: torch.Generator) -> tuple[Transformed, Transformed]:
         for weight in plain.parameters():
             weight.copy_(normal(*weight.shape) / max(weight.shape[-1], 1) ** 0.5)
         other.second.load_state_dict(plain.second.state_dict())
-        undo = torch.linalg.inv(other.behind)
-        other.first.weight.copy_(undo @ plain.first.weight @ torch.linalg.inv(other.before))
+        undo = factorised("inv", other.behind, "the map behind")
+        ahead = factorised("inv", other.before, "the map before")
+        other.first.weight.copy_(undo @ plain.first.weight @ ahead)
         other.first.bias.copy_(undo @ plain.first.bias)
     return plain, other
 
