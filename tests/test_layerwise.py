@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_a_store_of_another_comparison_is_refused(tmp_path):
     model, data, likelihood = deep()
     file = tmp_path / "errors.nc"
     fl.compare(model, data, likelihood, ["kfac"], store=file)
-    with pytest.raises(fl.StoreError, match="methods differ"):
+    with pytest.raises(fl.StoreError, match=r"methods.* differ"):
         fl.compare(model, data, likelihood, ["ekfac"], store=file)
     with pytest.raises(fl.StoreError, match="fisher differ"):
         fl.compare(model, data, likelihood, ["kfac"], store=file, fisher=fl.Empirical())
@@ -167,6 +168,55 @@ def test_a_store_of_another_comparison_is_refused(tmp_path):
         model[0].weight[0, 0] += 1e-9
     with pytest.raises(fl.StoreError, match="model and data differ"):
         fl.compare(model, data, likelihood, ["kfac"], store=file)
+
+
+def through(method):
+    def mine(statistics):
+        return method(statistics)
+
+    return mine
+
+
+def with_entry(gradient, value):
+    own = {name: one.clone() for name, one in gradient.items()}
+    own["in"][20, 20] = value
+    return own
+
+
+def test_a_store_knows_functions_gradients_and_code_not_their_names(tmp_path):
+    """Rows of a function, gradient or activation are not taken for those of another."""
+
+    def net(activation):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = {"in": nn.Linear(60, 40), "act": activation, "out": nn.Linear(40, 3)}
+            return nn.Sequential(OrderedDict(layers)).double()
+
+    data = cases.normal(9, 60), torch.arange(9) % 3
+    gradient = {"in": cases.normal(40, 61), "out": cases.normal(3, 41)}
+    given = {
+        "model": net(nn.Tanh()),
+        "approximators": {"mine": through(fl.KFAC())},
+        "metrics": {"own": lambda exact, approx: exact.trace()},
+        "gradient": gradient,
+    }
+    other = {
+        "model": net(nn.ReLU()),
+        "approximators": {"mine": through(fl.KPSVD())},
+        "metrics": {"own": lambda exact, approx: approx.trace()},
+        "gradient": with_entry(gradient, 7.0),
+    }
+
+    def compared(settings):
+        rest = {name: one for name, one in settings.items() if name != "model"}
+        rest |= {"damping": 0.1, "store": tmp_path / "errors.nc"}
+        return fl.compare(settings["model"], data, fl.Categorical(), **rest)
+
+    first = compared(given)
+    assert_same(compared({**given, "model": net(nn.Tanh())}), first)
+    for name, value in other.items():
+        with pytest.raises(fl.StoreError, match="differ"):
+            compared({**given, name: value})
 
 
 def test_a_layer_that_was_refused_is_tried_again_with_more(tmp_path):

@@ -2,11 +2,10 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import xarray as xr
 
@@ -95,9 +94,3 @@ def _done(file: Path, request: Mapping[str, str]) -> dict[str, xr.Dataset]:
         for name, good in zip(ds["layer"].values, served.values, strict=True)
         if good
     }
-
-
-def plain(value: Any) -> str:
-    """Return a repr that is the same in another process."""
-    name = getattr(value, "__name__", None)
-    return name or re.sub(r" at 0x[0-9a-f]+", "", repr(value))

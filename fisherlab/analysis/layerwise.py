@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from fisherlab.analysis.cells import REFUSALS, made_of, reason
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.layer_schedule import Schedule
-from fisherlab.analysis.layer_store import Store, joined, plain
+from fisherlab.analysis.layer_store import Store, joined
+from fisherlab.codes import checksum, codes, described
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics.held import tensors
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import (
     Exact,
@@ -194,15 +196,25 @@ class Request:
             yield name, row
 
     def identity(self) -> dict[str, str]:
-        """Return what tells this comparison from others."""
-        source = self.source
+        """Return what tells this comparison from others: numbers, settings and code."""
+        source, told = self.source, dict(self.told)
+        metrics = told["metrics"]
+        functions = codes(
+            model=source.model,
+            likelihood=source.likelihood,
+            methods=[*self.methods.items()],
+            metrics=[*metrics.items()] if isinstance(metrics, Mapping) else metrics,
+        )
+        told["gradient"] = checksum(*tensors(told["gradient"]))
         return {
-            "methods": json.dumps({n: plain(m) for n, m in self.methods.items()}),
-            "fisher": repr(source.fisher),
-            "likelihood": repr(source.likelihood),
+            "methods": json.dumps({n: described(m) for n, m in self.methods.items()}),
+            "fisher": described(source.fisher),
+            "likelihood": described(source.likelihood),
+            "model": described(source.model),
             "dtype": str(source.dtype),
             "model and data": source.fingerprint(),
-            **{name: plain(value) for name, value in self.told.items()},
+            **{name: described(value) for name, value in told.items()},
+            **functions,
         }
 
     def _gradients(self, group: Sequence[str]) -> Gradients:

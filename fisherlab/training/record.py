@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import fisherlab
+from fisherlab.codes import checksum, codes, described, made_with
 from fisherlab.problems.problem import Problem
-from fisherlab.training.codes import checksum, codes, described, made_with
 from fisherlab.training.order import BatchSize
 
 _PACKAGES: Final = ("torch", "numpy", "xarray", "h5netcdf")

@@ -17,10 +17,10 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.files import save
+from fisherlab.codes import described
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
-from fisherlab.training.codes import described
 from fisherlab.training.following import follow
 from fisherlab.training.grids import Grid, Setting, preset, settings_of
 from fisherlab.training.probes import Losses

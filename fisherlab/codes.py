@@ -27,7 +27,7 @@ def described(value: object) -> str:
     Examples
     --------
     >>> described(described)
-    'fisherlab.training.codes.described'
+    'fisherlab.codes.described'
     """
     if isinstance(value, partial):
         given = [described(a) for a in value.args]
@@ -163,16 +163,20 @@ def _items(found: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 def _used(function: FunctionType) -> list[tuple[str, object]]:
-    """Return the numbers, texts and functions of its module that a function refers to."""
-    found: dict[str, object] = {}
+    """Return what a function closes over, and of its module what it may depend on.
+
+    Of the module numbers, texts, tensors and functions count, not other modules.
+    """
+    inner: Mapping[str, object] = {}
+    outer: Mapping[str, object] = {}
     with suppress(ValueError):  # a name that has no value yet
-        outer = inspect.getclosurevars(function)
-        found = {**outer.globals, **outer.nonlocals}
+        found = inspect.getclosurevars(function)
+        inner, outer = found.nonlocals, found.globals
     plain = (*_PLAIN, tuple, partial, Tensor)
     kept = {
         name: value
-        for name, value in found.items()
+        for name, value in outer.items()
         if isinstance(value, plain)
         or (isinstance(value, FunctionType) and value.__module__ == function.__module__)
     }
-    return _items(kept)
+    return _items({**kept, **inner})
