@@ -4,6 +4,7 @@ import warnings
 from collections import UserDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -162,3 +163,28 @@ def test_regressions_and_what_is_refused() -> None:
     plain = fl.hf(gpt2().transformer, task="causal-lm")
     with pytest.raises(fl.UnsupportedModelError, match="last_hidden_state"):
         fl.collect(plain, text(), fl.Categorical())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_comparison_straight_from_the_model_takes_batches_as_they_come(batched) -> None:
+    net, data, likelihood = fl.hf(gpt2()), text(), fl.Categorical()
+    stats = fl.collect(net, data, likelihood)
+    expected = fl.compare(stats, ["kfac", "diagonal"])
+    found = fl.compare(net, [data] if batched else data, likelihood, ["kfac", "diagonal"])
+    for name in ("frobenius_error", "fisher_norm"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-8, atol=1e-12)
+
+
+def test_mappings_in_another_order_are_noticed_where_labels_are_sampled() -> None:
+    first, second = ({"input_ids": text()["input_ids"][at]} for at in ([0], [1]))
+
+    class Shuffled:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter([first, second] if self.passes % 2 else [second, first])
+
+    sampled = fl.MonteCarlo(1)
+    with pytest.raises(ValueError, match="gave other examples than the pass before"):
+        fl.compare(fl.hf(gpt2()), Shuffled(), fl.Categorical(), ["kfac"], fisher=sampled)

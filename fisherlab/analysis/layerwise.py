@@ -31,7 +31,7 @@ from fisherlab.statistics import (
     collect,
     mean_gradient,
 )
-from fisherlab.statistics.batches import Repeated, batches
+from fisherlab.statistics.batches import Batch, Repeated, batches
 
 Gradients = Mapping[str, Any] | None
 Measure = Callable[[Statistics, Gradients, int], xr.Dataset]
@@ -76,7 +76,7 @@ class Source:
     ) -> "Source":
         """Return the source; data that are iterated are checked to repeat."""
         labels = fisher or Exact()
-        if not isinstance(data, (tuple, Tensor)):
+        if not isinstance(data, (tuple, Tensor, Mapping)):
             data = Repeated(data, ordered=isinstance(labels, MonteCarlo))
         return cls(model, data, likelihood, labels, layers, dtype)
 
@@ -88,8 +88,7 @@ class Source:
     @property
     def labelled(self) -> bool:
         """Whether the data have labels."""
-        pairs = [self.data] if isinstance(self.data, tuple) else self.data
-        return next(iter(pairs))[1] is not None
+        return next(self._batches()).y is not None
 
     def plans(self, limit: int) -> tuple[dict[str, Plan], Collection]:
         """Return what the layers hold, and what collecting takes."""
@@ -120,10 +119,13 @@ class Source:
         for name, held in self.model.state_dict().items():
             digest.update(name.encode())
             _add(digest, held)
-        for batch in batches(self.data, torch.device("cpu"), None, model=self.model):
+        for batch in self._batches():
             for held in (*batch.tensors(), batch.y):
                 _add(digest, held)
         return digest.hexdigest()
+
+    def _batches(self) -> Iterator[Batch]:
+        return batches(self.data, torch.device("cpu"), None, model=self.model)
 
 
 def _add(digest: Any, held: Any) -> None:

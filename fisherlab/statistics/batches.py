@@ -130,10 +130,12 @@ class _Sums:
     numbers: tuple[float, ...] = ()
 
     def add(self, item: Any, ordered: bool) -> None:
-        """Add a pair; what is no pair is complained of elsewhere."""
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
+        """Add a pair or a mapping; what is neither is complained of elsewhere."""
+        paired = isinstance(item, (tuple, list)) and len(item) == 2
+        if not paired and not isinstance(item, Mapping):
             return
-        leaves = [t for t in _leaves(item[0]) if isinstance(t, Tensor)]
+        x = item[0] if paired else item
+        leaves = [t for t in _leaves(x) if isinstance(t, Tensor)]
         tensors = [t.detach().double() for t in leaves]
         total = sum(float(t.sum()) for t in tensors)
         squares = sum(float(t.square().sum()) for t in tensors)
