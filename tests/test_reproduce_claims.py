@@ -167,6 +167,24 @@ def test_all_writes_every_row_and_goes_on_where_it_stopped(listed, tmp_path, cap
     assert re.search(r"Table 9 .*failed: .*remove it", page)
 
 
+def test_whole_matrices_are_of_one_seed_and_say_so(tmp_path, monkeypatch):
+    seen = []
+
+    def matrices(setting):
+        seen.append(setting.seed)
+        return xr.DataTree.from_dict({"/": tiny(setting), "/fc": tiny(setting)})
+
+    known = {"tree": Experiment("tree", "A tree.", matrices, lambda _: plt.figure(), ())}
+    monkeypatch.setattr(catalogue, "experiments", lambda: known)
+    monkeypatch.setattr(catalogue, "rows", lambda: [])
+    command = ["reproduce", "all", "--seeds", "2", "--seed", "3", "--out", str(tmp_path)]
+    assert main(command) == main(command) == 0  # the second time from what is there
+    assert seen == [3]
+    assert fl.open(tmp_path / "tree" / "results.nc").attrs["seeds"] == 1
+    page = (tmp_path / "tree" / "comparison.md").read_text(encoding="utf-8")
+    assert "; paper size; seed 3." in page
+
+
 def test_a_run_that_fails_leaves_nothing_behind(listed, tmp_path):
     with pytest.raises(ArithmeticError):
         main(["reproduce", "broken", "--out", str(tmp_path / "new")])

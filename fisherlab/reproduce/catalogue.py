@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import shlex
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -94,7 +94,8 @@ def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
     setting
         With the first seed.
     seeds
-        How many seeds, each one more than the last.
+        How many seeds, each one more than the last; whole matrices are those of the
+        first.
     out
         The folder, new or empty; a new one ``reproduced/<name>`` if None.
 
@@ -115,10 +116,8 @@ def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
     chosen = experiment(name)
     with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
-        numbers = range(setting.seed, setting.seed + seeds)
-        results = [chosen.compute(setting.seeded(seed)) for seed in numbers]
-        joined = _joined(results, list(numbers))
-        joined.attrs |= {"experiment": chosen.name, **_marks(setting, seeds)}
+        joined = _computed(chosen, setting, seeds)
+        joined.attrs |= {"experiment": chosen.name, **_marks(joined, setting, seeds)}
         save(joined, scratch / "results.nc")
         outcome = _outcome(chosen, joined)
         drawing = chosen.draw(joined)
@@ -164,7 +163,6 @@ def _done(
     progress: Callable[[str], object],
 ) -> Outcome:
     """Take what the folder holds of the same setting, or compute it."""
-    wanted = _marks(setting, seeds)
     results = folder / "results.nc"
     if not results.exists():
         progress(
@@ -175,6 +173,7 @@ def _done(
         except Exception as error:  # a row of the page, not its end
             return Outcome(failure=f"{type(error).__name__}: {error}")
     held = opened(results)
+    wanted = _marks(held, setting, seeds)
     kept = {name: int(held.attrs[name]) for name in wanted}
     if kept != wanted:
         return Outcome(failure=f"{results} holds {kept}; remove it to run {wanted}")
@@ -185,9 +184,10 @@ def _put(text: str, at: Path) -> None:
     at.write_text(text, encoding="utf-8")
 
 
-def _marks(setting: Setting, seeds: int) -> dict[str, int]:
+def _marks(result: Result, setting: Setting, seeds: int) -> dict[str, int]:
     """Return what a stored result must agree in to be taken for this setting's."""
-    return {"quick": int(setting.quick), "first_seed": setting.seed, "seeds": seeds}
+    count = 1 if isinstance(result, xr.DataTree) else seeds
+    return {"quick": int(setting.quick), "first_seed": setting.seed, "seeds": count}
 
 
 def _command(setting: Setting, seeds: int) -> str:
@@ -217,14 +217,16 @@ def _outcome(chosen: Experiment, joined: Result) -> Outcome:
     return Outcome(f"{said}; {size} size; seed {numbers}", found)
 
 
-def _joined(results: Sequence[Result], seeds: list[int]) -> Result:
-    """Lay the results of several seeds along a dimension; of trees the first is kept."""
-    first = results[0]
+def _computed(chosen: Experiment, setting: Setting, seeds: int) -> Result:
+    """Return the results of several seeds along a dimension; matrices of the first."""
+    first = chosen.compute(setting)
     if isinstance(first, xr.DataTree):
         return first
+    numbers = list(range(setting.seed, setting.seed + seeds))
+    more = [chosen.compute(setting.seeded(seed)) for seed in numbers[1:]]
     return xr.concat(
-        [one for one in results if isinstance(one, xr.Dataset)],
-        xr.DataArray(seeds, dims="seed", name="seed"),
+        [first, *(one for one in more if isinstance(one, xr.Dataset))],
+        xr.DataArray(numbers, dims="seed", name="seed"),
         combine_attrs="override",
     )
 
