@@ -143,7 +143,7 @@ def looked_up_inner(table: TokenSamples, pair: Pair) -> Float[Tensor, "m m"]:
     return out.view(v * n, v * n)
 
 
-def _sides(pair: Pair) -> tuple[Float[Tensor, "v n s o"], Float[Tensor, "v n s i"]]:
+def _sides(pair: Pair) -> tuple[Float[Tensor, "_ n s o"], Float[Tensor, "_ n s i"]]:
     """Return r and c; the columns v are one on the side of the inputs."""
     if isinstance(pair, TurnedSamples):
         rows, cols = _sides(cast("Pair", pair.upright))
