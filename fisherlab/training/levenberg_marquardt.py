@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import SupportsFloat, final
+from typing import final
 
 from fisherlab.showing import shown
 
@@ -57,12 +57,11 @@ class LevenbergMarquardt:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        number = isinstance(self.initial, SupportsFloat)
-        fits = number and self.initial >= 0 and self.every >= 1 and self.floor >= 0
+        fits = self.initial >= 0 and self.every >= 1 and self.floor >= 0
         if not (fits and 0 < self.factor < 1 and self.low < self.high):
             msg = (
-                f"{self!r}: numbers, initial and floor of at least 0, every of at least 1, "
-                "a factor between 0 and 1, and low below high are expected."
+                f"{self!r}: initial and floor of at least 0, every of at least 1, a factor "
+                "between 0 and 1, and low below high are expected."
             )
             raise ValueError(msg)
 

@@ -223,8 +223,21 @@ def _output_scale(problem: Problem) -> float:
 
 
 def _full(
-    problem: Problem, method: Any, *, damping: float, seed: int, **settings: Any
+    problem: Problem, method: Any, *, damping: float | Damping, seed: int, **settings: Any
 ) -> AdaptiveKFAC:
+    """Make the full K-FAC optimiser from its first λ, which `LevenbergMarquardt` adapts.
+
+    Raises
+    ------
+    ValueError
+        For a damping that is no number.
+    """
+    if not isinstance(damping, (int, float)):
+        msg = (
+            f"optimizer: damping={damping!r} was given; LevenbergMarquardt adapts the λ of "
+            "this optimiser, whose first value, a number, is expected."
+        )
+        raise ValueError(msg)
     return AdaptiveKFAC(
         problem.model,
         problem.likelihood,
