@@ -115,3 +115,25 @@ def test_every_file_that_the_plan_names_is_there(name):
     named = re.findall(r"`((?:fisherlab|tests)/[\w/.]*)`", (root / name).read_text())
     assert named
     assert not [path for path in named if not (root / path).exists()]
+
+
+def _names_a_set(node: ast.expr, joined: bool = False) -> bool:
+    if isinstance(node, ast.BinOp):
+        return _names_a_set(node.left, True) or _names_a_set(node.right, True)
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    a_set = isinstance(node, ast.Set | ast.SetComp) or called in {"set", "frozenset"}
+    return a_set or (joined and called.endswith(".keys"))
+
+
+def test_no_set_gives_an_order_away():
+    """Strings hash differently in every process: what goes through a set sorts it first."""
+    ordered = ast.For | ast.ListComp | ast.DictComp | ast.GeneratorExp
+    found = [
+        f"{path.name}:{each.iter.lineno}"
+        for path in sorted(Path(fl.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ordered)
+        for each in ([node] if isinstance(node, ast.For) else node.generators)
+        if _names_a_set(each.iter)
+    ]
+    assert found == []

@@ -120,9 +120,10 @@ def summed(blocks: Sequence[Answers], *lists: str) -> Answers:
     {'trace': [2.0], 'step': [1.0, 1.0, 1.0, 1.0]}
     """
     joined: dict[str, Tensor] = {}
-    for name in blocks[0].keys() - {"why"}:
-        parts = [block[name] for block in blocks]
-        joined[name] = torch.cat(parts) if name in lists else torch.stack(parts).sum(0)
+    for name in blocks[0]:
+        if name != "why":
+            parts = [block[name] for block in blocks]
+            joined[name] = torch.cat(parts) if name in lists else torch.stack(parts).sum(0)
     return joined
 
 

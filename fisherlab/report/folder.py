@@ -150,7 +150,7 @@ def _move_content(scratch: Path, target: Path, owned: Sequence[str]) -> None:
     aside = scratch.with_name(f"{scratch.name}.old")
     aside.mkdir()
     try:
-        for name in {*owned, *fresh}:
+        for name in sorted({*owned, *fresh}):
             if os.path.lexists(target / name):
                 (target / name).replace(aside / name)
         for name in fresh:

@@ -77,7 +77,7 @@ def closing() -> Iterator[None]:
     try:
         yield
     finally:
-        for opened in set(plt.get_fignums()) - before:
+        for opened in sorted(set(plt.get_fignums()) - before):
             plt.close(opened)
 
 

@@ -208,7 +208,7 @@ def _plain_attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for (held, before), module in zip(kept, model.modules(), strict=True):
-            for name in _plain_tensors(module).keys() - before.keys():
+            for name in sorted(_plain_tensors(module).keys() - before.keys()):
                 del held[name]
             held.update(before)
 

@@ -356,7 +356,7 @@ def _dataset(
             told, results = found[_Trial(name, setting, seed).key]
             status[place] = told
             there = [steps.index(step) for step in results.coords.get("step", [])]
-            for variable in set(kept) & set(map(str, results.data_vars)):
+            for variable in sorted(set(kept) & set(map(str, results.data_vars))):
                 values[variable][(*place, there)] = results[variable].values
     dims = ("optimizer", "setting", "seed")
     variables: dict[str, Any] = {
