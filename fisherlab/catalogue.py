@@ -425,6 +425,11 @@ _ALL: Final = (
         meaning="Floating-point operations of one application of (F̂ + λI)⁻¹ to a "
         "gradient, factorisations already made.",
     ),
+    Quantity("slope", "slope vᵀp of the step"),
+    Quantity("curvature", "curvature pᵀPp of the step"),
+    Quantity("exact_slope", "slope vᵀP⁻¹v of the exact step"),
+    Quantity("gradient_slope", "slope vᵀv of the gradient"),
+    Quantity("gradient_curvature", "curvature vᵀPv of the gradient"),
     Quantity("lambda", "damping λ"),
     Quantity("mean_eigenvalue", "mean eigenvalue tr F / p"),
     Quantity("fisher_norm", "Frobenius norm of the exact block"),

@@ -12,6 +12,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.analysis import front
 from fisherlab.metrics import BelowFloor
+from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES
 from tests import cases
 from tests.cases import normal
 from tests.model_zoo import randomised
@@ -194,11 +195,11 @@ def test_a_sweep_is_a_comparison_at_every_damping(conv):
     gradient = {name: normal(*layer.weight_shape) for name, layer in conv.items()}
     levels = fl.RelativeDamping([1e-2, 1.0, 10.0])
     swept = fl.sweep(conv, NAMES, damping=levels, gradient=gradient)
-    names = [name for name in swept.data_vars if "damping" in swept[name].dims]
+    names = [*OF_MATRICES, *OF_DIRECTIONS]
     compared = fl.compare(
         conv,
         NAMES,
-        metrics=[name for name in names if name != "lambda"],
+        metrics=names,
         damping=levels,
         gradient=gradient,
     )

@@ -81,7 +81,7 @@ def check(text, rows):
             column = gaps[:, methods.index(name)]
             with np.errstate(invalid="ignore"):
                 won = known & (
-                    column <= np.nanmin(np.where(known[:, None], gaps, 0), 1) + TIED
+                    column <= np.nanmin(np.where(known[:, None], gaps, 0), 1) + TIED / 2
                 )
             assert int(count) == won.sum()
             assert not of or int(of) == known.sum()
@@ -230,6 +230,98 @@ def test_no_sentence_of_a_result_is_false(seed, kind, alpha, tmp_path):
 )
 def test_no_sentence_is_false_over_many_networks(seed, kind, alpha):
     hold(seed, kind, alpha)
+
+
+SAID = re.compile(
+    r"`(?P<who>[^`]+)` reaches (?P<most>at most )?(?P<share>[0-9.]+) % of it,? "
+    r"(?P<good>[^;(]*?)(?: \(of (?P<some>\d+) of \d+ layers.*?\))?; "
+    r"(?:(?P<fine>nowhere worse than the gradient)|worse than the gradient (?P<bad>[^;]*?))"
+    r"(?:; no step (?P<none>[^(]*?) \(in .*?\))?\.$"
+)
+
+
+def levels_of(words, dampings):
+    """The dampings that words like "up to λ = 0.1 and at λ = 1 to 10" mean."""
+    held = np.zeros(len(dampings), dtype=bool)
+    for part in (words or "").split(" and "):
+        low, high = -np.inf, np.inf
+        numbers = [float(n) for n in re.findall(r"[0-9][-0-9.e+]*", part)]
+        if part.startswith("up to"):
+            high = numbers[0]
+        elif part.startswith("from"):
+            low = numbers[0]
+        elif part.startswith("at every"):
+            pass
+        elif numbers:
+            low, high = numbers[0], numbers[-1]
+        else:
+            continue
+        held |= (dampings >= low * 0.99) & (dampings <= high * 1.01)
+    return held
+
+
+def check_dampings(ds, told):
+    """Hold the lines of a sweep against the sums of its slopes and curvatures."""
+    ds, lines = ds.sortby("damping"), {SAID.match(one)["who"]: one for one in told[1:]}
+    assert set(lines) == set(ds.approximator.values)
+    dampings = ds.damping.values
+    for name, line in lines.items():
+        one, said = ds.sel(approximator=name), SAID.match(line)
+        there = one.slope.notnull()
+        one = one.sel(layer=there.any("damping"))
+        some = len(one.layer) < len(ds.layer)
+        assert said["some"] == (str(len(one.layer)) if some else None)
+        goal = one.exact_slope.sum("layer")
+        share = one.slope.sum("layer", skipna=False) ** 2
+        share = (share / one.curvature.sum("layer", skipna=False) / goal).values
+        plain = one.gradient_slope.sum() ** 2 / one.gradient_curvature.sum("layer") / goal
+        if said["most"]:
+            assert np.nanmax(share) < 0.9
+            assert float(said["share"]) == pytest.approx(100 * np.nanmax(share), rel=0.06)
+        else:
+            np.testing.assert_array_equal(levels_of(said["good"], dampings), share >= 0.9)
+        worse = share < plain.values - 1e-6
+        np.testing.assert_array_equal(levels_of(said["bad"], dampings), worse)
+        assert bool(said["fine"]) == (not worse.any())
+        np.testing.assert_array_equal(levels_of(said["none"], dampings), np.isnan(share))
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind", "limit"), [(0, "dense", 0), (3, "conv", 4000), (5, "norm", 0)]
+)
+def test_a_sweep_answers_at_which_damping(seed, kind, limit, tmp_path, monkeypatch):
+    """Also above the size up to which blocks without structure are diagonalised."""
+    monkeypatch.setattr("fisherlab.metrics.eigen.DENSE_ROWS", limit)
+    model, data = small_network(seed, kind)
+    stats = fl.collect(model, data, fl.Categorical())
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    found = fl.sweep(stats, METHODS, gradient=gradient)
+    fl.save(found, tmp_path / "results.nc")
+    found = fl.open(tmp_path / "results.nc")
+    check_dampings(found, fl.analysis.verdict(found))
+    for name in stats:  # the numbers themselves, from dense matrices
+        exact = fl.ExactBlock()(stats[name]).to_dense()
+        v = gradient[name].gradient.flatten()
+        cells = found.sel(layer=name)
+        assert float(cells.gradient_slope) == pytest.approx(float(v @ v))
+        for method in ("kfac", "kpsvd-2", "mini-block"):
+            if cells.slope.sel(approximator=method).isnull().all():
+                assert kind == "norm"
+                continue
+            dense = fl.approximators()[method](stats[name]).to_dense()
+            for level, lam in enumerate(cells["lambda"].values):
+                eye = lam * torch.eye(len(v)).double()
+                if torch.linalg.eigvalsh(dense + eye)[0] <= 0:
+                    continue
+                step = torch.linalg.solve(dense + eye, v)
+                own = cells.sel(approximator=method).isel(damping=level)
+                assert float(own.slope) == pytest.approx(float(v @ step), rel=1e-5)
+                bent = float(step @ (exact + eye) @ step)
+                assert float(own.curvature) == pytest.approx(bent, rel=1e-5)
+                best = float(v @ torch.linalg.solve(exact + eye, v))
+                assert float(own.exact_slope) == pytest.approx(best, rel=1e-5)
+                plain = float(v @ (exact + eye) @ v)
+                assert float(own.gradient_curvature) == pytest.approx(plain, rel=1e-7)
 
 
 NUMBERS = st.one_of(

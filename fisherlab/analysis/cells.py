@@ -23,6 +23,8 @@ from fisherlab.statistics import LayerStatistics, Statistics
 # What one cell may fail with without ending the table: refusals (ValueError, too), and what
 # factorisations, iterations and allocations of the libraries below raise.
 REFUSALS = (FisherlabError, ValueError, ArithmeticError, RuntimeError, MemoryError)
+# What a layer has at every damping, whatever the approximation.
+OF_EXACT = ("lambda", "exact_slope", "gradient_curvature")
 
 
 @dataclass(eq=False)
@@ -96,7 +98,7 @@ class Cells:
         order = {name: place for place, name in enumerate(QUANTITIES)}
         variables = {
             name: (
-                ("layer", "damping") if name == "lambda" else dims[: array.ndim],
+                ("layer", "damping") if name in OF_EXACT else dims[: array.ndim],
                 array,
             )
             for name, array in sorted(

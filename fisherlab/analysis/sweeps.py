@@ -1,19 +1,34 @@
 """Damping sweeps: every damped metric over decades, each operator decomposed once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
 import xarray as xr
 
-from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
-from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.cells import (
+    REFUSALS,
+    Cells,
+    attributes,
+    layer_coordinates,
+    reason,
+)
+from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
-from fisherlab.metrics.pairs import Pair
-from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
+from fisherlab.metrics.eigen import decomposed
+from fisherlab.metrics.pairs import Pair, Step
+from fisherlab.metrics.sweeps import (
+    OF_DIRECTIONS,
+    OF_MATRICES,
+    OF_STEPS,
+    curve,
+    of_step,
+)
 from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping
 from fisherlab.statistics import Statistics
@@ -52,7 +67,10 @@ def sweep(
     xarray.Dataset
         The schema of `compare` with dims `layer`, `approximator`, `damping`; NaN with a
         reason in `status` where a damped matrix is not positive definite or an operator
-        has no eigenbasis at hand.
+        has no eigenbasis at hand. With a gradient v also `slope` vᵀp and `curvature`
+        pᵀPp of the step p = (F̂ + λI)⁻¹v in P = F + λI, and beside them `exact_slope`
+        vᵀP⁻¹v, `gradient_slope` vᵀv and `gradient_curvature` vᵀPv: they add up over
+        layers, and `fl.analysis.verdict` says from them which λ serve a method.
 
     Raises
     ------
@@ -61,7 +79,9 @@ def sweep(
 
     Notes
     -----
-    One eigendecomposition of each operator, whatever the number of dampings.
+    One eigendecomposition of each operator, whatever the number of dampings. Where one of
+    two has none (several Kronecker terms, or all samples of a block, above p = 4000), the
+    metrics of directions take a damped solve with each at every damping instead.
 
     Examples
     --------
@@ -78,17 +98,22 @@ def sweep(
     cells = Cells(list(stats), list(chosen), levels)
     for metric in wanted:
         cells.begin(metric, "", 0)
+    if "slope" in wanted:
+        cells.begin("exact_slope", 0)
     for layer in stats.values():
         exact = ExactBlock()(layer).to(torch.float64)
         locate(cells, layer.name, exact)
         pairs = pairs_of(cells, "sweep", layer, exact, chosen)
-        _fill(cells, (layer.name, exact), pairs, directions.get(layer.name), wanted)
+        v = directions.get(layer.name)
+        row = _Row(layer.name, exact, levels, None if v is None else v.double())
+        _fill(cells, row, pairs, wanted)
     made = attributes(stats, chosen, analysis="sweep", damping_kind=levels.kind)
     return cells.dataset(layer_coordinates(stats), made)
 
 
 def _wanted(metrics: Sequence[str] | None, with_gradient: bool) -> tuple[str, ...]:
-    possible = (*OF_MATRICES, *(OF_DIRECTIONS if with_gradient else ()))
+    steps = (*OF_DIRECTIONS, *OF_STEPS) if with_gradient else ()
+    possible = (*OF_MATRICES, *steps)
     if metrics is None:
         return possible
     unknown = [name for name in metrics if name not in possible]
@@ -101,36 +126,122 @@ def _wanted(metrics: Sequence[str] | None, with_gradient: bool) -> tuple[str, ..
     return tuple(metrics)
 
 
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A layer's exact block at every damping, decomposed where that can be had."""
+
+    name: str
+    exact: Operator
+    dampings: Dampings
+    gradient: torch.Tensor | None
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The block beside itself."""
+        return Pair(self.exact, self.exact)
+
+    @cached_property
+    def shifts(self) -> tuple[float, ...]:
+        """Every λ."""
+        return self.dampings.values(self.exact)
+
+    @cached_property
+    def basis(self) -> Eigenform | FisherlabError:
+        """The eigenbasis, or why there is none."""
+        try:
+            return decomposed(self.exact, "sweep")
+        except FisherlabError as error:
+            return error
+
+    @cached_property
+    def steps(self) -> list[Step | Exception]:
+        """The exact steps, by solves where there is no eigenbasis."""
+        assert self.gradient is not None, "asked with a gradient only"
+        form, found = self.basis, list[Step | Exception]()
+        for shift in self.shifts:
+            try:
+                best = (
+                    None
+                    if isinstance(form, Exception)
+                    else form.solve(self.gradient, shift)
+                )
+                found.append(self.pair.damped(shift).along(self.gradient, best))
+            except REFUSALS as error:
+                found.append(error)
+        return found
+
+
 def _fill(
+    cells: Cells, row: _Row, pairs: Mapping[str, Pair], wanted: Sequence[str]
+) -> None:
+    """Fill one row from eigenbases, or the steps by solves where a matrix has none."""
+    if row.gradient is not None and "slope" in wanted:
+        _fill_best(cells, row)
+    for method, pair in pairs.items():
+        mine = row.basis
+        try:
+            if isinstance(mine, FisherlabError):
+                raise mine
+            other = mine if pair.same else decomposed(pair.approx, "sweep")
+        except FisherlabError as error:
+            cells.blame(row.name, method, reason(error))
+            if row.gradient is not None:
+                _fill_steps(cells, row, method, pair, wanted)
+        else:
+            _fill_curves(cells, row, (method, pair), (mine, other), wanted)
+            _blame_hidden(cells, (row.name, method), mine, other, row.shifts)
+
+
+def _fill_best(cells: Cells, row: _Row) -> None:
+    """Keep what the exact step and the gradient itself reach, to be added over layers."""
+    for level, step in enumerate(row.steps):
+        if not isinstance(step, Exception):
+            best = float((step.gradient * step.best).sum())
+            cells.put("exact_slope", best, row.name, level)
+            cells.put("gradient_curvature", step.plain_curvature, row.name, level)
+            cells.put("gradient_slope", float(step.gradient.square().sum()), row.name)
+
+
+def _fill_steps(
+    cells: Cells, row: _Row, method: str, pair: Pair, wanted: Sequence[str]
+) -> None:
+    """Fill the metrics of directions, each by one damped solve."""
+    for level, (damping, exact) in enumerate(
+        zip(row.dampings.each, row.steps, strict=True)
+    ):
+        try:
+            if isinstance(exact, Exception):
+                raise exact
+            found = of_step(pair.damped(damping).along(exact.gradient, exact.best))
+        except REFUSALS as error:
+            cells.blame_damping(row.name, method, level, error)
+        else:
+            for metric in [name for name in wanted if name in found]:
+                cells.put(metric, found[metric], row.name, method, level)
+
+
+def _fill_curves(
     cells: Cells,
-    reference: tuple[str, Operator],
-    pairs: Mapping[str, Pair],
-    gradient: torch.Tensor | None,
+    row: _Row,
+    of: tuple[str, Pair],
+    bases: tuple[Eigenform, Eigenform],
     wanted: Sequence[str],
 ) -> None:
-    """Fill one row from eigenbases; a factored damping has one of its own."""
-    name, exact = reference
-    shifts, mine = cells.dampings.values(exact), None
-    for method, pair in pairs.items():
-        try:
-            mine, other = eigenbases("sweep", pair, mine)
-        except FisherlabError as error:
-            cells.blame(name, method, reason(error))
-            continue
-        found = curve(mine, other, shifts, gradient)
-        for level, damping in enumerate(cells.dampings.each):
-            at, told = level, found
-            if isinstance(damping, Factored):
-                try:
-                    damped = pair.damped(damping)
-                    _, shifted = eigenbases("sweep", damped.pair, mine)
-                except (FisherlabError, ValueError) as error:
-                    cells.blame_damping(name, method, level, error)
-                    continue
-                at, told = 0, curve(mine, shifted, [damped.damping], gradient)
-            for metric in wanted:
-                cells.put(metric, told[metric][at], name, method, level)
-        _blame_hidden(cells, (name, method), mine, other, shifts)
+    """Fill every metric from two eigenbases; a factored damping has one of its own."""
+    (method, pair), (mine, other) = of, bases
+    found = curve(mine, other, row.shifts, row.gradient)
+    for level, damping in enumerate(row.dampings.each):
+        at, told = level, found
+        if isinstance(damping, Factored):
+            try:
+                damped = pair.damped(damping)
+                _, shifted = eigenbases("sweep", damped.pair, mine)
+            except (FisherlabError, ValueError) as error:
+                cells.blame_damping(row.name, method, level, error)
+                continue
+            at, told = 0, curve(mine, shifted, [damped.damping], row.gradient)
+        for metric in wanted:
+            cells.put(metric, told[metric][at], row.name, method, level)
 
 
 def _blame_hidden(

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.wording import percent, quoted
 from fisherlab.catalogue import total_share
 
@@ -130,7 +131,7 @@ class Contest:
         """Say who is nearest to the exact block, at what cost, and who cannot be had."""
         parts = [*self._first(), *self._unusable(), *self._absent()]
         parts += [f"judged at {self.setting}"] if self.setting else []
-        return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
+        return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts)
 
     def _first(self) -> list[str]:
         complete = self.complete
@@ -262,22 +263,24 @@ def verdict(found: xr.Dataset) -> list[str]:
     Ranked by the first measure of a purpose, for all layers together, by how far it is
     from what the exact block has; or layer by layer, where approximations have numbers
     in some layers only. Who is indefinite or left out is named, with the layers and the
-    share of the parameters in them.
+    share of the parameters in them. Of a sweep: at which dampings the step of a method
+    serves, and where it is worse than the gradient.
 
     Parameters
     ----------
     found
-        What `compare` returned with `purpose=`, or the result of a report.
+        What `compare` returned with `purpose=`, `sweep` with a gradient, or the result of
+        a report.
 
     Returns
     -------
     list of str
-        A line a purpose.
+        A line a purpose; of a sweep a line a method.
 
     Raises
     ------
     ValueError
-        If the table holds no purposes.
+        If the table holds neither.
 
     Examples
     --------
@@ -288,12 +291,14 @@ def verdict(found: xr.Dataset) -> list[str]:
     >>> verdict(found)[0].split(",")[0]
     'matrix: `kfac` is the closest to the exact block'
     """
-    told = contests(found)
+    told = [f"{purpose}: {one.told()}" for purpose, one in contests(found).items()]
+    told += damping_verdict(found)
     if not told:
         raise ValueError(
-            "verdict: the table holds no purposes; compare(..., purpose=[...]) makes one."
+            "verdict: the table holds neither purposes nor steps at several dampings; "
+            "compare(..., purpose=[...]) and sweep(..., gradient=...) make them."
         )
-    return [f"{purpose}: {contest.told()}" for purpose, contest in told.items()]
+    return told
 
 
 def contests(found: xr.Dataset) -> dict[str, Contest]:

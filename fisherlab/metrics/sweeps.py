@@ -41,6 +41,7 @@ OF_DIRECTIONS = (
     "model_decrease_ratio",
     "gamma_ratio",
 )
+OF_STEPS = ("slope", "curvature")  # vᵀp_Q and ⟨p_Q, P p_Q⟩, which add up over layers
 
 
 def damping_curve(
@@ -70,9 +71,10 @@ def damping_curve(
         Metric to one number per damping: `inverse_error`, `inverse_cosine`,
         `gaussian_kl`, `reverse_gaussian_kl`, `stein_divergence`,
         `log_spectrum_distance`, and with a gradient `direction_cosine`,
-        `f_cosine_squared`, `model_decrease_ratio`, `gamma_ratio`. NaN where a damped
-        matrix is not positive definite or its inverse has less than three digits in
-        float64, `BelowFloor` where rounding hides the value.
+        `f_cosine_squared`, `model_decrease_ratio`, `gamma_ratio`, and vᵀp_Q, `slope`, and
+        p_QᵀPp_Q, `curvature`, of the step p_Q = (F̂ + λI)⁻¹v. NaN where a damped matrix
+        is not positive definite or its inverse has less than three digits in float64,
+        `BelowFloor` where rounding hides the value.
 
     Raises
     ------
@@ -110,7 +112,8 @@ def curve(
     """Return `damping_curve` of two decompositions, to be shared by many approximations."""
     known = [exact.resolves(one) and approx.resolves(one) for one in dampings]
     valid = [damping for damping, is_known in zip(dampings, known, strict=True) if is_known]
-    names = OF_MATRICES if gradient is None else (*OF_MATRICES, *OF_DIRECTIONS)
+    steps = () if gradient is None else (*OF_DIRECTIONS, *OF_STEPS)
+    names = (*OF_MATRICES, *steps)
     if not valid:
         return {name: [float("nan")] * len(dampings) for name in names}
     shifts = torch.tensor(valid, dtype=torch.float64, device=exact.values.device)
@@ -265,17 +268,28 @@ class _Steps:
         taken = best if self.exact is self.approx else self.solved(self.approx)
         plain = self.curvatures(v.expand(len(self.shifts), *v.shape))
         curved = self.curvatures(taken)
-        found: dict[str, list[float]] = {name: [] for name in OF_DIRECTIONS}
-        for at in range(len(self.shifts)):
-            step = directions.Measured(
-                gradient=v,
-                best=best[at],
-                taken=taken[at],
-                curvature=float(curved[at]),
-                plain_curvature=float(plain[at]),
+        rows = [
+            of_step(
+                directions.Measured(
+                    gradient=v,
+                    best=best[at],
+                    taken=taken[at],
+                    curvature=float(curved[at]),
+                    plain_curvature=float(plain[at]),
+                )
             )
-            found["direction_cosine"].append(directions.direction_cosine.of(step))
-            found["f_cosine_squared"].append(directions.f_cosine_squared.of(step))
-            found["model_decrease_ratio"].append(directions.model_decrease_ratio.of(step))
-            found["gamma_ratio"].append(directions.gammas(step))
-        return found
+            for at in range(len(self.shifts))
+        ]
+        return {name: [row[name] for row in rows] for name in (*OF_DIRECTIONS, *OF_STEPS)}
+
+
+def of_step(step: directions.Directions) -> dict[str, float]:
+    """Return the metrics of a direction, its slope and its curvature."""
+    return {
+        "direction_cosine": directions.direction_cosine.of(step),
+        "f_cosine_squared": directions.f_cosine_squared.of(step),
+        "model_decrease_ratio": directions.model_decrease_ratio.of(step),
+        "gamma_ratio": directions.gammas(step),
+        "slope": float((step.gradient * step.taken).sum()),
+        "curvature": step.curvature,
+    }

@@ -14,6 +14,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.analysis.allowances import parse_time
+from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.wording import aligned
 from fisherlab.errors import NumericalError
@@ -215,6 +216,8 @@ def run_sweep(config: ReportConfig, command: str = "") -> Path:
         record = describe_run(config, command, started) | {"seconds": phase.seconds}
         with phase("page"):
             write_parts(ds, None, record, scratch)
+    if not config.quiet:
+        print("\n".join(damping_verdict(ds)), end="\n\n")
     return place / "report.html"
 
 

@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
+from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.verdicts import Contest, coarse, contests
 from fisherlab.analysis.wording import error_text, layers, percent, quoted, span
 from fisherlab.plots import frames
@@ -55,6 +56,7 @@ def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
             Sentence(topic, one.told(), SOURCES.get(topic, ""))
             for topic, one in found.items()
         ),
+        *(Sentence("damping", one, "slope, curvature") for one in damping_verdict(ds)),
         _front(standings(m)),
         _dead(m),
         _training(ds),
