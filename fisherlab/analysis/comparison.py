@@ -27,6 +27,7 @@ from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.catalogue import NEEDS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import FactoredFisher
 from fisherlab.purposes import Purpose
@@ -247,12 +248,13 @@ def _fill_layer(
     chosen: Mapping[str, Approximator],
     limit: int,
 ) -> None:
-    """Fill the cells of one layer."""
+    """Fill the cells of one layer, whose factors are decomposed once for all methods."""
     double = exact.to(torch.float64)
-    pairs = pairs_of(
-        cells, "compare", statistics, double, chosen, mixed=asked.mixed, limit=limit
-    )
-    fill(cells, asked, (statistics.name, double), pairs, limit)
+    with decomposed_once(*statistics.rows):
+        pairs = pairs_of(
+            cells, "compare", statistics, double, chosen, mixed=asked.mixed, limit=limit
+        )
+        fill(cells, asked, (statistics.name, double), pairs, limit)
 
 
 def _progress(stats: Statistics, show: bool) -> Any:

@@ -86,11 +86,11 @@ class KroneckerEigen(InBasis):
     Parameters
     ----------
     row_basis
-        U, orthogonal, shape (d_out, d_out).
+        U, orthonormal columns, shape (d_out, r), r = d_out unless s is zero outside.
     column_basis
-        V, orthogonal, shape (d_in, d_in).
+        V, orthonormal columns, shape (d_in, c).
     entries
-        s, the eigenvalues, shape (d_out, d_in).
+        s, the eigenvalues, shape (r, c).
 
     Examples
     --------
@@ -99,15 +99,22 @@ class KroneckerEigen(InBasis):
     3.0
     """
 
-    row_basis: Float[Tensor, "o o"]
-    column_basis: Float[Tensor, "i i"]
-    entries: Float[Tensor, "o i"]
+    row_basis: Float[Tensor, "o r"]
+    column_basis: Float[Tensor, "i c"]
+    entries: Float[Tensor, "r c"]
     provenance: Provenance = Provenance()
+
+    @property
+    def stored_numbers(self) -> int:
+        """d_out² + d_in² + d_out·d_in, whatever the rank of the samples."""
+        o, i = self.weight_shape
+        return o * o + i * i + o * i
 
     @cached_property
     def formed(self) -> Eigenform:
         """The eigenform."""
-        shape, bases = _pair(self.entries.shape), (self.row_basis, self.column_basis)
+        bases = self.row_basis, self.column_basis
+        shape = len(self.row_basis), len(self.column_basis)
         values = self.entries.reshape(1, -1)
         return Eigenform(Modes(bases, shape, shape), (values,), shape, 0.0, self.provenance)
 

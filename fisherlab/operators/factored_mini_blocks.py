@@ -286,9 +286,10 @@ def _by_cuts(partition: Partition, left: Samples, right: Samples) -> float:
     total = 0.0
     for stack in left.stacks():
         for others in right.stacks():
-            for one in others:
-                for cut in partition.take(stack * one):
-                    total += float(cut.sum(-1).square().sum(dtype=torch.float64))
+            pairs = zip(partition.take(stack), partition.take(others), strict=True)
+            for one, other in pairs:  # (m, b, k) each
+                table = one.transpose(0, 1) @ other.permute(1, 2, 0)
+                total += float(table.square().sum(dtype=torch.float64))
     return total
 
 

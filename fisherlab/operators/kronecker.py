@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.decompositions import spectrum
 from fisherlab.numerics.linalg import (
     Label,
     compensated_sum,
@@ -152,8 +153,8 @@ class KroneckerSum(Operator):
     def _eigen(self) -> Eigenform:
         """One term in its eigenbasis."""
         (rows, cols), *_ = self.terms
-        row_values, row_basis = eigh(rows, Label("the row factor of {}", self))
-        col_values, col_basis = eigh(cols, Label("the column factor of {}", self))
+        row_values, row_basis = spectrum(rows, Label("the row factor of {}", self))
+        col_values, col_basis = spectrum(cols, Label("the column factor of {}", self))
         entries = torch.outer(row_values, col_values)
         return KroneckerEigen(row_basis, col_basis, entries, self.provenance).formed
 
@@ -315,7 +316,8 @@ def _leading_inverse(forward: KroneckerSum, shift: float) -> Eigenform:
     (values,) = leading.tables
     damped = values.clamp_min(0) + shift
     floor = torch.finfo(damped.dtype).eps * float(damped.max())
-    return replace(leading, tables=(damped.clamp_min(floor).reciprocal(),))
+    rest = 1 / max(shift, floor) if leading.free else 0.0
+    return replace(leading, tables=(damped.clamp_min(floor).reciprocal(),), rest=rest)
 
 
 @inner_product(KroneckerSum, KroneckerSum)

@@ -131,6 +131,13 @@ class LayerStatistics(Held):
         pair = pair_samples(summable(self.inputs), gradients)
         return TurnedSamples(pair) if self.turned else pair
 
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Inputs and output gradients as rows, whose spans hold every sum over them."""
+        both = [] if self.groups > 1 or self.parts else [self.inputs, self.gradients]
+        held = (summable(one) for one in both if one is not None)
+        return tuple(one.reshape(-1, one.shape[-1]) for one in held)
+
     def by_group(self) -> tuple["LayerStatistics", ...]:
         """Return the statistics of each group of rows, itself if there is but one.
 

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Weights
-from fisherlab.numerics.linalg import eigh, factorised
+from fisherlab.numerics.decompositions import spectrum
+from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import KroneckerSum, Provenance
 
 NEAR = 1e-4  # relative distance below which a factor or a singular value is another
@@ -179,5 +180,6 @@ def kronecker_sum(
 def nearest_positive(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Return the positive semidefinite part of ± a factor, the sign that of its trace."""
     sign = 1.0 if float(factor.trace()) >= 0 else -1.0
-    values, vectors = eigh(sign * (factor + factor.T) / 2, "a factor of a leading pair")
+    half = sign * (factor + factor.T) / 2
+    values, vectors = spectrum(half, "a factor of a leading pair")
     return (vectors * values.clamp_min(0)) @ vectors.T

@@ -25,9 +25,9 @@ from fisherlab.approximators.kronecker.kfac import (
     joint_factors,
     kfac_sums,
 )
-from fisherlab.approximators.kronecker.partial_traces import partial_traces
+from fisherlab.approximators.kronecker.partial_traces import partial_traces, traced
 from fisherlab.approximators.states import Sums, add, by_group
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.decompositions import spectrum
 from fisherlab.operators import KroneckerEigen, Operator, Provenance, RowwiseEigen
 from fisherlab.samples import Samples, TokenSamples
 from fisherlab.showing import shown
@@ -45,8 +45,8 @@ class Projection:
         None for the identity: the rows of an embedding stay as they are.
     """
 
-    row_basis: Float[Tensor, "o o"] | None
-    column_basis: Float[Tensor, "i i"]
+    row_basis: Float[Tensor, "o r"] | None
+    column_basis: Float[Tensor, "i c"]
     provenance: Provenance
     squares: Sums | None = None
 
@@ -58,10 +58,10 @@ class Projection:
         provenance: Provenance,
     ) -> "Projection":
         """Begin with the eigenvectors of two factors; the first may be a diagonal."""
-        _, column_basis = eigh(cols, f"the column factor of {provenance}")
+        _, column_basis = spectrum(cols, f"the column factor of {provenance}")
         if rows.dim() == 1:
             return cls(None, column_basis, provenance)
-        _, row_basis = eigh(rows, f"the row factor of {provenance}")
+        _, row_basis = spectrum(rows, f"the row factor of {provenance}")
         return cls(row_basis, column_basis, provenance)
 
     @classmethod
@@ -210,7 +210,7 @@ class _OfPartialTraces(_Corrected):
     def factors(self, state: AnySums) -> tuple[Tensor, Tensor]:
         """Return the partial traces."""
         assert isinstance(state, Sums)
-        rows, cols = state.tensors
+        rows, cols, _ = traced(state)
         return rows, cols
 
     def cost(self, samples: Samples) -> Cost:

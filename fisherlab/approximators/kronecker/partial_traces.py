@@ -17,7 +17,7 @@ from fisherlab.approximators.costs import (
     row_trace_flops,
 )
 from fisherlab.approximators.states import Sums, add, by_group
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.decompositions import spectrum
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
@@ -36,6 +36,17 @@ def _rows(samples: Samples) -> Tensor:
     """Return Σ D Dᵀ."""
     i = samples.weight_shape[1]
     return samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
+
+
+def traced(state: Sums) -> tuple[Tensor, Tensor, float]:
+    """Return Ψ/√t and Φ/√t of t = tr F, and t; as they are where it is 0.
+
+    Of one scale for every method, so that they are decomposed once.
+    """
+    rows, cols = (sums / state.count for sums in state.tensors)
+    trace = float(rows.trace())
+    root = trace**0.5 if trace > 0 else 1.0
+    return rows / root, cols / root, trace
 
 
 @shown
@@ -73,10 +84,9 @@ class TKFAC(OfSums[Sums, Operator]):
 
     def finish(self, state: Sums) -> KroneckerSum:
         """Divide by the examples and the trace."""
-        rows, cols = (sums / state.count for sums in state.tensors)
-        trace = float(rows.trace())
+        rows, cols, trace = traced(state)
         made = state.provenance.by("TKFAC()")
-        terms = ((rows / trace**0.5, cols / trace**0.5),) if trace > 0 else ()
+        terms = ((rows, cols),) if trace > 0 else ()
         return KroneckerSum(
             terms,
             state.weight_shape,
@@ -126,7 +136,9 @@ class Shampoo(OfSums[Sums, Operator]):
     def finish(self, state: Sums) -> KroneckerSum:
         """Divide by the examples and take the roots."""
         made = state.provenance.by(repr(self))
-        rows, cols = (_root(s / state.count, f"a factor of {made}") for s in state.tensors)
+        *pair, trace = traced(state)
+        root = max(trace, 0.0) ** 0.25
+        rows, cols = (root * _root(factor, f"a factor of {made}") for factor in pair)
         return KroneckerSum(((rows, cols),), state.weight_shape, made)
 
     def cost(self, samples: Samples) -> Cost:
@@ -182,8 +194,8 @@ class Muon(OfSums[Sums, Operator]):
 
 def _root(factor: Tensor, what: str) -> Tensor:
     """Return the root of a factor, of rounding 0: its root would pass for a number."""
-    values, vectors = eigh(factor, what)
-    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    values, vectors = spectrum(factor, what)
+    rounding = len(factor) * torch.finfo(values.dtype).eps * values[-1]
     values = torch.where(values > rounding, values, 0.0)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
