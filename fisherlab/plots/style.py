@@ -57,6 +57,9 @@ KNOWN: Final = {
     "deflation": Style("#332288", ">", (6.0, 1.0)),
     "lanczos-2": Style("#999933", "p", (3.0, 1.0, 1.0, 1.0)),
     "lanczos-paper": Style("#44AA99", "h", (1.0, 2.0)),
+    "soap": Style("#EE3377", "d", (6.0, 1.0, 2.0, 1.0)),
+    "kl-shampoo": Style("#225555", "H", (3.0, 2.0)),
+    "muon": Style("#BBCC33", "8", (2.0, 1.0)),
 }
 SPARE: Final = (
     Style("#AA4499", "d", (5.0, 2.0)),
