@@ -196,7 +196,7 @@ def test_errors_are_caught_by_the_usual_names():
     assert issubclass(fl.IndefiniteError, fl.NumericalError)
     assert all(
         issubclass(getattr(fl, name), fl.FisherlabError)
-        for name in fl.__all__
+        for name in fl._NAMES
         if name.endswith(("Error", "Form"))
     )
 

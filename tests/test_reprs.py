@@ -63,7 +63,7 @@ def test_names_are_escaped_in_tables():
     assert "&lt;script&gt;" in operator._repr_html_()
 
 
-NAMED = [getattr(fl, name) for name in fl.__all__]
+NAMED = [getattr(fl, name) for name in fl._NAMES]
 PUBLIC = [kind for kind in NAMED if isinstance(kind, type) and kind is not fl.Likelihood]
 
 

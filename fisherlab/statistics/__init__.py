@@ -1,7 +1,13 @@
 """What approximators consume: per-example gradients, collected through torch.func."""
 
 from fisherlab.statistics.collect import collect, stream
-from fisherlab.statistics.fishers import Empirical, Exact, Fisher, MonteCarlo
+from fisherlab.statistics.fishers import (
+    Empirical,
+    Exact,
+    Fisher,
+    ImprovedEmpirical,
+    MonteCarlo,
+)
 from fisherlab.statistics.mean import mean_gradient
 from fisherlab.statistics.network import FullMatrix, cross_block, full_matrix
 from fisherlab.statistics.values import LayerStatistics, MeanGradient, Statistics
@@ -11,6 +17,7 @@ __all__ = [
     "Exact",
     "Fisher",
     "FullMatrix",
+    "ImprovedEmpirical",
     "LayerStatistics",
     "MeanGradient",
     "MonteCarlo",
