@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherlab as fl
-from fisherlab.statistics.random import uniforms
+from fisherlab.statistics.fishers import uniforms
 from tests import cases, oracles
 from tests.cases import LIKELIHOODS, labels, normal
 from tests.oracles import assert_close

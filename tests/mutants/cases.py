@@ -451,7 +451,7 @@ STATISTICS = [
     ),
     mutant(
         "draws depend on the place in the batch",
-        "statistics/random.py",
+        "statistics/fishers.py",
         "bits = np.random.Philox(key=key).advance(first * steps)",
         "bits = np.random.Philox(key=key).advance(0 * first * steps)",
         "statistics::sampled_labels_depend_on_the_index_of_the_example_alone",
