@@ -1,4 +1,4 @@
-"""The public names: `__all__` is what one begins with; every import works as ``fl.name``."""
+"""The public names: `__all__` is what one begins with; all imports work as ``fl.name``."""
 
 from fisherlab.analysis import compare as compare
 from fisherlab.analysis import compare_networks as compare_networks
@@ -138,6 +138,10 @@ from fisherlab.training import tune as tune
 __version__: str
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
+    "KPSVD",
+    "TKFAC",
     "AdaptiveKFAC",
     "Bernoulli",
     "BudgetError",
@@ -145,17 +149,14 @@ __all__ = [
     "DataError",
     "Deflation",
     "Diagonal",
-    "EKFAC",
     "Empirical",
     "Exact",
     "ExactBlock",
     "Factored",
     "FisherlabError",
     "Gaussian",
-    "KFAC",
     "KFACCorrected",
     "KFACTridiagonal",
-    "KPSVD",
     "Likelihood",
     "LowRank",
     "MiniBlock",
@@ -164,7 +165,6 @@ __all__ = [
     "NumericalError",
     "RelativeDamping",
     "Shampoo",
-    "TKFAC",
     "Tikhonov",
     "TwoLevelKFAC",
     "UnsupportedModelError",
