@@ -8,7 +8,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import plots
-from fisherlab.numerics.quadrature import gauss_nodes
+from fisherlab.numerics.krylov import gauss_nodes
 from tests import cases
 from tests.oracles import assert_close, second_moment_block
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import aslinearoperator
 
-from fisherlab.numerics.arpack import extreme_eigenpairs
+from fisherlab.numerics.krylov import extreme_eigenpairs
 from tests import generators
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics
-from fisherlab.metrics import BelowFloor, eigen, floors, kronecker, spectra, structure
+from fisherlab.metrics import BelowFloor, floors, kronecker, spectra, structure
 from fisherlab.metrics.halves import noise_floors
 from fisherlab.operators import Dense, Diagonal, FactoredFisher, KroneckerSum, Partition
 from tests import cases, oracles
@@ -137,7 +137,7 @@ def test_decompositions_rebuild_the_matrix(name, samples):
         operator = METHODS[name](cases.layer_statistics(samples))
     except fl.NeedsSharedForm:
         return
-    basis, dense = eigen.decomposed(operator), operator.to_dense()
+    basis, dense = spectra.decomposed(operator), operator.to_dense()
     vectors = basis.vectors(torch.arange(len(basis.values))).flatten(1)
     eye = torch.eye(len(dense), dtype=torch.float64)
     assert_close(vectors @ vectors.T, torch.eye(len(vectors)), 1e-8)

@@ -9,10 +9,8 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.cli import main
 from fisherlab.reproduce import catalogue
-from fisherlab.reproduce.claims import Bound, Claim, judged
 from fisherlab.reproduce.comparison import PAPERS
-from fisherlab.reproduce.experiment import Experiment, Setting
-from fisherlab.reproduce.rows import Row
+from fisherlab.reproduce.experiment import Bound, Claim, Experiment, Row, Setting, judged
 
 A, B = 0.2, 0.4
 

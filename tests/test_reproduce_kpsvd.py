@@ -18,8 +18,7 @@ from fisherlab.reproduce import (
     kpsvd_errors,
 )
 from fisherlab.reproduce import kpsvd_training as figure
-from fisherlab.reproduce.claims import judged
-from fisherlab.reproduce.experiment import Setting
+from fisherlab.reproduce.experiment import Setting, judged
 
 
 def size(folder: Path) -> figure.Size:

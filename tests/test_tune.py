@@ -12,7 +12,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.training import best_runs
-from fisherlab.training.grids import preset, settings_of
+from fisherlab.training.studies import preset, settings_of
 from tests.training_runs import small
 
 GRID = {"lr": [0.5, 0.05], "momentum": [0.0, 0.9]}

@@ -13,9 +13,9 @@ from fisherlab.analysis.cells import REFUSALS, attributes, reason, require_room
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.spectra import eigenvalues
+from fisherlab.numerics.krylov import gauss_nodes
 from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import Budget, parse_budget, require
-from fisherlab.numerics.quadrature import gauss_nodes
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.statistics import LayerStatistics, Statistics

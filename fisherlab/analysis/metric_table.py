@@ -12,10 +12,10 @@ from fisherlab.analysis.damping import Dampings
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import quantity
 from fisherlab.errors import BudgetError, IndefiniteError
-from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import Entry, entries
+from fisherlab.metrics.spectra import decomposed
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
 from fisherlab.numerics.memory import readable
 from fisherlab.operators import (

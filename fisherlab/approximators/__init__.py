@@ -16,8 +16,8 @@ from fisherlab.approximators.kpsvd.kpsvd import KPSVD
 from fisherlab.approximators.kpsvd.deflation import Deflation
 from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected
 from fisherlab.approximators.blocks.mini_block import ByInput, ByOutput, ByTile, MiniBlock
-from fisherlab.approximators.blocks.diagonal import Diagonal, QuasiDiagonal
-from fisherlab.approximators.blocks.method_by_block import MethodByBlock
+from fisherlab.approximators.blocks.mini_block import Diagonal, QuasiDiagonal
+from fisherlab.approximators.network.block_diagonal import MethodByBlock
 from fisherlab.approximators.mean_gradients import (
     AdamPreconditioner,
     ShampooPreconditioner,

@@ -94,7 +94,7 @@ def _check_names(names: list[str]) -> None:
 
 
 def _grids(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    from fisherlab.training.grids import preset
+    from fisherlab.training.studies import preset
 
     grids: dict[str, Any] = {}
     for name in names:

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers.compiled import exclusive, uncompiled
-from fisherlab.layers.output_axis import TRANSPOSED, output_axis
+from fisherlab.layers.modes import exclusive, uncompiled
+from fisherlab.layers.places import TRANSPOSED, output_axis
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 

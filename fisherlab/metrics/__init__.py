@@ -38,11 +38,13 @@ from fisherlab.metrics.frobenius import (
     cosine_similarity,
     diagonal_correlation,
     frobenius_error,
+    inverse_cosine,
+    inverse_error,
     optimal_scale,
     scale_optimal_error,
     trace_ratio,
+    whitened_error,
 )
-from fisherlab.metrics.inverses import inverse_cosine, inverse_error, whitened_error
 from fisherlab.metrics.kronecker import (
     kronecker_ratio,
     kronecker_spectrum,

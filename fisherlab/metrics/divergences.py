@@ -8,7 +8,7 @@ Where F is rank-deficient λ dominates: state it, and its ratio to the mean eige
 
 from fisherlab.metrics import floors
 from fisherlab.metrics.floors import ROUNDING, BelowFloor, measured
-from fisherlab.metrics.inverses import relative_difference
+from fisherlab.metrics.frobenius import relative_difference
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import named, of_inverses
 from fisherlab.numerics.linalg import factorised

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from fisherlab.catalogue import FLOOR
 from fisherlab.errors import IndefiniteError, UnsupportedMetric
-from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import named, of_inverses, of_matrices
-from fisherlab.numerics.arpack import extreme_eigenpairs, fixed_noise
+from fisherlab.numerics.krylov import extreme_eigenpairs, fixed_noise
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+from fisherlab.operators import Eigenform
+from fisherlab.operators.eigenform import of_matrix
 
 DENSE_DIFFERENCE = 512  # differences up to this size are diagonalised as they are
 NOISE = 1e-12  # a relative difference below this is rounding of the products
@@ -278,3 +279,50 @@ def _leading(operator: Operator, k: int) -> Float[Tensor, "k o i"]:
             f"{k} leading directions are not determined. Choose another k.",
         )
     return basis.vectors(order[:k])
+
+
+DENSE_ROWS = 4000  # blocks without a structured basis are diagonalised up to this size
+
+
+def decomposed(operator: Operator, metric: str = "eigenvalues") -> Eigenform:
+    """Return the eigendecomposition of an operator, in float64.
+
+    Parameters
+    ----------
+    operator
+        Samples, Kronecker products, eigenforms, mini-blocks and diagonals keep their
+        structure; anything else is diagonalised densely up to p = 4000.
+    metric
+        Who asks, for the error.
+
+    Raises
+    ------
+    UnsupportedMetric
+        If the operator has no structured basis and p is above 4000.
+    NumericalError
+        If it holds NaN or infinity.
+
+    Notes
+    -----
+    d_out³ + d_in³ for Kronecker forms, M³ for M samples, p³ for the rest.
+
+    Examples
+    --------
+    >>> from fisherlab.operators import Dense
+    >>> dense = Dense(torch.diag(torch.tensor([3.0, 1.0])), (1, 2))
+    >>> decomposed(dense).eigenvalues().tolist()
+    [3.0, 1.0]
+    """
+    double = operator.to(torch.float64)
+    found = double.eigenform()
+    if found is not None:
+        return found
+    if double.shape[0] > DENSE_ROWS:
+        raise UnsupportedMetric(
+            metric,
+            repr(operator),
+            f"It has no structured eigenbasis and p = {double.shape[0]} is above "
+            f"{DENSE_ROWS}. Use metrics of products (frobenius_error, spectral_error, "
+            "direction_cosine), or a smaller layer.",
+        )
+    return of_matrix(double.to_dense(), double.weight_shape, repr(operator))

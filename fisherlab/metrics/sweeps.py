@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fisherlab.metrics import directions
 from fisherlab.metrics.divergences import divergence
-from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.floors import EPS, LOST, BelowFloor
 from fisherlab.metrics.pairs import paired
+from fisherlab.metrics.spectra import decomposed
 from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Damping, tikhonov
 

@@ -1,14 +1,21 @@
-"""Leading singular triplets of a linear map by block Krylov iteration."""
+"""Krylov spaces: leading singular triplets, extreme eigenpairs, quadrature of a spectrum."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import factorised
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+from fisherlab.numerics.linalg import eigh, require_finite
 
 Action = Callable[[Tensor], Tensor]
 GRAM_ROWS = 2**20  # rows of a basis taken to float64, or to a triangle, at once
@@ -238,3 +245,129 @@ def _combined(blocks: Sequence[Tensor], turn: Float[Tensor, "k c"]) -> Tensor:
 def _none(linear: LinearMap, start: Tensor) -> Triplets:
     left = linear.apply(start[:, :1])[:, :0]
     return Triplets(left, start.new_zeros(0), start[:, :0], True, 0, 0.0)
+
+
+def fixed_noise(size: int) -> Float[Tensor, " size"]:
+    """Return the same normal numbers at every call.
+
+    From a plain vector such as ones Lanczos can miss, or stop at once, where an
+    eigenvector is orthogonal to it.
+
+    >>> bool((fixed_noise(3) == fixed_noise(3)).all())
+    True
+    """
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+def extreme_eigenpairs(
+    products: "LinearOperator",
+    k: int,
+    end: Literal["LA", "SA", "LM"],
+    what: str,
+    tolerance: float = 0.0,
+    restarts: int | None = None,
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "n k"]]:
+    """Return k eigenvalues at one end, ascending, and their vectors, in float64.
+
+    Both what Lanczos starts from and what it restarts from, where a Krylov space is
+    exhausted as that of a matrix of low rank, is fixed noise. It gives up after so many
+    `restarts`, 10 n by default.
+
+    Raises
+    ------
+    NumericalError
+        If the iteration does not converge, naming `what`.
+
+    Examples
+    --------
+    >>> from scipy.sparse.linalg import aslinearoperator
+    >>> values, vectors = extreme_eigenpairs(aslinearoperator(np.eye(9)), 2, "LA", "I")
+    >>> values.round(decimals=12)
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    from scipy.sparse.linalg import ArpackError, eigsh
+
+    size = int(products.shape[0])
+    start = fixed_noise(size).numpy()
+    if not products.matvec(start).any():  # which ARPACK calls a bad starting vector
+        return torch.zeros(k, dtype=torch.float64), torch.eye(size, k, dtype=torch.float64)
+    options: dict[str, Any] = {"v0": start, "maxiter": restarts}
+    if "rng" in signature(eigsh).parameters:  # scipy 1.17: unseeded where it is not given
+        options["rng"] = np.random.default_rng(0)
+    try:
+        found = eigsh(products, k, which=end, tol=tolerance, **options)
+    except ArpackError as error:
+        raise NumericalError(
+            f"{k} eigenvalues ({end}) of {what}: Lanczos gave up ({error}). "
+            "Ask for fewer, or form the matrix with `to_dense`."
+        ) from error
+    values, vectors = (torch.from_numpy(np.asarray(part)) for part in found)
+    order = values.argsort()
+    return values[order], vectors[:, order]
+
+
+REST = 1e2  # of ε: a remainder this small ends the recurrence, the space is invariant
+
+
+def gauss_nodes(
+    product: Callable[[Tensor], Tensor], start: Float[Tensor, " p"], steps: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    r"""Return nodes θ and weights w of the measure :math:`\sum_j (u_j^T z)^2 δ_{λ_j}`.
+
+    .. math:: \sum_j w_j f(θ_j) = z^T f(M) z
+
+    for every polynomial f of degree below 2k, for z of length one; for every f where k is
+    the number of distinct eigenvalues that z meets, at which the recurrence ends.
+
+    Parameters
+    ----------
+    product
+        Of a symmetric M with a vector.
+    start
+        z, of any length but 0.
+    steps
+        The most nodes.
+
+    Raises
+    ------
+    NumericalError
+        If a product is not finite.
+
+    Notes
+    -----
+    A product a step; every vector is orthogonalised against all earlier ones, twice, so
+    steps · p numbers are held.
+
+    References
+    ----------
+    Golub & Meurant 2010, "Matrices, Moments and Quadrature", chapter 6.
+
+    Examples
+    --------
+    >>> values = torch.tensor([1.0, 2.0, 2.0]).double()
+    >>> nodes, weights = gauss_nodes(lambda x: values * x, torch.ones(3).double(), 9)
+    >>> nodes.round(decimals=9).tolist(), weights.round(decimals=3).tolist()
+    ([1.0, 2.0], [0.333, 0.667])
+    """
+    most = min(steps, len(start))
+    basis = start.new_empty(most, len(start))
+    table = start.new_zeros(most, most)
+    basis[0] = start / start.norm()
+    size = 0.0
+    for k in range(most):
+        image = product(basis[k])
+        require_finite(image, "a product of Lanczos' recurrence")
+        known = basis[: k + 1]
+        table[k, k] = image @ basis[k]
+        size = max(size, float(image.norm()))
+        for _ in range(2):
+            image = image - known.T @ (known @ image)
+        left = float(image.norm())
+        if k + 1 == most or left <= REST * torch.finfo(start.dtype).eps * size:
+            table = table[: k + 1, : k + 1]
+            break
+        basis[k + 1] = image / left
+        table[k, k + 1] = table[k + 1, k] = left
+    nodes, vectors = eigh(table, "the matrix of Lanczos' recurrence")
+    return nodes, vectors[0].square()

@@ -19,7 +19,6 @@ from fisherlab.operators.gradient_roots import (
     RotatedAdam,
     WhitenedRoot,
 )
-from fisherlab.operators.inverse_factors import InverseFactors
 from fisherlab.operators.iterative import IterativeInverse, Stopping
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.kronecker_congruence import KroneckerCongruence
@@ -37,9 +36,8 @@ from fisherlab.operators.network import (
     WholeNetwork,
 )
 from fisherlab.operators.partition import Partition
-from fisherlab.operators.quasi_diagonal import QuasiDiagonal
-from fisherlab.operators.quasi_newton import QuasiNewtonFactors
-from fisherlab.operators.root_diagonal import RootDiagonal
+from fisherlab.operators.quasi_diagonal import QuasiDiagonal, RootDiagonal
+from fisherlab.operators.quasi_newton import InverseFactors, QuasiNewtonFactors
 from fisherlab.operators.row_rank_one import RowRankOne
 from fisherlab.operators.solved import SolvedByProducts
 from fisherlab.operators.stacked import Stacked

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.arpack import extreme_eigenpairs
 from fisherlab.numerics.held import Held
+from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import Label, require_positive
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.operators.dampings import Damping, Factored, tikhonov

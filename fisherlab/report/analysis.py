@@ -23,7 +23,7 @@ from fisherlab.report.record import Phases
 from fisherlab.report.sizes import Size
 from fisherlab.statistics import Statistics
 from fisherlab.training import trajectory
-from fisherlab.training.probes.losses import measured
+from fisherlab.training.probes.errors import measured
 
 _MOMENTUM: Final = 0.9
 _RATE: Final = 0.05

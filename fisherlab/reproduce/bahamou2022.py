@@ -14,10 +14,9 @@ from typing import Final
 import xarray as xr
 
 from fisherlab.analysis.wording import number, percent
-from fisherlab.reproduce.claims import CONTROL, PICTURE, Bound, Claim
+from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.martens2015 import short_run
 from fisherlab.reproduce.mini_block_fisher import DAMPING
-from fisherlab.reproduce.rows import Row
 
 PAPER: Final = "bahamou2022"
 SEEN: Final = f"empirical Fisher, λ = {DAMPING:g} of the mean eigenvalue"

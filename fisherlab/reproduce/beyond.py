@@ -10,9 +10,8 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.reproduce.claims import CONTROL, Bound, Claim
+from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Row
 from fisherlab.reproduce.koroko2022 import trained
-from fisherlab.reproduce.rows import Row
 
 PAPER: Final = "beyond"
 

@@ -21,10 +21,8 @@ from fisherlab.analysis import save
 from fisherlab.durable import write_durably
 from fisherlab.plots import saving
 from fisherlab.report.folder import whole_folder
-from fisherlab.reproduce.claims import judged
 from fisherlab.reproduce.comparison import PAPERS, Outcome, comparison, overview
-from fisherlab.reproduce.experiment import Experiment, Result, Setting
-from fisherlab.reproduce.rows import Row
+from fisherlab.reproduce.experiment import Experiment, Result, Row, Setting, judged
 
 TABLE: Final = 100_000  # numbers of a variable that go into a table for people
 

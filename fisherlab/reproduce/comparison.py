@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from fisherlab.analysis.wording import number
-from fisherlab.reproduce.claims import PUBLISHED, Bound, Judged
-from fisherlab.reproduce.experiment import Experiment
-from fisherlab.reproduce.rows import Row
+from fisherlab.reproduce.experiment import PUBLISHED, Bound, Experiment, Judged, Row
 
 PAPERS: Final = {
     "martens2015": "Martens & Grosse 2015, K-FAC, arXiv 1503.05671",

@@ -1,21 +1,200 @@
-"""What is run for a figure: data from a setting, and a drawing of the data.
+"""What is run for a figure, what a paper claims, and the verdict on what was measured.
 
 A module of this folder that holds a dict ``EXPERIMENTS`` of names to `Experiment` values
-is found by `fisherlab.reproduce.catalogue`.
+is found by `fisherlab.reproduce.catalogue`, as the ``ROWS`` of a paper are. A claim holds
+published numbers by label, or bounds; an experiment's result gives numbers by the same
+labels. The verdict follows from both and is written nowhere by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import Any, final
+from statistics import fmean
+from typing import Any, Final, final
 
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
 from fisherlab import problems
+from fisherlab.analysis.wording import number
 from fisherlab.problems.problem import Problem
+
+REPRODUCED: Final = "reproduced"
+ORDERING: Final = "ordering only"
+NOT: Final = "not"
+UNMEASURED: Final = "not measured"
+PUBLISHED: Final = "published"
+PICTURE: Final = "bound for what a picture shows"
+CONTROL: Final = "control of ours"
+
+
+@final
+@dataclass(frozen=True)
+class Bound:
+    """A published statement that a number lies on one side of another.
+
+    Examples
+    --------
+    >>> str(Bound(at_most=0.5)), Bound(at_least=2.0).holds(3.0, 0.0)
+    ('≤ 0.500', True)
+    """
+
+    at_most: float = float("inf")
+    at_least: float = -float("inf")
+
+    def holds(self, value: float, tolerance: float) -> bool:
+        """Tell whether a number lies inside; a bound has no tolerance."""
+        return self.at_least <= value <= self.at_most
+
+    def __str__(self) -> str:
+        sides = []
+        if isfinite(self.at_least):
+            sides.append(f"≥ {number(self.at_least)}")
+        if isfinite(self.at_most):
+            sides.append(f"≤ {number(self.at_most)}")
+        return " and ".join(sides)
+
+
+@final
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper that can turn out false.
+
+    Parameters
+    ----------
+    statement
+        What is claimed, in words.
+    published
+        Numbers, or a `Bound`, by label: what the measured ones are held against.
+    measure
+        From the result of one seed to numbers by the same labels; NaN, or no label, where
+        the run does not hold the number.
+    how
+        How it is measured, and where the published number was read.
+    tolerance
+        Relative, for published numbers.
+    order
+        Labels from the smallest to the largest as published. If the numbers miss their
+        tolerance and this order holds, the verdict is "ordering only".
+    basis
+        `PUBLISHED`, or what the numbers are instead: `PICTURE`, `CONTROL`.
+    reason
+        Says from the result why the claim does not hold, where that was found out.
+
+    Examples
+    --------
+    >>> half = Claim("Half.", {"a": 0.5}, lambda ds: {"a": float(ds.a)}, tolerance=0.1)
+    >>> judged(half, [xr.Dataset({"a": 0.52}), xr.Dataset({"a": 0.54})]).verdict
+    'reproduced'
+    >>> judged(half, [xr.Dataset({"a": 0.6})]).verdict
+    'not'
+    """
+
+    statement: str
+    published: Mapping[str, float | Bound]
+    measure: Callable[[xr.Dataset], Mapping[str, float]]
+    how: str = ""
+    tolerance: float = 0.2
+    order: Sequence[str] = ()
+    basis: str = PUBLISHED
+    reason: Callable[[xr.Dataset], str] | None = None
+
+    def holds(self, label: str, value: float) -> bool:
+        """Tell whether a measured number is that which was published."""
+        told = self.published[label]
+        if isinstance(told, Bound):
+            return told.holds(value, self.tolerance)
+        return abs(value - told) <= self.tolerance * abs(told)
+
+    @property
+    def allowed(self) -> str:
+        """The tolerance in words."""
+        plain = any(not isinstance(told, Bound) for told in self.published.values())
+        return f"± {100 * self.tolerance:.0f} %" if plain else "bound"
+
+
+@final
+@dataclass(frozen=True)
+class Judged:
+    """A claim with what was measured, seed by seed, and the verdict."""
+
+    claim: Claim
+    measured: Mapping[str, Sequence[float]]
+    verdict: str
+    reason: str = ""
+
+
+def judged(claim: Claim, results: Sequence[xr.Dataset]) -> Judged:
+    """Hold a claim against the results of one or several seeds; their mean decides."""
+    found = [claim.measure(one) for one in results]
+    measured = {
+        label: [float(row.get(label, float("nan"))) for row in found]
+        for label in claim.published
+    }
+    means = {label: fmean(values) for label, values in measured.items()}
+    verdict = _verdict(claim, means)
+    reason = ""
+    if verdict != REPRODUCED:
+        told = claim.reason and claim.reason(results[0])
+        reason = told or "The reason was not found."
+    return Judged(claim, measured, verdict, reason)
+
+
+def _verdict(claim: Claim, means: Mapping[str, float]) -> str:
+    if not all(isfinite(value) for value in means.values()):
+        return UNMEASURED
+    if all(claim.holds(label, value) for label, value in means.items()):
+        return REPRODUCED
+    ranked = [means[label] for label in claim.order]
+    if ranked and all(a < b for a, b in pairwise(ranked)):
+        return ORDERING
+    return NOT
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """A figure, table, algorithm or theorem of a paper.
+
+    Parameters
+    ----------
+    paper
+        First author and year, as the module that holds the row is named.
+    place
+        Such as "Figure 3".
+    shows
+        What it shows, in a line.
+    experiment
+        The name of what computes it; None if there is no command.
+    claims
+        What is claimed there.
+    missing
+        Why there is no command, or what the command leaves out.
+
+    Examples
+    --------
+    >>> Row("martens2015", "Figures 5, 6", "Inverses.").name
+    'martens2015-figures-5-6'
+    """
+
+    paper: str
+    place: str
+    shows: str
+    experiment: str | None = None
+    claims: tuple[Claim, ...] = ()
+    missing: str = ""
+
+    @property
+    def name(self) -> str:
+        """The row's id on the command line."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.place.lower()).strip("-")
+        return f"{self.paper}-{slug}"
+
 
 Result = xr.Dataset | xr.DataTree
 

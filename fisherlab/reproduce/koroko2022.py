@@ -15,9 +15,8 @@ from typing import Final
 import xarray as xr
 
 from fisherlab.analysis.wording import number
-from fisherlab.reproduce.claims import PICTURE, Bound, Claim
+from fisherlab.reproduce.experiment import PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.martens2015 import short_run
-from fisherlab.reproduce.rows import Row
 
 PAPER: Final = "koroko2022"
 READ: Final = "mean of the last moments; read off the figure at step 2,500"

@@ -31,12 +31,12 @@ from fisherlab.plots.style import publication, styles
 from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.training.following import follow
-from fisherlab.training.grids import Grid
 from fisherlab.training.loop import take_step
 from fisherlab.training.order import Order
 from fisherlab.training.probes import Losses
 from fisherlab.training.register import optimizer
 from fisherlab.training.schedules import LinearSteps
+from fisherlab.training.studies import Grid
 from fisherlab.training.tuning import best_runs, tune
 
 FIRST_ORDER: Final[Grid] = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}

@@ -16,8 +16,7 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.analysis.wording import number, percent, span
-from fisherlab.reproduce.claims import CONTROL, PICTURE, Bound, Claim
-from fisherlab.reproduce.rows import Row
+from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 
 PAPER: Final = "martens2015"
 

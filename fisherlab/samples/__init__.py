@@ -18,8 +18,7 @@ without forming S. Eight forms share one interface (`Samples`):
 """
 
 from fisherlab.samples.base import Samples
-from fisherlab.samples.grouped import GroupedSamples
-from fisherlab.samples.matrices import MatrixSamples
+from fisherlab.samples.matrices import GroupedSamples, MatrixSamples
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
 from fisherlab.samples.stacked import StackedSamples

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block
-from fisherlab.layers.output_axis import TRANSPOSED
+from fisherlab.layers.places import TRANSPOSED
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, map_inputs

@@ -3,8 +3,6 @@
 from fisherlab.training import probes
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
 from fisherlab.training.averaging import BiasCorrected, Ramped
-from fisherlab.training.batch_sizes import ExponentialBatches
-from fisherlab.training.clipping import KLClip
 from fisherlab.training.following import follow
 from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
 from fisherlab.training.loop import (
@@ -14,7 +12,9 @@ from fisherlab.training.loop import (
     take_step,
     trajectory,
 )
+from fisherlab.training.moves import KLClip
 from fisherlab.training.natural_gradient import NaturalGradient
+from fisherlab.training.order import ExponentialBatches
 from fisherlab.training.recipes import Recipe
 from fisherlab.training.register import optimizer, optimizers
 from fisherlab.training.schedules import LinearSteps, LogarithmicSteps

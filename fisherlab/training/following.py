@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -15,7 +18,6 @@ import xarray as xr
 
 from fisherlab.problems.problem import Problem
 from fisherlab.training.checkpoints import Checkpoint
-from fisherlab.training.interrupts import Interrupt, held_interrupt
 from fisherlab.training.order import BatchSize
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
@@ -304,3 +306,39 @@ def _attributes(chosen: Settings) -> dict[str, Any]:
         "seed": chosen["seed"],
         "training": json.dumps(training),
     }
+
+
+class Interrupt:
+    """Whether the user asked to stop."""
+
+    asked = False
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Interrupt]:
+    """Note the first Ctrl-C; let the second one through at once.
+
+    Outside of the main thread, where Python gives no signals, nothing is changed.
+
+    Examples
+    --------
+    >>> with held_interrupt() as interrupt:
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     interrupt.asked
+    True
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

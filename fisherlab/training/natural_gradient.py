@@ -15,9 +15,9 @@ from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.training import serialise
 from fisherlab.training.averaging import Averaging, averaging
-from fisherlab.training.clipping import KLClip
 from fisherlab.training.curvature import Fallback, handler, warmed
 from fisherlab.training.moves import (
+    KLClip,
     Parameters,
     check_group,
     check_schedule,

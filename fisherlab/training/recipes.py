@@ -16,8 +16,8 @@ from fisherlab.problems.problem import Problem
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
 from fisherlab.training.averaging import Ramped
-from fisherlab.training.clipping import KLClip
 from fisherlab.training.levenberg_marquardt import LevenbergMarquardt
+from fisherlab.training.moves import KLClip
 from fisherlab.training.natural_gradient import NaturalGradient
 from fisherlab.training.order import Order
 

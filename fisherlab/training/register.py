@@ -28,7 +28,7 @@ from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
 from fisherlab.approximators.online.k_bfgs import KBFGS
 from fisherlab.operators.dampings import Factored
 from fisherlab.problems.problem import Problem
-from fisherlab.training.clipping import KLClip
+from fisherlab.training.moves import KLClip
 from fisherlab.training.recipes import (
     KFAC_SOURCE,
     MBF_SOURCE,

@@ -22,18 +22,21 @@ from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
 from fisherlab.training.following import follow
-from fisherlab.training.grids import Grid, Setting, preset, settings_of
 from fisherlab.training.probes import Losses
 from fisherlab.training.record import described_problem, differences, session
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store
 from fisherlab.training.studies import (
+    Grid,
+    Setting,
     ended,
     finished,
     last_value,
     open_study,
+    preset,
     quiet_optuna,
+    settings_of,
 )
 
 Make = Callable[..., torch.optim.Optimizer]

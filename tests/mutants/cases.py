@@ -137,7 +137,7 @@ OPERATORS = [
     ),
     mutant(
         "Lanczos restarts from the machine's noise",
-        "numerics/arpack.py",
+        "numerics/krylov.py",
         'options["rng"] = np.random.default_rng(0)',
         'options["rng"] = None',
         "generators::lanczos_restarts_from_fixed_noise",
@@ -245,7 +245,7 @@ APPROXIMATORS = [
     ),
     mutant(
         "the diagonal is a sum, not a mean",
-        "approximators/blocks/diagonal.py",
+        "approximators/blocks/mini_block.py",
         "return operators.Diagonal(state.tensors[0] / state.count, made)",
         "return operators.Diagonal(state.tensors[0], made)",
         "approximators::the_exact_block_and_its_diagonal",
@@ -517,21 +517,21 @@ STATISTICS = [
 TRAINING = [
     mutant(
         "a direction clip sums before it takes the size",
-        "training/clipping.py",
+        "training/moves.py",
         "total = inner.abs().sum() + _FLOOR",
         "total = inner.sum().abs() + _FLOOR",
         "natural_gradient::products_of_both_signs_do_not_cancel_in_a_clip",
     ),
     mutant(
         "a step clip takes the rate once",
-        "training/clipping.py",
+        "training/moves.py",
         "total = (rates.square() * inner).sum()",
         "total = (rates * inner).sum()",
         "natural_gradient::clipping_holds_the_estimated_divergence_at_its_bound",
     ),
     mutant(
         "a clip lengthens short steps",
-        "training/clipping.py",
+        "training/moves.py",
         "return ratio.sqrt().clamp_max(1)",
         "return ratio.sqrt()",
         "natural_gradient::clipping_holds_the_estimated_divergence_at_its_bound",

@@ -9,7 +9,7 @@ from fisherlab import operators
 from fisherlab.approximators import register
 from fisherlab.approximators.base import OfSamples
 from fisherlab.approximators.costs import Cost, entry_count, leading_flops
-from fisherlab.numerics.arpack import extreme_eigenpairs
+from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.factored import Form

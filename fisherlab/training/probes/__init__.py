@@ -7,8 +7,7 @@
 
 from fisherlab.training.probes.blocks import InverseBlocks, Spectra
 from fisherlab.training.probes.directions import Directions
-from fisherlab.training.probes.errors import Errors
-from fisherlab.training.probes.losses import Losses
+from fisherlab.training.probes.errors import Errors, Losses
 from fisherlab.training.probes.moment import Moment, Probe, Tracker
 from fisherlab.training.probes.staleness import Staleness
 
