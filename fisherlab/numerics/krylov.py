@@ -1,4 +1,4 @@
-"""Krylov spaces: leading singular triplets, extreme eigenpairs, quadrature of a spectrum."""
+"""Krylov spaces: leading singular triplets, extreme eigenpairs, spectral quadrature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
