@@ -1,41 +1,23 @@
 """The border from torch to xarray: labelled comparisons of approximations."""
 
-from fisherlab.analysis.comparison import compare, compare_networks
-from fisherlab.analysis.coverages import Coverage, coverage
-from fisherlab.analysis.decomposition import decompose
-from fisherlab.analysis.densities import density
-from fisherlab.analysis.estimates import Estimate, estimate
-from fisherlab.analysis.files import open, save
-from fisherlab.analysis.intervals import uncertainty
-from fisherlab.analysis.inverses import inverse_blocks
-from fisherlab.analysis.merging import merge
-from fisherlab.analysis.pareto_front import front, pareto
-from fisherlab.analysis.spectrum import rank_curve, spectra
-from fisherlab.analysis.structures import structure
-from fisherlab.analysis.sweeps import sweep
-from fisherlab.analysis.verdicts import verdict
-from fisherlab.operators.dampings import RelativeDamping
-
-__all__ = [
-    "Coverage",
-    "Estimate",
-    "RelativeDamping",
-    "compare",
-    "compare_networks",
-    "coverage",
-    "decompose",
-    "density",
-    "estimate",
-    "front",
-    "inverse_blocks",
-    "merge",
-    "open",
-    "pareto",
-    "rank_curve",
-    "save",
-    "spectra",
-    "structure",
-    "sweep",
-    "uncertainty",
-    "verdict",
-]
+from fisherlab.analysis.comparison import compare as compare
+from fisherlab.analysis.comparison import compare_networks as compare_networks
+from fisherlab.analysis.coverages import Coverage as Coverage
+from fisherlab.analysis.coverages import coverage as coverage
+from fisherlab.analysis.decomposition import decompose as decompose
+from fisherlab.analysis.densities import density as density
+from fisherlab.analysis.estimates import Estimate as Estimate
+from fisherlab.analysis.estimates import estimate as estimate
+from fisherlab.analysis.files import open as open
+from fisherlab.analysis.files import save as save
+from fisherlab.analysis.intervals import uncertainty as uncertainty
+from fisherlab.analysis.inverses import inverse_blocks as inverse_blocks
+from fisherlab.analysis.merging import merge as merge
+from fisherlab.analysis.pareto_front import front as front
+from fisherlab.analysis.pareto_front import pareto as pareto
+from fisherlab.analysis.spectrum import rank_curve as rank_curve
+from fisherlab.analysis.spectrum import spectra as spectra
+from fisherlab.analysis.structures import structure as structure
+from fisherlab.analysis.sweeps import sweep as sweep
+from fisherlab.analysis.verdicts import verdict as verdict
+from fisherlab.operators.dampings import RelativeDamping as RelativeDamping

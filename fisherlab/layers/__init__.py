@@ -1,28 +1,16 @@
 """Which parameters form which block, and how a layer reads its inputs."""
 
-from fisherlab.layers.blocks import Block, blocks, frozen_parameters, select
-from fisherlab.layers.hugging_face import hf
+from fisherlab.layers.blocks import Block as Block
+from fisherlab.layers.blocks import blocks as blocks
+from fisherlab.layers.blocks import frozen_parameters as frozen_parameters
+from fisherlab.layers.blocks import select as select
+from fisherlab.layers.hugging_face import hf as hf
+from fisherlab.layers.modes import alone as alone
+from fisherlab.layers.modes import exclusive as exclusive
+from fisherlab.layers.modes import frozen as frozen
+from fisherlab.layers.modes import in_turn as in_turn
 from fisherlab.layers.modes import (
-    alone,
-    exclusive,
-    frozen,
-    in_turn,
-    require_independent_examples,
-    uncompiled,
+    require_independent_examples as require_independent_examples,
 )
-from fisherlab.layers.unrolled import unrolled
-
-__all__ = [
-    "Block",
-    "alone",
-    "blocks",
-    "exclusive",
-    "frozen",
-    "frozen_parameters",
-    "hf",
-    "in_turn",
-    "require_independent_examples",
-    "select",
-    "uncompiled",
-    "unrolled",
-]
+from fisherlab.layers.modes import uncompiled as uncompiled
+from fisherlab.layers.unrolled import unrolled as unrolled

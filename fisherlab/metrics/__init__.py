@@ -24,86 +24,39 @@ is small, else a `BelowFloor` is returned, a number that says it is only a bound
 that an operator cannot serve raises `fisherlab.UnsupportedMetric`.
 """
 
-from fisherlab.catalogue import FLOOR
-from fisherlab.metrics.directions import (
-    direction_cosine,
-    f_cosine_squared,
-    gamma,
-    gamma_ratio,
-    model_decrease_ratio,
-)
-from fisherlab.metrics.divergences import gaussian_kl, stein_divergence
-from fisherlab.metrics.floors import BelowFloor
-from fisherlab.metrics.frobenius import (
-    cosine_similarity,
-    diagonal_correlation,
-    frobenius_error,
-    inverse_cosine,
-    inverse_error,
-    optimal_scale,
-    scale_optimal_error,
-    trace_ratio,
-    whitened_error,
-)
-from fisherlab.metrics.kronecker import (
-    kronecker_ratio,
-    kronecker_spectrum,
-    kronecker_tail,
-)
-from fisherlab.metrics.register import Entry, entries
-from fisherlab.metrics.spectra import (
-    effective_rank,
-    log_spectrum_distance,
-    spectral_error,
-    spectrum_error,
-    subspace_overlap,
-)
-from fisherlab.metrics.structure import (
-    absolute_mass,
-    band_mass,
-    coupling,
-    cross_squares,
-    entry_share,
-    layer_table,
-    squared_mass,
-)
-from fisherlab.metrics.sweeps import damping_curve
-
-__all__ = [
-    "FLOOR",
-    "BelowFloor",
-    "Entry",
-    "absolute_mass",
-    "band_mass",
-    "cosine_similarity",
-    "coupling",
-    "cross_squares",
-    "damping_curve",
-    "diagonal_correlation",
-    "direction_cosine",
-    "effective_rank",
-    "entries",
-    "entry_share",
-    "f_cosine_squared",
-    "frobenius_error",
-    "gamma",
-    "gamma_ratio",
-    "gaussian_kl",
-    "inverse_cosine",
-    "inverse_error",
-    "kronecker_ratio",
-    "kronecker_spectrum",
-    "kronecker_tail",
-    "layer_table",
-    "log_spectrum_distance",
-    "model_decrease_ratio",
-    "optimal_scale",
-    "scale_optimal_error",
-    "spectral_error",
-    "spectrum_error",
-    "squared_mass",
-    "stein_divergence",
-    "subspace_overlap",
-    "trace_ratio",
-    "whitened_error",
-]
+from fisherlab.catalogue import FLOOR as FLOOR
+from fisherlab.metrics.directions import direction_cosine as direction_cosine
+from fisherlab.metrics.directions import f_cosine_squared as f_cosine_squared
+from fisherlab.metrics.directions import gamma as gamma
+from fisherlab.metrics.directions import gamma_ratio as gamma_ratio
+from fisherlab.metrics.directions import model_decrease_ratio as model_decrease_ratio
+from fisherlab.metrics.divergences import gaussian_kl as gaussian_kl
+from fisherlab.metrics.divergences import stein_divergence as stein_divergence
+from fisherlab.metrics.floors import BelowFloor as BelowFloor
+from fisherlab.metrics.frobenius import cosine_similarity as cosine_similarity
+from fisherlab.metrics.frobenius import diagonal_correlation as diagonal_correlation
+from fisherlab.metrics.frobenius import frobenius_error as frobenius_error
+from fisherlab.metrics.frobenius import inverse_cosine as inverse_cosine
+from fisherlab.metrics.frobenius import inverse_error as inverse_error
+from fisherlab.metrics.frobenius import optimal_scale as optimal_scale
+from fisherlab.metrics.frobenius import scale_optimal_error as scale_optimal_error
+from fisherlab.metrics.frobenius import trace_ratio as trace_ratio
+from fisherlab.metrics.frobenius import whitened_error as whitened_error
+from fisherlab.metrics.kronecker import kronecker_ratio as kronecker_ratio
+from fisherlab.metrics.kronecker import kronecker_spectrum as kronecker_spectrum
+from fisherlab.metrics.kronecker import kronecker_tail as kronecker_tail
+from fisherlab.metrics.register import Entry as Entry
+from fisherlab.metrics.register import entries as entries
+from fisherlab.metrics.spectra import effective_rank as effective_rank
+from fisherlab.metrics.spectra import log_spectrum_distance as log_spectrum_distance
+from fisherlab.metrics.spectra import spectral_error as spectral_error
+from fisherlab.metrics.spectra import spectrum_error as spectrum_error
+from fisherlab.metrics.spectra import subspace_overlap as subspace_overlap
+from fisherlab.metrics.structure import absolute_mass as absolute_mass
+from fisherlab.metrics.structure import band_mass as band_mass
+from fisherlab.metrics.structure import coupling as coupling
+from fisherlab.metrics.structure import cross_squares as cross_squares
+from fisherlab.metrics.structure import entry_share as entry_share
+from fisherlab.metrics.structure import layer_table as layer_table
+from fisherlab.metrics.structure import squared_mass as squared_mass
+from fisherlab.metrics.sweeps import damping_curve as damping_curve

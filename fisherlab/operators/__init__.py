@@ -1,88 +1,48 @@
 """Symmetric matrices over one weight, as immutable values."""
 
-from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
-from fisherlab.operators.dense import Dense
-from fisherlab.operators.eigenform import Eigenform
-from fisherlab.operators.eigenforms import (
-    Diagonal,
-    KroneckerEigen,
-    KroneckerLowRank,
-    LowRank,
-    RowwiseEigen,
-    TensorEigen,
+from fisherlab.operators.base import Operator as Operator
+from fisherlab.operators.base import Provenance as Provenance
+from fisherlab.operators.dampings import Damping as Damping
+from fisherlab.operators.dampings import Factored as Factored
+from fisherlab.operators.dampings import RelativeDamping as RelativeDamping
+from fisherlab.operators.dampings import Tikhonov as Tikhonov
+from fisherlab.operators.dense import Dense as Dense
+from fisherlab.operators.eigenform import Eigenform as Eigenform
+from fisherlab.operators.eigenforms import Diagonal as Diagonal
+from fisherlab.operators.eigenforms import KroneckerEigen as KroneckerEigen
+from fisherlab.operators.eigenforms import KroneckerLowRank as KroneckerLowRank
+from fisherlab.operators.eigenforms import LowRank as LowRank
+from fisherlab.operators.eigenforms import RowwiseEigen as RowwiseEigen
+from fisherlab.operators.eigenforms import TensorEigen as TensorEigen
+from fisherlab.operators.factored import FactoredFisher as FactoredFisher
+from fisherlab.operators.factored_mini_blocks import (
+    FactoredMiniBlocks as FactoredMiniBlocks,
 )
-from fisherlab.operators.factored import FactoredFisher
-from fisherlab.operators.factored_mini_blocks import FactoredMiniBlocks
-from fisherlab.operators.gradient_roots import (
-    OneSidedRoot,
-    RotatedAdam,
-    WhitenedRoot,
+from fisherlab.operators.gradient_roots import OneSidedRoot as OneSidedRoot
+from fisherlab.operators.gradient_roots import RotatedAdam as RotatedAdam
+from fisherlab.operators.gradient_roots import WhitenedRoot as WhitenedRoot
+from fisherlab.operators.iterative import IterativeInverse as IterativeInverse
+from fisherlab.operators.iterative import Stopping as Stopping
+from fisherlab.operators.kronecker import KroneckerSum as KroneckerSum
+from fisherlab.operators.kronecker_congruence import (
+    KroneckerCongruence as KroneckerCongruence,
 )
-from fisherlab.operators.iterative import IterativeInverse, Stopping
-from fisherlab.operators.kronecker import KroneckerSum
-from fisherlab.operators.kronecker_congruence import KroneckerCongruence
-from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal
-from fisherlab.operators.kronecker_samples import KroneckerSamples
-from fisherlab.operators.mini_blocks import MiniBlocks
-from fisherlab.operators.mode_products import ModeProducts
-from fisherlab.operators.network import (
-    BlockDiagonal,
-    BlockTridiagonal,
-    DirectSum,
-    KroneckerBlocks,
-    NetworkOperator,
-    TwoLevel,
-    WholeNetwork,
-)
-from fisherlab.operators.partition import Partition
-from fisherlab.operators.quasi_diagonal import QuasiDiagonal, RootDiagonal
-from fisherlab.operators.quasi_newton import InverseFactors, QuasiNewtonFactors
-from fisherlab.operators.row_rank_one import RowRankOne
-from fisherlab.operators.solved import SolvedByProducts
-from fisherlab.operators.stacked import Stacked
-
-__all__ = [
-    "BlockDiagonal",
-    "BlockTridiagonal",
-    "Damping",
-    "Dense",
-    "Diagonal",
-    "DirectSum",
-    "Eigenform",
-    "Factored",
-    "FactoredFisher",
-    "FactoredMiniBlocks",
-    "InverseFactors",
-    "IterativeInverse",
-    "KroneckerBlocks",
-    "KroneckerCongruence",
-    "KroneckerDiagonal",
-    "KroneckerEigen",
-    "KroneckerLowRank",
-    "KroneckerSamples",
-    "KroneckerSum",
-    "LowRank",
-    "MiniBlocks",
-    "ModeProducts",
-    "NetworkOperator",
-    "OneSidedRoot",
-    "Operator",
-    "Partition",
-    "Provenance",
-    "QuasiDiagonal",
-    "QuasiNewtonFactors",
-    "RelativeDamping",
-    "RootDiagonal",
-    "RotatedAdam",
-    "RowRankOne",
-    "RowwiseEigen",
-    "SolvedByProducts",
-    "Stacked",
-    "Stopping",
-    "TensorEigen",
-    "Tikhonov",
-    "TwoLevel",
-    "WhitenedRoot",
-    "WholeNetwork",
-]
+from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal as KroneckerDiagonal
+from fisherlab.operators.kronecker_samples import KroneckerSamples as KroneckerSamples
+from fisherlab.operators.mini_blocks import MiniBlocks as MiniBlocks
+from fisherlab.operators.mode_products import ModeProducts as ModeProducts
+from fisherlab.operators.network import BlockDiagonal as BlockDiagonal
+from fisherlab.operators.network import BlockTridiagonal as BlockTridiagonal
+from fisherlab.operators.network import DirectSum as DirectSum
+from fisherlab.operators.network import KroneckerBlocks as KroneckerBlocks
+from fisherlab.operators.network import NetworkOperator as NetworkOperator
+from fisherlab.operators.network import TwoLevel as TwoLevel
+from fisherlab.operators.network import WholeNetwork as WholeNetwork
+from fisherlab.operators.partition import Partition as Partition
+from fisherlab.operators.quasi_diagonal import QuasiDiagonal as QuasiDiagonal
+from fisherlab.operators.quasi_diagonal import RootDiagonal as RootDiagonal
+from fisherlab.operators.quasi_newton import InverseFactors as InverseFactors
+from fisherlab.operators.quasi_newton import QuasiNewtonFactors as QuasiNewtonFactors
+from fisherlab.operators.row_rank_one import RowRankOne as RowRankOne
+from fisherlab.operators.solved import SolvedByProducts as SolvedByProducts
+from fisherlab.operators.stacked import Stacked as Stacked

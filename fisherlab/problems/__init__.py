@@ -1,16 +1,9 @@
 """Data sets and networks of the papers, each with its likelihood."""
 
-from fisherlab.problems.curves import curve_images
-from fisherlab.problems.descriptions import Description
-from fisherlab.problems.problem import Problem
-from fisherlab.problems.registry import describe, download, load, names
-
-__all__ = [
-    "Description",
-    "Problem",
-    "curve_images",
-    "describe",
-    "download",
-    "load",
-    "names",
-]
+from fisherlab.problems.curves import curve_images as curve_images
+from fisherlab.problems.descriptions import Description as Description
+from fisherlab.problems.problem import Problem as Problem
+from fisherlab.problems.registry import describe as describe
+from fisherlab.problems.registry import download as download
+from fisherlab.problems.registry import load as load
+from fisherlab.problems.registry import names as names

@@ -1,23 +1,14 @@
 """Purposes: what a Fisher matrix is used for, and what a replacement is worth in it."""
 
-from fisherlab.purposes.base import Answers, Demand, Measure, Purpose
-from fisherlab.purposes.influence import Influence
-from fisherlab.purposes.laplace import HeldOut, Laplace
-from fisherlab.purposes.matrix import Matrix, Sharpness
-from fisherlab.purposes.step import Step
-from fisherlab.purposes.weights import EWC, Pruning
-
-__all__ = [
-    "EWC",
-    "Answers",
-    "Demand",
-    "HeldOut",
-    "Influence",
-    "Laplace",
-    "Matrix",
-    "Measure",
-    "Pruning",
-    "Purpose",
-    "Sharpness",
-    "Step",
-]
+from fisherlab.purposes.base import Answers as Answers
+from fisherlab.purposes.base import Demand as Demand
+from fisherlab.purposes.base import Measure as Measure
+from fisherlab.purposes.base import Purpose as Purpose
+from fisherlab.purposes.influence import Influence as Influence
+from fisherlab.purposes.laplace import HeldOut as HeldOut
+from fisherlab.purposes.laplace import Laplace as Laplace
+from fisherlab.purposes.matrix import Matrix as Matrix
+from fisherlab.purposes.matrix import Sharpness as Sharpness
+from fisherlab.purposes.step import Step as Step
+from fisherlab.purposes.weights import EWC as EWC
+from fisherlab.purposes.weights import Pruning as Pruning

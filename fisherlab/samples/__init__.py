@@ -17,23 +17,12 @@ without forming S. Eight forms share one interface (`Samples`):
 - `StackedSamples`: those of several weights as one long vector.
 """
 
-from fisherlab.samples.base import Samples
-from fisherlab.samples.matrices import GroupedSamples, MatrixSamples
-from fisherlab.samples.outer import OuterSamples
-from fisherlab.samples.shared import SharedSamples
-from fisherlab.samples.stacked import StackedSamples
-from fisherlab.samples.summed import SummedSamples
-from fisherlab.samples.tokens import TokenSamples
-from fisherlab.samples.turned import TurnedSamples
-
-__all__ = [
-    "GroupedSamples",
-    "MatrixSamples",
-    "OuterSamples",
-    "Samples",
-    "SharedSamples",
-    "StackedSamples",
-    "SummedSamples",
-    "TokenSamples",
-    "TurnedSamples",
-]
+from fisherlab.samples.base import Samples as Samples
+from fisherlab.samples.matrices import GroupedSamples as GroupedSamples
+from fisherlab.samples.matrices import MatrixSamples as MatrixSamples
+from fisherlab.samples.outer import OuterSamples as OuterSamples
+from fisherlab.samples.shared import SharedSamples as SharedSamples
+from fisherlab.samples.stacked import StackedSamples as StackedSamples
+from fisherlab.samples.summed import SummedSamples as SummedSamples
+from fisherlab.samples.tokens import TokenSamples as TokenSamples
+from fisherlab.samples.turned import TurnedSamples as TurnedSamples

@@ -1,30 +1,16 @@
 """What approximators consume: per-example gradients, collected through torch.func."""
 
-from fisherlab.statistics.collect import collect, stream
-from fisherlab.statistics.fishers import (
-    Empirical,
-    Exact,
-    Fisher,
-    ImprovedEmpirical,
-    MonteCarlo,
-)
-from fisherlab.statistics.mean import mean_gradient
-from fisherlab.statistics.network import FullMatrix, cross_block, full_matrix
-from fisherlab.statistics.values import LayerStatistics, MeanGradient, Statistics
-
-__all__ = [
-    "Empirical",
-    "Exact",
-    "Fisher",
-    "FullMatrix",
-    "ImprovedEmpirical",
-    "LayerStatistics",
-    "MeanGradient",
-    "MonteCarlo",
-    "Statistics",
-    "collect",
-    "cross_block",
-    "full_matrix",
-    "mean_gradient",
-    "stream",
-]
+from fisherlab.statistics.collect import collect as collect
+from fisherlab.statistics.collect import stream as stream
+from fisherlab.statistics.fishers import Empirical as Empirical
+from fisherlab.statistics.fishers import Exact as Exact
+from fisherlab.statistics.fishers import Fisher as Fisher
+from fisherlab.statistics.fishers import ImprovedEmpirical as ImprovedEmpirical
+from fisherlab.statistics.fishers import MonteCarlo as MonteCarlo
+from fisherlab.statistics.mean import mean_gradient as mean_gradient
+from fisherlab.statistics.network import FullMatrix as FullMatrix
+from fisherlab.statistics.network import cross_block as cross_block
+from fisherlab.statistics.network import full_matrix as full_matrix
+from fisherlab.statistics.values import LayerStatistics as LayerStatistics
+from fisherlab.statistics.values import MeanGradient as MeanGradient
+from fisherlab.statistics.values import Statistics as Statistics

@@ -1,46 +1,24 @@
 """Training loops, optimisers, and the moments at which they are looked at."""
 
-from fisherlab.training import probes
-from fisherlab.training.adaptive_kfac import AdaptiveKFAC
-from fisherlab.training.averaging import BiasCorrected, Ramped
-from fisherlab.training.following import follow
-from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
-from fisherlab.training.loop import (
-    accuracy,
-    mean_loss,
-    performance,
-    take_step,
-    trajectory,
-)
-from fisherlab.training.moves import KLClip
-from fisherlab.training.natural_gradient import NaturalGradient
-from fisherlab.training.order import ExponentialBatches
-from fisherlab.training.recipes import Recipe
-from fisherlab.training.register import optimizer, optimizers
-from fisherlab.training.schedules import LinearSteps, LogarithmicSteps
-from fisherlab.training.tuning import best_runs, tune
-
-__all__ = [
-    "AdaptiveKFAC",
-    "BiasCorrected",
-    "ExponentialBatches",
-    "GreedySearch",
-    "KLClip",
-    "LevenbergMarquardt",
-    "LinearSteps",
-    "LogarithmicSteps",
-    "NaturalGradient",
-    "Ramped",
-    "Recipe",
-    "accuracy",
-    "best_runs",
-    "follow",
-    "mean_loss",
-    "optimizer",
-    "optimizers",
-    "performance",
-    "probes",
-    "take_step",
-    "trajectory",
-    "tune",
-]
+from fisherlab.training import probes as probes
+from fisherlab.training.adaptive_kfac import AdaptiveKFAC as AdaptiveKFAC
+from fisherlab.training.averaging import BiasCorrected as BiasCorrected
+from fisherlab.training.averaging import Ramped as Ramped
+from fisherlab.training.following import follow as follow
+from fisherlab.training.levenberg_marquardt import GreedySearch as GreedySearch
+from fisherlab.training.levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
+from fisherlab.training.loop import accuracy as accuracy
+from fisherlab.training.loop import mean_loss as mean_loss
+from fisherlab.training.loop import performance as performance
+from fisherlab.training.loop import take_step as take_step
+from fisherlab.training.loop import trajectory as trajectory
+from fisherlab.training.moves import KLClip as KLClip
+from fisherlab.training.natural_gradient import NaturalGradient as NaturalGradient
+from fisherlab.training.order import ExponentialBatches as ExponentialBatches
+from fisherlab.training.recipes import Recipe as Recipe
+from fisherlab.training.register import optimizer as optimizer
+from fisherlab.training.register import optimizers as optimizers
+from fisherlab.training.schedules import LinearSteps as LinearSteps
+from fisherlab.training.schedules import LogarithmicSteps as LogarithmicSteps
+from fisherlab.training.tuning import best_runs as best_runs
+from fisherlab.training.tuning import tune as tune

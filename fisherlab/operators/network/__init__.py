@@ -1,25 +1,18 @@
 """Matrices over the weights of several blocks, as immutable values."""
 
-from fisherlab.operators.network.adaptive_two_level import AdaptiveTwoLevelInverse
-from fisherlab.operators.network.base import NetworkOperator
-from fisherlab.operators.network.block_diagonal import BlockDiagonal
-from fisherlab.operators.network.block_tridiagonal import BlockTridiagonal
-from fisherlab.operators.network.block_tridiagonal_inverse import BlockTridiagonalInverse
-from fisherlab.operators.network.direct_sum import DirectSum
-from fisherlab.operators.network.kronecker_blocks import KroneckerBlocks
-from fisherlab.operators.network.two_level import TwoLevel
-from fisherlab.operators.network.two_level_inverse import TwoLevelInverse
-from fisherlab.operators.network.whole import WholeNetwork
-
-__all__ = [
-    "AdaptiveTwoLevelInverse",
-    "BlockDiagonal",
-    "BlockTridiagonal",
-    "BlockTridiagonalInverse",
-    "DirectSum",
-    "KroneckerBlocks",
-    "NetworkOperator",
-    "TwoLevel",
-    "TwoLevelInverse",
-    "WholeNetwork",
-]
+from fisherlab.operators.network.adaptive_two_level import (
+    AdaptiveTwoLevelInverse as AdaptiveTwoLevelInverse,
+)
+from fisherlab.operators.network.base import NetworkOperator as NetworkOperator
+from fisherlab.operators.network.block_diagonal import BlockDiagonal as BlockDiagonal
+from fisherlab.operators.network.block_tridiagonal import (
+    BlockTridiagonal as BlockTridiagonal,
+)
+from fisherlab.operators.network.block_tridiagonal_inverse import (
+    BlockTridiagonalInverse as BlockTridiagonalInverse,
+)
+from fisherlab.operators.network.direct_sum import DirectSum as DirectSum
+from fisherlab.operators.network.kronecker_blocks import KroneckerBlocks as KroneckerBlocks
+from fisherlab.operators.network.two_level import TwoLevel as TwoLevel
+from fisherlab.operators.network.two_level_inverse import TwoLevelInverse as TwoLevelInverse
+from fisherlab.operators.network.whole import WholeNetwork as WholeNetwork

@@ -5,20 +5,12 @@
 100
 """
 
-from fisherlab.training.probes.blocks import InverseBlocks, Spectra
-from fisherlab.training.probes.directions import Directions
-from fisherlab.training.probes.errors import Errors, Losses
-from fisherlab.training.probes.moment import Moment, Probe, Tracker
-from fisherlab.training.probes.staleness import Staleness
-
-__all__ = [
-    "Directions",
-    "Errors",
-    "InverseBlocks",
-    "Losses",
-    "Moment",
-    "Probe",
-    "Spectra",
-    "Staleness",
-    "Tracker",
-]
+from fisherlab.training.probes.blocks import InverseBlocks as InverseBlocks
+from fisherlab.training.probes.blocks import Spectra as Spectra
+from fisherlab.training.probes.directions import Directions as Directions
+from fisherlab.training.probes.errors import Errors as Errors
+from fisherlab.training.probes.errors import Losses as Losses
+from fisherlab.training.probes.moment import Moment as Moment
+from fisherlab.training.probes.moment import Probe as Probe
+from fisherlab.training.probes.moment import Tracker as Tracker
+from fisherlab.training.probes.staleness import Staleness as Staleness
