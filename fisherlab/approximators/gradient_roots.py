@@ -1,22 +1,28 @@
 """Preconditioners from mean gradients that rotate or whiten: SOAP, KL-Shampoo, Muon."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 
 from fisherlab.approximators import register
-from fisherlab.approximators.mean_gradients import mean_of
-from fisherlab.operators import OneSidedRoot, Operator, RotatedAdam, WhitenedRoot
+from fisherlab.approximators.mean_gradients import OfMeanGradient
+from fisherlab.operators import (
+    OneSidedRoot,
+    Operator,
+    Provenance,
+    RotatedAdam,
+    WhitenedRoot,
+)
 from fisherlab.operators.gradient_roots import whitened
 from fisherlab.showing import shown
-from fisherlab.statistics import LayerStatistics, MeanGradient
+from fisherlab.statistics import MeanGradient
 
 
 @shown
 @final
 @dataclass(frozen=True)
-class SOAPPreconditioner:
+class SOAPPreconditioner(OfMeanGradient[RotatedAdam]):
     r"""Adam's matrix in Shampoo's eigenbasis, :math:`M = Q\,\mathrm{diag}(\sqrt v)\,Q^T`.
 
     .. math:: L = \bar D \bar D^T, \quad R = \bar D^T \bar D, \quad Q = Q_L \otimes Q_R,
@@ -43,26 +49,17 @@ class SOAPPreconditioner:
     torch.Size([2, 2])
     """
 
-    takes: ClassVar[str] = "mean_gradient"
-
-    def __call__(
-        self, statistics: LayerStatistics | MeanGradient, previous: Operator | None = None
+    def of(
+        self, mean: MeanGradient, made: Provenance, previous: Operator | None
     ) -> RotatedAdam:
-        """Return M of one block, with what moving averages act on.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        mean = mean_of(statistics, repr(self))
-        return RotatedAdam.of(mean.gradient, mean.provenance.by(repr(self)))
+        """Return M of one block, with what moving averages act on."""
+        return RotatedAdam.of(mean.gradient, made)
 
 
 @shown
 @final
 @dataclass(frozen=True)
-class KLShampooPreconditioner:
+class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
     r"""KL-Shampoo's matrix, :math:`M = (G \otimes A)^{1/2}`.
 
     Parameters
@@ -101,7 +98,6 @@ class KLShampooPreconditioner:
     """
 
     ridge: float = 1e-3
-    takes: ClassVar[str] = "mean_gradient"
 
     def __post_init__(self) -> None:
         """Check κ."""
@@ -109,18 +105,11 @@ class KLShampooPreconditioner:
             msg = f"{self!r}: a finite ridge above 0 is expected; one batch has rank 1."
             raise ValueError(msg)
 
-    def __call__(
-        self, statistics: LayerStatistics | MeanGradient, previous: Operator | None = None
+    def of(
+        self, mean: MeanGradient, made: Provenance, previous: Operator | None
     ) -> WhitenedRoot:
-        """Return M of one block, with the factors that moving averages act on.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        mean = mean_of(statistics, repr(self))
-        gradient, made = mean.gradient, mean.provenance.by(repr(self))
+        """Return M of one block, with the factors that moving averages act on."""
+        gradient = mean.gradient
         square = float(gradient.square().mean(dtype=torch.float64))
         eye = torch.eye(gradient.shape[1], dtype=gradient.dtype, device=gradient.device)
         ridge = self.ridge * square
@@ -135,7 +124,7 @@ class KLShampooPreconditioner:
 @shown
 @final
 @dataclass(frozen=True)
-class MuonPreconditioner:
+class MuonPreconditioner(OfMeanGradient[OneSidedRoot]):
     r"""Muon's matrix, :math:`M = (B B^T)^{1/2} \otimes I`, on the shorter side of B.
 
     Parameters
@@ -173,7 +162,6 @@ class MuonPreconditioner:
     """
 
     momentum: float = 0.0
-    takes: ClassVar[str] = "mean_gradient"
 
     def __post_init__(self) -> None:
         """Check μ."""
@@ -181,21 +169,14 @@ class MuonPreconditioner:
             msg = f"{self!r}: a momentum of at least 0 and below 1 is expected."
             raise ValueError(msg)
 
-    def __call__(
-        self, statistics: LayerStatistics | MeanGradient, previous: Operator | None = None
+    def of(
+        self, mean: MeanGradient, made: Provenance, previous: Operator | None
     ) -> OneSidedRoot:
-        """Return M of one block.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        mean = mean_of(statistics, repr(self))
+        """Return M of one block."""
         total = mean.gradient
         if self.momentum and isinstance(previous, OneSidedRoot):
             total = total + self.momentum * previous.gradient
-        return OneSidedRoot(total, mean.provenance.by(repr(self)))
+        return OneSidedRoot(total, made)
 
 
 register.add(

@@ -1,13 +1,15 @@
 """Preconditioners from the mean gradient of a batch: Adam, Shampoo and TNT."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, final
+from typing import ClassVar, Generic, final
 
 from fisherlab.approximators import register
+from fisherlab.approximators.base import Result
 from fisherlab.errors import NeedsMeanGradient
 from fisherlab.layers import Block
-from fisherlab.operators import ModeProducts, Operator, RootDiagonal
+from fisherlab.operators import ModeProducts, Operator, Provenance, RootDiagonal
 from fisherlab.operators.mode_products import Modes, Rule
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
@@ -51,10 +53,33 @@ def mean_of(statistics: LayerStatistics | MeanGradient, method: str) -> MeanGrad
     return MeanGradient(s.block, total / s.count, s.count, s.provenance)
 
 
+class OfMeanGradient(ABC, Generic[Result]):
+    """The default of a method of mean gradients. Its own is `of`."""
+
+    takes: ClassVar[str] = "mean_gradient"
+
+    def __call__(
+        self, statistics: LayerStatistics | MeanGradient, previous: Operator | None = None
+    ) -> Result:
+        """Return M of one block, with what moving averages act on.
+
+        Raises
+        ------
+        NeedsMeanGradient
+            If the statistics give no mean gradient.
+        """
+        mean = mean_of(statistics, repr(self))
+        return self.of(mean, mean.provenance.by(repr(self)), previous)
+
+    @abstractmethod
+    def of(self, mean: MeanGradient, made: Provenance, previous: Operator | None) -> Result:
+        """Return M from the mean gradient of a block."""
+
+
 @shown
 @final
 @dataclass(frozen=True)
-class AdamPreconditioner:
+class AdamPreconditioner(OfMeanGradient[RootDiagonal]):
     r"""The matrix that Adam divides by, :math:`M = \mathrm{diag}(\sqrt{v})`.
 
     .. math:: v = \bar D \circ \bar D, \qquad \bar D = \frac1N \sum_n D_n
@@ -80,22 +105,10 @@ class AdamPreconditioner:
     1.0
     """
 
-    takes: ClassVar[str] = "mean_gradient"
-
-    def __call__(
-        self,
-        statistics: LayerStatistics | MeanGradient,
-        previous: Operator | None = None,
+    def of(
+        self, mean: MeanGradient, made: Provenance, previous: Operator | None
     ) -> RootDiagonal:
-        """Return diag(|D̄|), with its squares as the state to average.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        mean = mean_of(statistics, "AdamPreconditioner")
-        made = mean.provenance.by("adam")
+        """Return diag(|D̄|), with its squares as the state to average."""
         return RootDiagonal(mean.gradient.square(), made)
 
 
@@ -123,26 +136,33 @@ def tensors(block: Block) -> tuple[Modes, ...]:
     return (weight, Modes(last, columns, (rows,))) if last < columns else (weight,)
 
 
-def _made(
-    statistics: LayerStatistics | MeanGradient, method: object, rule: Rule, epsilon: float
-) -> ModeProducts:
-    mean = mean_of(statistics, repr(method))
-    layout = tensors(mean.block)
-    moments = tuple(h for modes in layout for h in modes.moments(mean.gradient))
-    made = mean.provenance.by(repr(method))
-    return ModeProducts(mean.weight_shape, layout, moments, rule, epsilon, made)
+@dataclass(frozen=True)
+class _OfModes(OfMeanGradient[ModeProducts]):
+    """Products over the modes of a tensor, with the mode moments as the state."""
 
+    epsilon: float
+    rule: ClassVar[Rule]
 
-def _check(method: object, epsilon: float) -> None:
-    if not 0 <= epsilon < float("inf"):
-        msg = f"{method!r}: a finite epsilon of at least 0 is expected."
-        raise ValueError(msg)
+    def __post_init__(self) -> None:
+        """Check ε."""
+        if not 0 <= self.epsilon < float("inf"):
+            msg = f"{self!r}: a finite epsilon of at least 0 is expected."
+            raise ValueError(msg)
+
+    def of(
+        self, mean: MeanGradient, made: Provenance, previous: Operator | None
+    ) -> ModeProducts:
+        """Return M of the mode moments of the mean gradient."""
+        layout = tensors(mean.block)
+        moments = tuple(h for modes in layout for h in modes.moments(mean.gradient))
+        shape = mean.weight_shape
+        return ModeProducts(shape, layout, moments, self.rule, self.epsilon, made)
 
 
 @shown
 @final
 @dataclass(frozen=True)
-class ShampooPreconditioner:
+class ShampooPreconditioner(_OfModes):
     r"""Shampoo's matrix, :math:`M = ⊗_j (H_j + εI)^{1/(2k)}` for a tensor of k modes.
 
     .. math:: H_j = \bar D_{(j)} \bar D_{(j)}^T, \qquad \bar D = \frac1N \sum_n D_n
@@ -182,31 +202,13 @@ class ShampooPreconditioner:
     """
 
     epsilon: float = 1e-4
-    takes: ClassVar[str] = "mean_gradient"
-
-    def __post_init__(self) -> None:
-        """Check ε."""
-        _check(self, self.epsilon)
-
-    def __call__(
-        self,
-        statistics: LayerStatistics | MeanGradient,
-        previous: Operator | None = None,
-    ) -> ModeProducts:
-        """Return M of one block, with the mode moments as the state to average.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        return _made(statistics, self, "shampoo", self.epsilon)
+    rule: ClassVar[Rule] = "shampoo"
 
 
 @shown
 @final
 @dataclass(frozen=True)
-class TNTPreconditioner:
+class TNTPreconditioner(_OfModes):
     r"""The matrix of tensor normal training, :math:`M = ⊗_j (\tilde H_j + εI)`.
 
     .. math:: \tilde H_j = \frac{H_j}{c^{k-1} \prod_{l \ne j} d_l}, \qquad
@@ -247,25 +249,7 @@ class TNTPreconditioner:
     """
 
     epsilon: float = 1e-2
-    takes: ClassVar[str] = "mean_gradient"
-
-    def __post_init__(self) -> None:
-        """Check ε."""
-        _check(self, self.epsilon)
-
-    def __call__(
-        self,
-        statistics: LayerStatistics | MeanGradient,
-        previous: Operator | None = None,
-    ) -> ModeProducts:
-        """Return M of one block, with the mode moments as the state to average.
-
-        Raises
-        ------
-        NeedsMeanGradient
-            If the statistics give no mean gradient.
-        """
-        return _made(statistics, self, "tnt", self.epsilon)
+    rule: ClassVar[Rule] = "tnt"
 
 
 register.add(

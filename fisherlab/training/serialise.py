@@ -177,8 +177,9 @@ def _class_called(kind: str) -> Any:
         with suppress(ImportError):
             importlib.import_module(module)
     found: Any = sys.modules.get(module)
-    if found is None and module.startswith("fisherlab.operators."):  # it stood elsewhere
-        found = sys.modules["fisherlab.operators"]
+    while found is None and module.startswith("fisherlab."):  # it stood elsewhere
+        module = module.rpartition(".")[0]
+        found = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
     if not (isinstance(found, type) and is_dataclass(found)):
