@@ -8,37 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
-from fisherlab.layers import frozen, uncompiled
+from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import Factored, tikhonov
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
-from fisherlab.training import serialise
 from fisherlab.training.averaging import Averaging, Ramped, averaging
 from fisherlab.training.curvature import Fallback, handler
 from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
-from fisherlab.training.moves import Parameters, check_group, match_
-from fisherlab.training.passes import Passes
+from fisherlab.training.moves import Parameters
+from fisherlab.training.preconditioned import Preconditioned, first_part
 from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
 from fisherlab.training.units import (
-    Owners,
     Unit,
     averaged,
     current,
     inverted,
-    packed,
-    unpacked,
 )
 
-_STATE = ("steps", "lam", "gamma", "ratio", "exceptions")
 EARLY = 3  # steps that renew the inverses whatever their age
 
 
 @shown
 @final
-class AdaptiveKFAC(torch.optim.Optimizer):
+class AdaptiveKFAC(Preconditioned):
     r"""Martens and Grosse's K-FAC: step, momentum and damping from a quadratic model.
 
     .. math:: Δ = -\hat F_γ^{-1} ∇h, \qquad δ = αΔ + μδ_0, \qquad
@@ -109,6 +104,9 @@ class AdaptiveKFAC(torch.optim.Optimizer):
     True
     """
 
+    key = "adaptive_kfac"
+    kept = ("steps", "lam", "gamma", "ratio", "exceptions")
+
     def __init__(
         self,
         model: nn.Module,
@@ -127,36 +125,21 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         fallback: Fallback = None,
         lr: float = 1.0,
     ) -> None:
-        self.curvature = handler(approximator, fallback)
         self.damping = _rule(damping)
         self.search = search or GreedySearch()
-        self.fisher: Fisher = fisher or MonteCarlo(1)
-        self.model, self.likelihood, self.l2 = uncompiled(model), likelihood, l2
-        self.inverse_every = inverse_every
+        self.l2, self.inverse_every = l2, inverse_every
         self.fractions = (statistics_fraction, curvature_fraction)
         self._check()
         self.average = averaging(Ramped(0.95) if average is None else average)
         kept = Ramped(0.99) if parameter_average is None else parameter_average
         self.parameter_average = averaging(kept)
-        compress = not self.curvature.couples
-        self._passes = Passes(
-            model,
-            likelihood,
-            self.fisher,
-            "per_example",
-            compress,
-            self.curvature.passed_by,
-        )
-        self.steps = 0
         self.lam = self.damping.initial
         self.gamma = (self.lam + l2) ** 0.5
         self.ratio = float("nan")
-        self.units: dict[str, Unit] = {}
-        self.exceptions: dict[str, str] = {}
-        self._owners: Owners = {}
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        super().__init__(trainable, {"lr": lr})
-        check_group(self.param_groups[0], model, "AdaptiveKFAC")
+        curvature, labels = handler(approximator, fallback), fisher or MonteCarlo(1)
+        super().__init__(
+            model, likelihood, curvature, labels, "per_example", None, {"lr": lr}
+        )
 
     def _check(self) -> None:
         if self.l2 < 0 or self.inverse_every < 1:
@@ -191,18 +174,14 @@ class AdaptiveKFAC(torch.optim.Optimizer):
         if closure is not None or batch is None:
             msg = "AdaptiveKFAC.step: a batch (x, y) is expected, and no closure."
             raise ValueError(msg)
-        device = next(p.device for g in self.param_groups for p in g["params"])
-        if torch.is_autocast_enabled(device.type):
-            msg = "AdaptiveKFAC: factorisations need full precision; leave autocast."
-            raise ValueError(msg)
-        match_(self.state)
+        self._ready()
         with frozen(self.model):
             return self._step(self._passes.batch(batch))
 
     def _step(self, batch: Batch) -> Tensor:
         k = self.steps + 1
         parameters = self._parameters()
-        few, some = (_first(batch, fraction) for fraction in self.fractions)
+        few, some = (first_part(batch, fraction) for fraction in self.fractions)
         passed = self._passes.run(batch, parameters.blocks, k, observe=few)
         assert passed.statistics is not None
         before, holding, _ = current(self.units, self._owners, parameters)
@@ -322,39 +301,6 @@ class AdaptiveKFAC(torch.optim.Optimizer):
                 for p, before in zip(held, kept, strict=True):
                     p.copy_(before)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return serialise.lasting(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all state as plain containers of tensors, safe for ``weights_only``."""
-        found = super().state_dict()
-        own = serialise.pack({name: getattr(self, name) for name in _STATE})
-        named = dict(self.model.named_parameters())
-        found["adaptive_kfac"] = own | packed(self.units, self._owners, named)
-        return found
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state: bit for bit, or in the precision of the parameters.
-
-        Raises
-        ------
-        ValueError
-            If the state is not of an `AdaptiveKFAC`, or of other parameters.
-        """
-        if "adaptive_kfac" not in state_dict:
-            msg = "load_state_dict: the state of another kind of optimiser was given."
-            raise ValueError(msg)
-        own = state_dict["adaptive_kfac"]
-        units, known = unpacked(own, self._parameters())
-        super().load_state_dict(dict(state_dict))
-        self.units, self._owners = units, known
-        for name in _STATE:
-            setattr(self, name, serialise.unpack(own[name]))
-
-    def _parameters(self) -> Parameters:
-        return Parameters.of(self, self.model, "AdaptiveKFAC")
-
 
 def _rule(damping: Any) -> LevenbergMarquardt:
     """Read how λ begins and changes.
@@ -375,12 +321,6 @@ def _rule(damping: Any) -> LevenbergMarquardt:
         )
         raise ValueError(msg) from None
     return LevenbergMarquardt(initial)
-
-
-def _first(batch: Batch, fraction: float) -> Batch:
-    if fraction == 1:
-        return batch
-    return batch.part(slice(0, max(1, round(fraction * len(batch)))))
 
 
 def _damped(units: Mapping[str, Unit], gamma: float) -> dict[str, Unit]:

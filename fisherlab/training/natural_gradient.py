@@ -1,46 +1,40 @@
 """Natural-gradient descent with any approximation of the Fisher matrix."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import facts
-from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
-from fisherlab.training import serialise
 from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.curvature import Fallback, handler, warmed
 from fisherlab.training.moves import (
     KLClip,
     Parameters,
-    check_group,
     check_schedule,
     clipping,
-    match_,
     momenta,
     move_,
     require_finite,
 )
 from fisherlab.training.one_graph import Passed, returned_loss
-from fisherlab.training.passes import Observed, Passes
+from fisherlab.training.passes import Observed
+from fisherlab.training.preconditioned import Preconditioned, first_part
 from fisherlab.training.randomness import buffers_kept
 from fisherlab.training.units import (
-    Owners,
     Unit,
     averaged,
     current,
     dampings,
     inverted,
     owners,
-    packed,
     remembering,
-    unpacked,
 )
 
 Place = Literal["direction", "gradient"]
@@ -48,7 +42,7 @@ Place = Literal["direction", "gradient"]
 
 @shown
 @final
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(Preconditioned):
     r"""Precondition the gradient with a damped approximation of the Fisher matrix.
 
     .. math:: d = (\hat F + λI)^{-1} ∇h, \qquad m \leftarrow μ m + d, \qquad
@@ -134,6 +128,9 @@ class NaturalGradient(torch.optim.Optimizer):
     True
     """
 
+    key = "natural_gradient"
+    kept = ("steps", "exceptions")
+
     def __init__(
         self,
         model: nn.Module,
@@ -156,50 +153,23 @@ class NaturalGradient(torch.optim.Optimizer):
         params: Iterable[Any] | None = None,
     ) -> None:
         check_schedule(statistics_every, inverse_every, statistics_fraction, momentum_of)
-        self.curvature = handler(approximator, fallback)
-        method = self.curvature.approximator
-        of_mean = facts(method).takes == "mean_gradient"
-        of_data = of_mean or self.curvature.learns
-        self.fisher: Fisher = fisher or (Empirical() if of_data else MonteCarlo(1))
-        self.model, self.likelihood, self.clip = uncompiled(model), likelihood, clip
+        curvature = handler(approximator, fallback)
+        of_mean = facts(curvature.approximator).takes == "mean_gradient"
+        of_data = of_mean or curvature.learns
+        self.clip, self.fallback, self.momentum_of = clip, fallback, momentum_of
         self.statistics_every, self.inverse_every = statistics_every, inverse_every
         self.burn_in, self.statistics_fraction = burn_in, statistics_fraction
-        self.momentum_of, self.fallback = momentum_of, fallback
         self.average = averaging(average)
-        self._passes = Passes(
+        super().__init__(
             model,
             likelihood,
-            self.fisher,
+            curvature,
+            fisher or (Empirical() if of_data else MonteCarlo(1)),
             "mean_gradient" if of_mean else "per_example",
-            compress=not self.curvature.couples,
-            left=self.curvature.passed_by,
-        )
-        self.steps = 0
-        self.units: dict[str, Unit] = {}
-        self.exceptions: dict[str, str] = {}
-        self._owners: Owners = {}
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        super().__init__(
-            trainable if params is None else params,
+            params,
             {"lr": lr, "damping": damping, "momentum": momentum}
             | {"weight_decay": weight_decay},
         )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of the model's parameters with its own settings.
-
-        Raises
-        ------
-        ValueError
-            For settings out of range, foreign parameters or half precision.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_group(group, self.model, "NaturalGradient")
-        except ValueError:
-            self.param_groups.pop()
-            raise
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -228,10 +198,7 @@ class NaturalGradient(torch.optim.Optimizer):
         NumericalError
             If a damped matrix is not positive definite; nothing has changed then.
         """
-        if torch.is_autocast_enabled(self._device().type):
-            msg = "NaturalGradient: factorisations need full precision; leave autocast."
-            raise ValueError(msg)
-        match_(self.state)
+        self._ready()
         with buffers_kept(self.model):
             return self._step(closure, batch, statistics_batch)
 
@@ -300,7 +267,8 @@ class NaturalGradient(torch.optim.Optimizer):
             self._passes.warn_of_fresh_norms()
         main = None if batch is None else self._passes.batch(batch)
         own = None if statistics_batch is None else self._passes.batch(statistics_batch)
-        part = None if main is None else self._part(main)
+        share = self.statistics_fraction
+        part = None if main is None else first_part(main, share)
         observed = part if own is None else own
         if closure is None and main is None:
             msg = "step: a batch (x, y) or a closure is expected; see NaturalGradient.step."
@@ -321,12 +289,6 @@ class NaturalGradient(torch.optim.Optimizer):
         if due and observed is not None:
             statistics = self._passes.observe(observed, parameters.blocks, self.steps)
         return Passed(loss, known, statistics), observed
-
-    def _part(self, batch: Batch) -> Batch:
-        """Return the part of a batch that statistics are taken on."""
-        if self.statistics_fraction == 1:
-            return batch
-        return batch.part(slice(0, max(1, round(self.statistics_fraction * len(batch)))))
 
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps < self.burn_in
@@ -351,44 +313,6 @@ class NaturalGradient(torch.optim.Optimizer):
         if unit.warm:
             return self.average.warm_share()
         return self.average.share(unit.updates)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle with the model and all state; torch's own leaves them out."""
-        return serialise.lasting(self)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all state as plain containers of tensors, safe for ``weights_only``."""
-        found = super().state_dict()
-        found["param_groups"] = serialise.pack(found["param_groups"])
-        own = serialise.pack({"steps": self.steps, "exceptions": self.exceptions})
-        named = dict(self.model.named_parameters())
-        found["natural_gradient"] = own | packed(self.units, self._owners, named)
-        return found
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a state: bit for bit, or in the precision of the parameters.
-
-        Raises
-        ------
-        ValueError
-            If the state is not of a `NaturalGradient`, or of other parameters.
-        """
-        if "natural_gradient" not in state_dict:
-            msg = "load_state_dict: the state of another kind of optimiser was given."
-            raise ValueError(msg)
-        groups = serialise.unpack(state_dict["param_groups"])
-        own = state_dict["natural_gradient"]
-        units, known = unpacked(own, self._parameters())
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        self.units, self._owners = units, known
-        self.steps, self.exceptions = own["steps"], serialise.unpack(own["exceptions"])
-
-    def _device(self) -> torch.device:
-        return next(p.device for g in self.param_groups for p in g["params"])
-
-    def _parameters(self) -> Parameters:
-        """Return what is optimised now."""
-        return Parameters.of(self, self.model, "NaturalGradient")
 
     def __repr__(self) -> str:
         """Return the method, the fallback with what it took, and the groups."""
