@@ -12,7 +12,6 @@ import xarray as xr
 from fisherlab.reproduce import (
     autoencoder_training,
     beyond,
-    cg_fac,
     chen2021,
     koroko2022,
     kpsvd_errors,
@@ -158,9 +157,9 @@ def test_the_share_of_the_gain_is_that_of_the_worst_moment():
 def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many(
     monkeypatch,
 ):
-    monkeypatch.setattr(cg_fac, "WIDTHS", ((20, 40),))
-    monkeypatch.setattr(cg_fac, "BATCHES", ((8, 64),))
-    ds = cg_fac.costs(Setting(quick=True))
+    monkeypatch.setattr(chen2021, "WIDTHS", ((20, 40),))
+    monkeypatch.setattr(chen2021, "BATCHES", ((8, 64),))
+    ds = chen2021.costs(Setting(quick=True))
     assert (ds.error.sel(residual=1e-6) < 1e-4).all()
     m, d = ds.batch, ds.width + 1
     expected = m * (d + d - 1) / (2 * (d**2 + (d - 1) ** 2))
@@ -169,4 +168,4 @@ def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many(
     assert memory.verdict == "not"
     assert same.verdict == "reproduced"
     assert time.verdict in ("not", "reproduced")  # a matter of the machine
-    plt.close(cg_fac.draw(ds.expand_dims(seed=[0])))
+    plt.close(chen2021.draw(ds.expand_dims(seed=[0])))
