@@ -20,8 +20,7 @@ import fisherlab as fl
 from fisherlab.durable import write_durably
 from fisherlab.errors import DataError, NumericalError, StoreError
 from fisherlab.training import trajectory
-from fisherlab.training.order import Order
-from fisherlab.training.schedules import moments
+from fisherlab.training.schedules import Order, moments
 from tests.training_runs import adam, all_probes, light_probes, run, small, timeless
 
 

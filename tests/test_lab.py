@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fisherlab import cli
-from fisherlab.cli.lab import copy_notebooks, notebooks
+from fisherlab.cli.commands import copy_notebooks, notebooks
 
 NAMES = sorted(path.name for path in notebooks().glob("*.ipynb"))
 

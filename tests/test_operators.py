@@ -33,7 +33,7 @@ from fisherlab.operators import (
     Stacked,
     WhitenedRoot,
 )
-from fisherlab.operators.mode_products import Modes
+from fisherlab.operators.gradient_roots import Modes
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse
 from fisherlab.samples import GroupedSamples, TokenSamples
 from tests import cases, oracles

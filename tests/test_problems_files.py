@@ -19,7 +19,7 @@ import torch
 
 from fisherlab import cli, problems
 from fisherlab.errors import DataError
-from fisherlab.problems import colour, curves, faces, files, registry, text
+from fisherlab.problems import autoencoder_data, colour, files, registry, text
 from fisherlab.problems.colour import decode_batch
 from fisherlab.problems.data import images
 from fisherlab.problems.descriptions import DESCRIPTIONS
@@ -224,8 +224,10 @@ def test_other_house_numbers_are_refused(tmp_path, monkeypatch, content, message
 def test_the_original_curves_are_read(tmp_path, monkeypatch):
     x = np.random.default_rng(0).random((3, 784))
     content = mat(bdata=x, bdatatest=x[:2], tdata=np.ones((3, 1)))
-    monkeypatch.setattr(curves, "CURVES", place(tmp_path, curves.CURVES, content))
-    (train, target), (test, _) = curves.curves(tmp_path, torch.float64)
+    monkeypatch.setattr(
+        autoencoder_data, "CURVES", place(tmp_path, autoencoder_data.CURVES, content)
+    )
+    (train, target), (test, _) = autoencoder_data.curves(tmp_path, torch.float64)
     np.testing.assert_array_equal(train.numpy(), x)
     np.testing.assert_array_equal(test.numpy(), x[:2])
     assert target is train
@@ -233,15 +235,15 @@ def test_the_original_curves_are_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("x", [np.ones((3, 783)), np.full((3, 784), 1.5)])
 def test_other_curves_are_refused(tmp_path, x):
-    place(tmp_path, curves.CURVES, mat(bdata=x, bdatatest=x))
+    place(tmp_path, autoencoder_data.CURVES, mat(bdata=x, bdatatest=x))
     with pytest.raises(DataError, match=r"'bdata' of digs3pts_1\.mat"):
-        curves.curves(tmp_path, torch.float64)
+        autoencoder_data.curves(tmp_path, torch.float64)
 
 
 def test_the_original_faces_are_split_by_person(tmp_path):
     columns = np.repeat(np.arange(40.0), 3)[None] * np.ones((625, 1))
-    place(tmp_path, faces.FACES, mat(newfaces_single=columns))
-    (x, _), (x_test, target) = faces.faces(tmp_path, torch.float64)
+    place(tmp_path, autoencoder_data.FACES, mat(newfaces_single=columns))
+    (x, _), (x_test, target) = autoencoder_data.faces(tmp_path, torch.float64)
     assert x[:, 0].unique().tolist() == list(range(25))
     assert x_test[:, 9].unique().tolist() == list(range(30, 40))
     assert x.shape == (75, 625)
@@ -250,9 +252,9 @@ def test_the_original_faces_are_split_by_person(tmp_path):
 
 @pytest.mark.parametrize("shape", [(625, 41), (624, 80), (80, 625)])
 def test_other_faces_are_refused(tmp_path, shape):
-    place(tmp_path, faces.FACES, mat(newfaces_single=np.zeros(shape)))
+    place(tmp_path, autoencoder_data.FACES, mat(newfaces_single=np.zeros(shape)))
     with pytest.raises(DataError, match="625 rows"):
-        faces.faces(tmp_path, torch.float64)
+        autoencoder_data.faces(tmp_path, torch.float64)
 
 
 # --- pickles and archives -------------------------------------------------------------

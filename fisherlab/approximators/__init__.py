@@ -19,7 +19,7 @@ from fisherlab.approximators.kronecker.kl_shampoo import KLShampoo as KLShampoo
 from fisherlab.approximators.kronecker.recurrent import RecurrentKFAC as RecurrentKFAC
 from fisherlab.approximators.kronecker.cg_fac import CGFAC as CGFAC
 from fisherlab.approximators.kpsvd.kpsvd import KPSVD as KPSVD
-from fisherlab.approximators.kpsvd.deflation import Deflation as Deflation
+from fisherlab.approximators.kpsvd.kpsvd import Deflation as Deflation
 from fisherlab.approximators.kpsvd.kfac_corrected import KFACCorrected as KFACCorrected
 from fisherlab.approximators.blocks.mini_block import ByInput as ByInput
 from fisherlab.approximators.blocks.mini_block import ByOutput as ByOutput
@@ -51,7 +51,7 @@ from fisherlab.approximators.network.block_diagonal import block_diagonal as blo
 from fisherlab.approximators.network.kfac_tridiagonal import (
     KFACTridiagonal as KFACTridiagonal,
 )
-from fisherlab.approximators.network.khatri_rao import KhatriRao as KhatriRao
+from fisherlab.approximators.network.kfac_tridiagonal import KhatriRao as KhatriRao
 
 # isort: on
 from fisherlab.approximators.averages import average as average

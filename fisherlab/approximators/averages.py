@@ -21,8 +21,8 @@ from fisherlab.operators import (
     RowwiseEigen,
     Stacked,
 )
-from fisherlab.operators.derived import FromState
 from fisherlab.operators.factored import KEPT_BLOCK
+from fisherlab.operators.gradient_roots import FromState
 from fisherlab.operators.kronecker_congruence import Term
 from fisherlab.operators.network import (
     BlockDiagonal,

@@ -10,7 +10,7 @@ from fisherlab.approximators.base import Result
 from fisherlab.errors import NeedsMeanGradient
 from fisherlab.layers import Block
 from fisherlab.operators import ModeProducts, Operator, Provenance, RootDiagonal
-from fisherlab.operators.mode_products import Modes, Rule
+from fisherlab.operators.gradient_roots import Modes, Rule
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 from fisherlab.statistics.values import summable

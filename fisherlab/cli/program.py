@@ -7,20 +7,20 @@ import sys
 from collections.abc import Sequence
 
 import fisherlab
-from fisherlab.cli import commands, follow, lab, report, tune
+from fisherlab.cli import commands, follow, report
 from fisherlab.cli.parsing import Parser
 from fisherlab.errors import FisherlabError
 
 COMMANDS = (
     report.add,
     follow.add,
-    tune.add,
+    follow.add_tune,
     commands.add_compare,
     report.add_sweep,
     commands.add_reproduce,
     commands.add_estimate,
     commands.add_listings,
-    lab.add,
+    commands.add_lab,
 )
 
 

@@ -18,10 +18,12 @@ from fisherlab.operators.factored import FactoredFisher as FactoredFisher
 from fisherlab.operators.factored_mini_blocks import (
     FactoredMiniBlocks as FactoredMiniBlocks,
 )
+from fisherlab.operators.gradient_roots import ModeProducts as ModeProducts
 from fisherlab.operators.gradient_roots import OneSidedRoot as OneSidedRoot
 from fisherlab.operators.gradient_roots import RotatedAdam as RotatedAdam
 from fisherlab.operators.gradient_roots import WhitenedRoot as WhitenedRoot
 from fisherlab.operators.iterative import IterativeInverse as IterativeInverse
+from fisherlab.operators.iterative import SolvedByProducts as SolvedByProducts
 from fisherlab.operators.iterative import Stopping as Stopping
 from fisherlab.operators.kronecker import KroneckerSum as KroneckerSum
 from fisherlab.operators.kronecker_congruence import (
@@ -30,7 +32,6 @@ from fisherlab.operators.kronecker_congruence import (
 from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal as KroneckerDiagonal
 from fisherlab.operators.kronecker_samples import KroneckerSamples as KroneckerSamples
 from fisherlab.operators.mini_blocks import MiniBlocks as MiniBlocks
-from fisherlab.operators.mode_products import ModeProducts as ModeProducts
 from fisherlab.operators.network import BlockDiagonal as BlockDiagonal
 from fisherlab.operators.network import BlockTridiagonal as BlockTridiagonal
 from fisherlab.operators.network import DirectSum as DirectSum
@@ -44,5 +45,4 @@ from fisherlab.operators.quasi_diagonal import RootDiagonal as RootDiagonal
 from fisherlab.operators.quasi_newton import InverseFactors as InverseFactors
 from fisherlab.operators.quasi_newton import QuasiNewtonFactors as QuasiNewtonFactors
 from fisherlab.operators.row_rank_one import RowRankOne as RowRankOne
-from fisherlab.operators.solved import SolvedByProducts as SolvedByProducts
 from fisherlab.operators.stacked import Stacked as Stacked

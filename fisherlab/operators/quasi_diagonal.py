@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Provenance
-from fisherlab.operators.derived import FromState
 from fisherlab.operators.eigenforms import Diagonal
+from fisherlab.operators.gradient_roots import FromState
 from fisherlab.operators.row_rank_one import RowRankOne
 
 

@@ -11,11 +11,11 @@ from fisherlab.plots.accessor import DatasetAccessor as DatasetAccessor
 from fisherlab.plots.accessor import TreeAccessor as TreeAccessor
 from fisherlab.plots.costs import cost as cost
 from fisherlab.plots.costs import pareto as pareto
+from fisherlab.plots.curves import density as density
 from fisherlab.plots.curves import rank_curve as rank_curve
 from fisherlab.plots.curves import spectra as spectra
 from fisherlab.plots.decomposition import decomposition as decomposition
 from fisherlab.plots.decomposition import error_sources as error_sources
-from fisherlab.plots.densities import density as density
 from fisherlab.plots.frames import table as table
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap

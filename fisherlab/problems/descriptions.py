@@ -11,8 +11,13 @@ from torch import nn
 
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from fisherlab.problems import colour, files, text
+from fisherlab.problems.autoencoder_data import (
+    curves,
+    curves_surrogate,
+    faces,
+    faces_surrogate,
+)
 from fisherlab.problems.convolutional import resnet, simple_cnn, vgg
-from fisherlab.problems.curves import curves, curves_surrogate
 from fisherlab.problems.data import (
     digit_images,
     digits,
@@ -20,7 +25,6 @@ from fisherlab.problems.data import (
     reconstructions,
     small_images,
 )
-from fisherlab.problems.faces import faces, faces_surrogate
 from fisherlab.problems.files import DataFile
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import Augment, Data, validation

@@ -32,10 +32,9 @@ from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.training.following import follow
 from fisherlab.training.loop import take_step
-from fisherlab.training.order import Order
 from fisherlab.training.probes import Losses
 from fisherlab.training.register import optimizer
-from fisherlab.training.schedules import LinearSteps
+from fisherlab.training.schedules import LinearSteps, Order
 from fisherlab.training.studies import Grid
 from fisherlab.training.tuning import best_runs, tune
 

@@ -36,7 +36,7 @@ from fisherlab.problems.problem import Pair, Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.statistics import Empirical, LayerStatistics, MonteCarlo, collect
 from fisherlab.statistics.values import Statistics
-from fisherlab.training.order import Order
+from fisherlab.training.schedules import Order
 
 BATCH: Final = 128
 RATE: Final = 1e-2

@@ -24,5 +24,5 @@ from fisherlab.samples.outer import OuterSamples as OuterSamples
 from fisherlab.samples.shared import SharedSamples as SharedSamples
 from fisherlab.samples.stacked import StackedSamples as StackedSamples
 from fisherlab.samples.summed import SummedSamples as SummedSamples
+from fisherlab.samples.summed import TurnedSamples as TurnedSamples
 from fisherlab.samples.tokens import TokenSamples as TokenSamples
-from fisherlab.samples.turned import TurnedSamples as TurnedSamples

@@ -10,7 +10,7 @@ from fisherlab.numerics.memory import chunks
 from fisherlab.samples.base import WHOLE, Samples
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
-from fisherlab.samples.turned import TurnedSamples
+from fisherlab.samples.summed import TurnedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
 TABLE_ROWS = 2048  # rows and columns of a tile of inner products

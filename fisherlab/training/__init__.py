@@ -14,10 +14,10 @@ from fisherlab.training.loop import take_step as take_step
 from fisherlab.training.loop import trajectory as trajectory
 from fisherlab.training.moves import KLClip as KLClip
 from fisherlab.training.natural_gradient import NaturalGradient as NaturalGradient
-from fisherlab.training.order import ExponentialBatches as ExponentialBatches
 from fisherlab.training.recipes import Recipe as Recipe
 from fisherlab.training.register import optimizer as optimizer
 from fisherlab.training.register import optimizers as optimizers
+from fisherlab.training.schedules import ExponentialBatches as ExponentialBatches
 from fisherlab.training.schedules import LinearSteps as LinearSteps
 from fisherlab.training.schedules import LogarithmicSteps as LogarithmicSteps
 from fisherlab.training.tuning import best_runs as best_runs

@@ -17,15 +17,13 @@ import torch
 import xarray as xr
 
 from fisherlab.problems.problem import Problem
-from fisherlab.training.checkpoints import Checkpoint
-from fisherlab.training.order import BatchSize
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
 from fisherlab.training.record import Settings, differences, session, settings
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.run import Run, Scheduler
-from fisherlab.training.schedules import Every, LogarithmicSteps, moments
-from fisherlab.training.store import Store
+from fisherlab.training.schedules import BatchSize, Every, LogarithmicSteps, moments
+from fisherlab.training.store import Checkpoint, Store
 
 Optimizer = torch.optim.Optimizer
 MakeOptimizer = str | Optimizer | Callable[[Problem], Optimizer]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Categorical, Likelihood
 from fisherlab.problems.problem import Pair, Problem
-from fisherlab.training.order import BatchSize, Order
 from fisherlab.training.randomness import generator
+from fisherlab.training.schedules import BatchSize, Order
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 # Examples of one forward pass: bounds its memory, and changes no result.

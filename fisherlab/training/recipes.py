@@ -19,7 +19,7 @@ from fisherlab.training.averaging import Ramped
 from fisherlab.training.levenberg_marquardt import LevenbergMarquardt
 from fisherlab.training.moves import KLClip
 from fisherlab.training.natural_gradient import NaturalGradient
-from fisherlab.training.order import Order
+from fisherlab.training.schedules import Order
 
 _KOROKO: Final = {
     "lr": 0.01,

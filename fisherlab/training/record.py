@@ -15,7 +15,7 @@ from torch import Tensor
 import fisherlab
 from fisherlab.codes import checksum, codes, described, made_with
 from fisherlab.problems.problem import Problem
-from fisherlab.training.order import BatchSize
+from fisherlab.training.schedules import BatchSize
 
 _PACKAGES: Final = ("torch", "numpy", "xarray", "h5netcdf")
 _SAMPLED: Final = 256  # examples of a set that its fingerprint reads

@@ -11,12 +11,11 @@ import xarray as xr
 
 from fisherlab.analysis.files import join_steps
 from fisherlab.problems.problem import Problem
-from fisherlab.training.checkpoints import Checkpoint, restore
 from fisherlab.training.loop import take_step
-from fisherlab.training.order import BatchSize, Order
 from fisherlab.training.probes import Moment, Tracker
 from fisherlab.training.randomness import generator, own_randomness
-from fisherlab.training.store import Store
+from fisherlab.training.schedules import BatchSize, Order
+from fisherlab.training.store import Checkpoint, Store, restore
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 

@@ -24,9 +24,8 @@ from fisherlab.durable import write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.saved import rebuild
-from fisherlab.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fisherlab.training.serialise import pack
-from fisherlab.training.store import Store
+from fisherlab.training.store import Checkpoint, Store, load_checkpoint, save_checkpoint
 from tests.training_runs import small
 
 FULL_DISK = """

@@ -12,13 +12,15 @@ from fisherlab.approximators.costs import (
     factor_flops,
     pair_numbers,
 )
-from fisherlab.approximators.kpsvd.leading_pairs import (
+from fisherlab.approximators.kpsvd.passes import Pass
+from fisherlab.approximators.kpsvd.rearranged import (
+    Pairs,
+    Rearranged,
+    Weights,
     kronecker_sum,
     terms_of,
     terms_of_passes,
 )
-from fisherlab.approximators.kpsvd.passes import Pass
-from fisherlab.approximators.kpsvd.rearranged import Pairs, Rearranged, Weights
 from fisherlab.approximators.kpsvd.solvers import (
     HeldOrPassed,
     SolverChoice,

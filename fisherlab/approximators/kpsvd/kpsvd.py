@@ -1,7 +1,10 @@
-"""The best sum of Kronecker products in Frobenius norm."""
+"""The best sum of Kronecker products in Frobenius norm, at once or pair by pair."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
+
+import torch
+from torch import Tensor
 
 from fisherlab.approximators import register
 from fisherlab.approximators.costs import (
@@ -11,13 +14,16 @@ from fisherlab.approximators.costs import (
     pair_numbers,
 )
 from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
-from fisherlab.approximators.kpsvd.leading_pairs import (
+from fisherlab.approximators.kpsvd.passes import Pass
+from fisherlab.approximators.kpsvd.rearranged import (
+    Pair,
+    Pairs,
+    Rearranged,
     kronecker_sum,
     terms_of,
     terms_of_passes,
+    weights_of,
 )
-from fisherlab.approximators.kpsvd.passes import Pass
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import (
     HeldOrPassed,
     SolverChoice,
@@ -112,3 +118,133 @@ register.add(
         "lanczos-paper": KPSVD(rank=2, solver=Lanczos(steps=2, reorthogonalise=False)),
     }
 )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """Pairs found one after the other in passes through a stream.
+
+    Parameters
+    ----------
+    current
+        The pass for the pair that is looked for.
+    steps
+        What was found before.
+    """
+
+    current: Pass
+    steps: tuple[Pairs, ...] = ()
+
+    def seeing(self, statistics: LayerStatistics) -> "Turns":
+        """Add a chunk's part of the images."""
+        return replace(self, current=self.current.seeing(statistics))
+
+    def __add__(self, other: "Turns") -> "Turns":
+        """Add up two parts of the data within the same pass."""
+        return replace(self, current=self.current + other.current)
+
+
+@shown
+@by_group
+@final
+@dataclass(frozen=True)
+class Deflation(HeldOrPassed[Turns]):
+    """Rank-1 solves in turn, each on what the others left over.
+
+    Equals `KPSVD` of the same rank up to the solver's tolerance.
+
+    Parameters
+    ----------
+    rank
+        Products.
+    solver
+        Solver of each rank-1 problem; "auto" as in `KPSVD`, in a stream too.
+
+    References
+    ----------
+    Koroko et al. 2022, arXiv 2201.10285, section 3.2.
+
+    Examples
+    --------
+    >>> Deflation(rank=2)
+    Deflation(rank=2, solver='auto')
+    """
+
+    rank: int = 2
+    solver: SolverChoice = "auto"
+
+    def __call__(
+        self, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Operator:
+        """Return the sum of products found one by one."""
+        block = Rearranged(statistics.samples, statistics.count)
+        warm = warm_pairs(previous)
+        terms: tuple[Pair, ...] = ()
+        steps: tuple[Pairs, ...] = ()
+        for k in range(self.rank):
+            found = solver_of(self.solver)(block, 1, warm[k : k + 1])
+            if not _worth(found, steps):
+                break
+            new = terms_of(found, block)
+            steps = (*steps, found)
+            terms, block = terms + new, block.less(new, weights_of(found, block))
+        made = statistics.provenance.by(repr(self))
+        found = _together(steps, block.start(1))
+        return kronecker_sum(terms, found, statistics.weight_shape, made)
+
+    def passing(self, held: Held) -> Turns:
+        """Return the first pass for the first pair."""
+        return Turns(passes_of(self.solver).over(held, 1))
+
+    def following(self, state: Turns) -> Turns | None:
+        """Return what the next pass multiplies, for this pair or for the next."""
+        passes = passes_of(self.solver)
+        following = passes.next_pass(state.current, 1)
+        if following is not None:
+            return replace(state, current=following)
+        found = passes.finish(state.current, 1)
+        if len(state.steps) + 1 == self.rank or not _worth(found, state.steps):
+            return None
+        removed = state.current.removed + terms_of_passes(found, whole=not state.steps)
+        again = passes.again(state.current, 1, removed)
+        return Turns(again, (*state.steps, found))
+
+    def found(self, state: Turns) -> Operator:
+        """Return the sum of the pairs found."""
+        steps, terms = state.steps, state.current.removed
+        found = passes_of(self.solver).finish(state.current, 1)
+        if _worth(found, steps):
+            terms += terms_of_passes(found, whole=not steps)
+            steps = (*steps, found)
+        sums = state.current.seen
+        together = _together(steps, state.current.block)
+        made = sums.provenance.by(repr(self))
+        return kronecker_sum(terms, together, sums.weight_shape, made)
+
+    def cost(self, samples: Samples) -> Cost:
+        """Count the power steps of every product, and the products."""
+        each = alternation_flops(samples) + factor_flops(samples)
+        return Cost(self.rank * each, self.rank * pair_numbers(samples))
+
+
+def _worth(found: Pairs, steps: tuple[Pairs, ...]) -> bool:
+    if not len(found.values):
+        return False
+    eps = torch.finfo(found.values.dtype).eps
+    return not steps or float(found.values[0]) > 1e2 * eps * float(steps[0].values[0])
+
+
+def _together(steps: tuple[Pairs, ...], like: Tensor) -> Pairs:
+    empty = like.new_zeros(0)
+    values: Tensor = torch.cat([s.values for s in steps]) if steps else empty
+    return Pairs(
+        tuple(pair for step in steps for pair in step.pairs),
+        values,
+        all(step.converged for step in steps),
+        sum(step.iterations for step in steps),
+        max((step.residual for step in steps), default=0.0),
+    )
+
+
+register.add({"deflation": Deflation()})

@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.decompositions import spectrum
 from fisherlab.numerics.krylov import LinearMap, Triplets
+from fisherlab.numerics.linalg import factorised
+from fisherlab.operators import KroneckerSum, Provenance
 from fisherlab.samples import Samples, SharedSamples, TurnedSamples
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
@@ -181,3 +184,179 @@ def chained(found: list[Pairs], block: Rearranged) -> Pairs:
         sum(one.iterations for one in found),
         max(residuals),
     )
+
+
+NEAR = 1e-4  # relative distance below which a factor or a singular value is another
+MIXED = 1e-7  # skew part of a symmetric matrix, and the reverse, that is rounding
+
+
+def positive(pair: Pair, block: Rearranged) -> Pair:
+    """Make the leading pair positive semidefinite: clamp V, then half a power step each.
+
+    Z maps positive semidefinite matrices to such, so the leading pair can be chosen so;
+    an iterate is so only up to its residual.
+    """
+    rows, cols = pair
+    cols = nearest_positive(cols if float(rows.trace()) >= 0 else -cols)
+    rows = block.apply(cols)
+    rows = (rows + rows.T) / (2 * rows.norm())
+    return rows, cols / cols.norm()
+
+
+def leading_positive(found: Pairs, block: Rearranged) -> list[Pair]:
+    """Return the pairs, the leading one positive semidefinite.
+
+    Where values tie with the leading one, any mixture of their pairs is as good; the
+    limit of the power iteration from the identity is the positive one.
+    """
+    if found.positive:
+        return list(found.pairs)
+    pairs = turned(found)
+    near = positive(pairs[0], block)
+    if not found.converged or float((near[1] - pairs[0][1]).norm()) <= NEAR:
+        return [near, *pairs[1:]]
+    if len(pairs) > 1:  # a tie that goes beyond the rank: no mixture found is positive
+        return pairs
+    return [_powered(near, block)]
+
+
+def turned(found: Pairs) -> list[Pair]:
+    """Turn tied leading pairs so that the first holds all the trace of their V."""
+    tied = int((found.values >= (1 - NEAR) * found.values[0]).sum())
+    pairs = [signed(pair) for pair in found.pairs]
+    traces = torch.stack([cols.trace() for _, cols in pairs[:tied]])
+    if tied == 1 or not float(traces.norm()) > NEAR:
+        return pairs
+    eye = torch.eye(tied, dtype=traces.dtype, device=traces.device)
+    turn, _ = factorised("qr", torch.cat([traces[:, None], eye], 1), "tied pairs")
+    turn[:, 0] *= torch.sign(turn[:, 0] @ traces)
+    rows = torch.einsum("kab,kl->lab", torch.stack([r for r, _ in pairs[:tied]]), turn)
+    cols = torch.einsum("kab,kl->lab", torch.stack([c for _, c in pairs[:tied]]), turn)
+    return [*zip(rows, cols, strict=True), *pairs[tied:]]
+
+
+def _powered(pair: Pair, block: Rearranged) -> Pair:
+    """Iterate from a positive pair, which stays positive, until it stands."""
+    rows, cols = pair
+    for _ in range(1000):
+        image = block.adjoint(rows)
+        step = float((image / image.norm() - cols).norm())
+        cols = (image + image.T) / (2 * image.norm())
+        rows = block.apply(cols)
+        rows = (rows + rows.T) / (2 * rows.norm())
+        if step <= block.tolerance:
+            break
+    return rows, cols
+
+
+def signed(pair: Pair) -> Pair:
+    """Fix the common sign of a pair by its largest entry."""
+    rows, cols = pair
+    flat = cols.flatten()
+    sign = 1.0 if float(flat[flat.abs().argmax()]) >= 0 else -1.0
+    return sign * rows, sign * cols
+
+
+def separated(found: Pairs) -> Pairs:
+    """Return pairs that are symmetric or skew, so that their products are symmetric.
+
+    Z commutes with transposition. Where a symmetric and a skew pair tie, any mixture is
+    a pair as well; of a tie that the rank cuts, the parts that the mixtures hold most of
+    are kept.
+    """
+    if found.weights is not None or not found.pairs:
+        return found
+    skew = [float((cols - cols.T).norm()) / 2 for _, cols in found.pairs]
+    mixed = [k for k, part in enumerate(skew) if part > MIXED and part**2 < 1 - MIXED**2]
+    pairs, values = list(found.pairs), found.values.tolist()
+    while mixed:
+        tied = [k for k in mixed if values[k] >= (1 - NEAR) * values[mixed[0]]]
+        mixed = mixed[len(tied) :]
+        for k, pair in zip(tied, _purest([pairs[k] for k in tied]), strict=True):
+            pairs[k] = pair
+    return found._replace(pairs=tuple(pairs))
+
+
+def _purest(pairs: list[Pair]) -> list[Pair]:
+    """Return as many symmetric or skew combinations, those of the largest part first."""
+    rows, cols = (torch.stack(side) for side in zip(*pairs, strict=True))
+    candidates: list[tuple[float, Pair]] = []
+    for sign in (1, -1):
+        parts = [(side + sign * side.mT) / 2 for side in (rows, cols)]
+        flat = parts[1].flatten(1).T
+        _, sizes, turn = factorised("svd", flat, "tied pairs", full_matrices=False)
+        for size, weights in zip(sizes.tolist(), turn, strict=True):
+            u, v = (torch.einsum("k,kab->ab", weights, part) for part in parts)
+            if size > MIXED:
+                candidates.append((size, (u / u.norm(), v / v.norm())))
+    candidates.sort(key=lambda one: -one[0])
+    return [pair for _, pair in candidates[: len(pairs)]]
+
+
+def terms_of(found: Pairs, block: Rearranged) -> tuple[Pair, ...]:
+    """Return √σ U, √σ V, the leading pair positive where nothing was subtracted."""
+    found = separated(found)
+    if found.pairs and not block.removed:
+        return scaled(leading_positive(found, block), found)
+    return scaled([signed(pair) for pair in found.pairs], found)
+
+
+def weights_of(found: Pairs, block: Rearranged) -> tuple[Weights, ...] | None:
+    """Return the weights over the examples of `terms_of`, None where not known."""
+    if found.weights is None or not (block.removed or found.positive):
+        return None
+    roots = found.values.clamp_min(0).sqrt()
+    pairs = zip(roots, found.weights, strict=True)
+    return tuple((r * rows, r * cols) for r, (rows, cols) in pairs)
+
+
+def scaled(pairs: list[Pair], found: Pairs) -> tuple[Pair, ...]:
+    """Return √σ U, √σ V, symmetric or skew to the last bit."""
+    roots = found.values.clamp_min(0).sqrt()
+    sides = [(_pure(rows), _pure(cols)) for rows, cols in pairs]
+    return tuple((r * rows, r * cols) for r, (rows, cols) in zip(roots, sides, strict=True))
+
+
+def _pure(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Drop the rounding of a symmetric or skew factor: terms that cancel would show it."""
+    allowed = max(MIXED, 1e2 * torch.finfo(factor.dtype).eps) * float(factor.norm())
+    turned = factor.T.contiguous()  # large factors are read by rows three times faster
+    skew = (factor - turned).div_(2)
+    if float(skew.norm()) <= allowed:
+        return turned.add_(factor).div_(2)
+    return skew if float(turned.add_(factor).norm()) <= 2 * allowed else factor
+
+
+def terms_of_passes(found: Pairs, whole: bool) -> tuple[Pair, ...]:
+    """Return the terms where the samples are gone.
+
+    Parameters
+    ----------
+    whole
+        Whether nothing was subtracted; then the leading pair is positive up to the
+        residual, so that clamping it changes no more.
+    """
+    found = separated(found)
+    if not whole or not found.pairs:
+        return scaled([signed(pair) for pair in found.pairs], found)
+    pairs = turned(found)
+    near = nearest_positive(pairs[0][0]), nearest_positive(pairs[0][1])
+    if float((near[1] - pairs[0][1]).norm()) <= NEAR:
+        pairs[0] = near
+    return scaled(pairs, found)
+
+
+def kronecker_sum(
+    terms: tuple[Pair, ...], found: Pairs, shape: tuple[int, int], made: Provenance
+) -> KroneckerSum:
+    """Return the sum of terms with how they were found."""
+    how = found.values, found.converged, found.iterations, found.residual
+    return KroneckerSum(terms, shape, made, *how, found.values.dtype, found.values.device)
+
+
+def nearest_positive(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Return the positive semidefinite part of ± a factor, the sign that of its trace."""
+    sign = 1.0 if float(factor.trace()) >= 0 else -1.0
+    half = sign * (factor + factor.T) / 2
+    values, vectors = spectrum(half, "a factor of a leading pair")
+    return (vectors * values.clamp_min(0)) @ vectors.T

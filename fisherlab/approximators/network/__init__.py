@@ -6,7 +6,7 @@ from fisherlab.approximators.network.block_diagonal import block_diagonal as blo
 from fisherlab.approximators.network.kfac_tridiagonal import (
     KFACTridiagonal as KFACTridiagonal,
 )
-from fisherlab.approximators.network.khatri_rao import KhatriRao as KhatriRao
+from fisherlab.approximators.network.kfac_tridiagonal import KhatriRao as KhatriRao
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork as ExactNetwork
 from fisherlab.approximators.network.two_level_kfac import TwoLevelKFAC as TwoLevelKFAC
 from fisherlab.approximators.register import network_approximators as network_approximators

@@ -1,8 +1,5 @@
 """Matrices over the weights of several blocks, as immutable values."""
 
-from fisherlab.operators.network.adaptive_two_level import (
-    AdaptiveTwoLevelInverse as AdaptiveTwoLevelInverse,
-)
 from fisherlab.operators.network.base import NetworkOperator as NetworkOperator
 from fisherlab.operators.network.block_diagonal import BlockDiagonal as BlockDiagonal
 from fisherlab.operators.network.block_tridiagonal import (
@@ -13,6 +10,9 @@ from fisherlab.operators.network.block_tridiagonal_inverse import (
 )
 from fisherlab.operators.network.direct_sum import DirectSum as DirectSum
 from fisherlab.operators.network.kronecker_blocks import KroneckerBlocks as KroneckerBlocks
+from fisherlab.operators.network.two_level import (
+    AdaptiveTwoLevelInverse as AdaptiveTwoLevelInverse,
+)
 from fisherlab.operators.network.two_level import TwoLevel as TwoLevel
 from fisherlab.operators.network.two_level_inverse import TwoLevelInverse as TwoLevelInverse
 from fisherlab.operators.network.whole import WholeNetwork as WholeNetwork
