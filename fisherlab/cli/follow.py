@@ -1,4 +1,4 @@
-"""`fisherlab follow` and `tune`: train with any optimiser, measure, find the best settings."""
+"""`fisherlab follow` and `tune`: train with any optimiser, measure, find best settings."""
 
 from __future__ import annotations
 
