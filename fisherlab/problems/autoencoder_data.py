@@ -107,7 +107,7 @@ def _paths(count: int, seed: int) -> Float[Tensor, "n samples 2"]:
     return (_SIDE * weights @ torch.stack((x, y), -1)).float()
 
 
-_FACE_SIDE: Final = 25
+_FACE: Final = 25
 _PEOPLE: Final = 40
 _TRAIN_PEOPLE, _TEST_PEOPLE = 25, 10
 _PATCHES: Final = 414  # of each photograph, as in the original
@@ -128,10 +128,10 @@ def faces(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
     """
     found = decode_mat(read_verified(FACES, data_dir), FACES.name, {"newfaces_single": 2})
     patches = found["newfaces_single"].T
-    if patches.shape[1] != _FACE_SIDE**2 or len(patches) % _PEOPLE:
+    if patches.shape[1] != _FACE**2 or len(patches) % _PEOPLE:
         raise DataError(
             f"The variable 'newfaces_single' of {FACES.name} has the shape "
-            f"{patches.T.shape}; {_FACE_SIDE**2} rows and a column for each of {_PEOPLE} x n "
+            f"{patches.T.shape}; {_FACE**2} rows and a column for each of {_PEOPLE} x n "
             "images are expected."
         )
     each = len(patches) // _PEOPLE
@@ -201,7 +201,7 @@ def face_patches(
     half = _HALF_WIDTH / scale / (photos.shape[-1] / 2)
     cosine, sine = half * angle.cos(), half * angle.sin()
     turn = torch.stack((cosine, -sine, sine, cosine), -1).unflatten(-1, (2, 2)).to(dtype)
-    step = torch.linspace(-1, 1, _FACE_SIDE, dtype=dtype)
+    step = torch.linspace(-1, 1, _FACE, dtype=dtype)
     square = torch.stack(torch.meshgrid(step, step, indexing="xy"), -1).flatten(0, 1)
     cut = [
         functional.grid_sample(
