@@ -291,7 +291,7 @@ def check_dampings(ds, told):
 )
 def test_a_sweep_answers_at_which_damping(seed, kind, limit, tmp_path, monkeypatch):
     """Also above the size up to which blocks without structure are diagonalised."""
-    monkeypatch.setattr("fisherlab.metrics.eigen.DENSE_ROWS", limit)
+    monkeypatch.setattr("fisherlab.metrics.spectra.DENSE_ROWS", limit)
     model, data = small_network(seed, kind)
     stats = fl.collect(model, data, fl.Categorical())
     gradient = fl.mean_gradient(model, data, fl.Categorical())

@@ -20,8 +20,8 @@ from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, 
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import FisherlabError
-from fisherlab.metrics.eigen import decomposed
 from fisherlab.metrics.pairs import Pair, Step
+from fisherlab.metrics.spectra import decomposed
 from fisherlab.metrics.sweeps import (
     OF_DIRECTIONS,
     OF_MATRICES,
