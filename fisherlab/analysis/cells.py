@@ -1,10 +1,10 @@
 """Cells of a labelled table, with the reason where a value is missing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -20,6 +20,7 @@ from fisherlab.numerics.memory import require
 from fisherlab.operators import Operator, Provenance
 from fisherlab.statistics import LayerStatistics, Statistics
 
+T = TypeVar("T")
 # What one cell may fail with without ending the table: refusals (ValueError, too), and what
 # factorisations, iterations and allocations of the libraries below raise.
 REFUSALS = (FisherlabError, ValueError, ArithmeticError, RuntimeError, MemoryError)
@@ -139,6 +140,20 @@ def layer_coordinates(stats: Statistics) -> dict[str, Any]:
         "d_in": ("layer", [shape[1] for shape in shapes]),
         "positions": ("layer", positions),
     }
+
+
+def tried(action: Callable[..., T], *given: Any, step: str = "") -> tuple[T | None, str]:
+    """Return what fills a cell and "ok", or None and why there is nothing.
+
+    Examples
+    --------
+    >>> tried(int, "3"), tried(int, "three", step="reading")[0]
+    ((3, 'ok'), None)
+    """
+    try:
+        return action(*given), "ok"
+    except REFUSALS as error:
+        return None, reason(error, step)
 
 
 def reason(error: Exception, step: str = "") -> str:

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.cells import REFUSALS, attributes, reason, require_room
+from fisherlab.analysis.cells import attributes, require_room, tried
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.spectra import eigenvalues
@@ -123,17 +123,12 @@ def density(
 
 
 def _node(layer: LayerStatistics, chosen: Mapping[str, Any], effort: _Effort) -> xr.Dataset:
-    found: list[Measure | None] = []
-    status: list[str] = []
-    for name, method in chosen.items():
-        try:
-            require_room(layer, name, method, effort.limit)
-            operator = method(layer).to(torch.float64)
-            found.append(measure(operator, effort))
-            status.append("ok")
-        except REFUSALS as error:
-            found.append(None)
-            status.append(reason(error, name))
+    def measured(name: str, method: Any) -> Measure:
+        require_room(layer, name, method, effort.limit)
+        return measure(method(layer).to(torch.float64), effort)
+
+    cells = [tried(measured, *one, step=one[0]) for one in chosen.items()]
+    found, status = [m for m, _ in cells], [told for _, told in cells]
     exact = ExactBlock()(layer).to(torch.float64)
     dims = ("approximator", "point")
     node = xr.Dataset(

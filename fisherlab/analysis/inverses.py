@@ -6,12 +6,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fisherlab.analysis.cells import attributes
+from fisherlab.analysis.cells import attributes, tried
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.errors import FisherlabError
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, Tikhonov
@@ -101,12 +100,10 @@ def _node(
     chosen: Mapping[str, Approximator],
     damping: Tikhonov | Factored,
 ) -> xr.Dataset:
-    inverses, status = [], []
-    for approximator in chosen.values():
-        matrix, reason = _inverse(approximator, statistics, damping)
-        inverses.append(matrix)
-        status.append(reason)
-    p = inverses[0].shape[0]
+    p = int(np.prod(statistics.weight_shape))
+    cells = [tried(_inverse, one, statistics, damping) for one in chosen.values()]
+    inverses = [np.full((p, p), np.nan) if m is None else m for m, _ in cells]
+    status = [told for _, told in cells]
     groups = partition(statistics.block).groups
     return xr.Dataset(
         {
@@ -125,12 +122,8 @@ def _node(
 
 def _inverse(
     approximator: Approximator, statistics: LayerStatistics, damping: Tikhonov | Factored
-) -> tuple[np.ndarray, str]:
-    p = int(np.prod(statistics.weight_shape))
-    try:
-        operator: Operator = approximator(statistics).to(torch.float64)
-        alone = isinstance(approximator, ExactBlock)
-        dense = operator.inverse(damping.value if alone else damping).to_dense()
-    except (FisherlabError, ValueError) as error:
-        return np.full((p, p), np.nan), str(error)
-    return dense.detach().cpu().numpy(), "ok"
+) -> np.ndarray:
+    operator: Operator = approximator(statistics).to(torch.float64)
+    alone = isinstance(approximator, ExactBlock)
+    dense = operator.inverse(damping.value if alone else damping).to_dense()
+    return np.asarray(dense.detach().cpu().numpy())

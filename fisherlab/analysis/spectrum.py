@@ -7,10 +7,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.cells import attributes, described, layer_coordinates, reason
+from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.errors import FisherlabError
 from fisherlab.metrics import effective_rank
 from fisherlab.metrics.kronecker import kronecker_spectrum, tails
 from fisherlab.metrics.spectra import eigenvalues
@@ -60,15 +59,14 @@ def spectra(
 
 def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Dataset:
     o, i = layer.weight_shape
-    rows, status = [], []
-    for approximator in chosen.values():
-        try:
-            operator = approximator(layer).to(torch.float64)
-            rows.append(eigenvalues("spectra", operator).cpu().numpy())
-            status.append("ok")
-        except FisherlabError as error:
-            rows.append(np.full(o * i, np.nan))
-            status.append(reason(error))
+
+    def values(approximator: Approximator) -> np.ndarray:
+        operator = approximator(layer).to(torch.float64)
+        return np.asarray(eigenvalues("spectra", operator).cpu().numpy())
+
+    cells = [tried(values, approximator) for approximator in chosen.values()]
+    rows = [np.full(o * i, np.nan) if row is None else row for row, _ in cells]
+    status = [told for _, told in cells]
     exact = ExactBlock()(layer).to(torch.float64)
     node = xr.Dataset(
         {
@@ -92,12 +90,13 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
 
 
 def _with_kronecker(node: xr.Dataset, exact: Operator) -> xr.Dataset:
-    try:
-        values = kronecker_spectrum(exact).cpu().numpy()
-    except FisherlabError as error:
-        return node.assign_attrs(kronecker_status=reason(error))
+    values, told = tried(kronecker_spectrum, exact)
+    if values is None:
+        return node.assign_attrs(kronecker_status=told)
     label = {"long_name": "Kronecker singular value", "units": "1"}
-    found = xr.DataArray(values, {"rank": np.arange(1, len(values) + 1)}, attrs=label)
+    found = xr.DataArray(
+        values.cpu().numpy(), {"rank": np.arange(1, len(values) + 1)}, attrs=label
+    )
     return node.assign(kronecker_value=found)
 
 
@@ -153,10 +152,8 @@ def rank_curve(stats: Statistics, ranks: Sequence[int] = RANKS) -> xr.Dataset:
     for row, layer in enumerate(stats.values()):
         exact = ExactBlock()(layer).to(torch.float64)
         for column, family in enumerate(FAMILIES):
-            try:
-                values = _values(exact, family)
-            except FisherlabError as error:
-                status[row, column] = reason(error)
+            values, status[row, column] = tried(_values, exact, family)
+            if values is None:
                 continue
             at = row, column
             arrays["error"][at] = tails(values, chosen)

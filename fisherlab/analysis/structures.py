@@ -8,11 +8,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.cells import attributes, described, layer_coordinates, reason
+from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.errors import FisherlabError
 from fisherlab.metrics import kronecker, spectra
 from fisherlab.metrics import structure as masses
 from fisherlab.operators import FactoredFisher, Partition
@@ -125,11 +124,9 @@ def _layer(
     found, reasons = {}, []
     for name, value in asked.items():
         large = "inverse" in name and exact.shape[0] > ABSOLUTE_ROWS
-        try:
-            found[name] = float("nan") if large else value()
-        except FisherlabError as error:
-            found[name] = float("nan")
-            reasons.append(reason(error))
+        number, told = (None, "ok") if large else tried(value)
+        found[name] = float("nan") if number is None else number
+        reasons += [] if told == "ok" else [told]
     if exact.shape[0] > ABSOLUTE_ROWS:
         limit = f"masses of every entry are taken up to p = {ABSOLUTE_ROWS}"
         reasons.append(limit)

@@ -11,13 +11,13 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis import inverse_blocks
-from fisherlab.approximators import ExactBlock
+from fisherlab.analysis.cells import tried
+from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
-from fisherlab.errors import FisherlabError
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, RelativeDamping
-from fisherlab.statistics import Exact, Fisher, Statistics, collect
-from fisherlab.training.probes.errors import Approximators, at_step
+from fisherlab.statistics import Exact, Fisher, LayerStatistics
+from fisherlab.training.probes.errors import Approximators
 from fisherlab.training.probes.moment import Moment, Source
 
 
@@ -56,17 +56,15 @@ class Spectra:
 
     def __call__(self, moment: Moment) -> xr.Dataset:
         """Take the largest eigenvalues of every block."""
-        stats = _statistics(moment, self.fisher, self.on, self.examples, self.layers)
+        stats = moment.statistics(self.fisher, self.on, self.examples, self.layers)
         chosen = {"exact": ExactBlock(), **by_name(self.approximators)}
         values = np.full((len(stats), len(chosen), self.count), np.nan)
         status = np.full(values.shape[:2], "ok", dtype=object)
         for row, layer in enumerate(stats.values()):
             for column, method in enumerate(chosen.values()):
-                try:
-                    found = _largest(method(layer), self.count)
+                found, status[row, column] = tried(_largest, method, layer, self.count)
+                if found is not None:
                     values[row, column, : len(found)] = found
-                except FisherlabError as error:
-                    status[row, column] = str(error)
         dims = ("layer", "approximator", "index")
         return xr.Dataset(
             {
@@ -81,8 +79,8 @@ class Spectra:
         )
 
 
-def _largest(op: Operator, count: int) -> np.ndarray:
-    wide = op.to(torch.float64)
+def _largest(method: Approximator, layer: LayerStatistics, count: int) -> np.ndarray:
+    wide: Operator = method(layer).to(torch.float64)
     found = wide.top_eigenvalues(min(count, wide.shape[0]))
     return np.asarray(found.detach().cpu().numpy())
 
@@ -125,7 +123,7 @@ class InverseBlocks:
 
     def __call__(self, moment: Moment) -> xr.Dataset:
         """Invert."""
-        stats = _statistics(moment, self.fisher, self.on, self.examples, self.layers)
+        stats = moment.statistics(self.fisher, self.on, self.examples, self.layers)
         chosen = by_name(self.approximators)
         tree = inverse_blocks(stats, chosen, self.damping, layers=self.layers)
         nodes = []
@@ -134,19 +132,3 @@ class InverseBlocks:
             inverse = node.to_dataset()["inverse"].rename(both)
             nodes.append(inverse.rename(f"inverse_{name}").to_dataset())
         return xr.merge(nodes, join="exact", combine_attrs="drop_conflicts")
-
-
-def _statistics(
-    moment: Moment,
-    fisher: Fisher,
-    on: Source,
-    examples: int | None,
-    layers: Sequence[str] | None,
-) -> Statistics:
-    return collect(
-        moment.model,
-        moment.data(on, examples),
-        moment.problem.likelihood,
-        at_step(fisher, moment.step),
-        layers=layers,
-    )

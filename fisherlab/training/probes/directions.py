@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fisherlab.analysis.cells import tried
 from fisherlab.approximators import Approximator, ExactBlock, average
 from fisherlab.approximators.base import called, facts
 from fisherlab.approximators.network import NetworkApproximator, network_by_name
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.errors import FisherlabError
 from fisherlab.operators import InverseFactors, KroneckerLowRank, Operator
 from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.network import BlockDiagonal, NetworkOperator
@@ -25,11 +25,10 @@ from fisherlab.statistics import (
     LayerStatistics,
     MeanGradient,
     Statistics,
-    collect,
     mean_gradient,
 )
 from fisherlab.training.averaging import BiasCorrected
-from fisherlab.training.probes.errors import Approximators, at_step
+from fisherlab.training.probes.errors import Approximators
 from fisherlab.training.probes.moment import Moment
 
 Told = tuple[Tensor | None, str]  # a direction, or why there is none
@@ -107,9 +106,9 @@ class Directions:
         """Average in the statistics and the gradient of the batch."""
         before = memory or {"count": 0, "momentum": {}, "operators": {}}
         model, likelihood = moment.model, moment.problem.likelihood
-        fisher = at_step(self.fisher, moment.step)
-        chosen: dict[str, Any] = {"layers": self.layers, "compress": not self.network}
-        stats = collect(model, moment.batch, likelihood, fisher, **chosen)
+        stats = moment.statistics(
+            self.fisher, "batch", None, self.layers, compress=not self.network
+        )
         gradients = mean_gradient(model, moment.batch, likelihood, layers=self.layers)
         moved = {
             name: g.gradient + self.momentum * before["momentum"].get(name, 0.0)
@@ -169,11 +168,7 @@ class Directions:
         """Return the direction of a method in every block, or why there is none."""
         found: dict[str, Told] = {}
         for layer, m in momentum.items():
-            try:
-                damping = self._damping(name, exact[layer])
-                found[layer] = blocks[layer].solve(m, damping), "ok"
-            except (FisherlabError, ValueError) as error:
-                found[layer] = None, str(error)
+            found[layer] = tried(self._solved, name, blocks[layer], exact[layer], m)
         return found
 
     def _coupled(
@@ -184,11 +179,13 @@ class Directions:
         momentum: Mapping[str, Tensor],
     ) -> dict[str, Told]:
         """Return the parts of the one direction of a method that couples layers."""
-        try:
-            parts = whole.solve(momentum, self._damping(name, BlockDiagonal(exact)))
-        except (FisherlabError, ValueError) as error:
-            return {layer: (None, str(error)) for layer in momentum}
-        return {layer: (parts[layer], "ok") for layer in momentum}
+        parts, told = tried(self._solved, name, whole, BlockDiagonal(exact), momentum)
+        return {
+            layer: (None if parts is None else parts[layer], told) for layer in momentum
+        }
+
+    def _solved(self, name: str, matrix: Operator, exact: Operator, m: Any) -> Any:
+        return matrix.solve(m, self._damping(name, exact))
 
     def _networks(self) -> dict[str, NetworkApproximator]:
         return network_by_name(self.network) if self.network else {}

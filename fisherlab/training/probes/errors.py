@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import numpy as np
@@ -12,21 +12,16 @@ from torch import nn
 
 from fisherlab import metrics
 from fisherlab.analysis import compare
+from fisherlab.analysis.cells import tried
 from fisherlab.analysis.damping import Damping
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
-from fisherlab.operators import Operator
 from fisherlab.problems.problem import Pair
 from fisherlab.statistics import (
     Exact,
     Fisher,
-    LayerStatistics,
-    MonteCarlo,
-    Statistics,
-    collect,
     mean_gradient,
 )
 from fisherlab.training.loop import performance
@@ -84,17 +79,6 @@ def measured(
 Approximators = Chosen
 
 
-def at_step(fisher: Fisher, step: int) -> Fisher:
-    """Return the same Fisher with labels drawn anew at this step, if it draws any.
-
-    Examples
-    --------
-    >>> at_step(MonteCarlo(2), 7)
-    MonteCarlo(samples=2, seed=0, step=7)
-    """
-    return replace(fisher, step=step) if isinstance(fisher, MonteCarlo) else fisher
-
-
 @final
 @dataclass(frozen=True)
 class Errors:
@@ -141,8 +125,7 @@ class Errors:
         """Collect and compare."""
         data = moment.data(self.on, self.examples)
         model, likelihood = moment.model, moment.problem.likelihood
-        fisher = at_step(self.fisher, moment.step)
-        stats = collect(model, data, likelihood, fisher, layers=self.layers)
+        stats = moment.statistics(self.fisher, self.on, self.examples, self.layers)
         gradient = None
         if self.damping is not None:
             gradient = mean_gradient(model, data, likelihood, layers=self.layers)
@@ -199,15 +182,17 @@ class Staleness:
         """Make the factors anew when it is time."""
         if memory is not None and moment.step % self.refresh_every:
             return memory
-        stats = self._collected(moment)
+        stats = moment.statistics(self.fisher, self.on, self.examples, self.layers)
         made: dict[str, dict[str, Any]] = {}
         for name, method in by_name(self.approximators).items():
-            made[name] = {layer: _made(method, one) for layer, one in stats.items()}
+            tries = {layer: tried(method, one) for layer, one in stats.items()}
+            made[name] = {n: told if op is None else op for n, (op, told) in tries.items()}
         return {"step": moment.step, "operators": made}
 
     def measure(self, memory: Any, moment: Moment) -> xr.Dataset:
         """Hold old and new factors against the exact blocks of now."""
-        stats, methods = self._collected(moment), by_name(self.approximators)
+        stats = moment.statistics(self.fisher, self.on, self.examples, self.layers)
+        methods = by_name(self.approximators)
         shape = len(stats), len(methods)
         errors = {name: np.full(shape, np.nan) for name in ("stale", "fresh")}
         status = np.full(shape, "ok", dtype=object)
@@ -215,7 +200,8 @@ class Staleness:
             exact = ExactBlock()(one)
             for column, (name, method) in enumerate(methods.items()):
                 held = memory["operators"][name][layer]
-                pair = {"stale": held, "fresh": _made(method, one)}
+                made, told = tried(method, one)
+                pair = {"stale": held, "fresh": told if made is None else made}
                 for kind, op in pair.items():
                     if isinstance(op, str):
                         status[row, column] = op
@@ -230,21 +216,3 @@ class Staleness:
         age = moment.step - memory["step"]
         found["age"] = ((), age, {"long_name": "steps since the refresh", "units": "1"})
         return xr.Dataset(found, {"layer": list(stats), "approximator": list(methods)})
-
-    def _collected(self, moment: Moment) -> Statistics:
-        return collect(
-            moment.model,
-            moment.data(self.on, self.examples),
-            moment.problem.likelihood,
-            at_step(self.fisher, moment.step),
-            layers=self.layers,
-        )
-
-
-def _made(method: Any, statistics: LayerStatistics) -> Operator | str:
-    """Return the operator, or why there is none."""
-    try:
-        made: Operator = method(statistics)
-    except FisherlabError as error:
-        return str(error)
-    return made

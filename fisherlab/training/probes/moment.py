@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ import xarray as xr
 from torch import nn
 
 from fisherlab.problems.problem import Pair, Problem, drawn
+from fisherlab.statistics import Fisher, MonteCarlo, Statistics, collect
 
 Source = Literal["train", "test", "batch"]
 
@@ -63,6 +65,35 @@ class Moment:
             "batch": self.batch,
         }
         return drawn(found[source], examples, self.seed)
+
+    def statistics(
+        self,
+        fisher: Fisher,
+        on: Source,
+        examples: int | None = None,
+        layers: Sequence[str] | None = None,
+        compress: bool = True,
+    ) -> Statistics:
+        """Collect at this iterate, with labels drawn anew if the Fisher draws any."""
+        return collect(
+            self.model,
+            self.data(on, examples),
+            self.problem.likelihood,
+            at_step(fisher, self.step),
+            layers=layers,
+            compress=compress,
+        )
+
+
+def at_step(fisher: Fisher, step: int) -> Fisher:
+    """Return the same Fisher with labels drawn anew at this step, if it draws any.
+
+    Examples
+    --------
+    >>> at_step(MonteCarlo(2), 7)
+    MonteCarlo(samples=2, seed=0, step=7)
+    """
+    return replace(fisher, step=step) if isinstance(fisher, MonteCarlo) else fisher
 
 
 @runtime_checkable
