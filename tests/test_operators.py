@@ -590,3 +590,14 @@ def test_partitions_by_kernel_leave_biases_alone(o, channels, kernel, bias):
     if bias:
         width = channels * kernel + 1
         assert found.groups[1].flatten().tolist() == [width * (r + 1) - 1 for r in range(o)]
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_a_basis_held_by_rows_beside_one_held_by_columns_gives_the_dense_block(rows_first):
+    rows, cols = (torch.linalg.qr(normal(n, n, seed=n)).Q for n in (3, 4))
+    rows, cols = rows.contiguous(), cols.contiguous()
+    turned = (rows, cols.T.contiguous().T) if rows_first else (rows.T.contiguous().T, cols)
+    entries = normal(3, 4, seed=7)
+    dense = KroneckerEigen(*turned, entries).to_dense()
+    basis = torch.kron(rows, cols)
+    assert_close(dense, (basis * entries.flatten()) @ basis.T, 1e-13)

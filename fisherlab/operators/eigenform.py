@@ -148,9 +148,9 @@ class Modes(Basis):
             inner = replace(self, bases=tuple(rest), shape=self.shape[1:])
             return torch.block_diag(*map(inner.dense, values.view(self.shape[0], -1)))
         pairs = zip(self.shape, self.bases, strict=True)
-        whole = reduce(
-            torch.kron, (_eye(values[:1].expand(n)) if b is None else b for n, b in pairs)
-        )
+        bases = (_eye(values[:1].expand(n)) if b is None else b for n, b in pairs)
+        # torch.kron cannot lay out a matrix by columns beside one by rows
+        whole = reduce(torch.kron, (one.contiguous() for one in bases))
         return (whole * values) @ whole.T
 
     def energies(self, samples: Samples) -> Float[Tensor, " r"]:
