@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.approximators.network import PerBlock
 from fisherlab.problems.problem import drawn
+from fisherlab.training import serialise
 from fisherlab.training.probes.moment import Moment
 from fisherlab.training.serialise import pack, unpack
 from tests.training_runs import adam, small
@@ -213,3 +216,19 @@ def test_operators_are_found_where_they_stand_now():
     assert (
         unpack(held | {"__kind__": "fisherlab.operators.diagonal:Diagonal"}).trace() == 4.0
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "now"),
+    [
+        ("fisherlab.operators.mode_products:Modes", "fisherlab.operators.gradient_roots"),
+        ("fisherlab.operators.root_diagonal:RootDiagonal", "fisherlab.operators"),
+        ("fisherlab.operators.inverse_factors:InverseFactors", "fisherlab.operators"),
+        ("fisherlab.samples.grouped:GroupedSamples", "fisherlab.samples"),
+        ("fisherlab.training.clipping:KLClip", "fisherlab.training"),
+    ],
+)
+def test_a_checkpoint_names_classes_by_the_modules_of_its_time(kind, now):
+    name = kind.partition(":")[2]
+    expected = getattr(importlib.import_module(now), name)
+    assert serialise._class_called(kind) is expected

@@ -15,6 +15,8 @@ from torch import Tensor
 
 _PLAIN: Final = (str, int, float, bool, type(None), Tensor, torch.dtype, torch.device)
 _KIND: Final = "__kind__"
+# Where classes of older checkpoints are now, if not in the package of their module.
+_MOVED: Final = {"fisherlab.operators.mode_products": "fisherlab.operators.gradient_roots"}
 
 
 def pack(value: Any, where: str = "state") -> Any:
@@ -173,6 +175,7 @@ def _made(kind: object, content: Any) -> Any:
 def _class_called(kind: str) -> Any:
     """Return the dataclass of this name."""
     module, _, name = kind.partition(":")
+    module = _MOVED.get(module, module)
     if module.startswith("fisherlab."):
         with suppress(ImportError):
             importlib.import_module(module)
