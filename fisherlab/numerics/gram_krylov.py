@@ -17,8 +17,9 @@ from torch import Tensor
 from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.position_table import PositionTable
 
-Table = Float[Tensor, "n n"] | HalfTable
+Table = Float[Tensor, "n n"] | HalfTable | PositionTable
 EPS = torch.finfo(torch.float64).eps
 SPACE = "the Gram matrix of a Krylov space"
 CHECKED = 2  # blocks between two looks at the residuals

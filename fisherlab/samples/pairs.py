@@ -96,3 +96,11 @@ def add_pairs_(
             panel = (left[:, row].T @ right).view(o, i, i)
             folded[row].add_(panel.transpose(0, 1), alpha=scale)
     return out
+
+
+def table_matrix(
+    rows: Float[Tensor, "v n t d"], tables: Float[Tensor, " k"]
+) -> Float[Tensor, "d d"]:
+    """Return Σ_vn X_vnᵀ Y_n X_vn for T × T tables Y_n of the examples."""
+    _, n, t, _ = rows.shape
+    return rows.flatten(0, 2).T @ (tables.view(n, t, t) @ rows).flatten(0, 2)

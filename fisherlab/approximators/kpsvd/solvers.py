@@ -19,6 +19,7 @@ from fisherlab.approximators.costs import alternating_flops
 from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
 from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
 from fisherlab.approximators.kpsvd.passes import HELD_BYTES, Passes
+from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_flops
 from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Solver
 from fisherlab.approximators.states import Held
 from fisherlab.numerics.packed import pair_count
@@ -55,10 +56,14 @@ class Auto:
     def __call__(self, block: Rearranged, rank: int, warm: tuple[Pair, ...] = ()) -> Pairs:
         """Return the leading pairs by the cheapest solver."""
         solver = choose(block, rank)
-        if self.tolerance is not None and isinstance(solver, (Lanczos, SampleGram)):
+        if self.tolerance is not None and isinstance(
+            solver, (Lanczos, PositionGram, SampleGram)
+        ):
             solver = replace(solver, tolerance=self.tolerance)
         found = solver(block, rank, warm)
-        if isinstance(solver, SampleGram):  # tables of squares resolve half of the digits
+        if isinstance(
+            solver, (PositionGram, SampleGram)
+        ):  # tables of squares resolve half of the digits
             fine = block.samples.dtype == torch.float64
             lost = bool(block.removed) and fine and not found.pairs
             if lost or not found.converged:
@@ -85,6 +90,8 @@ def choose(block: Rearranged, rank: int) -> Solver:
         decompose = 12 * min(rows, cols) ** 2 * max(rows, cols)
         costs[DenseSVD()] = samples.dense_flops() + decompose
     n = samples.examples
+    if not block.removed:
+        costs[PositionGram()] = position_flops(samples, rank)
     if outer and n <= GRAM_EXAMPLES and block.weights is not None:
         finish = rank * n * (samples.columns * o * o + i * i) / 2
         tables = n * n * (i + min(samples.columns**2 * o, pair_count(o)))

@@ -1,0 +1,111 @@
+"""A solver in the space of pairs of positions, for few examples of wide shared weights."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged
+from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
+from fisherlab.numerics.position_table import PositionTable
+from fisherlab.samples import Samples, SharedSamples, TurnedSamples
+from fisherlab.samples.pairs import form_flops, table_matrix
+from fisherlab.showing import shown
+
+HELD = 2**28  # bytes of tables and of a Krylov space
+DEPTH = 12  # blocks of one Krylov space before a restart
+OVERSAMPLE = 2
+
+
+@shown
+@final
+@dataclass(frozen=True)
+class PositionGram:
+    r"""Iteration on T × T tables of every example, through the Gram matrices of positions.
+
+    With :math:`V = \sum_n A_n^T Y_n A_n` and :math:`U = \sum_{vn} G_{vn}^T X_n G_{vn}` the
+    map is :math:`X_n = A_n V A_n^T / N`, its adjoint
+    :math:`Y_n = \sum_v G_{vn} U G_{vn}^T / N`: what `SampleGram` is for one position. A
+    step costs 2 N² T³ (1 + V²) multiply-adds, whatever the weight. Rank 1 is power
+    iteration from the identity, whose tables stay positive semidefinite; higher ranks are
+    block Krylov iteration in float64.
+
+    Parameters
+    ----------
+    tolerance, max_iterations
+        As in `Power`.
+    """
+
+    tolerance: float | None = None
+    max_iterations: int = 1000
+
+    def __call__(self, block: Rearranged, rank: int, warm: tuple[Pair, ...] = ()) -> Pairs:
+        """Return the leading pairs.
+
+        Raises
+        ------
+        ValueError
+            For layers used at one position, or where terms were subtracted.
+        """
+        samples = block.samples
+        if isinstance(samples, TurnedSamples):
+            found = self(Rearranged(samples.upright, block.count, block.removed), rank)
+            return found._replace(pairs=tuple((cols, rows) for rows, cols in found.pairs))
+        if not isinstance(samples, SharedSamples) or block.removed:
+            msg = "PositionGram solves whole blocks of shared weights; use Lanczos()."
+            raise ValueError(msg)
+        tolerance, fine = self.tolerance or block.tolerance, samples.to(torch.float64)
+        maps = GramMap(
+            PositionTable.of(fine.inputs[None]),
+            PositionTable.of(fine.gradients),
+            block.count,
+        )
+        n, t, _ = samples.inputs.shape
+        eye = torch.eye(t, dtype=torch.float64, device=samples.device)
+        start = eye.repeat(n, 1, 1).flatten()
+        if rank == 1:
+            triplets = gram_power(maps, start, tolerance, self.max_iterations)
+        else:
+            triplets = gram_krylov(
+                maps,
+                rank,
+                _with_noise(start, rank + OVERSAMPLE),
+                depth=DEPTH,
+                tolerance=tolerance,
+                max_products=self.max_iterations,
+            )
+        pairs = [
+            (table_matrix(fine.gradients, left), table_matrix(fine.inputs[None], right))
+            for left, right in zip(triplets.left.T, triplets.right.T, strict=True)
+        ]
+        unit = [(_unit(rows, samples), _unit(cols, samples)) for rows, cols in pairs]
+        values = triplets.values.to(samples.dtype)
+        return Pairs(tuple(unit), values, *triplets[3:], positive=rank == 1)
+
+
+def position_flops(samples: Samples, rank: int) -> float:
+    """Count the multiply-adds of `PositionGram`; infinite where it does not apply."""
+    if isinstance(samples, TurnedSamples):
+        samples = samples.upright
+    if not isinstance(samples, SharedSamples):
+        return float("inf")
+    v, n, t, o = samples.gradients.shape
+    i, rows = samples.inputs.shape[2], n * t
+    space = 4 * DEPTH * (rank + OVERSAMPLE) * rows * t if rank > 1 else 0
+    if 8 * ((1 + v * v) * rows**2 + space) > HELD:
+        return float("inf")
+    step, last = 2 * rows**2 * t * (1 + v * v), min(form_flops(n, v, t, o, i))
+    return rows**2 * (i + v * v * o) + 20 * (rank + 2) * step + rank * last
+
+
+def _with_noise(start: Tensor, width: int) -> Float[Tensor, "m b"]:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(start), width, generator=generator, dtype=start.dtype)
+    noise[:, 0] = start.cpu()
+    return noise.to(start.device)
+
+
+def _unit(matrix: Tensor, like: Samples) -> Tensor:
+    return (matrix / matrix.norm()).to(like.dtype)
