@@ -202,6 +202,13 @@ APPROXIMATORS = [
         "decompositions::one_decomposition_a_factor_serves_every_method",
     ),
     mutant(
+        "tables of positions sum one column alone",
+        "numerics/position_table.py",
+        "return found.view(v, n, t, t).sum(0).flatten()",
+        "return found.view(v, n, t, t)[0].flatten()",
+        "position_gram::pairs_are_those_of_the_whole_rearrangement",
+    ),
+    mutant(
         "SOAP takes the traces of the rows for those of the columns",
         "approximators/kronecker/eigenvalues.py",
         "rows, cols, _ = traced(state)",

@@ -17,6 +17,7 @@ from fisherlab.showing import shown
 HELD = 2**28  # bytes of tables and of a Krylov space
 DEPTH = 12  # blocks of one Krylov space before a restart
 OVERSAMPLE = 2
+POWERS = 20  # steps of power iteration before a Krylov space is built
 
 
 @shown
@@ -28,9 +29,9 @@ class PositionGram:
     With :math:`V = \sum_n A_n^T Y_n A_n` and :math:`U = \sum_{vn} G_{vn}^T X_n G_{vn}` the
     map is :math:`X_n = A_n V A_n^T / N`, its adjoint
     :math:`Y_n = \sum_v G_{vn} U G_{vn}^T / N`: what `SampleGram` is for one position. A
-    step costs 2 N² T³ (1 + V²) multiply-adds, whatever the weight. Rank 1 is power
-    iteration from the identity, whose tables stay positive semidefinite; higher ranks are
-    block Krylov iteration in float64.
+    step costs 2 N² T³ (1 + V²) multiply-adds, whatever the weight. Rank 1 begins with power
+    iteration from the identity, whose tables stay positive semidefinite; what that leaves,
+    and higher ranks, are block Krylov iteration. In float64.
 
     Parameters
     ----------
@@ -65,9 +66,12 @@ class PositionGram:
         n, t, _ = samples.inputs.shape
         eye = torch.eye(t, dtype=torch.float64, device=samples.device)
         start = eye.repeat(n, 1, 1).flatten()
+        positive = False
         if rank == 1:
-            triplets = gram_power(maps, start, tolerance, self.max_iterations)
-        else:
+            steps = min(POWERS, self.max_iterations)
+            triplets = gram_power(maps, start, tolerance, steps)
+            positive, start = triplets.converged, triplets.right[:, :1].sum(1)
+        if not positive:
             triplets = gram_krylov(
                 maps,
                 rank,
@@ -82,7 +86,7 @@ class PositionGram:
         ]
         unit = [(_unit(rows, samples), _unit(cols, samples)) for rows, cols in pairs]
         values = triplets.values.to(samples.dtype)
-        return Pairs(tuple(unit), values, *triplets[3:], positive=rank == 1)
+        return Pairs(tuple(unit), values, *triplets[3:], positive=positive)
 
 
 def position_flops(samples: Samples, rank: int) -> float:
@@ -93,7 +97,7 @@ def position_flops(samples: Samples, rank: int) -> float:
         return float("inf")
     v, n, t, o = samples.gradients.shape
     i, rows = samples.inputs.shape[2], n * t
-    space = 4 * DEPTH * (rank + OVERSAMPLE) * rows * t if rank > 1 else 0
+    space = 4 * DEPTH * (rank + OVERSAMPLE) * rows * t
     if 8 * ((1 + v * v) * rows**2 + space) > HELD:
         return float("inf")
     step, last = 2 * rows**2 * t * (1 + v * v), min(form_flops(n, v, t, o, i))
