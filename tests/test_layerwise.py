@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.analysis import layerwise
+from fisherlab.analysis import cost, layerwise
 from tests import cases
 
 METHODS = ["kfac", "ekfac", "kpsvd-2", "mini-block"]
@@ -92,6 +93,23 @@ def test_batches_and_a_tight_budget_change_nothing_but_the_passes(passes):
     assert [name for group in passes for name in group] == ["0", "2", "3", "5"]
     assert_same(found, whole)
     assert found.attrs["foretold_bytes"] <= found.attrs["budget_bytes"] == tight + 4000
+
+
+def test_the_model_is_looked_into_once_however_many_passes_there_are(passes, monkeypatch):
+    model, data, likelihood = deep()
+    tight = foretold(model, data, likelihood, ["kfac"], layers=["0"])
+    passes.clear()
+    counted, real = [], cost.probe
+
+    def spy(*given):
+        counted.append(given)
+        return real(*given)
+
+    for module in (cost, sys.modules["fisherlab.statistics.collect"]):
+        monkeypatch.setattr(module, "probe", spy)
+    fl.compare(model, data, likelihood, ["kfac"], budget=tight + 4000)
+    assert len(passes) > 1
+    assert len(counted) == 1
 
 
 def test_a_layer_beyond_the_budget_has_the_bytes_in_its_status(passes):

@@ -29,7 +29,7 @@ from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
 from fisherlab.statistics.fishers import require_kinds
 from fisherlab.statistics.model_view import ModelView, view
-from fisherlab.statistics.probe import Probe, probe
+from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.taps import Part, Tapped
 from fisherlab.statistics.values import pair_samples
 
@@ -150,8 +150,8 @@ class Probed:
         The likelihood.
     seen, found
         The network and its chosen blocks.
-    longest
-        The probe with the largest output.
+    probes
+        What was found out, by the signature of batches.
     examples
         N of the batch.
     once, each
@@ -161,7 +161,7 @@ class Probed:
     likelihood: Likelihood
     seen: ModelView
     found: Mapping[str, Block]
-    longest: Probe
+    probes: Mapping[Any, Probe]
     examples: int
     once: int
     each: int
@@ -189,9 +189,20 @@ class Probed:
                     y = None if part.y is None else part.y[:1]
                     likelihood.check(tried.output[:1].detach(), y)
         assert first is not None  # batches refuses empty data
-        longest = max(probes.values(), key=lambda p: p.output.numel())
-        flops = _pass_flops(seen, found, longest, first)
-        return cls(likelihood, seen, found, longest, examples, *flops)
+        flops = _pass_flops(seen, found, _longest(probes), first)
+        return cls(likelihood, seen, found, probes, examples, *flops)
+
+    def known(self) -> dict[Any, Probe]:
+        """Return the `probes` that `collect` need not make again, for these blocks.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If an example's output depends on the others.
+        """
+        for one in self.probes.values():
+            require_independence(one)
+        return {signature: one.settled() for signature, one in self.probes.items()}
 
     def plans(
         self,
@@ -206,7 +217,7 @@ class Probed:
         `by_column` says that the methods allow one column at a time.
         """
         require_kinds(self.likelihood, fisher)
-        longest, seen = self.longest, self.seen
+        longest, seen = _longest(self.probes), self.seen
         count = self.examples if examples is None else examples
         columns = (fisher or Exact()).column_count(self.likelihood, longest.output)
         planned = {
@@ -220,6 +231,11 @@ class Probed:
         flops = count * (self.once + columns * self.each)
         held = run * longest.example_bytes + root  # columns, and what makes them
         return planned, Collection(count, run, held, self.once, flops, alone)
+
+
+def _longest(probes: Mapping[Any, Probe]) -> Probe:
+    """Return the probe with the largest output."""
+    return max(probes.values(), key=lambda p: p.output.numel())
 
 
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -32,6 +33,7 @@ from fisherlab.statistics import (
     mean_gradient,
 )
 from fisherlab.statistics.batches import Batch, Repeated, batches
+from fisherlab.statistics.probe import Probe
 
 Gradients = Mapping[str, Any] | None
 Measure = Callable[[Statistics, Gradients, int], xr.Dataset]
@@ -90,10 +92,19 @@ class Source:
         """Whether the data have labels."""
         return next(self._batches()).y is not None
 
+    @cached_property
+    def probed(self) -> Probed:
+        """What two examples tell of the model, found out once."""
+        return Probed.of(self.model, self.data, self.likelihood, self.layers, self.dtype)
+
+    @cached_property
+    def probes(self) -> dict[Any, Probe]:
+        """What every group of layers is collected with, looked into once."""
+        return self.probed.known()
+
     def plans(self, limit: int) -> tuple[dict[str, Plan], Collection]:
         """Return what the layers hold, and what collecting takes."""
-        probed = Probed.of(self.model, self.data, self.likelihood, self.layers, self.dtype)
-        return probed.plans(self.fisher, limit)
+        return self.probed.plans(self.fisher, limit)
 
     def collected(self, layers: Sequence[str], budget: int) -> Statistics:
         """Return the statistics of some layers."""
@@ -105,6 +116,7 @@ class Source:
             layers=layers,
             dtype=self.dtype,
             budget=budget,
+            probes={key: one.only(layers) for key, one in self.probes.items()},
         )
 
     def gradients(self, layers: Sequence[str]) -> dict[str, MeanGradient]:

@@ -356,8 +356,8 @@ def _blocks_bytes(approx: Operator) -> int:
 
 def solve_flops(approx: Operator, damping: float, formed: bool) -> float:
     """Return what one preconditioning costs, forming no large inverse only to count it."""
-    if not formed and isinstance(approx, FactoredMiniBlocks):
-        return approx.product_flops
+    if isinstance(approx, FactoredMiniBlocks) and (damping > 0 or not formed):
+        return approx.product_flops  # as many as of the inverse blocks
     if not formed and isinstance(approx, FactoredFisher):
         samples = approx.samples.columns * approx.samples.examples
         return min(approx.product_flops + samples**2, approx.shape[0] ** 2)

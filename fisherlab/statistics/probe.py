@@ -6,7 +6,7 @@ other, which hold what they hold for it alone. Everything else goes through per-
 gradients.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +65,20 @@ class Probe:
         """Return the per-example gradients of general blocks, the way that works."""
         way = per_example.looped if self.unfollowed else per_example.vmapped
         return way(view, blocks, batch, columns)
+
+    def only(self, names: Collection[str]) -> "Probe":
+        """Return the probe of some of its blocks."""
+        tapped = {name: tap for name, tap in self.tapped.items() if name in names}
+        general = {name: why for name, why in self.general.items() if name in names}
+        each = self.output.element_size() * sum(tap.numbers for tap in tapped.values())
+        fewer = 2 * (self.column_bytes - each)
+        return replace(
+            self,
+            tapped=tapped,
+            general=general,
+            example_bytes=self.example_bytes - fewer,
+            column_bytes=each,
+        )
 
     def settled(self) -> "Probe":
         """Return the probe without the outputs, once their independence was seen."""
