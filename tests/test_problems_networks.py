@@ -293,5 +293,28 @@ def test_house_numbers_are_never_mirrored():
         "cifar10-subset-resnet32",
         "cifar100-vgg16",
         "cifar10-vit",
+        "resnet18",
     }
     assert all(flips.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "classes"),
+    [("resnet18", 11.0, 10), ("vit-tiny", 5.4, 10), ("gpt2-small-random", 124.4, 50257)],
+)
+def test_networks_of_the_size_people_have_are_built_and_fit_their_data(
+    name, millions, classes
+):
+    (one,) = (d for d in DESCRIPTIONS if d.name == name)
+    model = one.build(seed=0, dtype=torch.float32)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.06
+    )
+    assert "untrained" in one.network
+    x, y = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
+    if not one.files:
+        x, y = (part[:1] for part in one.data(None, torch.float32)[1])
+    with torch.no_grad():
+        output = model(x)
+    assert output.shape == (*y.shape, classes)
+    one.likelihood.check(output, y)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Final, Literal
 
 import torch
@@ -171,22 +171,45 @@ def resnet(
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"resnet({depth}): the depth is 6 k + 2, as in 20, 32, 44, 56.")
-    make = partial(_resnet, (depth - 2) // 6, classes)
+    make = partial(_resnet, (depth - 2) // 6, classes, (16, 16, 32, 64))
     return built(make, he_normal(), seed=seed, dtype=dtype)
 
 
-def _resnet(blocks: int, classes: int) -> nn.Sequential:
-    stages = [_stage(*widths, blocks) for widths in ((16, 16), (16, 32), (32, 64))]
-    names = [f"block{k}" for k in range(1, 3 * blocks + 1)]
+def resnet18(
+    *, classes: int = 10, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> nn.Sequential:
+    """Build ResNet-18 for images of 3 × 32 × 32 pixels.
+
+    As `resnet`, with four stages of two blocks of 64, 128, 256 and 512 filters: the
+    layers of ImageNet's ResNet-18 but for its first, of 7 × 7 and stride 2 with a
+    pooling, in whose place there is a 3 × 3 convolution. 11,001,802 parameters.
+
+    References
+    ----------
+    He et al., "Deep residual learning for image recognition", 2016, table 1.
+
+    Examples
+    --------
+    >>> model = resnet18(dtype=torch.float32)
+    >>> model(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
+    make = partial(_resnet, 2, classes, (64, 64, 128, 256, 512))
+    return built(make, he_normal(), seed=seed, dtype=dtype)
+
+
+def _resnet(blocks: int, classes: int, widths: tuple[int, ...]) -> nn.Sequential:
+    stages = [_stage(a, b, blocks) for a, b in pairwise(widths)]
+    names = [f"block{k}" for k in range(1, len(stages) * blocks + 1)]
     return nn.Sequential(
         OrderedDict(
-            conv=nn.Conv2d(3, 16, 3, padding=1, bias=False),
-            norm=nn.BatchNorm2d(16),
+            conv=nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
+            norm=nn.BatchNorm2d(widths[0]),
             relu=nn.ReLU(),
             **dict(zip(names, chain.from_iterable(stages), strict=True)),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            fc=nn.Linear(64, classes),
+            fc=nn.Linear(widths[-1], classes),
         )
     )
 

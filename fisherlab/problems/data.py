@@ -49,6 +49,16 @@ def digit_images(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]
     return (x.unflatten(1, shape), y), (x_test.unflatten(1, shape), y_test)
 
 
+def colour_digits(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
+    """Return the images of `digits` as 3 × 32 × 32, enlarged bilinearly, channels alike."""
+
+    def enlarged(x: Tensor) -> Tensor:
+        return _resized(x.unflatten(1, (16, 16)), 32)[:, None].repeat(1, 3, 1, 1)
+
+    train, test = digits(data_dir, dtype)
+    return (enlarged(train[0]), train[1]), (enlarged(test[0]), test[1])
+
+
 def small_images(
     files: tuple[DataFile, ...], data_dir: Path | None, dtype: torch.dtype
 ) -> tuple[Pair, Pair]:

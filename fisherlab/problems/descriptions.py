@@ -17,8 +17,9 @@ from fisherlab.problems.autoencoder_data import (
     faces,
     faces_surrogate,
 )
-from fisherlab.problems.convolutional import resnet, simple_cnn, vgg
+from fisherlab.problems.convolutional import resnet, resnet18, simple_cnn, vgg
 from fisherlab.problems.data import (
+    colour_digits,
     digit_images,
     digits,
     images,
@@ -313,9 +314,52 @@ _TRANSFORMERS: Final = (
     ),
 )
 
+_LARGE: Final = (
+    Description(
+        name="resnet18",
+        summary="the first 2,000 and 1,000 images of CIFAR-10; crop, flip",
+        network="ResNet-18 of 11.0 M parameters, untrained; batch norm, shortcuts A",
+        source="He et al. 2016; data of Krizhevsky 2009",
+        files=(files.CIFAR10_SUBSET,),
+        likelihood=Categorical(),
+        data=colour.cifar10_subset,
+        build=resnet18,
+        augment=colour.CIFAR10_AUGMENTATION,
+    ),
+    Description(
+        name="vit-tiny",
+        summary="1,797 handwritten digits of scikit-learn, 3 x 32 x 32",
+        network="ViT-Tiny of 5.4 M parameters, untrained: width 192, 3 heads, 12 blocks",
+        source="Touvron et al. 2021 (DeiT-Ti); data of Alpaydin & Kaynak 1998",
+        files=(),
+        likelihood=Categorical(),
+        data=colour_digits,
+        build=partial(vit, channels=3, size=32, width=192, heads=3, depth=12),
+    ),
+    Description(
+        name="gpt2-small-random",
+        summary="45 kB of English in scikit-learn, 64 words each",
+        network="GPT-2 small of 124 M parameters, untrained, head tied to the embedding",
+        source="Radford et al. 2019; data-set descriptions of scikit-learn",
+        files=(),
+        likelihood=Categorical(),
+        data=text.prose_words,
+        build=partial(
+            gpt,
+            vocabulary=50257,
+            context=1024,
+            width=768,
+            heads=12,
+            depth=12,
+            tied=True,
+        ),
+    ),
+)
+
 DESCRIPTIONS: Final = (
     *_CLASSIFIERS,
     *map(_autoencoder, _RECONSTRUCTIONS),
     *map(_autoencoder_koroko, _RECONSTRUCTIONS),
     *_TRANSFORMERS,
+    *_LARGE,
 )

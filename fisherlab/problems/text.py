@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -35,6 +37,11 @@ def prose(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
     >>> x.shape[1], x.dtype
     (32, torch.int64)
     """
+    return windows("".join(c for c in _descriptions() if c in ALPHABET), ALPHABET)
+
+
+def _descriptions() -> str:
+    """Return the pages that come with scikit-learn, in the order of their names."""
     folder = resources.files("sklearn.datasets.descr")
     pages = sorted(
         (page for page in folder.iterdir() if page.name.endswith(".rst")),
@@ -42,8 +49,26 @@ def prose(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
     )
     if not pages:
         raise DataError("This scikit-learn comes without descriptions of its data sets.")
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    return windows("".join(c for c in text if c in ALPHABET), ALPHABET)
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+
+def prose_words(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
+    """Return the text of `prose` as windows of 64 words and signs.
+
+    A word's number is its rank by how often it occurs, ties in alphabetical order: some
+    thousands of numbers, of the many that a large vocabulary has.
+
+    Examples
+    --------
+    >>> (x, y), _ = prose_words(None, torch.float64)
+    >>> x.shape[1], bool(x[0, 1] == y[0, 0]), bool(x.max() < 50257)
+    (64, True, True)
+    """
+    words = re.findall(r"\w+|[^\w\s]", _descriptions())
+    counts = Counter(words)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    numbers = {word: number for number, word in enumerate(ranked)}
+    return _parts(torch.tensor([numbers[word] for word in words]), 64)
 
 
 def shakespeare(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
@@ -82,10 +107,14 @@ def windows(text: str, alphabet: str, context: int = CONTEXT) -> tuple[Pair, Pai
     strange = sorted(set(text) - set(numbers))
     if strange:
         raise DataError(f"The text holds characters outside of its alphabet: {strange}.")
-    tokens = torch.tensor([numbers[character] for character in text])
+    return _parts(torch.tensor([numbers[character] for character in text]), context)
+
+
+def _parts(tokens: Tensor, context: int) -> tuple[Pair, Pair]:
+    """Cut tokens into windows for training, and for testing."""
     cut = int(_TRAIN_SHARE * len(tokens))
     if len(tokens) - cut <= context:
-        raise DataError(f"A text of {len(tokens)} characters is too short.")
+        raise DataError(f"A text of {len(tokens)} tokens is too short.")
     return _shifted(tokens[:cut], context), _shifted(tokens[cut:], context)
 
 

@@ -74,15 +74,16 @@ def gpt(
     width: int = 64,
     heads: int = 4,
     depth: int = 2,
+    tied: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> LanguageModel:
-    """Build a small generative transformer over characters.
+    """Build a generative transformer, over characters or other tokens.
 
     The input is a sequence of token numbers, the output the logits of the next token at
     every position. Token and position embeddings are learned, attention looks back
-    only, and the output layer is not tied to the embedding. No dropout. Weights are
-    N(0, 0.02²), biases zero.
+    only. No dropout. Weights are N(0, 0.02²), biases zero. GPT-2 small is
+    ``gpt(vocabulary=50257, context=1024, width=768, heads=12, depth=12, tied=True)``.
 
     Parameters
     ----------
@@ -94,6 +95,8 @@ def gpt(
         Numbers per token, a multiple of `heads`.
     heads, depth
         Attention heads of a block, and number of blocks.
+    tied
+        Whether the output layer has the weight of the token embedding.
     seed
         Decides the weights.
     dtype
@@ -110,7 +113,10 @@ def gpt(
     """
     _check_heads("gpt", width, heads)
     make = partial(LanguageModel, vocabulary, context, width, heads, depth)
-    return built(make, normal(_DEVIATION), seed=seed, dtype=dtype)
+    model = built(make, normal(_DEVIATION), seed=seed, dtype=dtype)
+    if tied:
+        model.head.weight = model.embed.weight
+    return model
 
 
 def _check_heads(name: str, width: int, heads: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.problems.convolutional import ResidualBlock
+from fisherlab.problems.convolutional import resnet18 as resnet18_model
 from fisherlab.problems.transformers import gpt, vit
 from tests.benchmarks.memory import peak_above_base
 
@@ -44,13 +44,7 @@ def mlp() -> tuple[nn.Module, Any]:
 
 def resnet18() -> tuple[nn.Module, Any]:
     """Residual blocks of 64 to 512 channels on 128 images of 32 × 32."""
-    plan = [(64, 64), (64, 64), (64, 128), (128, 128)]
-    plan += [(128, 256), (256, 256), (256, 512), (512, 512)]
-    start = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()
-    blocks = (ResidualBlock(a, b) for a, b in plan)
-    end = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)
-    model = nn.Sequential(*start, *blocks, *end).eval()
-    return model, _labelled(_noise(128, 3, 32, 32), 10)
+    return resnet18_model(dtype=torch.float32), _labelled(_noise(128, 3, 32, 32), 10)
 
 
 def vit_tiny() -> tuple[nn.Module, Any]:
@@ -67,6 +61,7 @@ def gpt2_small() -> tuple[nn.Module, Any]:
         width=768,
         heads=12,
         depth=12,
+        tied=True,
         dtype=torch.float32,
     )
     generator = torch.Generator().manual_seed(0)
