@@ -63,8 +63,8 @@ class PositionTable:
     def __matmul__(self, x: Tensor) -> Tensor:
         """Multiply with columns (N·T·T, k) or with one (N·T·T,)."""
         if x.dim() == 2:
-            found = [self @ column for column in x.T]
-            return torch.stack(found, 1) if found else x.clone()
+            images = [self @ column for column in x.T]
+            return torch.stack(images, 1) if images else x.clone()
         v, n, t = self.columns, self.examples, self.positions
         pieces, size = self.gram.view(v * n, t, -1), v * n * t
         inside = (x.view(n, t, t).repeat(v, 1, 1) @ pieces).view(size, v * n, t)
