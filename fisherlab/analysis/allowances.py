@@ -19,6 +19,9 @@ from fisherlab.approximators import (
     MiniBlock,
 )
 from fisherlab.approximators.costs import EIGEN, building_flops
+from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
+from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.numerics.packed import pair_count
@@ -326,9 +329,12 @@ def space(s: Samples, method: Approximator) -> float:
     """Return the bytes of the Krylov space of the pairs of a shared layer."""
     if not isinstance(method, ITERATED) or isinstance(s, OuterSamples):
         return 0.0
+    rank, auto = _terms(method), isinstance(method, KPSVD) and method.solver == "auto"
+    if auto and isinstance(choose(Rearranged(s, s.examples), rank), PositionGram):
+        return position_bytes(s, rank)
     o, i = s.weight_shape
     longer, shorter = max(o, i) ** 2, min(o, i) ** 2
-    return (_terms(method) + 1) * STEPS * (longer + 2 * shorter) * s.dtype.itemsize
+    return (rank + 1) * STEPS * (longer + 2 * shorter) * s.dtype.itemsize
 
 
 def _inner(s: Samples, method: Approximator) -> float:

@@ -37,6 +37,10 @@ class Need:
         """Both."""
         return self.held + self.working
 
+    def at_least(self, working: int) -> "Need":
+        """Return the need of a layer whose work takes no less."""
+        return Need(self.held, max(self.working, working))
+
     @classmethod
     def of(cls, plan: Plan, methods: Mapping[str, Any], limit: int, along: bool) -> "Need":
         """Return the need of a layer; methods that exceed the limit alone are not made."""
@@ -88,21 +92,23 @@ class Schedule:
         along: bool,
     ) -> "Schedule":
         """Plan a comparison within a limit; `along` says that gradients are held too."""
-        needs = {name: Need.of(p, methods, limit, along) for name, p in plans.items()}
-        room = limit - collection.bytes
+        least = collection.bytes  # of a pass, which is over when layers are measured
+        needs = {
+            name: Need.of(p, methods, limit, along).at_least(least)
+            for name, p in plans.items()
+        }
         refused = {
             name: _sentence(need, collection, limit)
             for name, need in needs.items()
-            if need.all > room
+            if need.all > limit
         }
         served = {name: need for name, need in needs.items() if name not in refused}
-        groups = tuple(_groups(served, room))
+        groups = tuple(_groups(served, limit))
         peaks = [
             sum(served[n].held for n in group) + max(served[n].working for n in group)
             for group in groups
         ]
-        peak = collection.bytes + max(peaks, default=0)
-        return cls(groups, refused, peak, plans, collection)
+        return cls(groups, refused, max(peaks, default=least), plans, collection)
 
 
 def _groups(needs: Mapping[str, Need], room: int) -> Iterator[tuple[str, ...]]:
@@ -120,10 +126,10 @@ def _groups(needs: Mapping[str, Need], room: int) -> Iterator[tuple[str, ...]]:
 
 
 def _sentence(need: Need, collection: Collection, limit: int) -> str:
-    whole = need.all + collection.bytes
     return (
-        f"not served: needs {readable(whole)} ({whole} bytes: statistics "
-        f"{readable(need.held)}, work on them {readable(need.working)}, collecting "
-        f"{readable(collection.bytes)}), more than the budget of {readable(limit)} "
-        f"({limit} bytes). Raise the budget, or take fewer examples, columns or methods"
+        f"not served: needs {readable(need.all)} ({need.all} bytes: statistics "
+        f"{readable(need.held)}, work on them {readable(need.working)}, of which "
+        f"{readable(collection.bytes)} collects them), more than the budget of "
+        f"{readable(limit)} ({limit} bytes). Raise the budget, or take "
+        "fewer examples, columns or methods"
     )

@@ -95,13 +95,19 @@ def position_flops(samples: Samples, rank: int) -> float:
         samples = samples.upright
     if not isinstance(samples, SharedSamples):
         return float("inf")
+    if position_bytes(samples, rank) > HELD:
+        return float("inf")
     v, n, t, o = samples.gradients.shape
     i, rows = samples.inputs.shape[2], n * t
-    space = 4 * DEPTH * (rank + OVERSAMPLE) * rows * t
-    if 8 * ((1 + v * v) * rows**2 + space) > HELD:
-        return float("inf")
     step, last = 2 * rows**2 * t * (1 + v * v), min(form_flops(n, v, t, o, i))
     return rows**2 * (i + v * v * o) + 20 * (rank + 2) * step + rank * last
+
+
+def position_bytes(samples: Samples, rank: int) -> int:
+    """Count the bytes of both tables and of the Krylov space."""
+    rows, t = samples.examples * samples.positions, samples.positions
+    tables = (1 + samples.columns**2) * rows**2
+    return 8 * (tables + 4 * DEPTH * (rank + OVERSAMPLE) * rows * t)
 
 
 def _with_noise(start: Tensor, width: int) -> Float[Tensor, "m b"]:
