@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import fisherlab as fl
@@ -282,5 +283,32 @@ def test_arguments_that_do_not_belong_together_are_refused():
         fl.compare(model, data)
     with pytest.raises(TypeError, match="colour"):
         fl.compare(model, data, likelihood, colour="red")
-    with pytest.raises(ValueError, match="no purpose="):
-        fl.compare(model, data, likelihood, purpose=fl.Sharpness())
+    with pytest.raises(ValueError, match="store= was given beside purpose="):
+        fl.compare(model, data, likelihood, purpose=fl.Sharpness(), store="x.nc")
+
+
+@pytest.mark.parametrize("budget", [None, "1 MiB", 60_000])
+def test_purposes_of_a_model_are_those_of_its_statistics(budget):
+    """Also group by group, and where a layer does not fit at all."""
+    model, data, likelihood = deep()
+    before = {name: held.clone() for name, held in model.state_dict().items()}
+    stats = fl.collect(model, data, likelihood)
+    gradient = fl.mean_gradient(model, data, likelihood)
+    asked = [fl.Step(gradient, 0.1), fl.Laplace(1.0, 50), fl.Matrix()]
+    methods = ["exact", "kfac", "kpsvd-2", "diagonal"]
+    whole = fl.compare(stats, methods, purpose=asked)
+    found = fl.compare(model, data, likelihood, methods, purpose=asked, budget=budget)
+    served = ~found.status.str.startswith("not served").any(["approximator", "purpose"])
+    assert served.all() == (budget != 60_000)
+    for name in ("value", "stored_numbers", "solve_flops", "status"):
+        left, right = (one[name].isel(layer=served.values) for one in (found, whole))
+        xr.testing.assert_identical(left.drop_attrs(), right.drop_attrs())
+    if served.all():
+        xr.testing.assert_identical(found.network, whole.network)
+        assert fl.analysis.verdict(found) == fl.analysis.verdict(whole)
+        assert found.attrs["examples"] == whole.attrs["examples"]
+    else:
+        assert served.any(), "those that fit are served"
+        assert found.network.isnull().all()
+    for name, held in model.state_dict().items():
+        assert torch.equal(held, before[name])

@@ -21,6 +21,7 @@ from fisherlab.analysis.metric_table import (
     question,
 )
 from fisherlab.analysis.purposes import judge
+from fisherlab.analysis.purposes_of_models import judge_model
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
@@ -131,9 +132,17 @@ def compare(
     """
     if isinstance(stats, nn.Module):
         asked_of = {"metrics": metrics, "damping": damping, "gradient": gradient, "k": k}
-        none = {"reference": reference, "time": time, "purpose": purpose}
+        none = {"reference": reference, "time": time}
         request = _of_model(stats, given, approximators, asked_of, none, budget, source)
-        return compare_layers(request, source.get("store"), progress)
+        if purpose is None:
+            return compare_layers(request, source.get("store"), progress)
+        _alone(
+            metrics=metrics, damping=damping, gradient=gradient, store=source.get("store")
+        )
+        several = purpose if isinstance(purpose, Sequence) else [purpose]
+        return judge_model(
+            request.source, request.methods, several, request.limit, progress
+        )
     approximators = _chosen_of(given, approximators, source)
     if purpose is not None:
         _alone(metrics=metrics, damping=damping, gradient=gradient, reference=reference)
@@ -223,8 +232,9 @@ def _alone(**given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(
-                f"compare: {name}= was given beside purpose=, which has its own. Give it "
-                "to the purpose, e.g. fl.Step(gradient, damping), or compare twice."
+                f"compare: {name}= was given beside purpose=, which has its own or takes "
+                "none. Give it to the purpose, e.g. fl.Step(gradient, damping), or compare "
+                "twice."
             )
 
 

@@ -279,7 +279,7 @@ def compare_layers(
     plan = Schedule.of(*planned, request.methods, request.limit, request.along)
     kept = Store.of(store, request.identity)
     rows = {name: row for name, row in kept.rows.items() if name in plan.plans}
-    tell = _teller(progress, len(plan.plans))
+    tell = teller(progress, len(plan.plans))
     for name in rows:
         tell(name)
     for group in plan.groups:
@@ -298,7 +298,7 @@ def compare_layers(
     return ds
 
 
-def _teller(progress: Any, layers: int) -> Callable[[str], None]:
+def teller(progress: Any, layers: int) -> Callable[[str], None]:
     """Return what is called after each layer: nothing, a bar, or a callable of `Done`."""
     began, count = time.monotonic(), 0
     bar: Any = None

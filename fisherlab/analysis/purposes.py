@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,31 +76,59 @@ def judge(
     >>> found["measure"].values.tolist()
     ['sharpness.top_ratio', 'sharpness.trace_ratio', 'sharpness.rank_ratio']
     """
+    by_purpose, methods = each_once(purposes), by_name(approximators)
+    found = answered(stats, methods, by_purpose, allowance)
+    made = attributes(stats, methods, **told(by_purpose))
+    return table(found, methods, by_purpose, layer_coordinates(stats), made)
+
+
+def each_once(purposes: Sequence[Purpose]) -> dict[str, Purpose]:
+    """Return purposes by name.
+
+    Raises
+    ------
+    ValueError
+        For none, or two of one name.
+    """
     by_purpose = {one.name: one for one in purposes}
     if not purposes or len(by_purpose) < len(purposes):
         raise ValueError(
             f"compare: purpose={[one.name for one in purposes]} was given; one purpose or "
             "more, each once, are expected."
         )
-    methods = by_name(approximators)
-    skipped = {} if allowance is None else left_out(stats, methods, purposes, allowance)
-    answers, reasons, costs = _answered(stats, methods, by_purpose, skipped)
-    labels = [(p, m) for p, one in by_purpose.items() for m in one.measures]
-    rows = [*stats, None]
+    return by_purpose
+
+
+def told(purposes: Mapping[str, Purpose]) -> dict[str, str]:
+    """Return what attributes say of the analysis."""
+    return {"analysis": "purposes", "purposes": json.dumps(list(purposes))}
+
+
+def table(
+    found: Answered,
+    methods: Mapping[str, Approximator],
+    purposes: Mapping[str, Purpose],
+    layers: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> xr.Dataset:
+    """Return the measures of what all blocks answered, labelled."""
+    answers, reasons, names = found.answers, found.reasons, list(layers["layer"])
+    labels = [(p, m) for p, one in purposes.items() for m in one.measures]
+    rows = [*names, None]
     values = np.full((len(rows), len(methods), len(labels)), np.nan)
-    for p, purpose in by_purpose.items():
-        exact = {name: answers[name, "", p] for name in stats if (name, "", p) in answers}
+    for p, purpose in purposes.items():
+        exact = {name: answers[name, "", p] for name in names if (name, "", p) in answers}
         for column, method in enumerate(methods):
             own = {n: answers[n, method, p] for n in exact if (n, method, p) in answers}
-            measured, failed = _measured(purpose, exact, own, list(stats))
+            measured, failed = _measured(purpose, exact, own, names)
             reasons |= {(name, method, p): why for name, why in failed.items()}
             for place, (of, one) in enumerate(labels):
                 for row, name in enumerate(rows):
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
-    _note_missing(values, list(stats), list(methods), labels, reasons)
-    found = _labelled(stats, methods, by_purpose, labels, values, reasons)
-    return found.assign(_costs(costs, list(stats), list(methods)))
+    _note_missing(values, names, list(methods), labels, reasons)
+    ds = _labelled(layers, list(methods), purposes, labels, values, reasons)
+    return ds.assign(_costs(found.costs, names, list(methods))).assign_attrs(made)
 
 
 def _measured(
@@ -143,16 +172,32 @@ def _note_missing(
             reasons[key] = f"{known} {measure.name}"
 
 
-def _answered(
+@dataclass(eq=False)
+class Answered:
+    """Answers of every block and method ("" the exact), why one lacks, and costs."""
+
+    answers: dict[Key, Answers] = field(default_factory=dict)
+    reasons: dict[Key, str] = field(default_factory=dict)
+    costs: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, other: Answered) -> None:
+        """Take over what other blocks answered."""
+        self.answers |= other.answers
+        self.reasons |= other.reasons
+        self.costs |= other.costs
+
+
+def answered(
     stats: Statistics,
     methods: Mapping[str, Approximator],
     purposes: Mapping[str, Purpose],
-    skipped: Mapping[Key, str],
-) -> tuple[dict[Key, Answers], dict[Key, str], dict[tuple[str, str], tuple[float, float]]]:
-    """Return answers of every block and method ("" the exact), why one lacks, and costs."""
-    answers: dict[Key, Answers] = {}
-    reasons = dict(skipped)
-    costs: dict[tuple[str, str], tuple[float, float]] = {}
+    allowance: Allowance | None,
+) -> Answered:
+    """Ask every block and method for every purpose, within an allowance."""
+    asked_for = list(purposes.values())
+    skipped = {} if allowance is None else left_out(stats, methods, asked_for, allowance)
+    told = Answered(reasons=dict(skipped))
+    answers, reasons, costs = told.answers, told.reasons, told.costs
     for name, layer in stats.items():
         exact = ExactBlock()(layer).to(torch.float64)
         asked = {
@@ -165,7 +210,7 @@ def _answered(
                 if wanted:
                     pairs[method] = _paired(exact, methods[method], layer)
             except REFUSALS as error:
-                reasons |= {(name, method, p): reason(error) for p in wanted}
+                reasons.update({(name, method, p): reason(error) for p in wanted})
         for p, purpose in purposes.items():
             if all((name, method, p) in skipped for method in methods):
                 continue
@@ -178,10 +223,10 @@ def _answered(
                     _answer(answers, reasons, key, layer, pair, purpose)
             if pairs and (name, "", p) not in answers:  # nothing to hold a method against
                 why = f"the exact block: {reasons[name, '', p]}"
-                reasons |= {(name, method, p): why for method in methods}
+                reasons.update({(name, method, p): why for method in methods})
         for method, pair in pairs.items():
             costs[name, method] = _cost(pair.source, exact, purposes.values())
-    return answers, reasons, costs
+    return told
 
 
 def _paired(exact: Operator, method: Approximator, layer: LayerStatistics) -> Pair:
@@ -241,8 +286,8 @@ def _costs(
 
 
 def _labelled(
-    stats: Statistics,
-    methods: Mapping[str, Approximator],
+    layers: Mapping[str, Any],
+    methods: Sequence[str],
     by_purpose: Mapping[str, Purpose],
     labels: Sequence[tuple[str, Measure]],
     values: Any,
@@ -253,7 +298,7 @@ def _labelled(
     settings = [str(getattr(one, "setting", "")) for one in by_purpose.values()]
     status = [
         [[reasons.get((name, m, p), "ok") for p in purposes] for m in methods]
-        for name in stats
+        for name in layers["layer"]
     ]
     facts: dict[str, list[str | float]] = {
         "of_purpose": [p for p, _ in labels],
@@ -263,7 +308,7 @@ def _labelled(
         "assured": [one.assured for _, one in labels],
     }
     coords = {
-        **layer_coordinates(stats),
+        **layers,
         "approximator": list(methods),
         "measure": [f"{p}.{one.name}" for p, one in labels],
         "purpose": purposes,
@@ -278,5 +323,4 @@ def _labelled(
             np.array(status, dtype=object),
         ),
     }
-    made = attributes(stats, methods, analysis="purposes", purposes=json.dumps(purposes))
-    return xr.Dataset(variables, coords, made)
+    return xr.Dataset(variables, coords)

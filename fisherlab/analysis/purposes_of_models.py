@@ -1,0 +1,102 @@
+"""Purposes judged straight from a model: layers are collected, asked and freed in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from fisherlab.analysis.allowances import Allowance
+from fisherlab.analysis.cells import made_of, reason
+from fisherlab.analysis.layer_schedule import Schedule
+from fisherlab.analysis.layerwise import Source, teller
+from fisherlab.analysis.purposes import Answered, answered, each_once, table, told
+from fisherlab.approximators import Approximator
+from fisherlab.errors import BudgetError
+from fisherlab.operators.base import Provenance
+from fisherlab.purposes import Purpose
+
+
+def judge_model(
+    source: Source,
+    methods: Mapping[str, Approximator],
+    purposes: Sequence[Purpose],
+    limit: int,
+    progress: Any = False,
+) -> xr.Dataset:
+    """Return the table of `judge` without the statistics of all layers at once.
+
+    Parameters
+    ----------
+    source
+        Model and data.
+    methods, purposes
+        As for `judge`.
+    limit
+        Bytes for statistics and what is formed of them; a layer that does not fit has the
+        bytes in its status. What the layers answer is kept beside it.
+    progress
+        As for `compare`.
+    """
+    asked = each_once(purposes)
+    plan = Schedule.of(*source.plans(limit), methods, limit, False)
+    found, tell = Answered(), teller(progress, len(plan.plans))
+    refused = dict(plan.refused)
+    for group in plan.groups:
+        for some, one in _answered(source, group, methods, asked, limit):
+            if isinstance(one, Answered):
+                found.add(one)
+            else:
+                refused |= dict.fromkeys(some, f"not served: {reason(one)}")
+            for name in some:
+                tell(name)
+    for name, why in refused.items():
+        found.reasons.update({(name, m, p): why for m in methods for p in asked})
+    for name in plan.refused:
+        tell(name)
+    made = {**_made(source, plan, methods, told(asked)), "budget_bytes": limit}
+    return table(found, methods, asked, _coordinates(plan), made)
+
+
+def _answered(
+    source: Source,
+    group: Sequence[str],
+    methods: Mapping[str, Approximator],
+    purposes: Mapping[str, Purpose],
+    limit: int,
+) -> Iterator[tuple[Sequence[str], Answered | Exception]]:
+    """Yield what layers answer, one by one where they do not fit together."""
+    try:
+        stats = source.collected(group, limit)
+    except (BudgetError, MemoryError) as error:
+        if len(group) == 1:
+            yield group, error
+            return
+        for name in group:
+            yield from _answered(source, [name], methods, purposes, limit)
+    else:
+        yield group, answered(stats, methods, purposes, Allowance.of(None, limit))
+
+
+def _coordinates(plan: Schedule) -> dict[str, Any]:
+    plans = plan.plans.values()
+    return {
+        "layer": list(plan.plans),
+        "d_out": ("layer", [one.weight_shape[0] for one in plans]),
+        "d_in": ("layer", [one.weight_shape[1] for one in plans]),
+        "positions": ("layer", [one.positions for one in plans]),
+    }
+
+
+def _made(
+    source: Source, plan: Schedule, methods: Mapping[str, Approximator], told: Any
+) -> dict[str, Any]:
+    made = Provenance(
+        fisher=repr(source.fisher),
+        likelihood=repr(source.likelihood),
+        examples=plan.collection.examples,
+        seed=getattr(source.fisher, "seed", None),
+    )
+    first = next(iter(plan.plans.values()))
+    return dict(made_of(made, first.samples.dtype, source.device, methods, **told))
