@@ -252,3 +252,46 @@ def test_nothing_is_trained_that_is_frozen():
 
 def weights_of(model: nn.Module):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def small_convolution():
+    """A plain convolutional classifier of sixteen pixels by sixteen, on digits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten()]
+        model = nn.Sequential(*body, nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))
+    loaded = problems.load("digits")
+    x, y = loaded.train
+    pair = x.float().reshape(-1, 1, 16, 16), y
+    return Problem("convolution", model, fl.Categorical(), pair, pair)
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfac-full"])
+def test_recipes_train_an_ordinary_convolutional_network(name):
+    problem = small_convolution()
+    optimiser = fl.optimizer(name, problem)
+    x, y = problem.train
+    steps, size = (60, 64) if name == "kfac" else (10, 256)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    seen = []
+    for step in range(steps):
+        at = order[torch.arange(step * size, (step + 1) * size) % len(x)]
+        seen.append(float(optimiser.step(batch=(x[at], y[at]))))
+    assert seen[0] == pytest.approx(math.log(10), abs=0.2)
+    assert max(seen) < 1.2 * seen[0], "no step explodes"
+    assert sum(seen[-5:]) / 5 < 0.8, "and it learns"
+
+
+def test_the_first_damping_scales_with_the_loss():
+    small, large = (
+        replace(tiny("gaussian"), likelihood=fl.Gaussian(variance))
+        for variance in (1.0, 1e-2)
+    )
+    x, y = small.train
+    lams = []
+    for problem in (small, large):
+        optimiser = fl.optimizer("kfac-full", problem)
+        loss = float(optimiser.step(batch=(x, y)))
+        assert optimiser.lam == pytest.approx(loss / 100)
+        lams.append(optimiser.lam)
+    assert lams[1] == pytest.approx(100 * lams[0])

@@ -1,5 +1,6 @@
 """The full K-FAC optimiser: no learning rate, no momentum to tune, damping that adapts."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
-from fisherlab.operators.dampings import Factored, tikhonov
+from fisherlab.operators.dampings import Factored
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.training.averaging import Averaging, Ramped, averaging
 from fisherlab.training.curvature import Fallback, handler
-from fisherlab.training.levenberg_marquardt import GreedySearch, LevenbergMarquardt
+from fisherlab.training.levenberg_marquardt import GreedySearch, rule
 from fisherlab.training.moves import Parameters
 from fisherlab.training.preconditioned import Preconditioned, first_part
 from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
@@ -53,7 +54,8 @@ class AdaptiveKFAC(Preconditioned):
         "kfac" for the block-diagonal form, `KFACTridiagonal()` for the block-tridiagonal
         one; any other works.
     damping
-        How λ begins and changes; a number is λ at the beginning.
+        How λ begins and changes; a number is λ at the beginning, by default a hundredth
+        of the first loss.
     search
         How γ changes; it begins at √(λ + η).
     l2
@@ -84,8 +86,8 @@ class AdaptiveKFAC(Preconditioned):
     Notes
     -----
     A step costs that of `NaturalGradient`, two forward-mode passes on τ₂ of the batch,
-    and a forward pass where λ is adapted. The defaults are published, those of λ, T, τ
-    and of the parameter average from memory.
+    and a forward pass where λ is adapted. The defaults are published, those of T, τ and
+    of the parameter average from memory; that of λ is ours.
 
     References
     ----------
@@ -125,7 +127,7 @@ class AdaptiveKFAC(Preconditioned):
         fallback: Fallback = None,
         lr: float = 1.0,
     ) -> None:
-        self.damping = _rule(damping)
+        self.damping = rule(damping)
         self.search = search or GreedySearch()
         self.l2, self.inverse_every = l2, inverse_every
         self.fractions = (statistics_fraction, curvature_fraction)
@@ -133,13 +135,16 @@ class AdaptiveKFAC(Preconditioned):
         self.average = averaging(Ramped(0.95) if average is None else average)
         kept = Ramped(0.99) if parameter_average is None else parameter_average
         self.parameter_average = averaging(kept)
-        self.lam = self.damping.initial
-        self.gamma = (self.lam + l2) ** 0.5
+        self._begin(float("nan"))  # a share of the loss is known with the first one
         self.ratio = float("nan")
         curvature, labels = handler(approximator, fallback), fisher or MonteCarlo(1)
         super().__init__(
             model, likelihood, curvature, labels, "per_example", None, {"lr": lr}
         )
+
+    def _begin(self, loss: float) -> None:
+        self.lam = self.damping.first(loss)
+        self.gamma = (self.lam + self.l2) ** 0.5
 
     def _check(self) -> None:
         if self.l2 < 0 or self.inverse_every < 1:
@@ -184,6 +189,8 @@ class AdaptiveKFAC(Preconditioned):
         few, some = (first_part(batch, fraction) for fraction in self.fractions)
         passed = self._passes.run(batch, parameters.blocks, k, observe=few)
         assert passed.statistics is not None
+        if not self.steps and math.isnan(self.lam):
+            self._begin(float(passed.loss))
         before, holding, _ = current(self.units, self._owners, parameters)
         fresh, exceptions = self.curvature.fresh(passed.statistics, before)
         exceptions |= self._passes.left(few, parameters.blocks)
@@ -300,27 +307,6 @@ class AdaptiveKFAC(Preconditioned):
             with torch.no_grad():
                 for p, before in zip(held, kept, strict=True):
                     p.copy_(before)
-
-
-def _rule(damping: Any) -> LevenbergMarquardt:
-    """Read how λ begins and changes.
-
-    Raises
-    ------
-    ValueError
-        For what is neither a number of at least 0 nor a rule.
-    """
-    if damping is None or isinstance(damping, LevenbergMarquardt):
-        return damping or LevenbergMarquardt()
-    try:
-        initial = tikhonov(damping, "AdaptiveKFAC")
-    except ValueError:
-        msg = (
-            f"AdaptiveKFAC: damping={damping!r}; a number, Tikhonov(λ) or "
-            "LevenbergMarquardt(λ) is expected: λ changes while it trains."
-        )
-        raise ValueError(msg) from None
-    return LevenbergMarquardt(initial)
 
 
 def _damped(units: Mapping[str, Unit], gamma: float) -> dict[str, Unit]:

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Final, final
 
+from fisherlab.operators.dampings import tikhonov
 from fisherlab.showing import shown
+
+SHARE: Final = 1e-2  # of the loss: λ₀
 
 
 @shown
@@ -22,7 +25,9 @@ class LevenbergMarquardt:
     Parameters
     ----------
     initial
-        λ at the beginning; it has the scale of the loss.
+        λ at the beginning; it has the scale of the loss, so by default it is a hundredth
+        of the loss before the first step. (150, often seen, is made for the autoencoders
+        of the paper, whose losses are in the hundreds.)
     every
         T, steps between two changes.
     factor
@@ -48,7 +53,7 @@ class LevenbergMarquardt:
     (50.0, 200.0)
     """
 
-    initial: float = 150.0
+    initial: float | None = None
     every: int = 5
     factor: float = 19 / 20
     low: float = 0.25
@@ -57,13 +62,23 @@ class LevenbergMarquardt:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        fits = self.initial >= 0 and self.every >= 1 and self.floor >= 0
+        fits = (self.initial or 0.0) >= 0 and self.every >= 1 and self.floor >= 0
         if not (fits and 0 < self.factor < 1 and self.low < self.high):
             msg = (
                 f"{self!r}: initial and floor of at least 0, every of at least 1, a factor "
                 "between 0 and 1, and low below high are expected."
             )
             raise ValueError(msg)
+
+    def first(self, loss: float) -> float:
+        """Return λ at the beginning, where the loss is this.
+
+        Examples
+        --------
+        >>> LevenbergMarquardt().first(2.5), LevenbergMarquardt(1.0).first(2.5)
+        (0.025, 1.0)
+        """
+        return SHARE * loss if self.initial is None else self.initial
 
     def adapted(self, damping: float, ratio: float) -> float:
         """Return the next λ; a ratio that is no number counts as too low."""
@@ -73,6 +88,27 @@ class LevenbergMarquardt:
         if ratio < self.low or math.isnan(ratio):
             return damping / omega
         return damping
+
+
+def rule(damping: Any) -> LevenbergMarquardt:
+    """Read how λ begins and changes.
+
+    Raises
+    ------
+    ValueError
+        For what is neither a number of at least 0 nor a rule.
+    """
+    if damping is None or isinstance(damping, LevenbergMarquardt):
+        return damping or LevenbergMarquardt()
+    try:
+        initial = tikhonov(damping, "AdaptiveKFAC")
+    except ValueError:
+        msg = (
+            f"AdaptiveKFAC: damping={damping!r}; a number, Tikhonov(λ) or "
+            "LevenbergMarquardt(λ) is expected: λ changes while it trains."
+        )
+        raise ValueError(msg) from None
+    return LevenbergMarquardt(initial)
 
 
 @shown

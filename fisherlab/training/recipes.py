@@ -65,7 +65,7 @@ _PLAIN: Final = {
 }
 _FULL: Final = {
     "lr": 1.0,
-    "damping": 150.0,
+    "damping": None,
     "l2": 1e-5,
     "inverse_every": 20,
     "fallback": "gradient",
@@ -223,16 +223,23 @@ def _output_scale(problem: Problem) -> float:
 
 
 def _full(
-    problem: Problem, method: Any, *, damping: float | Damping, seed: int, **settings: Any
+    problem: Problem,
+    method: Any,
+    *,
+    damping: float | Damping | None,
+    seed: int,
+    **settings: Any,
 ) -> AdaptiveKFAC:
     """Make the full K-FAC optimiser from its first λ, which `LevenbergMarquardt` adapts.
+
+    None is a share of the first loss.
 
     Raises
     ------
     ValueError
         For a damping that is no number.
     """
-    if not isinstance(damping, (int, float)):
+    if not isinstance(damping, (int, float, type(None))):
         msg = (
             f"optimizer: damping={damping!r} was given; LevenbergMarquardt adapts the λ of "
             "this optimiser, whose first value, a number, is expected."
