@@ -1,6 +1,7 @@
 """Pictures of matrices: |entries|, layer and mini-block outlines, one colour scale."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill, shorten
 from typing import Any, Final, Literal
 
 import matplotlib.pyplot as plt
@@ -24,7 +25,14 @@ Scale = Literal["linear", "log"]
 Blocks = Sequence[tuple[int, int]] | Mapping[str, tuple[int, int]]
 _DECADES: Final = 1e-6
 """How far below its upper end a logarithmic colour scale begins at most."""
-_CENTRED: Final[dict[str, Any]] = {"ha": "center", "va": "center", "color": "#555555"}
+_CENTRED: Final[dict[str, Any]] = {
+    "ha": "center",
+    "va": "center",
+    "color": "#555555",
+    "fontsize": "small",
+    "parse_math": False,
+}
+PANEL_PIXELS: Final = 150  # a picture of a row of inverses, on a screen
 
 
 def heatmap(
@@ -157,12 +165,12 @@ def _inverse_row(
     exact = np.asarray(ds["inverse"].isel(approximator=0).values)
     top = typical_maximum(exact)
     bottom = _typical_minimum(exact, top) if scale == "log" else 0.0
-    blocks = mini_blocks(ds.attrs)
+    blocks = visible(mini_blocks(ds.attrs)) or visible(_rows(ds.attrs))
     image = None
     for ax, name in zip(axes, names, strict=True):
         matrix = ds["inverse"].sel(approximator=name) if name in known else None
         if matrix is None or not np.isfinite(matrix).any():
-            ax.text(0.5, 0.5, "not\navailable", transform=ax.transAxes, **_CENTRED)
+            ax.text(0.5, 0.5, _why(ds, name), transform=ax.transAxes, **_CENTRED)
             ax.spines[:].set_visible(False)
             ax.grid(visible=False)
             ax.set_box_aspect(1)  # as large as the pictures beside it
@@ -193,7 +201,8 @@ def _row_colorbar(
     as_vectors(bar)
     damping = attrs.get("lambda")
     if damping is not None:
-        bar.set_label(f"λ = {float(damping):.3g}", labelpad=-8)
+        told = rf"$|(\hat{{F}} + \lambda I)^{{-1}}|$, λ = {float(damping):.3g}"
+        bar.set_label(told, labelpad=-8, fontsize="small")
 
 
 def mini_blocks(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
@@ -213,6 +222,39 @@ def mini_blocks(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
     d_out, d_in = (int(n) for n in shape)
     starts = [o * d_in + j * size for o in range(d_out) for j in range(d_in // size)]
     return [(start, start + size) for start in starts]
+
+
+def _rows(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
+    """List the blocks of the rows of a weight whose mini-blocks are smaller."""
+    if not mini_blocks(attrs):
+        return []
+    d_out, d_in = (int(n) for n in attrs["weight_shape"])
+    return [(o * d_in, (o + 1) * d_in) for o in range(d_out)]
+
+
+def visible(blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return blocks whose outlines leave something of the picture: 6 pixels or more.
+
+    Examples
+    --------
+    >>> visible([(0, 2), (2, 4)]), visible([(k, k + 1) for k in range(90)])
+    ([(0, 2), (2, 4)], [])
+    """
+    if not blocks:
+        return []
+    size = min(stop - start for start, stop in blocks)
+    return blocks if size * PANEL_PIXELS >= 6 * blocks[-1][1] else []
+
+
+def _why(ds: xr.Dataset, name: str) -> str:
+    """Say in a few short lines why an inverse is not there."""
+    if name not in _labels(ds) or "status" not in ds:
+        return "not\navailable"
+    told = str(ds["status"].sel(approximator=name).item())
+    told = "indefinite" if "positive definite" in told else told
+    return (
+        fill(shorten(told, 60, placeholder=" …"), 14) if told != "ok" else "not\navailable"
+    )
 
 
 def maxima(matrix: Array, limit: int = LIMIT, borders: Sequence[int] = ()) -> Array:

@@ -1,7 +1,8 @@
 """Values along training, or over runs, one small panel per layer, and the losses."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from textwrap import fill, shorten
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -94,16 +95,38 @@ def damping_sweep(
         )
         raise ValueError(msg)
     chosen = frames.known_layers(data, layers)
-    return facets(data.sel(layer=chosen), "damping", col_wrap)
+    return facets(data.sel(layer=chosen), "damping", col_wrap, _reasons(ds))
 
 
-def losses(ds: xr.Dataset, ax: Axes | None = None, *, what: str = "loss") -> Axes:
+def _reasons(ds: xr.Dataset) -> dict[str, str]:
+    """Say of every layer why numbers lack, in the words of the first method without."""
+    if "status" not in ds:
+        return {}
+    status = ds["status"]
+    status = status.isel({d: -1 for d in status.dims if d not in ("layer", "approximator")})
+    rows = status.transpose("layer", "approximator").values
+    told = (next((str(w) for w in row if str(w) != "ok"), "") for row in rows)
+    return dict(zip(map(str, ds["layer"].values), told, strict=True))
+
+
+def losses(
+    ds: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None, *, what: str = "loss"
+) -> Axes:
     """Draw the training and test loss (or `what="accuracy"`) along the steps.
+
+    Parameters
+    ----------
+    ds
+        A result, or several runs by name, a colour each.
+    ax
+        Where to draw.
+    what
+        "loss" or "accuracy".
 
     Raises
     ------
     ValueError
-        If the result holds neither of the two.
+        If a result holds neither of the two.
 
     Examples
     --------
@@ -112,29 +135,50 @@ def losses(ds: xr.Dataset, ax: Axes | None = None, *, what: str = "loss") -> Axe
     >>> ds = xr.Dataset({"train_loss": ("step", [2.3, 0.4])}, {"step": [0, 100]})
     >>> [line.get_label() for line in losses(ds).lines]
     ['training']
+    >>> [line.get_label() for line in losses({"sgd": ds, "kfac": ds}).lines]
+    ['sgd, training', 'kfac, training']
     >>> plt.close("all")
     """
-    rows = {"training": f"train_{what}", "test": f"test_{what}"}
-    known = {label: ds[name] for label, name in rows.items() if name in ds.data_vars}
-    if not known:
-        raise ValueError(f"the result has neither 'train_{what}' nor 'test_{what}'")
+    runs = {"": ds} if isinstance(ds, xr.Dataset) else dict(ds)
+    looks = styles(list(runs)) if not isinstance(ds, xr.Dataset) else {"": _PLAIN}
     with publication():
         ax = new_axes(4.0, 2.8) if ax is None else ax
-        for (label, values), look in zip(known.items(), _LOSS_LOOKS, strict=False):
-            mean = values.mean("seed") if "seed" in values.dims else values
-            ax.plot(mean["step"], mean, label=label, **look.line())
+        for run, found in runs.items():
+            for label, values in _losses(found, what, run).items():
+                mean = values.mean("seed") if "seed" in values.dims else values
+                look = looks[run].line() | {"linestyle": "-"}
+                if label == "test":
+                    look |= {"linestyle": (0, (4.0, 1.5)), "markerfacecolor": "white"}
+                    look["markeredgecolor"] = looks[run].color
+                name = f"{run}, {label}" if run else label
+                ax.plot(mean["step"], mean, label=name, **look)
         ax.set_xlabel("training step")
         ax.set_ylabel(what)
-        space_steps(ax, np.asarray(ds["step"].values))
+        space_steps(
+            ax, np.unique(np.concatenate([r["step"].values for r in runs.values()]))
+        )
         ax.legend()
     return ax
 
 
-_LOSS_LOOKS = (Style("#0072B2", "o"), Style("#D55E00", "s", (4.0, 1.5)))
+_PLAIN: Final = Style("#444444", "o")  # no method's colour
 
 
-def facets(data: xr.DataArray, x: str, col_wrap: int) -> sns.FacetGrid:
+def _losses(ds: xr.Dataset, what: str, run: str) -> dict[str, xr.DataArray]:
+    rows = {"training": f"train_{what}", "test": f"test_{what}"}
+    known = {label: ds[name] for label, name in rows.items() if name in ds.data_vars}
+    if not known:
+        whose = f"the run {run!r}" if run else "the result"
+        raise ValueError(f"{whose} has neither 'train_{what}' nor 'test_{what}'")
+    return known
+
+
+def facets(
+    data: xr.DataArray, x: str, col_wrap: int, why: Mapping[str, str] | None = None
+) -> sns.FacetGrid:
     """Draw a metric against `x`, one panel per layer, all on one scale.
+
+    A panel without numbers says why, where `why` knows it.
 
     Examples
     --------
@@ -154,7 +198,8 @@ def facets(data: xr.DataArray, x: str, col_wrap: int) -> sns.FacetGrid:
     with publication():
         grid, axes = panels(frames.names(data, "layer"), col_wrap)
         for layer, ax in axes.items():
-            _panel(ax, frame[frame["layer"] == layer], x, str(data.name), look)
+            rows = frame[frame["layer"] == layer]
+            _panel(ax, rows, x, str(data.name), look, (why or {}).get(layer, ""))
         # Only once all panels are drawn: they share their scales.
         for ax in grid.axes.flat:
             _scale(ax, data, x, log)
@@ -206,9 +251,13 @@ def _panel(
     x: str,
     metric: str,
     look: dict[str, Style],
+    why: str = "",
 ) -> None:
     if not len(rows) or rows[metric].isna().all():
-        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center")
+        told = fill(shorten(why or "not measured", 110, placeholder=" …"), 28)
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "color": "0.35"}
+        middle |= {"fontsize": "small", "parse_math": False}
+        ax.text(0.5, 0.5, told, transform=ax.transAxes, **middle)
         return
     for name, style in look.items():
         series = rows[rows["approximator"] == name].dropna(subset=[metric])

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup, escape
 
+from fisherlab.analysis.wording import percent
 from fisherlab.catalogue import Quantity, below_floor, quantity
 from fisherlab.durable import write_durably
 from fisherlab.plots.style import styles
@@ -72,6 +73,16 @@ def write_page(
     )
 
 
+def _subject(ds: xr.Dataset) -> str:
+    """Say what was analysed, and how well it classifies where that is known."""
+    told = [str(ds.attrs["model"])] if "model" in ds.attrs else []
+    for name, label in (("train_accuracy", "training"), ("test_accuracy", "test")):
+        if name in ds:
+            value = ds[name].isel(step=-1) if "step" in ds[name].dims else ds[name]
+            told.append(f"{label} accuracy {percent(float(value.mean()))}")
+    return ", ".join(told)
+
+
 def render(template: str, facts: Mapping[str, Any]) -> str:
     """Fill a template; every text is escaped.
 
@@ -117,7 +128,7 @@ def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
     ranking = rankings.standings(m)
     return {
         "title": str(ds.attrs.get("problem", "")) or "a network",
-        "model": str(ds.attrs.get("model", "")),
+        "model": _subject(ds),
         "m": m,
         "damping": summary.damping_words(ds, m).strip(),
         "sentences": summary.verdict(ds),

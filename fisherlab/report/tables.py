@@ -24,7 +24,7 @@ HIDDEN: Final = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: text, sort key, origin, and whether it is the best.
+    """One number of a table: text, sort key, origin, and whether it is the best or given.
 
     Examples
     --------
@@ -37,6 +37,7 @@ class Cell:
     title: str = ""
     best: bool = False
     missing: bool = False
+    given: bool = False  # known by definition
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:
         why = "no value was recorded" if why == "ok" else why
         return Cell("not available", "", f"{origin}: not available: {why}", missing=True)
     text = _text(m, metric, layer, name, value)
-    best = name != "exact" and _is_best(m, metric, layer, value)
-    return Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}", best)
+    own = name == "exact"  # the exact block beside itself
+    best = not own and _is_best(m, metric, layer, value)
+    return Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}", best, given=own)
 
 
 def _is_best(m: Moment, metric: Quantity, layer: int, value: float) -> bool:
