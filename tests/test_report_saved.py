@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,56 @@ def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch
         np.testing.assert_allclose(ds[name], expected[name], rtol=1e-7)
     page = here / capsys.readouterr().out.strip()
     assert "Direction against damping" in words(page)
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "likelihoods.md"
+
+
+def test_a_likelihood_of_ones_own_is_taken_from_its_file(here, capsys):
+    """Student's t of the docs, whose Fisher is that of its samples and of its root."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    (here / "heavy.py").write_text(code)
+    student = own.likelihood("heavy.py:StudentT")
+    f = torch.zeros(4000, 1).double()
+    uniforms = ((torch.arange(4000) + 0.5) / 4000).view(-1, 1).double()
+    drawn = student.gradient(f, student.sample(f, uniforms)).square().mean()
+    assert float(drawn) == pytest.approx(5 / 7, rel=1e-3)
+    root = student.root(f[:1], None, slice(None))
+    assert float(root.square().sum()) == pytest.approx(5 / 7)
+    y = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double()
+    output = torch.zeros(9, 2, dtype=torch.float64, requires_grad=True)
+    student.loss(output, y).sum().backward()
+    np.testing.assert_allclose(output.grad, student.gradient(output.detach(), y))
+    (here / "net.py").write_text(
+        "import torch\nimport fisherlab as fl\nfrom heavy import StudentT\n"
+        "def model():\n    return torch.nn.Linear(3, 2).double()\n"
+        "def problem():\n    x = torch.rand(20, 3).double()\n"
+        "    return fl.problems.Problem('mine', model(), StudentT(), (x, x[:, :2]), "
+        "(x, x[:, :2]))\n"
+    )
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    np.savez(here / "data.npz", x=x, y=x[:, :2])
+    mine = ["--model", "net.py:model", "--data", "data.npz"]
+    mine += ["--likelihood", "heavy.py:StudentT", "--approximators", "kfac,diagonal"]
+    assert cli.main(["sweep", *mine, "--out", "out", "--alpha", "0.1,1"]) == 0
+    assert "`kfac` " in capsys.readouterr().out
+    found = fl.open(here / "out" / "results.nc")
+    assert found.attrs["likelihood"] == "StudentT(freedom=4.0)"
+    assert found.frobenius_error.notnull().all()
+    assert cli.main(["estimate", "--problem", "net.py:problem"]) == 0
+    steps = ["--steps", "2", "--optimizer", "sgd-momentum", "--out", "run", "--quiet"]
+    assert cli.main(["follow", "--problem", "net.py:problem", *steps]) == 0
+
+
+def test_what_is_no_likelihood_is_refused_by_what_it_lacks(here, capsys):
+    mine = ["--model", "my_own:model", "--data", "my_own:data"]
+    told = refused(capsys, "report", *mine, "--likelihood", "my_own:model")
+    assert "--likelihood my_own:model returns a Sequential, which lacks check, loss" in told
+    assert "--likelihood must be categorical" in refused(
+        capsys, "report", *mine, "--likelihood", "poison"
+    )
+    told = refused(capsys, "estimate", "--problem", "my_own:model")
+    assert "must return a fisherlab.problems.Problem, but returns a Sequential" in told
 
 
 @pytest.mark.parametrize("command", ["report", "sweep"])

@@ -23,7 +23,7 @@ def add_estimate(commands: Any) -> None:
     text = "Count bytes and flops of an analysis, and where every parameter goes."
     estimate = add_command(commands, "estimate", _estimate, text)
     for name, default, help_text in (
-        ("problem", "digits", "problem, see `fisherlab problems`"),
+        ("problem", "digits", "see `fisherlab problems`; or file.py:function"),
         ("fisher", "exact", "exact, monte-carlo or empirical"),
         (
             "budget",
@@ -47,6 +47,7 @@ def add_estimate(commands: Any) -> None:
 
 def _estimate(arguments: argparse.Namespace, command: str) -> None:
     import fisherlab as fl
+    from fisherlab.report import own
 
     fishers: dict[str, Any] = {
         "exact": fl.Exact(),
@@ -56,7 +57,7 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
     if arguments.fisher not in fishers:
         known = ", ".join(fishers)
         raise ValueError(f"--fisher must be one of {known}, but is {arguments.fisher!r}.")
-    problem = fl.problems.load(arguments.problem, data_dir=arguments.data_dir)
+    problem = own.problem(arguments.problem, arguments.data_dir)
     x, y = problem.train
     batch = x[: arguments.examples], y[: arguments.examples]
     print(fl.coverage(problem.model, batch))

@@ -62,7 +62,11 @@ def _add_training(group: Any) -> None:
 
 def add_problem(group: Any) -> None:
     """Add what says which problem is trained, in which precision and where."""
-    group.add_argument("--problem", default="digits", help="see `fisherlab problems`")
+    group.add_argument(
+        "--problem",
+        default="digits",
+        help="see `fisherlab problems`; or file.py:function that returns one",
+    )
     group.add_argument("--data-dir", type=Path, metavar="FOLDER", help="the data files")
     group.add_argument(
         "--dtype",
@@ -162,7 +166,7 @@ def _moments(arguments: argparse.Namespace) -> Any:
 
 
 def _new_folder(arguments: argparse.Namespace) -> Path:
-    name = f"{arguments.problem}-{arguments.optimizer}"
+    name = f"{arguments.problem.rpartition(':')[2]}-{arguments.optimizer}"
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -170,26 +174,23 @@ def load_problem(arguments: argparse.Namespace, seed: int) -> Any:
     """Load the problem that the options name, with the weights of a seed."""
     import torch
 
-    import fisherlab as fl
+    from fisherlab.report import own
     from fisherlab.report.job import available_devices
 
     if arguments.device not in available_devices():
         known = ", ".join(available_devices())
         raise ValueError(f"--device {arguments.device}: this machine offers {known}.")
-    problem = fl.problems.load(
-        arguments.problem,
-        data_dir=arguments.data_dir,
-        seed=seed,
-        dtype=getattr(torch, arguments.dtype),
-    )
+    dtype = getattr(torch, arguments.dtype)
+    problem = own.problem(arguments.problem, arguments.data_dir, seed, dtype)
     return problem.to(arguments.device)
 
 
 def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     import fisherlab as fl
     from fisherlab.approximators.network import network_approximators
+    from fisherlab.report import own
 
-    fl.problems.describe(arguments.problem)
+    own.check_problem(arguments.problem)
     named = list(chain.from_iterable(arguments.approximators))
     coupled = [name for name in named if name in network_approximators()]
     methods = [name for name in named if name not in coupled]
@@ -283,12 +284,12 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
     names = list(chain.from_iterable(arguments.optimizers))
 
     import fisherlab as fl
+    from fisherlab.report import own
 
     _check_names(names)
-    fl.problems.describe(arguments.problem)
-    out = arguments.out or (
-        Path("runs") / f"tune-{arguments.problem}-{datetime.now():%Y%m%d-%H%M%S}"
-    )
+    own.check_problem(arguments.problem)
+    name = arguments.problem.rpartition(":")[2]
+    out = arguments.out or Path("runs") / f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("tune needs optuna: pip install 'fisherlab[tune]'.")
     tuned = fl.tune(

@@ -17,6 +17,7 @@ DEFAULT_APPROXIMATORS: Final = (
     "diagonal",
 )
 
+LIKELIHOODS: Final = ("categorical", "bernoulli", "gaussian")
 PURPOSES: Final = ("step", "laplace", "influence", "pruning", "sharpness", "matrix")
 DEFAULT_PURPOSES: Final = ("step", "laplace")
 
@@ -28,7 +29,7 @@ class ReportConfig:
     Attributes
     ----------
     problem
-        Name of the problem.
+        Name of the problem, or `module:function` or `file.py:function` that returns one.
     model
         One's own model instead of a problem: `module:function` or `file.py:function`
         without arguments that returns a `torch.nn.Module` or a `Problem`; "" for none.
@@ -36,7 +37,8 @@ class ReportConfig:
         The data of the model: an `.npz` or `.pt` file with x and y (and, for the test
         losses, x_test and y_test), or `module:function` that returns (x, y).
     likelihood
-        What the output of the model means: categorical, bernoulli or gaussian.
+        What the output of the model means: categorical, bernoulli or gaussian, or
+        `module:function` or `file.py:function` that returns a `fl.Likelihood`.
     steps
         Number of training steps; None means 1000 for a problem and 0, the model as it
         is, for one's own.
@@ -104,7 +106,7 @@ class ReportConfig:
     problem: str = "digits"
     model: str = ""
     data: str = ""
-    likelihood: Literal["categorical", "bernoulli", "gaussian"] = "categorical"
+    likelihood: str = "categorical"
     steps: int | None = None
     checkpoints: tuple[int, ...] = ()
     approximators: tuple[str, ...] = DEFAULT_APPROXIMATORS
@@ -145,6 +147,9 @@ class ReportConfig:
             limits = f"between 0 and --steps ({self.training_steps})"
             _require(0 <= step <= self.training_steps, "checkpoints", limits, step)
         _require(0 < self.prior < math.inf, "prior", "positive", self.prior)
+        told = f"{', '.join(LIKELIHOODS)} or file.py:function"
+        named = ":" in self.likelihood or self.likelihood in LIKELIHOODS
+        _require(named, "likelihood", told, self.likelihood)
         for name in self.purpose:
             _require(name in PURPOSES, "purpose", f"among {', '.join(PURPOSES)}", name)
         given = bool(self.approximators)
@@ -177,7 +182,7 @@ class ReportConfig:
     @property
     def subject(self) -> str:
         """Return a name for what is analysed, fit for a folder."""
-        return self.model.rpartition(":")[2] if self.model else self.problem
+        return (self.model or self.problem).rpartition(":")[2]
 
     @property
     def analysed_steps(self) -> tuple[int, ...]:

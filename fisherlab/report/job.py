@@ -104,7 +104,7 @@ def _tell(size: Size, config: ReportConfig) -> None:
 def check(config: ReportConfig) -> None:
     """Refuse unknown names before anything is loaded."""
     if not config.model:
-        fl.problems.describe(config.problem)
+        own.check_problem(config.problem)
     _check_known("approximator", config.approximators, tuple(fl.approximators()))
     _check_known("device", (config.device,), available_devices())
     parse_budget(config.budget)
@@ -136,7 +136,7 @@ def load(config: ReportConfig) -> Problem:
     problem = (
         own.load(config)
         if config.model
-        else fl.problems.load(config.problem, config.data_dir, config.seed)
+        else own.problem(config.problem, config.data_dir, config.seed)
     )
     x, y = problem.train
     with fl.frozen(problem.model) as model:

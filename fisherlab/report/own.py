@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,15 +18,90 @@ import torch
 from torch import Tensor, nn
 
 import fisherlab as fl
+from fisherlab.likelihoods import Likelihood
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import Pair
 from fisherlab.report.config import ReportConfig
 
-LIKELIHOODS: Final = {
+LIKELIHOODS: Final[Mapping[str, Callable[[], Likelihood]]] = {
     "categorical": fl.Categorical,
     "bernoulli": fl.Bernoulli,
     "gaussian": fl.Gaussian,
 }
+
+
+def problem(
+    name: str, data_dir: Path | None = None, seed: int = 0, dtype: torch.dtype | None = None
+) -> Problem:
+    """Return a problem by its name, or that of `file.py:function` with a seed's weights.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the function gives something else.
+
+    Examples
+    --------
+    >>> problem("nowhere.py:mine")
+    Traceback (most recent call last):
+    ValueError: --problem nowhere.py:mine is not found: there is no file nowhere.py.
+    """
+    if ":" not in name:
+        return fl.problems.load(name, data_dir, seed, dtype=dtype or torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = _call("problem", name)
+    if not isinstance(made, Problem):
+        raise ValueError(
+            f"--problem {name} must return a fisherlab.problems.Problem, but returns a "
+            f"{type(made).__name__}."
+        )
+    if dtype is not None:
+        made.model.to(dtype)
+        made = replace(made, train=_cast(made.train, dtype), test=_cast(made.test, dtype))
+    return made
+
+
+def check_problem(name: str) -> None:
+    """Refuse the name of a problem that there is not; files are read later."""
+    if ":" not in name:
+        fl.problems.describe(name)
+
+
+def _cast(pair: Pair, dtype: torch.dtype) -> Pair:
+    x, y = (part.to(dtype) if part.is_floating_point() else part for part in pair)
+    return x, y
+
+
+def likelihood(name: str) -> Likelihood:
+    """Return a likelihood by name, or what `file.py:function` returns.
+
+    Raises
+    ------
+    ValueError
+        If that is no likelihood; the methods that it lacks are named.
+
+    Examples
+    --------
+    >>> likelihood("gaussian")
+    Gaussian(variance=1.0)
+    >>> likelihood("math:gcd")
+    Traceback (most recent call last):
+    ValueError: --likelihood math:gcd returns a int, which lacks check, loss, gradient, \
+column_count, root, uniforms_per_example, sample, mask; see fl.Likelihood.
+    """
+    if name in LIKELIHOODS:
+        return LIKELIHOODS[name]()
+    made = _call("likelihood", name)
+    needed = [one for one in vars(Likelihood) if not one.startswith("_")]
+    lacking = [one for one in needed if not callable(getattr(made, one, None))]
+    if lacking:
+        raise ValueError(
+            f"--likelihood {name} returns a {type(made).__name__}, which lacks "
+            f"{', '.join(lacking)}; see fl.Likelihood."
+        )
+    found: Likelihood = made
+    return found
 
 
 def load(config: ReportConfig) -> Problem:
@@ -56,10 +132,10 @@ Linear.__init__() missing 2 required positional arguments: 'in_features' and \
         )
     if not config.data:
         raise ValueError("--model needs --data: a file with x and y, or module:function.")
-    train, test = (_fit(pair, config) for pair in _data(config.data))
+    meant = likelihood(config.likelihood)
+    train, test = (_fit(pair, config.data, meant) for pair in _data(config.data))
     _try(made, train[0][:2], config)
-    likelihood = LIKELIHOODS[config.likelihood]()
-    return Problem(config.subject, made, likelihood, train, test)
+    return Problem(config.subject, made, meant, train, test)
 
 
 def _try(model: nn.Module, x: Tensor, config: ReportConfig) -> None:
@@ -175,18 +251,18 @@ def _pairs(spec: str, found: Any) -> tuple[Any, Any]:
     return found, None
 
 
-def _fit(pair: Any, config: ReportConfig) -> Pair:
+def _fit(pair: Any, spec: str, meant: Likelihood) -> Pair:
     """Return a pair of tensors whose y has the type that the likelihood reads."""
     if pair is None:
         return torch.empty(0), torch.empty(0)
-    x, y = (_tensor(each, config.data) for each in pair)
+    x, y = (_tensor(each, spec) for each in pair)
     if not (x.ndim and y.ndim and len(x) == len(y) and len(x)):
         raise ValueError(
-            f"--data {config.data} must hold as many x as y, at least one, but has "
+            f"--data {spec} must hold as many x as y, at least one, but has "
             f"shapes {tuple(x.shape)} and {tuple(y.shape)}."
         )
-    if config.likelihood == "categorical":
-        return x, _classes(y, config.data)
+    if isinstance(meant, fl.Categorical):
+        return x, _classes(y, spec)
     return x, y.to(x.dtype if x.dtype.is_floating_point else torch.get_default_dtype())
 
 
