@@ -103,7 +103,7 @@ def damping_verdict(found: xr.Dataset) -> list[str]:
     >>> import torch, fisherlab as fl
     >>> model, data = torch.nn.Linear(3, 2).double(), (torch.rand(20, 3).double(), None)
     >>> stats = fl.collect(model, data, fl.Categorical())
-    >>> v = {"weight+bias": torch.ones(2, 4).double()}
+    >>> v = {"weight": torch.ones(2, 4).double()}
     >>> found = fl.sweep(stats, ["exact"], damping=[0.1, 1.0], gradient=v)
     >>> damping_verdict(found)[1]
     '`exact` reaches 90 % of it at every λ; nowhere worse than the gradient.'
