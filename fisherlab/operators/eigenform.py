@@ -435,6 +435,9 @@ class Eigenform(Operator):
     def inner_by_vectors(self, other: Operator) -> float:
         """Return ⟨self, other⟩ from products of the other with the eigenvectors."""
         total = self.rest * other.trace() if self.rest else 0.0
+        if self.basis.is_identity:
+            diagonal = other.diagonal().flatten().double()
+            return total + float(self._inside.flatten().double() @ diagonal)
         for panel in self.panels():
             forms = other.quadratic_form(self.vectors(panel)).double()
             total += float(forms @ self._inside[panel].double())

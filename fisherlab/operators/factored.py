@@ -376,9 +376,16 @@ def _factored_eigenform(a: FactoredFisher, b: Eigenform) -> float:
 
 @inner_product(FactoredFisher, Dense)
 def _factored_dense(a: FactoredFisher, b: Dense) -> float:
-    if a._block_is_cheap:
+    p, m = a.shape[0], a.samples.columns * a.samples.examples
+    if a._block_is_cheap or a.samples.dense_flops() < m * p * p:
         return float((a._formed() * b.matrix).sum(dtype=torch.float64))
     return _factored_any(a, b)
+
+
+@inner_product(FactoredFisher, IterativeInverse)
+def _factored_iterative(a: FactoredFisher, b: IterativeInverse) -> float:
+    """Solve for every sample, or form the inverse where p is what is small."""
+    return _factored_any(a, b) if a.uses_gram else a.inner(b.formed)
 
 
 @inner_product(FactoredFisher, Operator, by_samples=True)
