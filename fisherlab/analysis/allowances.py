@@ -267,12 +267,17 @@ def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:
     )
 
 
-def _inversion(s: Samples) -> tuple[Work, bool]:
-    """Return what factorising the damped exact block takes, and whether by the Gram."""
+def by_gram(s: Samples) -> bool:
+    """Return whether the samples are fewer than the rows of their exact block."""
+    return _block(s).uses_gram
+
+
+def _inversion(s: Samples) -> Work:
+    """Return what factorising the damped exact block takes."""
     _, _, m, p = _sizes(s)
-    if _block(s).uses_gram:
-        return Work(s.gram_flops() + m**3 / 3, 2 * NUMBER * m**2), True
-    return Work(s.dense_flops() + p**3 / 3, 3 * NUMBER * p**2), False
+    if by_gram(s):
+        return Work(s.gram_flops() + m**3 / 3, 2 * NUMBER * m**2)
+    return Work(s.dense_flops() + p**3 / 3, 3 * NUMBER * p**2)
 
 
 def shared(s: Samples, part: Needs) -> Work:
@@ -280,14 +285,14 @@ def shared(s: Samples, part: Needs) -> Work:
     _, _, m, p = _sizes(s)
     if part == "matrix":
         return Work(_norm(s))
-    work, by_gram = _inversion(s)
+    work = _inversion(s)
     if part == "gradient":
         block = _block(s)
         return Work(ROUNDS * product(s)) if block.iterates else work
     # The inverse itself, and by the Gram the samples in its coordinates.
-    if by_gram:
+    if by_gram(s):
         return work + Work(EIGEN * m**3 + m * m * p, 2 * NUMBER * m * p)
-    return work + Work(p**3, 3 * NUMBER * p**2)
+    return work + Work(p**3 / 2, 3 * NUMBER * p**2)
 
 
 def _terms(method: Approximator) -> int:
@@ -380,19 +385,17 @@ def against_inverse(s: Samples, method: Approximator) -> Work:
     """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with the samples in its coordinates."""
     work = _inverse_inner(s, method)
     _, _, m, p = _sizes(s)
-    _, by_gram = _inversion(s)
-    return work + Work(m * m * p if by_gram else 0)
+    return work + Work(m * m * p if by_gram(s) else 0)
 
 
 def _inverse_inner(s: Samples, method: Approximator) -> Work:
     o, i, m, p = _sizes(s)
-    _, by_gram = _inversion(s)
-    columns = m if by_gram else 0
+    columns = m if by_gram(s) else 0
     if isinstance(method, MiniBlock):
         formed = Work(o * i**3, 2 * NUMBER * o * i * i)
         return formed + Work(columns * p * i)
     if _terms(method) > 1 and isinstance(method, ITERATED):
         solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
-        return Work(p**3 + solves, 6 * NUMBER * p * p)
-    dense = 0 if by_gram else 3 * NUMBER * p * p
+        return Work(p**3 * 5 / 6 + solves, 6 * NUMBER * p * p)
+    dense = 0 if columns else 3 * NUMBER * p * p
     return Work(2 * columns * p * (o + i), dense)

@@ -6,6 +6,7 @@ from fisherlab.analysis.allowances import (
     Allowance,
     Work,
     against_inverse,
+    by_gram,
     chosen,
     own,
     product,
@@ -80,9 +81,10 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
 
 
 def _traces(s: Samples, method: Approximator) -> Work:
-    """Count the traces of a divergence: where no basis is known, a solve a sample."""
-    rows = min(s.columns * s.examples, s.weight_shape[0] * s.weight_shape[1])
-    return against_inverse(s, method) + Work(rows * solved_again(s, method))
+    """Count the traces of a divergence; by the Gram, where no basis is known, by solves."""
+    rows = s.columns * s.examples
+    solves = rows * solved_again(s, method) if by_gram(s) else 0.0
+    return against_inverse(s, method) + Work(solves)
 
 
 def _further(s: Samples, method: Approximator) -> float:

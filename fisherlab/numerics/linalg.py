@@ -256,6 +256,17 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return top, x - top
 
 
+def kron(first: Float[Tensor, "a b"], second: Float[Tensor, "c d"]) -> Float[Tensor, "e f"]:
+    """Return first ⊗ second, also of factors laid out unlike, which torch.kron refuses.
+
+    Examples
+    --------
+    >>> kron(torch.ones(2, 3).T, torch.ones(4, 5)).shape
+    torch.Size([12, 10])
+    """
+    return torch.kron(first.contiguous(), second.contiguous())
+
+
 def inverse_of_root(root: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
     """Return (L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹ of lower triangular L.
 

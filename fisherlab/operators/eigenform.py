@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.held import Held
-from fisherlab.numerics.linalg import eigh, require_finite, require_positive
+from fisherlab.numerics.linalg import eigh, kron, require_finite, require_positive
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.samples import Samples
@@ -149,8 +149,7 @@ class Modes(Basis):
             return torch.block_diag(*map(inner.dense, values.view(self.shape[0], -1)))
         pairs = zip(self.shape, self.bases, strict=True)
         bases = (_eye(values[:1].expand(n)) if b is None else b for n, b in pairs)
-        # torch.kron cannot lay out a matrix by columns beside one by rows
-        whole = reduce(torch.kron, (one.contiguous() for one in bases))
+        whole = reduce(kron, bases)
         return (whole * values) @ whole.T
 
     def energies(self, samples: Samples) -> Float[Tensor, " r"]:

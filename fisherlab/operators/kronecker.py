@@ -15,6 +15,7 @@ from fisherlab.numerics.linalg import (
     compensated_sum,
     eigh,
     factorised,
+    kron,
     require_finite,
     require_positive,
 )
@@ -108,7 +109,7 @@ class KroneckerSum(Operator):
         p = self.shape[0]
         out = torch.zeros(p, p, dtype=self.dtype, device=self.device)
         for rows, cols in self.terms:
-            out += torch.kron(rows, cols)
+            out += kron(rows, cols)
         return out
 
     def diagonal(self) -> Float[Tensor, "o i"]:

@@ -13,6 +13,7 @@ from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
     inverse_of_root,
+    kron,
     narrowed,
     require_positive,
 )
@@ -69,7 +70,7 @@ class KroneckerCongruence(Operator):
         return (rows @ (turned * self.entries) @ cols.mT).real
 
     def _dense(self) -> Float[Tensor, "p p"]:
-        basis = torch.kron(self.row_basis, self.column_basis)
+        basis = kron(self.row_basis, self.column_basis)
         return ((basis * self.entries.flatten()) @ basis.mH).real
 
     def diagonal(self) -> Float[Tensor, "o i"]:

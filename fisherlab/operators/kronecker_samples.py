@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import kron
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.kronecker import KroneckerSum
@@ -62,7 +63,7 @@ class KroneckerSamples(Operator):
 
     def _dense(self) -> Float[Tensor, "p p"]:
         rows = self.row_samples.T @ self.row_samples
-        return torch.kron(rows, self.column_samples.T @ self.column_samples)
+        return kron(rows, self.column_samples.T @ self.column_samples)
 
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return diag(RᵀR) diag(CᵀC)ᵀ."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.held import STAYS
-from fisherlab.numerics.linalg import eigh, factorised, require_positive
+from fisherlab.numerics.linalg import eigh, factorised, kron, require_positive
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
@@ -110,8 +110,8 @@ class StationaryInverse(Operator):
         return self.row_root @ z @ self.column_root / self.length
 
     def _dense(self) -> Float[Tensor, "p p"]:
-        step = torch.kron(self.row_step, self.column_step)
-        root = torch.kron(self.row_root, self.column_root)
+        step = kron(self.row_step, self.column_step)
+        root = kron(self.row_root, self.column_root)
         eye = torch.eye(len(step), dtype=self.dtype, device=self.device)
         middle: Tensor = factorised("solve", eye - step @ step.T, self, eye - step)
         return root @ (eye - step.T) @ middle @ root / self.length

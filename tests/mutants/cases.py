@@ -36,10 +36,17 @@ OPERATORS = [
     mutant(
         "the factors of a Kronecker product change places",
         "operators/kronecker.py",
-        "out += torch.kron(rows, cols)",
-        "out += torch.kron(cols, rows)",
+        "out += kron(rows, cols)",
+        "out += kron(cols, rows)",
         "operators::it_is_the_matrix_of_its_definition",
         "operators::products_are_those_of_the_matrix",
+    ),
+    mutant(
+        "a panel of an inverse is not mirrored",
+        "numerics/linalg.py",
+        "        found[..., :start, start:end] = rows[..., :start].mT\n",
+        "",
+        "numerics::inverses_of_roots_go_panel_by_panel",
     ),
     mutant(
         "the trace of a sum adds the traces of its factors",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import kron
 from fisherlab.operators.base import Provenance
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense
@@ -96,8 +97,8 @@ class BlockTridiagonalInverse(NetworkOperator):
         """Return the dense block −Λ_i Ψ_i right of the diagonal."""
         psi, phi = self.regressions[number]
         own = list(self.middles.values())[number]
-        left = torch.kron(own.row_basis, own.column_basis) * own.entries.flatten()
-        right = torch.kron(own.row_basis.T @ psi, own.column_basis.T @ phi)
+        left = kron(own.row_basis, own.column_basis) * own.entries.flatten()
+        right = kron(own.row_basis.T @ psi, own.column_basis.T @ phi)
         return -(left @ right)
 
     def _dense(self) -> Float[Tensor, "p p"]:
@@ -162,7 +163,7 @@ class BlockTridiagonalInverse(NetworkOperator):
 
 def _formed(part: Part) -> Tensor:
     rows, cols, entries = part
-    basis = torch.kron(rows, cols)
+    basis = kron(rows, cols)
     return (basis * entries.flatten()) @ basis.T
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.linalg import kron
 from fisherlab.operators.base import Provenance, column_inner, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
@@ -113,7 +114,7 @@ class KroneckerBlocks(NetworkOperator):
 
     def block(self, row: str, column: str) -> Float[Tensor, "p q"]:
         """Return the dense block G_ij ⊗ A_ij between two weights."""
-        return torch.kron(*self.factors(row, column))
+        return kron(*self.factors(row, column))
 
     def _dense(self) -> Float[Tensor, "p p"]:
         rows = [torch.cat([self.block(i, j) for j in self.shapes], 1) for i in self.shapes]
