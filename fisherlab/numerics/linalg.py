@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
@@ -256,7 +256,7 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return top, x - top
 
 
-def kron(first: Float[Tensor, "a b"], second: Float[Tensor, "c d"]) -> Float[Tensor, "e f"]:
+def kron(first: Num[Tensor, "a b"], second: Num[Tensor, "c d"]) -> Num[Tensor, "e f"]:
     """Return first ⊗ second, also of factors laid out unlike, which torch.kron refuses.
 
     Examples
