@@ -9,7 +9,8 @@ SEED ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-FAST := not slow and not gpu and not browser
+DEVICE ?= sim
+FAST := not slow and not gpu and not browser and not device
 
 # What no seed of the tests' generators changes: `make test SEED=1` leaves it out.
 UNSEEDED := tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
@@ -21,7 +22,7 @@ UNSEEDED := tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_
 	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install report reproduce-quick test test-all mutants lint types browser bench \
+.PHONY: help install report reproduce-quick test test-all test-device mutants lint types browser bench \
 	peers lab clean
 
 help:  ## list the targets
@@ -51,7 +52,13 @@ test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 		--jaxtyping-packages=) $(ARGS)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -m "not device" $(ARGS)
+	$(BIN)/python -m pytest -q -m device tests/on_device $(ARGS)
+
+# Tests of their own process: the simulated device is made known before all else.
+test-device: $(INSTALLED)  ## compare the library on DEVICE (sim, cuda, ...) with the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m device tests/on_device \
+		--device $(DEVICE) --jaxtyping-packages= $(ARGS)
 
 mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import generators
+from tests import generators, simulated_device
 
 COMMON = {
     "deadline": None,  # the machines are shared
@@ -31,6 +31,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     default = int(os.environ.get("FISHERLAB_TEST_SEED", "0"))
     help_ = "the base seed of every test's generators (default: $FISHERLAB_TEST_SEED or 0)"
     parser.addoption("--seed", type=int, default=default, help=help_)
+    help_ = "where tests marked `device` run: sim, or what torch finds, such as cuda"
+    parser.addoption("--device", default="sim", help=help_)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Make the device known where tests ask for it, before one of them goes backward."""
+    asking = [item for item in items if item.get_closest_marker("device")]
+    if not asking:
+        return
+    missing = simulated_device.missing(config.getoption("device"))
+    for item in asking if missing else ():
+        item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests marked `device` put models and data."""
+    return torch.device(request.config.getoption("device"), 0)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
