@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_130_and_says_where_everything_is(tmp_path, capsys, monkey
         (("--every", "0"), "positive number of steps"),
         (("--every", "2", "--moments", "3"), "not allowed with argument"),
         (("--layers", "fc9"), "fc9"),
-        (("--device", "gpu"), "this machine offers cpu"),
+        (("--device", "gpu"), "no device 'gpu' here. Choose from cpu"),
         (("--alpha", "-1"), "positive"),
     ],
 )

@@ -24,6 +24,7 @@ from fisherlab.catalogue import METRICS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
+from fisherlab.numerics.devices import wait
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
@@ -159,17 +160,12 @@ def _timed(action: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     best, result = float("inf"), None
     for _ in range(repeats):
         result = None  # freed before the next is made
-        _wait()
+        wait()
         start = time.perf_counter()
         result = action()
-        _wait()
+        wait()
         best = min(best, time.perf_counter() - start)
     return best, result
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _labelled(

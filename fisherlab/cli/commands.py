@@ -125,12 +125,14 @@ def add_reproduce(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace, command: str) -> None:
+    from fisherlab.numerics.devices import require_device
     from fisherlab.reproduce import catalogue
     from fisherlab.reproduce.experiment import Setting
 
     if arguments.name == "list":
         print(_rows_listed(arguments.data_dir))
         return
+    require_device(arguments.device)
     setting = Setting(
         arguments.seed, arguments.quick, arguments.device, arguments.data_dir, Path("runs")
     )

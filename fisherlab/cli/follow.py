@@ -74,7 +74,11 @@ def add_problem(group: Any) -> None:
         default="float64",
         help="precision (default: float64)",
     )
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:<number>")
+    group.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, or what torch finds: cuda, cuda:1, mps, xpu",
+    )
 
 
 def _add_probes(group: Any) -> None:
@@ -174,12 +178,10 @@ def load_problem(arguments: argparse.Namespace, seed: int) -> Any:
     """Load the problem that the options name, with the weights of a seed."""
     import torch
 
+    from fisherlab.numerics.devices import require_device
     from fisherlab.report import own
-    from fisherlab.report.job import available_devices
 
-    if arguments.device not in available_devices():
-        known = ", ".join(available_devices())
-        raise ValueError(f"--device {arguments.device}: this machine offers {known}.")
+    require_device(arguments.device)
     dtype = getattr(torch, arguments.dtype)
     problem = own.problem(arguments.problem, arguments.data_dir, seed, dtype)
     return problem.to(arguments.device)

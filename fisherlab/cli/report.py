@@ -102,7 +102,7 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
         "factored": "dampings λ on the factors of Kronecker products",
         "examples": "most examples that the Fisher is taken over",
         "layers": "blocks whose inverse is drawn (default: those up to 2,000 parameters)",
-        "device": "cpu, cuda or cuda:<number>",
+        "device": "cpu, or what torch finds, such as cuda, cuda:1, mps, xpu",
         "budget": "memory of the analysis, e.g. 4GiB; what exceeds it is left out",
         "time": "time of the analysis, e.g. 20min; what exceeds it is left out",
     },

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from fisherlab.errors import BudgetError
+from fisherlab.numerics.devices import free_bytes
 
 Budget = int | float | str | None
 
@@ -24,16 +24,6 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-
-
-def free_bytes(device: torch.device | str = "cpu") -> int:
-    """Return the number of bytes free on a device now."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free) + cached
-    return int(psutil.virtual_memory().available)
 
 
 def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:

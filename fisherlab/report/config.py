@@ -72,7 +72,7 @@ class ReportConfig:
     seed
         Decides initial weights, order of the examples and sampled labels.
     device
-        `cpu`, `cuda` or `cuda:<number>`.
+        `cpu`, or what torch finds, such as `cuda`, `cuda:1`, `mps` or `xpu`.
     budget
         Memory of the analysis, e.g. "4 GiB": half for statistics, half for what is
         formed of them. What would exceed it is left out and named.

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
 
 import fisherlab as fl
@@ -18,6 +17,7 @@ from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.wording import aligned
 from fisherlab.errors import NumericalError
+from fisherlab.numerics.devices import require_device
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
 from fisherlab.report import own
@@ -106,7 +106,7 @@ def check(config: ReportConfig) -> None:
     if not config.model:
         own.check_problem(config.problem)
     _check_known("approximator", config.approximators, tuple(fl.approximators()))
-    _check_known("device", (config.device,), available_devices())
+    require_device(config.device)
     parse_budget(config.budget)
     parse_time(config.time)
 
@@ -117,18 +117,6 @@ def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
             raise ValueError(
                 f"There is no {kind} {name!r} here. Choose from {', '.join(known)}."
             )
-
-
-def available_devices() -> tuple[str, ...]:
-    """Return the names of the devices this machine offers to torch.
-
-    Examples
-    --------
-    >>> available_devices()[0]
-    'cpu'
-    """
-    count = torch.cuda.device_count()
-    return ("cpu", *(["cuda"] if count else []), *(f"cuda:{k}" for k in range(count)))
 
 
 def load(config: ReportConfig) -> Problem:

@@ -1,12 +1,12 @@
 """A model must give the same output twice: by its draws, or layer by layer."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherlab.errors import NumericalError, UnsupportedModelError
+from fisherlab.numerics.devices import generator_states, generators_kept
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
 from fisherlab.statistics.values import LayerStatistics
@@ -25,28 +25,16 @@ def require_repeatable(view: ModelView, batch: Batch) -> None:
     UnsupportedModelError
         Saying what to do.
     """
-    with torch.no_grad(), _generator_kept(view.device):
-        before = _state(view.device)
+    with torch.no_grad(), generators_kept(view.device):
+        before = generator_states(view.device)
         view(batch.part(slice(0, 2)))
-        draws = not all(map(torch.equal, before, _state(view.device)))
+        draws = not all(map(torch.equal, before, generator_states(view.device)))
     if draws:
         raise UnsupportedModelError(
             "The model's forward pass draws random numbers (functional or attention "
             "dropout, noise, stochastic depth), so its Fisher would be random. Use `with "
             "fisherlab.frozen(model):` (eval mode), or switch the randomness off."
         )
-
-
-def _state(device: torch.device) -> list[Tensor]:
-    """Return the state of torch's generators that a model on the device may draw from."""
-    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
-    return [torch.get_rng_state(), *own]
-
-
-def _generator_kept(device: torch.device) -> Any:
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def require_equal(first: Run, second: Run) -> None:

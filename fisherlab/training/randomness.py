@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fisherlab.numerics.devices import generator_states, generators_kept
 
 
 def _number(seed: int, step: int) -> int:
@@ -44,13 +45,7 @@ def own_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]
     >>> bool((before == torch.get_rng_state()).all())
     True
     """
-    on_cuda = device.type == "cuda"
-    number = _number(seed, step)
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(number)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
+    with generators_kept(device, _number(seed, step)):
         yield
 
 
@@ -67,16 +62,17 @@ def drawing(model: nn.Module) -> Iterator[Callable[[], bool]]:
     >>> drawn()
     True
     """
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    devices = dict.fromkeys(p.device for p in model.parameters())
 
-    def state() -> list[Any]:
-        on_devices = [torch.cuda.get_rng_state(device).tolist() for device in devices]
-        return [torch.get_rng_state().tolist(), on_devices]
+    def states() -> list[Tensor]:
+        return [state for device in devices for state in generator_states(device)]
 
-    before, changed = state(), False
-    with torch.random.fork_rng(devices=devices):
+    before, changed = states(), False
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(generators_kept(device))
         yield lambda: changed
-        changed = state() != before
+        changed = not all(map(torch.equal, before, states()))
 
 
 @contextmanager

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from fisherlab.numerics.devices import wait
+
 
 def once(action: Callable[[], Any]) -> float:
     """Seconds of one call, the result thrown away before the next."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     result = action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     seconds = time.perf_counter() - start
     del result
     return seconds

@@ -1,0 +1,132 @@
+"""Devices of torch, whichever there are: names, free memory, generators, waiting."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the names of the devices that torch finds here.
+
+    Examples
+    --------
+    >>> available_devices()[0]
+    'cpu'
+    """
+    found = torch.accelerator.current_accelerator() if _accelerated() else None
+    if found is None:
+        return ("cpu",)
+    count = torch.accelerator.device_count()
+    return ("cpu", found.type, *(f"{found.type}:{k}" for k in range(count)))
+
+
+def require_device(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises
+    ------
+    ValueError
+        Naming those that are.
+
+    Examples
+    --------
+    >>> require_device("abacus")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: There is no device 'abacus' here. Choose from cpu...
+    """
+    known = available_devices()
+    if name not in known:
+        msg = f"There is no device {name!r} here. Choose from {', '.join(known)}."
+        raise ValueError(msg)
+
+
+def _accelerated() -> bool:
+    return torch.accelerator.is_available()
+
+
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the number of bytes free on a device now.
+
+    What torch holds without using it counts as free.
+    """
+    device = torch.device(device)
+    if device.type in ("cpu", "meta"):
+        return int(psutil.virtual_memory().available)
+    module: Any = torch.get_device_module(device)
+    if device.type == "mps":  # it shares the memory of the host
+        return int(module.recommended_max_memory() - module.driver_allocated_memory())
+    free, _ = module.mem_get_info(device)
+    if not hasattr(module, "memory_reserved"):  # it holds nothing back
+        return int(free)
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))
+
+
+def wait() -> None:
+    """Wait until the accelerator, if there is one, has done all it was asked for."""
+    if _accelerated():
+        torch.accelerator.synchronize()
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that a model on a device may draw from.
+
+    Examples
+    --------
+    >>> len(generator_states(torch.device("cpu")))
+    1
+    """
+    return [
+        torch.get_rng_state(),
+        *(_module(d).get_rng_state(*_at(d)) for d in _own(device)),
+    ]
+
+
+@contextmanager
+def generators_kept(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Put the generators of the host and of a device back afterwards.
+
+    Parameters
+    ----------
+    device
+        The host's generator is kept in any case.
+    seed
+        What they begin with; as they are if None.
+
+    Examples
+    --------
+    >>> with generators_kept(torch.device("cpu"), 3):
+    ...     first = torch.rand(1)
+    >>> with generators_kept(torch.device("cpu"), 3):
+    ...     bool(first == torch.rand(1))
+    True
+    """
+    before = generator_states(device)
+    if seed is not None:
+        drawing = [torch.device("cpu"), *_own(device)]
+        _set(device, [torch.Generator(d).manual_seed(seed).get_state() for d in drawing])
+    try:
+        yield
+    finally:
+        _set(device, before)
+
+
+def _set(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for own, state in zip(_own(device), states[1:], strict=True):
+        _module(own).set_rng_state(state, *_at(own))
+
+
+def _own(device: torch.device) -> list[torch.device]:
+    return [] if device.type in ("cpu", "meta") else [device]
+
+
+def _module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+def _at(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one of them
