@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from fisherlab.numerics import looks
 from fisherlab.showing import shown
 
 
@@ -172,14 +173,17 @@ class Categorical:
                 "are said by class_axis."
             )
             raise ValueError(msg)
-        used = target[target != self.ignore_index]
+        if not target.numel():
+            return
         classes = shape[axis]
-        if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
-            msg = (
-                f"Categorical: labels run from {int(used.min())} to {int(used.max())}, "
+        least, most = torch.where(target == self.ignore_index, 0, target).aminmax()
+        looks.require(
+            (least >= 0) & (most < classes),
+            lambda: ValueError(
+                f"Categorical: labels run from {int(least)} to {int(most)}, "
                 f"but the output has {classes} classes (0 to {classes - 1})."
-            )
-            raise ValueError(msg)
+            ),
+        )
 
     def _require_axis(self, shape: tuple[int, ...], target: Tensor | None) -> None:
         """Refuse to guess between (N, ..., C) and torch's (N, C, ...)."""
@@ -197,20 +201,28 @@ class Categorical:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return −Σ log p(y), shape (N,)."""
-        used = target != self.ignore_index
         axis = self._axis(output)
-        index = torch.where(used, target, 0).long().unsqueeze(axis)
+        used, index = self._chosen(output, target)
         chosen = output.log_softmax(axis).gather(axis, index).squeeze(axis)
         return -(chosen * used).flatten(1).sum(1) if chosen.dim() > 1 else -chosen * used
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """Return p − onehot(y), zero where ignored."""
         target = _need(target, "Categorical")
-        used, axis = target != self.ignore_index, self._axis(output)
-        index = torch.where(used, target, 0).long().unsqueeze(axis)
+        axis = self._axis(output)
+        used, index = self._chosen(output, target)
         out = output.softmax(axis)
         out = out.scatter_add(axis, index, torch.full_like(out.narrow(axis, 0, 1), -1.0))
         return out * used.unsqueeze(axis)
+
+    def _chosen(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which positions are used, and their classes along the axis of these."""
+        axis = self._axis(output)
+        used = target != self.ignore_index
+        index = torch.where(used, target, 0).long()
+        if looks.postponing(index):  # a wrong label may end the process before its look
+            index = index.clamp(0, output.shape[axis] - 1)
+        return used, index.unsqueeze(axis)
 
     def column_count(self, output: Tensor) -> int:
         """Return positions · (classes − 1)."""
@@ -297,19 +309,22 @@ class Bernoulli:
         _check_real(output, target, "Bernoulli")
         if target is None:
             return
-        used = target[~target.isnan()] if target.is_floating_point() else target
-        if used.numel() and (float(used.min()) < 0 or float(used.max()) > 1):
-            msg = (
-                f"Bernoulli: labels run from {float(used.min()):g} to "
-                f"{float(used.max()):g}; numbers in [0, 1] are expected."
-            )
-            raise ValueError(msg)
+        if not target.numel():
+            return
+        least, most = _real(target).aminmax()
+        looks.require(
+            (least >= 0) & (most <= 1),
+            lambda: ValueError(
+                f"Bernoulli: labels run from {float(least):g} to "
+                f"{float(most):g}; numbers in [0, 1] are expected."
+            ),
+        )
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return Σ softplus(z) − y z, shape (N,)."""
         known = torch.nan_to_num(target.to(output.dtype))
         each = torch.nn.functional.softplus(output) - known * output
-        return _sum_outputs(each, self.mask(output, target))
+        return _sum_known(each, target)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """Return q − y."""
@@ -372,7 +387,7 @@ class Gaussian:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return ‖y − f‖² / (2σ²), shape (N,)."""
         each = (output - target.to(output.dtype).nan_to_num()).square()
-        return _sum_outputs(each, self.mask(output, target)) / (2 * self.variance)
+        return _sum_known(each, target) / (2 * self.variance)
 
     def gradient(self, output: Tensor, target: Tensor) -> Tensor:
         """Return (f − y) / σ²."""
@@ -411,13 +426,24 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
             f"of shape {tuple(output.shape)}; the two must be equal."
         )
         raise ValueError(msg)
-    if target is not None and (target.is_complex() or bool(target.isinf().any())):
-        msg = (
+    if target is None:
+        return
+    infinite, numbers, dtype = target.isinf().sum(), target.numel(), target.dtype
+
+    def complaint() -> ValueError:
+        return ValueError(
             f"{name}: labels must be finite real numbers (NaN where one is missing); "
-            f"{int(target.isinf().sum())} of {target.numel()} are infinite, dtype "
-            f"{target.dtype}."
+            f"{int(infinite)} of {numbers} are infinite, dtype {dtype}."
         )
-        raise ValueError(msg)
+
+    if target.is_complex():
+        raise complaint()
+    looks.require(infinite == 0, complaint)
+
+
+def _real(target: Tensor) -> Tensor:
+    """Return labels with 0 for those that are missing."""
+    return target.nan_to_num(0.0) if target.is_floating_point() else target
 
 
 def _known(output: Tensor, target: Tensor | None) -> Tensor | None:
@@ -431,8 +457,11 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else values * mask
 
 
-def _sum_outputs(each: Tensor, mask: Tensor | None) -> Tensor:
-    return _masked(each, mask).flatten(1).sum(1) if each.dim() > 1 else _masked(each, mask)
+def _sum_known(each: Tensor, target: Tensor) -> Tensor:
+    """Return sums over the outputs whose label is not missing."""
+    if target.is_floating_point():
+        each = torch.where(target.isnan(), 0, each)
+    return each.flatten(1).sum(1) if each.dim() > 1 else each
 
 
 def _unit_columns(deviation: Tensor, part: slice) -> Tensor:

@@ -61,24 +61,25 @@ def conjugate_gradients(
     scale = _norm(right).clamp_min(torch.finfo(right.dtype).tiny)
     z = precondition(residual)
     direction, energy = z.clone(), _dot(residual, z)
-    positive, used = True, 0
-    while used < max_iterations and bool((_norm(residual) > tolerance * scale).any()):
+    used, rising = 0, torch.ones((), dtype=torch.bool, device=right.device)
+    while True:
+        active = _norm(residual) > tolerance * scale
+        left, positive = torch.stack([active.any(), rising]).tolist()  # the only look
+        if not left or not positive or used >= max_iterations:
+            break
         image = product(direction)
         curvature = _dot(direction, image)
-        active = _norm(residual) > tolerance * scale
-        positive = positive and bool((curvature[active] > 0).all())
-        if not positive:
-            break
-        step = torch.where(active, energy / curvature, torch.zeros_like(energy))
+        rising = ((curvature > 0) | ~active).all()
+        step = torch.where(active & rising, energy / curvature, 0)
         x += _scaled(direction, step)
         residual -= _scaled(image, step)
         z = precondition(residual)
         new = _dot(residual, z)
-        ratio = torch.where(active, new / energy, torch.zeros_like(energy))
+        ratio = torch.where(active, new / energy, 0)
         direction = z + _scaled(direction, ratio)
         energy, used = new, used + 1
     worst = float((_norm(residual) / scale).max()) if right.numel() else 0.0
-    return Solution(x, worst <= tolerance, used, worst, positive)
+    return Solution(x, worst <= tolerance, used - (not positive), worst, positive)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

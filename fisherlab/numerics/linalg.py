@@ -107,7 +107,7 @@ def damped_cholesky(
     shifted = matrix.double() if overwrite else matrix.double().clone()
     shifted.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
-    if int(info) == 0 and bool(torch.isfinite(factor[-1:]).all()):
+    if bool((info == 0) & torch.isfinite(factor[-1:]).all()):  # one look at the device
         return factor
     require_finite(shifted, f"{what} (damping {damping:g})")
     smallest = float(factorised("eigvalsh", shifted, what)[0]) - damping
@@ -127,7 +127,7 @@ def stacked_cholesky(
         If one is not positive definite; the smallest eigenvalue is named.
     """
     factor, info = torch.linalg.cholesky_ex(damped)
-    if not bool(info.any()) and bool(torch.isfinite(factor[..., -1, :]).all()):
+    if bool((info == 0).all() & torch.isfinite(factor[..., -1, :]).all()):
         return factor
     require_finite(damped, f"{what} (damping {damping:g})")
     smallest = float(factorised("eigvalsh", damped[info != 0], what).min()) - damping

@@ -282,7 +282,7 @@ def whitened(gradient: Tensor, other: Tensor, ridge: float) -> Tensor:
     inverse = factorised("inv", other.double(), "a factor of KL-Shampoo")
     wide = gradient.double()
     found = wide @ inverse @ wide.T
-    found.diagonal().add_(ridge * float(inverse.trace()))
+    found.diagonal().add_(ridge * inverse.trace())
     return (found / len(other)).to(gradient.dtype)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.layers import Block, select
 from fisherlab.layers import blocks as blocks_of
+from fisherlab.numerics import looks
 from fisherlab.showing import shown
 
 Form = Literal["step", "direction"]
@@ -71,8 +72,7 @@ class KLClip:
         if self.form == "direction":
             total = inner.abs().sum() + _FLOOR
         else:
-            rates = torch.tensor([rate for rate, _ in pairs], dtype=torch.float64).to(inner)
-            total = (rates.square() * inner).sum()
+            total = torch.stack([rate**2 * product for rate, product in pairs]).sum()
         # a direction that ascends has no positive estimate; it is left as it is
         ratio = torch.where(total > 0, self.bound / total, torch.ones_like(total))
         return ratio.sqrt().clamp_max(1)
@@ -219,6 +219,7 @@ def move_(
     state: State,
     directions: Mapping[str, Tensor],
     kept: Mapping[str, Tensor] | None,
+    good: Tensor | None = None,
 ) -> None:
     """Move the parameters in place, θ ← θ − η (m + γ θ).
 
@@ -229,6 +230,9 @@ def move_(
     kept
         Momenta of gradients to be remembered, by parameter name. If None, the momentum
         of directions is, m ← μ m + d.
+    good
+        Where the host has not looked yet, a boolean on the device: without it nothing
+        moves.
     """
     names = {parameter: name for name, parameter in parameters.named.items()}
     for group in parameters.groups:
@@ -238,24 +242,43 @@ def move_(
         steps = [directions[names[p]] for p in here]
         if kept is not None:
             for p in here:
-                state[p]["momentum"] = _own(kept[names[p]])
+                before = state[p].get("momentum", torch.zeros_like(p))
+                state[p]["momentum"] = _own(_if(good, kept[names[p]], before))
         elif group["momentum"]:
             steps = [
-                _added_(state[p], group["momentum"], step)
+                _added_(state[p], group["momentum"], step, good)
                 for p, step in zip(here, steps, strict=True)
             ]
         rate = float(group["lr"])
         if group["weight_decay"]:
-            torch._foreach_mul_(here, 1 - rate * group["weight_decay"])
-        torch._foreach_add_(here, steps, alpha=-rate)
+            torch._foreach_mul_(here, _factor(good, 1 - rate * group["weight_decay"]))
+        still = [_if(good, step, 0) for step in steps]
+        torch._foreach_add_(here, still, alpha=-rate)
 
 
-def _added_(state: dict[str, Tensor], momentum: float, step: Tensor) -> Tensor:
+def _added_(
+    state: dict[str, Tensor], momentum: float, step: Tensor, good: Tensor | None
+) -> Tensor:
     """Return m ← μ m + d, in place where there is one already."""
-    if "momentum" in state:
-        return state["momentum"].mul_(momentum).add_(step)
-    state["momentum"] = _own(step)
+    if "momentum" not in state:
+        state["momentum"] = _own(_if(good, step, 0))
+    elif good is None:
+        state["momentum"].mul_(momentum).add_(step)
+    else:
+        kept = state["momentum"]
+        kept.copy_(torch.where(good, momentum * kept + step, kept))
     return state["momentum"]
+
+
+def _if(good: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
+    return new if good is None else torch.where(good, new, old)
+
+
+def _factor(good: Tensor | None, value: float) -> Any:
+    if good is None:
+        return value
+    ones = torch.ones((), dtype=torch.float64, device=good.device)
+    return torch.where(good, value * ones, ones)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -275,17 +298,23 @@ def require_finite(
     NumericalError
         With the step and the damping of the block's group.
     """
-    finite = {name: torch.isfinite(d.sum()) for name, d in directions.items()}
-    if not finite or bool(torch.stack(list(finite.values())).all()):
+    if not directions:
         return
-    name = next(name for name, good in finite.items() if not bool(good))
-    kind = "direction" if bool(gradients[name].isfinite().all()) else "gradient"
-    damping = parameters.setting("damping")
-    first = next(n for n in parameters.blocks[name].parameters if n in damping)
-    raise NumericalError(
-        f"step {step}: the {kind} of block {name!r} holds NaN or infinity (damping "
-        f"{damping[first]!r}). No parameter was changed."
-    )
+    names = list(directions)
+    finite = torch.stack([torch.isfinite(d.sum()) for d in directions.values()])
+    known = {} if looks.postponing(finite) else gradients  # too large to be kept
+
+    def complaint() -> NumericalError:
+        name = names[finite.tolist().index(False)]
+        wrong = name in known and not bool(known[name].isfinite().all())
+        damping = parameters.setting("damping")
+        first = next(n for n in parameters.blocks[name].parameters if n in damping)
+        return NumericalError(
+            f"step {step}: the {'gradient' if wrong else 'direction'} of block {name!r} "
+            f"holds NaN or infinity (damping {damping[first]!r}). No parameter was changed."
+        )
+
+    looks.require(finite.all(), complaint)
 
 
 def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:

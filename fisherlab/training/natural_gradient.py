@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fisherlab.approximators.base import facts
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics import looks
 from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
@@ -206,23 +207,30 @@ class NaturalGradient(Preconditioned):
         parameters = self._parameters()
         before, holding, known = current(self.units, self._owners, parameters)
         due = self._due(self.statistics_every) or not (before and known)
-        passed, observed = self._passed(closure, batch, statistics_batch, parameters, due)
-        units, exceptions = self._renewed(passed.statistics, parameters, before)
-        if passed.statistics is not None and observed is not None:
-            exceptions |= self._passes.left(observed, parameters.blocks)
-        gradients = parameters.pack(passed.gradients)
+        between = not (due or self._due(self.inverse_every))
+        if not between:
+            self.look()
+        given = closure, batch, statistics_batch
         of_gradient = self.momentum_of == "gradient"
-        if of_gradient:
-            gradients = momenta(parameters, self.state, gradients)
-        directions = self.curvature.directions(units, gradients)
-        require_finite(self.steps, directions, gradients, parameters)
+        with looks.postponed(between) as found:
+            passed, observed = self._passed(*given, parameters, due)
+            units, exceptions = self._renewed(passed.statistics, parameters, before)
+            if passed.statistics is not None and observed is not None:
+                exceptions |= self._passes.left(observed, parameters.blocks)
+            gradients = parameters.pack(passed.gradients)
+            if of_gradient:
+                gradients = momenta(parameters, self.state, gradients)
+            directions = self.curvature.directions(units, gradients)
+            require_finite(self.steps, directions, gradients, parameters)
+        self._unseen += found
         units = remembering(units, directions)
         if self.clip is not None:
             scale = clipping(self.clip, parameters, directions, gradients)
             directions = {name: d * scale for name, d in directions.items()}
         kept = parameters.unpack(gradients) if of_gradient else None
         seen = self.curvature.seen(passed.statistics, parameters, exceptions)
-        move_(parameters, self.state, parameters.unpack(directions), kept)
+        moves = parameters.unpack(directions)
+        move_(parameters, self.state, moves, kept, looks.all_good(found))
         self.units, self.exceptions, self._owners = units, exceptions, holding
         if seen and observed is not None:
             after = self._passes.observe(observed, parameters.blocks, self.steps)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError, UnsupportedModelError
 from fisherlab.layers import Block
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics import looks
 from fisherlab.operators import Provenance
 from fisherlab.statistics import Empirical, Fisher, Statistics, taps
 from fisherlab.statistics.batches import Batch
@@ -76,12 +77,14 @@ def require_finite_loss(loss: Tensor) -> None:
     NumericalError
         With the loss and what to look for.
     """
-    if not bool(loss.isfinite()):
-        raise NumericalError(
+    looks.require(
+        loss.isfinite(),
+        lambda: NumericalError(
             f"The loss of the batch is {float(loss)}. Look for NaN or infinity in the "
             "batch, or for weights that grew: a smaller learning rate or more damping may "
             "help. No parameter was changed."
-        )
+        ),
+    )
 
 
 def returned_loss(returned: Any) -> Tensor:

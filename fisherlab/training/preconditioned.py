@@ -8,6 +8,7 @@ from torch import nn
 
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics import looks
 from fisherlab.statistics import Fisher
 from fisherlab.statistics.batches import Batch
 from fisherlab.training import serialise
@@ -41,6 +42,7 @@ class Preconditioned(torch.optim.Optimizer):
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
         self._owners: Owners = {}
+        self._unseen: list[looks.Look] = []
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         super().__init__(trainable if params is None else params, settings)
 
@@ -68,16 +70,28 @@ class Preconditioned(torch.optim.Optimizer):
             raise ValueError(msg)
         match_(self.state)
 
+    def look(self) -> None:
+        """Look at the steps since the last renewal, and raise what was wrong with one.
+
+        On an accelerator a step that renews nothing does not wait: what is not finite
+        there, or has wrong labels, moves no parameter, and the next renewal,
+        `state_dict` or this tells of it.
+        """
+        unseen, self._unseen = self._unseen, []
+        looks.look(unseen)
+
     def _parameters(self) -> Parameters:
         """Return what is optimised now."""
         return Parameters.of(self, self.model, type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
+        self.look()
         return serialise.lasting(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""
+        self.look()
         found = super().state_dict()
         found["param_groups"] = serialise.pack(found["param_groups"])
         own = serialise.pack({name: getattr(self, name) for name in self.kept})

@@ -39,13 +39,13 @@ class Alternation:
     def rows(self, cols: Tensor) -> Tensor:
         """Return the best G for an A: (Σ D A⁻¹ Dᵀ / N + κ tr(A⁻¹) I) / d_in."""
         inverse = _inverse(cols, "the column factor of KL-Shampoo")
-        shift = self.ridge * float(inverse.trace())
+        shift = self.ridge * inverse.trace()
         return _shifted(self.block.apply(inverse), shift) / len(cols)
 
     def cols(self, rows: Tensor) -> Tensor:
         """Return the best A for a G: (Σ Dᵀ G⁻¹ D / N + κ tr(G⁻¹) I) / d_out."""
         inverse = _inverse(rows, "the row factor of KL-Shampoo")
-        shift = self.ridge * float(inverse.trace())
+        shift = self.ridge * inverse.trace()
         return _shifted(self.block.adjoint(inverse), shift) / len(rows)
 
 
@@ -78,7 +78,8 @@ def _moved(old: Tensor, new: Tensor) -> float:
     half = damped_cholesky(old, 0.0, "the row factor of KL-Shampoo")
     left = torch.linalg.solve_triangular(half, new, upper=False)
     both = torch.linalg.solve_triangular(half, left.T, upper=False)
-    return float((both - torch.eye(len(new)).to(new)).norm()) / len(new) ** 0.5
+    both.diagonal().sub_(1)
+    return float(both.norm()) / len(new) ** 0.5
 
 
 def _inverse(matrix: Tensor, what: str) -> Tensor:
