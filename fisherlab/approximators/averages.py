@@ -117,8 +117,8 @@ def _(old: KroneckerSum, new: KroneckerSum, weight: float) -> KroneckerSum:
 
 def _pair(old: Term, new: Term, weight: float) -> Term:
     """Average one pair after giving the new factors the signs of the old ones."""
-    agreement = sum(a.flatten() @ b.flatten() for a, b in zip(old, new, strict=True))
-    sign = torch.where(agreement >= 0, 1.0, -1.0).to(new[0].dtype)
+    rows, cols = (a.flatten() @ b.flatten() for a, b in zip(old, new, strict=True))
+    sign = torch.where(rows + cols >= 0, 1.0, -1.0).to(new[0].dtype)
     return (sign * new[0]).lerp(old[0], weight), (sign * new[1]).lerp(old[1], weight)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fisherlab.numerics.devices import generators_kept
+
 Span = tuple[int, int]
 
 
@@ -119,8 +121,7 @@ def _tried(module: nn.Module, weight: Tensor) -> int:
 def _gradient(module: nn.Module, weight: Tensor, length: int) -> Tensor | None:
     """Return ∂y₀/∂W for a row of ones of this length, or None if it is not taken."""
     twin, small = copy.copy(module), 1 / weight.numel()
-    cuda = [weight.device] if weight.is_cuda else []
-    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+    with generators_kept(weight.device), torch.enable_grad():
         try:
             leaf = nn.Parameter(torch.full_like(weight, small))
             twin._parameters = {**module._parameters, "weight": leaf}

@@ -222,7 +222,7 @@ def _read(path: Path) -> Any:
     # BadZipFile, UnpicklingError and more.
     try:
         if path.suffix == ".pt":
-            return torch.load(path, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         with path.open("rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:

@@ -187,7 +187,7 @@ def _begin(run: Run, store: Store, chosen: Settings, steps: int, resume: bool) -
         run.resume(*found)
     record["settings"] = {**chosen, **record["settings"]}
     record |= {"steps": steps, "every": sorted({*run.measured, *run.wanted})}
-    record["sessions"].append(session(run.step))
+    record["sessions"].append(session(run.step) | {"device": str(run.device)})
     store.write_record(record)
     # Nothing is refused any more.
     store.drop_later(-1 if found is None else run.step)

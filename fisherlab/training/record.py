@@ -71,7 +71,6 @@ def described_problem(problem: Problem) -> Settings:
         "model": described(problem.model),
         "likelihood": described(problem.likelihood),
         "dtype": str(first.dtype).removeprefix("torch."),
-        "device": first.device.type,
         "train": _fingerprint(problem.train),
         "test": _fingerprint(problem.test),
         "labels": [checksum(y) for _, y in (problem.train, problem.test)],

@@ -15,6 +15,7 @@ from fisherlab.training.loop import take_step
 from fisherlab.training.probes import Moment, Tracker
 from fisherlab.training.randomness import generator, own_randomness
 from fisherlab.training.schedules import BatchSize, Order
+from fisherlab.training.serialise import moved
 from fisherlab.training.store import Checkpoint, Store, restore
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -68,6 +69,8 @@ class Run:
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self.loss_sum, self.loss_count = checkpoint.losses
         self.memories = dict(checkpoint.memories)
+        if any(t.device.type != self.device.type for t in checkpoint.model.values()):
+            self.memories = moved(self.memories, self.device)
         self.rows = [results.isel(step=[k]) for k in range(results.sizes.get("step", 0))]
         self._written, self._saved = len(self.rows), self.step
 

@@ -19,6 +19,7 @@ from torch import nn
 from fisherlab.analysis.files import drop_parts, last_step, read_parts, write_part
 from fisherlab.durable import PARTIAL, check_seal, claimed, write_durably, write_sealed
 from fisherlab.errors import DataError, StoreError
+from fisherlab.numerics.devices import available_devices
 from fisherlab.training.serialise import pack, unpack
 
 _VERSION: Final = 1
@@ -97,7 +98,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if not check_seal(path):  # torch reads no checksums
             _check_sums(path)
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location=_where_it_was, weights_only=True)
     except DataError:
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -110,6 +111,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise DataError(f"{path} is not a readable checkpoint: {error}") from error
     return _checked(found, path)
+
+
+def _where_it_was(storage: Any, location: str) -> Any:
+    """Load onto the device that was saved from, or onto the host where that is not."""
+    if location not in available_devices():
+        return storage
+    return torch.serialization.default_restore_location(storage, location)
 
 
 def _check_sums(path: Path) -> None:

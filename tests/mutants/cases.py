@@ -274,8 +274,8 @@ APPROXIMATORS = [
     mutant(
         "averages of later pairs do not align their signs",
         "approximators/averages.py",
-        "rows, cols = new if agreement >= 0 else (-new[0], -new[1])",
-        "rows, cols = new if agreement >= -1e300 else (-new[0], -new[1])",
+        "torch.where(rows + cols >= 0, 1.0, -1.0)",
+        "torch.where(rows + cols >= -1e300, 1.0, -1.0)",
         "kronecker_family::the_average_of_kronecker_sums_is_factor_wise_with_signs_aligned",
     ),
     mutant(
@@ -501,8 +501,8 @@ STATISTICS = [
     mutant(
         "the Gaussian loss without its half",
         "likelihoods.py",
-        "return _sum_outputs(each, self.mask(output, target)) / (2 * self.variance)",
-        "return _sum_outputs(each, self.mask(output, target)) / self.variance",
+        "return _sum_known(each, target) / (2 * self.variance)",
+        "return _sum_known(each, target) / self.variance",
         "likelihoods::the_loss_is_torchs_own_summed_over_outputs",
     ),
     mutant(
@@ -539,8 +539,8 @@ TRAINING = [
     mutant(
         "a step clip takes the rate once",
         "training/moves.py",
-        "total = (rates.square() * inner).sum()",
-        "total = (rates * inner).sum()",
+        "[rate**2 * product for rate, product in pairs]",
+        "[rate * product for rate, product in pairs]",
         "natural_gradient::clipping_holds_the_estimated_divergence_at_its_bound",
     ),
     mutant(
@@ -581,15 +581,15 @@ TRAINING = [
     mutant(
         "weight decay is not scaled by the rate",
         "training/moves.py",
-        'torch._foreach_mul_(here, 1 - rate * group["weight_decay"])',
-        'torch._foreach_mul_(here, 1 - group["weight_decay"])',
+        '_factor(good, 1 - rate * group["weight_decay"])',
+        '_factor(good, 1 - group["weight_decay"])',
         "natural_gradient::weight_decay_is_apart_from_the_gradient",
     ),
     mutant(
         "momentum weighs the new direction",
         "training/moves.py",
-        'return state["momentum"].mul_(momentum).add_(step)',
-        'return state["momentum"].mul_(momentum).add_(step, alpha=1 - momentum)',
+        'state["momentum"].mul_(momentum).add_(step)',
+        'state["momentum"].mul_(momentum).add_(step, alpha=1 - momentum)',
         "natural_gradient::momentum_adds_up_directions_or_gradients",
     ),
     mutant(

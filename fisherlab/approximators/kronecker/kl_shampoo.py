@@ -86,7 +86,7 @@ def _inverse(matrix: Tensor, what: str) -> Tensor:
     return inverse_of_root(damped_cholesky(matrix, 0.0, what))
 
 
-def _shifted(matrix: Tensor, shift: float) -> Tensor:
+def _shifted(matrix: Tensor, shift: float | Tensor) -> Tensor:
     matrix.diagonal().add_(shift)
     return matrix
 
