@@ -266,6 +266,7 @@ def followed(place, steps, store=None, optimizer="kfac-koroko", **options):
     return found, weights(problem.model)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_probes(device):
     host, here = followed("cpu", 4), followed(device, 4)
     assert_same(host[0].drop_attrs(), here[0].drop_attrs())
@@ -275,6 +276,7 @@ def test_a_run_and_its_probes(device):
 MORE = ("kfac", "kpsvd-koroko", "soap", "k-bfgs", "shampoo", "mbf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stays", "to the host", "to the device"])
 @pytest.mark.parametrize(
     "optimizer",
@@ -294,6 +296,14 @@ def test_a_run_is_stopped_and_goes_on_there_or_elsewhere(way, optimizer, device,
     assert_same(expected, moved)
     for name in ("train_loss", "test_loss"):
         assert_same(whole[name].values.tolist()[-1], found[name].values.tolist()[-1])
+
+
+@pytest.mark.parametrize("way", [("cpu", "sim"), ("sim", "cpu")], ids=" to ".join)
+def test_a_short_run_moves(way, simulated, tmp_path):
+    for place, steps in zip(way, (2, 4), strict=True):
+        _, moved = followed(place, steps, tmp_path, probes=[probes.Losses()])
+    _, expected = followed("cpu", 4, probes=[probes.Losses()])
+    assert_same(expected, moved)
 
 
 def test_dropout_draws_from_the_device_and_leaves_its_generator(device):
