@@ -199,7 +199,9 @@ def _quadrature(operator: Operator, effort: _Effort) -> Measure:
     product = _product(operator)
     values, shares = [], []
     for _ in range(effort.probes):
-        signs = torch.randint(0, 2, (p,), generator=generator).double() * 2 - 1
+        signs = (
+            torch.randint(0, 2, (p,), generator=generator, device="cpu").double() * 2 - 1
+        )
         nodes, weights = gauss_nodes(product, signs.to(operator.device), steps)
         values.append(nodes)
         shares.append(weights / effort.probes)

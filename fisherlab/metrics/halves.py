@@ -77,9 +77,11 @@ def _signs(n: int, splits: int, seed: int) -> Float[Tensor, "s n"]:
     """Return N/(2 n_A) on a random half A and −N/(2 n_B) on the rest."""
     generator = torch.Generator().manual_seed(seed)
     half = n // 2
-    signs = torch.full((splits, n), -n / (2 * (n - half)), dtype=torch.float64)
+    signs = torch.full(
+        (splits, n), -n / (2 * (n - half)), dtype=torch.float64, device="cpu"
+    )
     for row in signs:
-        row[torch.randperm(n, generator=generator)[:half]] = n / (2 * half)
+        row[torch.randperm(n, generator=generator, device="cpu")[:half]] = n / (2 * half)
     return signs
 
 

@@ -150,7 +150,7 @@ def layer_table(
         msg = f"layer_table(measure={measure!r}): 'mean_absolute' or 'squared_mass'."
         raise ValueError(msg)
     power = 1 if measure == "mean_absolute" else 2
-    out = torch.empty(len(offsets), len(offsets), dtype=torch.float64)
+    out = torch.empty(len(offsets), len(offsets), dtype=torch.float64, device="cpu")
     for row, at in enumerate(offsets.values()):
         for column, to in enumerate(offsets.values()):
             sizes = matrix[at, to].double().abs().pow(power)
@@ -170,7 +170,7 @@ def band_mass(table: Float[Tensor, "k k"], width: int) -> float:
     (0.3333333333333333, 1.0)
     """
     whole = float(table.sum())
-    place = torch.arange(len(table))
+    place = torch.arange(len(table), device="cpu")
     near = (place[:, None] - place[None, :]).abs() <= width
     return float(table[near.to(table.device)].sum()) / whole if whole > 0 else float("nan")
 
@@ -207,7 +207,7 @@ def cross_squares(stats: Statistics) -> Float[Tensor, "k k"]:
     layers = list(stats.values())
     _require_matching(layers)
     samples = [layer.samples.to(torch.float64) for layer in layers]
-    total = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+    total = torch.zeros(len(layers), len(layers), dtype=torch.float64, device="cpu")
     for part in chunks(samples[0].examples, min(map(_panel_examples, samples))):
         panels = torch.stack([_gram_rows(s, part).flatten() for s in samples])
         total += (panels @ panels.T).cpu()

@@ -257,7 +257,7 @@ def fixed_noise(size: int) -> Float[Tensor, " size"]:
     True
     """
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, generator=generator, dtype=torch.float64)
+    return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def extreme_eigenpairs(

@@ -237,7 +237,5 @@ def calibration_error(
     confidence, chosen = probabilities.max(1)
     hits = (chosen == labels).to(confidence.dtype)
     bins = (confidence * BINS).ceil().clamp(1, BINS).long()
-    gaps = torch.zeros(BINS + 1, dtype=confidence.dtype).index_add(
-        0, bins, hits - confidence
-    )
+    gaps = confidence.new_zeros(BINS + 1).index_add(0, bins, hits - confidence)
     return float(gaps.abs().sum()) / len(labels)

@@ -178,7 +178,9 @@ class EWC:
         here = weights_of("EWC", layer, self.weights)
         given = torch.stack([weights_of("EWC", layer, o) - here for o in self.others])
         draw = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(self.random, *here.shape, generator=draw, dtype=torch.float64)
+        noise = torch.randn(
+            self.random, *here.shape, generator=draw, dtype=torch.float64, device="cpu"
+        )
         noise = noise.to(here.device)
         length = given[0].norm() / noise.flatten(1).norm(dim=1)
         drifts = torch.cat([given, noise * length[:, None, None]])

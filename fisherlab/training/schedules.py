@@ -167,7 +167,7 @@ class Order:
 
     def _restart(self) -> None:
         self._generator = torch.Generator().manual_seed(self._seed)
-        self._left = self._batch = torch.empty(0, dtype=torch.int64)
+        self._left = self._batch = torch.empty(0, dtype=torch.int64, device="cpu")
         self._step = -1
 
     def _advance(self) -> None:
@@ -175,7 +175,9 @@ class Order:
         size = self._size if isinstance(self._size, int) else self._size(self._step + 1)
         size = min(size, self._count)
         if len(self._left) < size:
-            self._left = torch.randperm(self._count, generator=self._generator)
+            self._left = torch.randperm(
+                self._count, generator=self._generator, device="cpu"
+            )
         self._batch, self._left = self._left[:size], self._left[size:]
 
 

@@ -166,7 +166,9 @@ class SampleGram:
         n = samples.examples
         generator = torch.Generator().manual_seed(0)
         width = min(n, rank + OVERSAMPLE)
-        start = torch.randn(n, width, generator=generator, dtype=torch.float64)
+        start = torch.randn(
+            n, width, generator=generator, dtype=torch.float64, device="cpu"
+        )
         start[:, 0] = 1.0
         return start.to(samples.device)
 

@@ -124,7 +124,9 @@ def generic(
 ) -> Float[Tensor, "c b"]:
     """Return right vectors to start with: the identity, then noise of the number given."""
     generator = torch.Generator().manual_seed(number)
-    noise = torch.randn(size * size, width, generator=generator, dtype=torch.float64)
+    noise = torch.randn(
+        size * size, width, generator=generator, dtype=torch.float64, device="cpu"
+    )
     start = noise.to(dtype=like.dtype, device=like.device) / size
     start[:, 0] = torch.eye(size, dtype=like.dtype, device=like.device).flatten()
     return start

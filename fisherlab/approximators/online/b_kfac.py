@@ -64,7 +64,9 @@ class Correction:
         """Return U and d after the correction, largest values first."""
         basis, values = (part.clone() for part in low)
         generator = torch.Generator().manual_seed(self.seed + step)
-        chosen = torch.randperm(len(values), generator=generator)[: self.columns]
+        chosen = torch.randperm(len(values), generator=generator, device="cpu")[
+            : self.columns
+        ]
         chosen = chosen.to(basis.device)
         part = basis[:, chosen]
         found, turn = factorised("eigh", part.T @ moment @ part, self)
@@ -126,7 +128,9 @@ class RandomisedSVD:
         size = len(moment)
         generator = torch.Generator().manual_seed(self.seed + step)
         width = min(rank + self.oversample, size)
-        noise = torch.randn(size, width, generator=generator, dtype=torch.float64)
+        noise = torch.randn(
+            size, width, generator=generator, dtype=torch.float64, device="cpu"
+        )
         basis = noise.to(dtype=moment.dtype, device=moment.device)
         for _ in range(self.iterations):
             basis = factorised("qr", moment @ basis, self).Q
