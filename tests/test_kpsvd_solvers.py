@@ -11,6 +11,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators.kpsvd import solvers
+from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.approximators.states import Held
@@ -213,7 +214,9 @@ def test_auto_counts_its_costs():
     assert isinstance(choose(few, 1), fl.SampleGram)
     small = Rearranged(cases.outer(1, 5000, 3, 3), 5000)
     assert isinstance(choose(small, 1), fl.DenseSVD)
-    long = Rearranged(cases.shared(1, 2, 3, 60, 70), 2)
+    short = Rearranged(cases.shared(1, 2, 3, 60, 70), 2)
+    assert isinstance(choose(short, 1), PositionGram)
+    long = Rearranged(cases.shared(1, 2, 200, 60, 70), 2)
     assert isinstance(choose(long, 1), fl.Lanczos)
 
 

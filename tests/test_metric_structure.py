@@ -149,7 +149,7 @@ def test_decompositions_rebuild_the_matrix(name, samples):
 
 
 def test_large_blocks_without_a_basis_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(eigen, "DENSE_ROWS", 5)
+    monkeypatch.setattr(spectra, "DENSE_ROWS", 5)
     dense = Dense(torch.eye(6), (2, 3))
     with pytest.raises(fl.UnsupportedMetric, match=r"damping_curve.*frobenius_error"):
         metrics.damping_curve(dense, dense, [1.0])

@@ -204,7 +204,7 @@ def sums_by_row():
 @pytest.mark.parametrize("kind", sums_by_row())
 def test_a_structured_form_has_no_decomposition(kind):
     operator = sums_by_row()[kind]
-    basis = metrics.eigen.decomposed(operator)
+    basis = metrics.spectra.decomposed(operator)
     vectors = basis.vectors(torch.arange(len(basis.values))).flatten(1)
     assert basis.free == 0
     assert_close((vectors.T * basis.values) @ vectors, operator.to_dense())
