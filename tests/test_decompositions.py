@@ -61,10 +61,13 @@ def test_one_decomposition_a_factor_serves_every_method(
 
 
 def test_few_rows_are_decomposed_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six rows of 21 and 34 numbers: nothing larger than 6 is decomposed."""
+    """Six rows of 21 and 34 numbers: no factor larger than 6 is decomposed.
+
+    KPSVD is left out: where it has not converged, it decomposes its Krylov space.
+    """
     stats, gradient = _statistics(21, 33, 3, 2)
     counted = Counted(monkeypatch)
-    fl.compare(stats, METHODS, damping=0.1, gradient=gradient, metrics=METRICS[:2])
+    fl.compare(stats, METHODS[:6], damping=0.1, gradient=gradient, metrics=METRICS[:2])
     assert counted.sizes
     assert max(counted.sizes) <= 6
 
