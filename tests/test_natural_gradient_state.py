@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.numerics.looks import Look
 from fisherlab.operators import Diagonal
 from tests import cases
 from tests.oracles import assert_close
@@ -207,6 +208,20 @@ def test_a_saved_state_holds_the_dampings_of_the_groups():
     assert again.param_groups[0]["damping"] == fl.Factored(0.5, pi=2.0)
     with pytest.raises(ValueError, match="another kind"):
         again.load_state_dict(torch.optim.SGD(model.parameters(), lr=1.0).state_dict())
+
+
+def test_a_state_from_before_a_bad_step_forgets_that_step():
+    model, chosen, batch = problem()
+    optimiser = natural(model, chosen)
+    optimiser.step(batch=batch)
+    before = copy.deepcopy(optimiser.state_dict())
+    optimiser._unseen = [Look(torch.tensor(False), lambda: ValueError("a bad step"))]
+    with pytest.raises(ValueError, match="a bad step"):
+        optimiser.state_dict()
+    optimiser._unseen = [Look(torch.tensor(False), lambda: ValueError("a bad step"))]
+    optimiser.load_state_dict(before)
+    optimiser.look()
+    optimiser.step(batch=batch)
 
 
 def test_the_state_of_another_model_is_refused_and_changes_nothing():

@@ -114,7 +114,7 @@ class Preconditioned(torch.optim.Optimizer):
         own = state_dict[self.key]
         units, known = unpacked(own, self._parameters())
         super().load_state_dict({**state_dict, "param_groups": groups})
-        self.units, self._owners = units, known
+        self.units, self._owners, self._unseen = units, known, []
         for name in self.kept:
             setattr(self, name, serialise.unpack(own[name]))
 
