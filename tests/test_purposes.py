@@ -450,8 +450,30 @@ def test_posterior_variances_are_those_of_samples(network):
 def test_every_measure_of_a_purpose_is_drawn(network):
     found = fl.compare(network[2], ["kfac", "kpsvd-2"], purpose=all_purposes(network))
     figure = fl.plots.purposes(found)
-    drawn = [ax for ax in figure.axes if ax.get_title(loc="left")]
-    assert len(drawn) == found.sizes["measure"]
+    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes]
+    units = found["unit"].values
+    assert titles == [
+        str(title) + (f" [{unit}]" if unit != "1" else "")
+        for title, unit in zip(found["title"].values, units, strict=True)
+    ]
+    ticks = [[t.get_text() for t in ax.get_xticklabels()] for ax in figure.axes]
+    assert all(2 <= len(set(t)) == len(t) <= 6 for t in ticks), ticks
+    named = [[t.get_text() for t in ax.get_yticklabels()] for ax in figure.axes]
+    assert named[0] == ["kfac", "kpsvd-2"]
+    assert [] in named, "names stand at the left of a row, not under every panel"
+    plt.close(figure)
     with pytest.raises(ValueError, match="the table holds step, laplace"):
         fl.plots.purposes(found, "nothing")
+
+
+def test_the_figure_says_why_a_layer_has_no_number(network):
+    found = fl.compare(network[2], ["kfac", "diagonal"], purpose=fl.Sharpness())
+    at = {"layer": "2", "approximator": "diagonal"}
+    found["value"].loc[at] = np.nan
+    found["status"].loc[at] = "not positive definite (smallest eigenvalue -1, λ above 1)"
+    figure = fl.plots.purposes(found)
+    told = [t.get_text() for ax in figure.axes for t in ax.texts]
+    assert told == ["× indefinite (1)"]
+    crosses = [len(ax.collections[-1].get_offsets()) for ax in figure.axes]
+    assert crosses == [1] * found.sizes["measure"]
     plt.close(figure)

@@ -104,7 +104,8 @@ def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | Non
     caption = (
         f"What each approximation is worth in what it is used for{_when(m)}: dots are "
         "layers, bars all layers together, the line what the exact block has; a cross at "
-        "the foot where a layer has no number. "
+        "the left where a layer has no number, with the reason and the number of layers "
+        "beside the panels. "
         + "; ".join(f"{name}: {told}" for name, told in settings.items() if told)
         + "."
     )
