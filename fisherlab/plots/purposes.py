@@ -164,7 +164,7 @@ def _panel(ax: Axes, one: xr.Dataset, labels: Sequence[str]) -> None:
     ax.axvline(best, color="#333333", linewidth=0.8, zorder=1)
     ax.hlines(rows[1:] - 0.5, 0, 1, "#EEEEEE", lw=0.6, transform=ax.get_yaxis_transform())
     ax.scatter(values, heights, 12, each, alpha=0.6, zorder=2, linewidths=0)
-    ax.vlines(whole.values, rows - 0.38, rows + 0.38, colors, lw=2.4, zorder=3)
+    ax.vlines(whole.values, rows - 0.38, rows + 0.38, colors.tolist(), lw=2.4, zorder=3)
     lacking = rows[~np.isfinite(values).all(1)]
     left = np.full(len(lacking), 0.02)
     foot: Any = {"marker": "x", "transform": ax.get_yaxis_transform(), "linewidths": 1}
@@ -184,7 +184,7 @@ def _reasons(ax: Axes, table: xr.Dataset, purpose: str) -> None:
     """Say at the right of every row in how many layers numbers lack, and why."""
     if "status" not in table:
         return
-    lacks = ~np.isfinite(table["value"]).all("measure")
+    lacks = table["value"].isnull().any("measure")
     for y, name in enumerate(table["approximator"].values.tolist()):
         cells = table["status"].sel(purpose=purpose, approximator=name).values
         missing = cells[lacks.sel(approximator=name).values]
