@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 import fisherlab as fl
 from fisherlab import purposes
+from fisherlab.analysis import counts, demands
 from fisherlab.analysis.purposes import judge
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close
@@ -125,6 +126,35 @@ def test_a_relative_damping_is_that_of_each_block(network):
         np.testing.assert_allclose(
             found["value"].sel(layer=name), one["value"].sel(layer=name), rtol=1e-10
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "holder", "asked"),
+    [
+        ("mini-block", fl.operators.MiniBlocks, "__init__"),
+        ("kpsvd-2", torch.linalg, "eigvalsh"),
+    ],
+)
+def test_what_dampings_share_is_done_and_counted_once(name, holder, asked, monkeypatch):
+    data = normal(40, 5, seed=1), None
+    stats = fl.collect(torch.nn.Linear(5, 4).double(), data, fl.Categorical())
+    method, gradient = fl.approximators()[name], {"weight": torch.ones(4, 6).double()}
+    calls, real = [], getattr(holder, asked)
+    monkeypatch.setattr(holder, asked, lambda *a, **k: (real(*a, **k), calls.append(1))[0])
+    made = []
+    for grid in [(1.0,), purposes.step.GRID]:
+        judge(stats, {name: method}, [purposes.Step(gradient, 1.0, grid)])
+        made.append(len(calls))
+        calls.clear()
+    assert made[0] == made[1] > 0
+
+    samples = fl.ExactBlock()(stats["weight"]).samples
+    few, many = (
+        demands._method(samples, method, purposes.base.Demand(k, products=0)).flops
+        for k in (1, 101)
+    )
+    assert (many - few) / 100 == pytest.approx(counts.one_more(samples, method))
+    assert few > counts.prepared(samples, method).flops > 0
 
 
 def test_what_exceeds_the_time_is_left_out_and_named(network):

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from fisherlab.analysis.allowances import (
-    Allowance,
+from fisherlab.analysis.allowances import Allowance, chosen
+from fisherlab.analysis.counts import (
+    SOLVES,
     Work,
     against_inverse,
     by_gram,
-    chosen,
+    one_more,
     own,
+    prepared,
     product,
     shared,
-    solve,
     solved_again,
 )
 from fisherlab.approximators import Approximator, Diagonal, ExactBlock, MiniBlock
@@ -73,8 +74,8 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     work = own(s, method, "matrix") + Work(asked.products * product(s))
     if isinstance(method, ExactBlock):
         return work
-    once = solve(s, method)
-    work = work + Work(asked.dampings * once.flops, once.bytes)
+    if asked.dampings or asked.weights or asked.traces:
+        work = work + prepared(s, method) + Work(asked.dampings * one_more(s, method))
     if asked.traces:
         work = work + _traces(s, method)
     return work + Work(asked.weights * _further(s, method))
@@ -83,7 +84,7 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
 def _traces(s: Samples, method: Approximator) -> Work:
     """Count the traces of a divergence; by the Gram, where no basis is known, by solves."""
     rows = s.columns * s.examples
-    solves = rows * solved_again(s, method) if by_gram(s) else 0.0
+    solves = SOLVES * rows * solved_again(s, method) if by_gram(s) else 0.0
     return against_inverse(s, method) + Work(solves)
 
 

@@ -6,8 +6,8 @@ from typing import Any, final
 
 import torch
 
-from fisherlab.analysis.allowances import space
 from fisherlab.analysis.cost import Collection, Plan
+from fisherlab.analysis.counts import space
 from fisherlab.approximators.costs import result_numbers
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import OuterSamples
