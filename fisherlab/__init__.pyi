@@ -77,6 +77,7 @@ from fisherlab.errors import IndefiniteError as IndefiniteError
 from fisherlab.errors import NeedsMeanGradient as NeedsMeanGradient
 from fisherlab.errors import NeedsSharedForm as NeedsSharedForm
 from fisherlab.errors import NumericalError as NumericalError
+from fisherlab.errors import RankError as RankError
 from fisherlab.errors import StoreError as StoreError
 from fisherlab.errors import UnsupportedMetric as UnsupportedMetric
 from fisherlab.errors import UnsupportedModelError as UnsupportedModelError

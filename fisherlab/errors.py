@@ -100,3 +100,7 @@ class UnsupportedModelError(FisherlabError, ValueError):
 
 class StoreError(FisherlabError, OSError):
     """The folder of a training cannot be written, or is in use; what is kept is told."""
+
+
+class RankError(FisherlabError, RuntimeError):
+    """Processes of a group do not agree, or one of them failed; its rank is named."""

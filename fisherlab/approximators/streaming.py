@@ -1,7 +1,7 @@
 """Approximate every block, or a whole network, without holding its statistics."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from fisherlab.approximators.base import OfSamples, Streaming, called, facts
 from fisherlab.approximators.costs import result_numbers
+from fisherlab.approximators.ranks import Key, merged, place
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.approximators.states import Held
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.ranks import live
 from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
-from fisherlab.statistics.batches import Progress, Repeated
+from fisherlab.statistics.batches import Progress, Repeated, is_empty
 
 NETWORK = "network"  # the one unit of a method that couples layers
 
@@ -85,8 +87,13 @@ def approximate(
     budget: Budget = None,
     progress: Progress = False,
     first: int = 0,
+    group: Any = None,
 ) -> dict[str, Any]:
     """Stream chunks of examples and columns through approximators.
+
+    Where a process group of ``torch.distributed`` is live, `data` are this rank's part of
+    the whole, which is the parts in the order of the ranks; parts may be uneven or empty.
+    Every rank returns the same operators, those of one process with the whole.
 
     Methods that are sums over examples hold their sums alone; those that need every
     sample at the end (exact, mini-block, functions of one's own) hold the samples.
@@ -96,9 +103,11 @@ def approximate(
     Parameters
     ----------
     model, data, likelihood, fisher, layers, dtype, chunk_size, budget, progress, first
-        As in `collect`.
+        As in `collect`; `first` is the index of the whole's first example.
     approximators
         Names, values or functions, or a mapping of names to them; of blocks or networks.
+    group
+        The process group whose ranks have the data; the default one, if one is live.
 
     Returns
     -------
@@ -121,16 +130,17 @@ def approximate(
     >>> found["kfac"]["weight"].weight_shape
     (2, 5)
     """
-    chosen = by_name(approximators, "any")
-    methods = {name: streaming(method) for name, method in chosen.items()}
-    coupled = {name for name, method in chosen.items() if facts(method).couples}
-    states: dict[str, dict[str, Any]] = {name: {} for name in chosen}
-    done: dict[str, set[str]] = {name: set() for name in chosen}
-    by_column = streams_by_column(chosen.values())
+    chosen, ranks = by_name(approximators, "any"), live(group)
     repeated = data
     if not isinstance(data, (tuple, Tensor)) and isinstance(data, Iterable):
         repeated = Repeated(data, ordered=isinstance(fisher, MonteCarlo))
-    while any(_unfinished(states, done)):
+    if ranks is not None:
+        first = place(ranks, model, data, fisher, first)
+    passes = _Passes(chosen, {name: streaming(m) for name, m in chosen.items()})
+
+    def read() -> dict[Key, Any]:
+        """Take a pass over this process's data, and return the states that saw it."""
+        seen: dict[Key, Any] = {}
         for pieces in stream(
             model,
             repeated,
@@ -142,20 +152,64 @@ def approximate(
             budget=budget,
             progress=progress,
             first=first,
-            by_column=by_column,
+            by_column=streams_by_column(chosen.values()),
         ):
-            if not all(states.values()):
+            if not (passes.states or seen):
                 _require_room(chosen, pieces, parse_budget(budget))
-            for name, method in methods.items():
-                units = {NETWORK: pieces} if name in coupled else pieces
-                _feed(method, states[name], done[name], units)
-        for name, method in methods.items():
-            _begin_again(method, states[name], done[name])
-    found: dict[str, Any] = {}
-    for name, units in states.items():
-        operators = {unit: methods[name].finish(state) for unit, state in units.items()}
-        found[name] = operators[NETWORK] if name in coupled else operators
-    return found
+            passes.feed(seen, pieces)
+        return seen
+
+    while passes.unfinished:
+        if ranks is None:
+            passes.close(read())
+        else:
+            seen = ranks.together(lambda: {} if is_empty(repeated) else read())
+            passes.close(
+                merged(passes.methods, seen, ranks, next(model.parameters()).device, budget)
+            )
+    return passes.finished()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """Passes of several methods over the same data: their states, and which are ready."""
+
+    chosen: Mapping[str, Any]
+    methods: Mapping[str, Streaming]
+    states: dict[Key, Any] = field(default_factory=dict)
+    done: set[Key] = field(default_factory=set)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a method waits for another pass."""
+        return not self.states or len(self.done) < len(self.states)
+
+    def feed(self, seen: dict[Key, Any], pieces: Mapping[str, LayerStatistics]) -> None:
+        """Add a chunk to the states of this pass."""
+        for name, method in self.methods.items():
+            coupled = facts(self.chosen[name]).couples
+            units = {NETWORK: pieces} if coupled else pieces
+            for unit, piece in units.items():
+                key = name, unit
+                if key not in self.done:
+                    before = seen.get(key, self.states.get(key))
+                    seen[key] = method.accumulate(before, piece)
+
+    def close(self, seen: Mapping[Key, Any]) -> None:
+        """Go over to the next pass with what this one has seen."""
+        for key, state in seen.items():
+            following = self.methods[key[0]].next_pass(state)
+            self.states[key] = state if following is None else following
+            if following is None:
+                self.done.add(key)
+
+    def finished(self) -> dict[str, Any]:
+        """Return the operators by method and block."""
+        found: dict[str, Any] = {name: {} for name in self.methods}
+        for (name, unit), state in self.states.items():
+            found[name][unit] = self.methods[name].finish(state)
+        return {n: ops.get(NETWORK, ops) for n, ops in found.items()}
 
 
 def approximate_network(
@@ -209,30 +263,3 @@ def _require_room(
 def streams_by_column(methods: Iterable[Any]) -> bool:
     """Tell whether all methods take columns one by one at no more arithmetic."""
     return all(facts(method).by_column for method in methods)
-
-
-def _unfinished(
-    states: Mapping[str, Mapping[str, Any]], done: Mapping[str, set[str]]
-) -> Iterator[bool]:
-    """Yield, method by method, whether a block of it waits for another pass."""
-    return (not blocks or blocks.keys() > done[name] for name, blocks in states.items())
-
-
-def _feed(
-    method: Streaming, states: dict[str, Any], done: set[str], units: Mapping[str, Any]
-) -> None:
-    for name, piece in units.items():
-        if name not in done:
-            states[name] = method.accumulate(states.get(name), piece)
-
-
-def _begin_again(method: Streaming, states: dict[str, Any], done: set[str]) -> None:
-    """Move states to their next pass; note those that need none."""
-    for block, state in states.items():
-        if block in done:
-            continue
-        following = method.next_pass(state)
-        if following is None:
-            done.add(block)
-        else:
-            states[block] = following

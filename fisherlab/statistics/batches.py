@@ -266,6 +266,21 @@ def length(data: Any) -> int:
     return len(held) if isinstance(held, Tensor) and held.dim() else 0
 
 
+def is_empty(data: Any) -> bool:
+    """Tell whether data are known to have no example: an empty batch, no batches.
+
+    Examples
+    --------
+    >>> is_empty([]), is_empty((torch.ones(0, 3), None)), is_empty((torch.ones(1), None))
+    (True, True, False)
+    """
+    given = data.data if isinstance(data, Repeated) else data
+    if not isinstance(given, (tuple, Mapping)):
+        return hasattr(given, "__len__") and len(given) == 0
+    held = next(_leaves(given), None)
+    return isinstance(held, Tensor) and held.dim() > 0 and not len(held)
+
+
 def reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], Any]]:
     """Return what is told how many examples are done, and what is called at the end."""
     if callable(progress):

@@ -1,0 +1,187 @@
+"""The states of a stream over several processes: sums are added, kept samples gathered.
+
+Methods know nothing of it: a state that is `Sums` is all-reduced, any other is gathered
+and put together by the method's own ``merge``, in the order of the ranks.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from fisherlab.approximators.base import Streaming
+from fisherlab.approximators.states import Held, Sums
+from fisherlab.codes import checksum
+from fisherlab.errors import RankError
+from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.ranks import Ranks
+from fisherlab.statistics import Empirical, Exact, Fisher
+from fisherlab.statistics.batches import batches, is_empty
+
+Key = tuple[str, str]  # method and block
+States = Mapping[Key, Any]
+
+
+def place(
+    ranks: Ranks, model: nn.Module, data: Any, fisher: Fisher | None, first: int
+) -> int:
+    """Return the index of this rank's first example, where sampled labels depend on it.
+
+    Parameters
+    ----------
+    first
+        Index of the first example of all ranks.
+
+    Raises
+    ------
+    ValueError
+        If examples would have to be counted that can be read only once.
+    RankError
+        If the ranks have other weights.
+    """
+    require_same_weights(ranks, model)
+    if fisher is None or isinstance(fisher, (Exact, Empirical)):
+        return first
+    return first + ranks.before(ranks.together(lambda: _count(data, model)))
+
+
+def require_same_weights(ranks: Ranks, model: nn.Module) -> None:
+    """Refuse ranks whose models have other parameters.
+
+    Raises
+    ------
+    RankError
+        If they have.
+    """
+    remedy = "Load or broadcast the same parameters on every rank first."
+    ranks.require_same("The weights", checksum(*model.parameters()), remedy)
+
+
+def _count(data: Any, model: nn.Module) -> int:
+    if is_empty(data):
+        return 0
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"data: {type(data).__name__} can be read only once, but sampled labels over "
+            "several processes need the examples counted first. Give a list or a "
+            "DataLoader."
+        )
+    return sum(map(len, batches(data, torch.device("cpu"), None, model=model)))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Outline:
+    """What the other ranks know of a state before it is sent.
+
+    Parameters
+    ----------
+    sums
+        The state without its tensors, where it is `Sums`.
+    shapes
+        Of its tensors, with their precisions.
+    nbytes
+        Bytes of samples that it holds.
+    """
+
+    sums: Sums | None
+    shapes: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+    nbytes: int = 0
+
+    @classmethod
+    def of(cls, state: Any) -> "_Outline":
+        """Outline a state."""
+        if not isinstance(state, Sums):
+            return cls(None, nbytes=state.nbytes if isinstance(state, Held) else 0)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in state.tensors)
+        return cls(replace(state, tensors=()), shapes)
+
+    def zeros(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the tensors of a rank that has seen no example."""
+        return tuple(torch.zeros(s, dtype=d, device=device) for s, d in self.shapes)
+
+
+def merged(
+    methods: Mapping[str, Streaming],
+    states: States,
+    ranks: Ranks,
+    device: torch.device,
+    budget: Budget = None,
+) -> dict[Key, Any]:
+    """Return the states of all data, the same bits on every rank.
+
+    Parameters
+    ----------
+    methods
+        By name.
+    states
+        Of this rank's part of the data; nothing where it has no example.
+    device
+        Where this rank computes.
+    budget
+        Bytes that gathered samples may take.
+
+    Raises
+    ------
+    ValueError
+        If no rank has an example.
+    RankError
+        If the ranks have other methods or blocks.
+    BudgetError
+        If the samples of all ranks exceed the budget.
+    """
+    told = ranks.gathered({key: _Outline.of(state) for key, state in states.items()})
+    seeing = [outlines for outlines in told if outlines]
+    if not seeing:
+        raise ValueError(f"data: none of the {ranks.size} ranks was given an example.")
+    keys = list(seeing[0])
+    if any(list(outlines) != keys for outlines in seeing):
+        raise RankError(
+            "approximate: the ranks stream other methods or blocks. Give all of them the "
+            "same model, layers and approximators."
+        )
+    held = sum(outline.nbytes for outlines in seeing for outline in outlines.values())
+    limit = parse_budget(budget, device)
+    remedy = "Methods that are sums hold none, nor does KPSVD(solver=Passes())."
+    require(held, limit, "Samples gathered from all ranks", remedy)
+    by_key = {key: [outlines[key] for outlines in seeing] for key in keys}
+    added = {key for key, outlines in by_key.items() if _alike(outlines)}
+    found = _added({k: by_key[k] for k in keys if k in added}, states, ranks, device)
+    rest = [key for key in keys if key not in added]
+    if rest:
+        own = {key: states[key] for key in rest if key in states}
+        parts = [part for part in ranks.gathered(own, device) if part]
+        for key in rest:
+            found[key] = reduce(methods[key[0]].merge, [part[key] for part in parts])
+    return {key: found[key] for key in keys}
+
+
+def _alike(outlines: list[_Outline]) -> bool:
+    """Tell whether all are sums of one shape."""
+    return outlines[0].sums is not None and all(
+        outline.shapes == outlines[0].shapes for outline in outlines
+    )
+
+
+def _added(
+    outlines: Mapping[Key, list[_Outline]],
+    states: States,
+    ranks: Ranks,
+    device: torch.device,
+) -> dict[Key, Any]:
+    """Add up what is `Sums` on all ranks in one reduction; zeros where there are none."""
+    own = {
+        key: states[key].tensors if key in states else told[0].zeros(device)
+        for key, told in outlines.items()
+    }
+    flat = [tensor for tensors in own.values() for tensor in tensors]
+    totals = iter(ranks.added(flat) if flat else [])
+    found = {}
+    for key, told in outlines.items():
+        parts = [outline.sums for outline in told if outline.sums is not None]
+        empty = reduce(Sums.__add__, parts)
+        found[key] = replace(empty, tensors=tuple(next(totals) for _ in own[key]))
+    return found

@@ -1,0 +1,202 @@
+"""What several processes say to each other: sums, values, counts, and failures.
+
+The only module that calls the collectives of ``torch.distributed``. A part of the data
+belongs to a rank, and the whole is the parts in the order of the ranks.
+"""
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import torch
+from torch import Tensor, distributed
+
+from fisherlab.errors import RankError
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a group, of which this is one.
+
+    Parameters
+    ----------
+    group
+        A process group of ``torch.distributed``; None for the default one.
+    rank, size
+        This process among how many.
+    """
+
+    group: Any
+    rank: int
+    size: int
+
+    def gathered(self, value: Any, device: torch.device | None = None) -> list[Any]:
+        """Return the values of all ranks, tensors and all, in the order of the ranks.
+
+        Parameters
+        ----------
+        value
+            Anything that can be pickled; sizes may differ from rank to rank.
+        device
+            Where tensors of the others are put; the CPU by default.
+        """
+        data = packed(value)
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, data, group=self.group)
+        parts = enumerate(found)
+        return [value if r == self.rank else unpacked(part, device) for r, part in parts]
+
+    def added(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sums over ranks of tensors that all of them have: the same bits."""
+        found = list(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            places = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            flat = torch.cat([tensors[k].detach().flatten() for k in places])
+            total = flat.to(self._device(flat.device), copy=True)
+            distributed.all_reduce(total, group=self.group)
+            parts = total.to(flat.device).split([tensors[k].numel() for k in places])
+            for k, part in zip(places, parts, strict=True):
+                found[k] = part.view(tensors[k].shape)
+        return found
+
+    def before(self, count: int) -> int:
+        """Return how many examples the ranks before this one have."""
+        return sum(self.gathered(count)[: self.rank])
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what work of this rank's own gives, once no rank has failed at its.
+
+        Raises
+        ------
+        Exception
+            That of the first rank that failed, on all of them: they decide alike.
+        """
+        failure: Exception | None = None
+        try:
+            found = work()
+        except Exception as error:
+            failure = error
+        told = self.gathered(None if failure is None else _lasting(failure))
+        failed = [(rank, error) for rank, error in enumerate(told) if error is not None]
+        if not failed:
+            return found
+        rank, raised = failed[0]
+        if rank == self.rank and failure is not None:
+            raised = failure
+        raised.add_note(f"This happened on rank {rank} of {self.size}.")
+        raise raised
+
+    def require_same(self, what: str, value: Any, remedy: str) -> None:
+        """Refuse what differs from rank to rank.
+
+        Raises
+        ------
+        RankError
+            Naming the ranks that differ from the first.
+        """
+        first, *rest = self.gathered(value)
+        others = [str(r) for r, other in enumerate(rest, 1) if other != first]
+        if others:
+            raise RankError(
+                f"{what} of rank {', '.join(others)} differ from those of rank 0. {remedy}"
+            )
+
+    def _device(self, device: torch.device) -> torch.device:
+        """Return where the backend takes tensors: NCCL on its GPU, gloo on the CPU."""
+        backend = str(distributed.get_backend(self.group))
+        return torch.device("cpu") if backend == "gloo" else device
+
+
+def live(group: Any = None) -> Ranks | None:
+    """Return the ranks of a group or of the default one; None where there is but one.
+
+    Examples
+    --------
+    >>> live() is None
+    True
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        if group is None:
+            return None
+        raise RankError(
+            "group= was given, but no process group is live: call "
+            "torch.distributed.init_process_group first, or leave group out."
+        )
+    size = distributed.get_world_size(group)
+    if size < 0:
+        raise RankError("group=: this process is not one of the group's.")
+    return Ranks(group, distributed.get_rank(group), size) if size > 1 else None
+
+
+def packed(value: Any) -> bytes:
+    """Return a value as bytes; of a view only what it shows, each tensor once.
+
+    Examples
+    --------
+    >>> wide = torch.zeros(1000, 1000)
+    >>> len(packed({"corner": wide[:2, :2]})) < 1000
+    True
+    """
+    held: dict[Any, tuple[int, Tensor]] = {}
+
+    def place(value: Any) -> int | None:
+        if not isinstance(value, Tensor):
+            return None
+        if not value.numel():
+            key: Any = id(value)
+        else:
+            key = value.data_ptr(), value.shape, value.stride(), value.dtype
+        return held.setdefault(key, (len(held), value))[0]
+
+    frame = _dumped(value, place)
+    return pickle.dumps((frame, [_raw(tensor) for _, tensor in held.values()]))
+
+
+def unpacked(data: bytes, device: torch.device | None = None) -> Any:
+    """Return the value of bytes that `packed` made, tensors on a device.
+
+    Examples
+    --------
+    >>> unpacked(packed({"one": torch.ones(2), "two": 2}))
+    {'one': tensor([1., 1.]), 'two': 2}
+    """
+    frame, raw = pickle.loads(data)
+    tensors = [_tensor(*each).to(device) for each in raw]
+    reader = pickle.Unpickler(io.BytesIO(frame))
+    reader.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
+    return reader.load()
+
+
+def _dumped(value: Any, place: Callable[[Any], int | None]) -> bytes:
+    written = io.BytesIO()
+    writer = pickle.Pickler(written)
+    writer.persistent_id = place  # type: ignore[method-assign]
+    writer.dump(value)
+    return written.getvalue()
+
+
+def _raw(tensor: Tensor) -> tuple[bytes, torch.dtype, tuple[int, ...]]:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return data, tensor.dtype, tuple(tensor.shape)
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+
+
+def _lasting(error: Exception) -> Exception:
+    """Return an error that can be sent: itself, or one that says the same."""
+    try:
+        again = pickle.loads(pickle.dumps(error))
+    except Exception:
+        again = None
+    same = type(again) is type(error) and str(again) == str(error)
+    return error if same else RankError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,149 @@
+"""What the ranks of a process group do in the tests, and how they are started."""
+
+import datetime
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import distributed, nn
+from torch import multiprocessing as mp
+
+import fisherlab as fl
+
+TIMEOUT = 100  # seconds until a rank that hangs ends the test
+
+
+def spawned(job, ranks, folder):
+    """Run a job in processes of a gloo group; return what each of them saved."""
+    args = (job, ranks, str(folder))
+    running = mp.start_processes(_begun, args, ranks, join=False, start_method="spawn")
+    end = time.monotonic() + TIMEOUT
+    try:
+        while not running.join(end - time.monotonic()):
+            assert time.monotonic() < end, "a rank hangs"
+    finally:
+        for process in running.processes:
+            process.kill()
+    return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(ranks)]
+
+
+def _begun(rank, job, ranks, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=TIMEOUT / 2),
+    )
+    try:
+        torch.save(job(rank, ranks), f"{folder}/{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Sampled labels that are written down as they are drawn, by index of the example."""
+
+    inner: fl.MonteCarlo
+    drawn: dict = field(default_factory=dict, compare=False)
+
+    def column_count(self, likelihood, output):
+        return self.inner.column_count(likelihood, output)
+
+    def columns(self, likelihood, output, target, first_example, part):
+        for draw in range(part.start, part.stop):
+            labels = self.inner.labels(likelihood, output, first_example, draw)
+            for k, label in enumerate(labels.tolist()):
+                self.drawn[first_example + k, draw] = label
+        return self.inner.columns(likelihood, output, target, first_example, part)
+
+
+def network():
+    """A small network with a convolution, norm layer and linear layers, and 11 examples."""
+    noise = torch.Generator().manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3), nn.Tanh()
+    )
+    model = model.append(nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=noise) / 2)
+    x = torch.randn(11, 1, 3, 3, generator=noise, dtype=torch.float64)
+    return model, x, torch.arange(11) % 3
+
+
+def part(x, y, rank, ranks):
+    """Uneven parts: for two ranks 8 and 3 examples, for four 5, 0, 3 and 3."""
+    bounds = {1: [0, 11], 2: [0, 8, 11], 4: [0, 5, 5, 8, 11]}[ranks]
+    piece = slice(bounds[rank], bounds[rank + 1])
+    return x[piece], y[piece]
+
+
+def _diagonal(statistics):
+    return fl.Diagonal()(statistics)
+
+
+def dense(found):
+    """Return the matrices of an `approximate`."""
+    return {
+        (name, block): op.to_dense()
+        for name, ops in found.items()
+        for block, op in (ops.items() if isinstance(ops, dict) else [("", ops)])
+    }
+
+
+def approximations(rank, ranks):
+    """Approximate by every method on uneven parts: exact, sampled, and in batches."""
+    model, x, y = network()
+    x, y = part(x, y, rank, ranks)
+    lik, every = fl.Categorical(), fl.approximators()
+    joint = {**every, **fl.network_approximators(), "a function": _diagonal}
+    joint |= {"passes": fl.KPSVD(2, solver=fl.Passes())}
+    layers = ["3", "5"]  # used at one position, as methods of networks need it
+    exact = fl.approximate(model, (x, y), lik, joint, layers=layers)
+    noted = Noted(fl.MonteCarlo(2, seed=5))
+    sampled = fl.approximate(model, (x, y), lik, every, noted)
+    means = fl.approximate(model, (x, y), lik, fl.preconditioners(), fl.Empirical())
+    pairs = [(x[k : k + 2], y[k : k + 2]) for k in range(0, len(x), 2)]
+    small = ["kfac", "ekfac", "exact"]
+    batches = fl.approximate(model, pairs, lik, small, fl.MonteCarlo(), first=4)
+    found = {"exact": dense(exact), "sampled": dense(sampled), "batches": dense(batches)}
+    return found | {"means": dense(means), "labels": noted.drawn}
+
+
+def refusals(rank, ranks):
+    """Collect what every rank says of a failure that is one rank's, or nobody's."""
+    model, x, y = network()
+    if rank == ranks - 1:
+        x = x.clone().fill_(torch.nan)
+    lik, found = fl.Categorical(), {}
+    found["a bad part"] = said(fl.approximate, model, (x, y), lik, ["kfac"])
+    found["no part"] = said(fl.approximate, model, (x[:0], y[:0]), lik, ["kfac"])
+    one = (item for item in [(torch.ones_like(x), y)])
+    found["read once"] = said(fl.approximate, model, one, lik, "kfac", fl.MonteCarlo())
+    chosen = ["kfac"] if rank else ["kfac", "ekfac"]
+    good = torch.ones_like(x), y
+    found["other methods"] = said(fl.approximate, model, good, lik, chosen)
+    with torch.no_grad():
+        model[0].weight += rank
+    found["other weights"] = said(fl.approximate, model, good, lik, ["kfac"])
+    return found
+
+
+def said(call, *args):
+    """Return the type of what a call raises, its message and its notes."""
+    try:
+        call(*args)
+    except Exception as error:
+        return type(error).__name__, str(error), getattr(error, "__notes__", [])
+    return None
+
+
+def everything(rank, ranks):
+    """Do all of it in one group: starting one takes longer."""
+    return {
+        "approximations": approximations(rank, ranks),
+        "refusals": refusals(rank, ranks) if ranks > 1 else {},
+    }

@@ -1,0 +1,72 @@
+"""Several processes give the numbers of one: parts of the data, uneven and empty."""
+
+import pytest
+import torch
+
+from tests import rank_jobs
+from tests.rank_jobs import spawned
+
+CLOSE = 1e-12
+
+
+def require_equal(found, expected):
+    assert list(found) == list(expected)
+    for key, matrix in expected.items():
+        error = float((found[key] - matrix).norm() / matrix.norm().clamp_min(1e-300))
+        assert error < CLOSE, (key, error)
+
+
+def require_same_approximations(found, alone):
+    for name in ("exact", "sampled", "means", "batches"):
+        for rank in found:
+            require_equal(rank[name], alone[name])
+        for other in found[1:]:
+            assert all(torch.equal(other[name][k], m) for k, m in found[0][name].items())
+    labels = {}
+    for rank in found:
+        assert labels.keys().isdisjoint(rank["labels"])
+        labels |= rank["labels"]
+    assert labels == alone["labels"]
+
+
+SAID = {
+    "a bad part": ("ValueError", "x holds NaN or infinity in 11 of 11 examples"),
+    "no part": ("ValueError", "none of the 2 ranks was given an example"),
+    "read once": ("ValueError", "can be read only once, but sampled labels over several"),
+    "other methods": ("RankError", "the ranks stream other methods or blocks"),
+    "other weights": ("RankError", "The weights of rank 1 differ from those of rank 0"),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return spawned(rank_jobs.everything, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return rank_jobs.everything(0, 1)
+
+
+def of(found, name):
+    return [rank[name] for rank in found]
+
+
+def test_two_ranks_approximate_as_one(two, alone):
+    require_same_approximations(of(two, "approximations"), alone["approximations"])
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_one_rank_cannot_do_all_ranks_refuse_alike(two, case):
+    kind, message = SAID[case]
+    for rank in of(two, "refusals"):
+        assert rank[case][0] == kind
+        assert message in rank[case][1]
+    if case == "a bad part":
+        assert two[0]["refusals"][case][2] == ["This happened on rank 1 of 2."]
+
+
+@pytest.mark.slow
+def test_four_ranks_one_of_them_empty_give_the_numbers_of_one(tmp_path, alone):
+    found = spawned(rank_jobs.approximations, 4, tmp_path)
+    require_same_approximations(found, alone["approximations"])
