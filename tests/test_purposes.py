@@ -1,5 +1,7 @@
 """Every purpose, against a dense brute force for every method."""
 
+import copy
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -330,6 +332,71 @@ def test_penalties_and_sharpness_are_those_of_formed_matrices(name, network):
     assert matrix["frobenius_error"] == pytest.approx(error, rel=1e-8, abs=2e-6)
 
 
+@pytest.mark.parametrize("name", ["kfac", "mini-block", "diagonal"])
+def test_losses_without_pruned_weights_are_those_of_a_pruned_copy(name, network):
+    model, data, stats = network
+    batch_norm = torch.nn.BatchNorm1d(4).double()
+    whole = torch.nn.Sequential(batch_norm, *model).train()
+    stats = fl.collect(whole.eval(), data, fl.Categorical(), layers=["1", "3"])
+    whole.train()
+    before = {key: value.clone() for key, value in whole.state_dict().items()}
+    purpose = purposes.Pruning.of(whole, data, fl.Categorical(), DAMPING, 0.4, [0.7])
+    found = judge(stats, [name], [purpose]).isel(approximator=0)
+    assert set(found["status"].values.ravel()) == {"ok"}
+    assert all(torch.equal(value, before[key]) for key, value in whole.state_dict().items())
+    assert whole.training
+    assert all(p.grad is None for p in whole.parameters())
+
+    def without(layers, kind, share, which):
+        """Zero the smallest saliencies in a copy: loss, and what the exact block says."""
+        copied, predicted = copy.deepcopy(whole).eval(), 0.0
+        for layer in layers:
+            matrices = dense(stats, name, layer)
+            f, own = matrices[0], matrices[which]
+            linear = copied.get_submodule(layer)
+            w = torch.cat([linear.weight, linear.bias[:, None]], 1).detach()
+            diagonal = own.diagonal()
+            if kind == "obs":
+                shifted = own + DAMPING * torch.eye(len(own)).double()
+                diagonal = 1 / torch.linalg.inv(shifted).diagonal()
+            gone = (w.flatten().square() * diagonal).argsort()[: round(share * w.numel())]
+            left = w.flatten().clone()
+            left[gone] = 0
+            delta = w.flatten() - left
+            predicted += float(delta @ f @ delta) / 2
+            with torch.no_grad():
+                linear.weight.copy_(left.view_as(w)[:, :-1])
+                linear.bias.copy_(left.view_as(w)[:, -1])
+        with torch.no_grad():
+            return float(
+                torch.nn.functional.cross_entropy(copied(data[0]), data[1])
+            ), predicted
+
+    for share, end in [(0.4, ""), (0.7, "_0.7")]:
+        for kind in ("obd", "obs"):
+            for layers in (["1"], ["3"], ["1", "3"]):
+                table = (
+                    found["value"].sel(layer=layers[0])
+                    if len(layers) < 2
+                    else found["network"]
+                )
+                exact, own = (without(layers, kind, share, which) for which in (0, 1))
+                for place, what in enumerate(("realised", "predicted")):
+                    told = float(table.sel(measure=f"pruning.{kind}_{what}{end}"))
+                    assert told == pytest.approx(own[place] - exact[place], abs=1e-12)
+
+
+def test_pruning_refuses_what_it_cannot_measure(network):
+    model, data, stats = network
+    with pytest.raises(ValueError, match="different shares between 0 and 1"):
+        purposes.Pruning.of(model, data, fl.Categorical(), share=0.4, shares=[0.4])
+    unlabelled = purposes.Pruning.of(model, (data[0], None), fl.Categorical())
+    found = judge(stats, ["kfac"], [unlabelled, purposes.Sharpness()])
+    status = found["status"].isel(approximator=0)
+    assert all("without labels" in str(one) for one in status.sel(purpose="pruning").values)
+    assert (status.sel(purpose="sharpness") == "ok").all()
+
+
 def all_purposes(network):
     model, data, _ = network
     weights = dict(model.named_parameters())
@@ -339,7 +406,7 @@ def all_purposes(network):
         purposes.Step(fl.mean_gradient(model, data, fl.Categorical()), DAMPING),
         purposes.Laplace(0.5, N, purposes.HeldOut.of(model, data)),
         purposes.Influence(DAMPING, losses, losses, top=3),
-        purposes.Pruning(weights, DAMPING),
+        purposes.Pruning.of(model, data, fl.Categorical(), DAMPING),
         purposes.EWC(weights, [there], random=4),
         purposes.Sharpness(),
         purposes.Matrix(),

@@ -61,7 +61,7 @@ def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:
 
 def _exact(s: Samples, asked: Demand) -> Work:
     """Count the norm, one solve or inverse of the exact block, and its further solves."""
-    work = shared(s, "matrix")
+    work = shared(s, "matrix") + Work(asked.flops)
     if asked.traces:
         work = work + shared(s, "damping")
     elif asked.dampings or asked.weights:
@@ -71,7 +71,7 @@ def _exact(s: Samples, asked: Demand) -> Work:
 
 
 def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
-    work = own(s, method, "matrix") + Work(asked.products * product(s))
+    work = own(s, method, "matrix") + Work(asked.products * product(s) + asked.flops)
     if isinstance(method, ExactBlock):
         return work
     if asked.dampings or asked.weights or asked.traces:

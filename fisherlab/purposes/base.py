@@ -66,12 +66,15 @@ class Demand:
         With the exact block.
     traces
         Whether the inverse is held against the exact block as a whole.
+    flops
+        Further multiply-adds for every matrix, e.g. of passes through the model.
     """
 
     dampings: int = 1
     weights: int = 0
     products: int = 1
     traces: bool = False
+    flops: float = 0.0
 
 
 @runtime_checkable

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.pairs import Pair
 from fisherlab.purposes.base import (
     Answers,
@@ -18,8 +19,16 @@ from fisherlab.purposes.base import (
     summed,
     weights_of,
 )
+from fisherlab.purposes.trial import Trial
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
+
+KINDS: Final = ("obd", "obs")
+RATIOS: Final = {
+    "overlap": "pruned weights in common",
+    "rank_correlation": "rank correlation of saliencies",
+    "increase": "predicted increase of the loss over the exact",
+}
 
 
 @shown
@@ -31,8 +40,9 @@ class Pruning:
     .. math:: \mathrm{OBD}_i = ½ w_i^2 F̂_{ii}, \qquad
               \mathrm{OBS}_i = ½ w_i^2 / [(F̂ + λI)^{-1}]_{ii}
 
-    The increase is what the quadratic model of the exact block says of setting the chosen
-    weights to zero, ½ δᵀFδ, over that of the exact block's own choice.
+    The predicted increase is what the quadratic model of the exact block says of setting
+    the chosen weights to zero, ½ δᵀFδ. The realised one is measured: the loss without
+    these weights. Both are told beside those of the exact block's own choice.
 
     Parameters
     ----------
@@ -42,6 +52,11 @@ class Pruning:
         λ of the inverse.
     share
         Of the weights of every block that go.
+    shares
+        Further shares at which the increases are told.
+    loss
+        From parameters by name, in the place of the model's own, to the mean loss in
+        nats; `Pruning.of` makes it from a model and data. Without it nothing is measured.
 
     References
     ----------
@@ -56,24 +71,74 @@ class Pruning:
     weights: Mapping[str, Tensor] = field(repr=False)
     damping: float = 1e-2
     share: float = 0.5
+    shares: Sequence[float] = ()
+    loss: Callable[[Mapping[str, Tensor]], float] | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "pruning"
-    measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("obd_overlap", "pruned weights in common (OBD)", 1.0),
-        Measure("obs_overlap", "pruned weights in common (OBS)", 1.0),
-        Measure("obd_rank_correlation", "rank correlation of OBD saliencies", 1.0),
-        Measure("obs_rank_correlation", "rank correlation of OBS saliencies", 1.0),
-        Measure("obd_increase", "predicted increase of the loss over the exact (OBD)", 1.0),
-        Measure("obs_increase", "predicted increase of the loss over the exact (OBS)", 1.0),
-    )
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: Any,
+        likelihood: Likelihood,
+        damping: float = 1e-2,
+        share: float = 0.5,
+        shares: Sequence[float] = (),
+    ) -> Pruning:
+        """Measure the loss of a model, too, after removing what each method would.
+
+        The model is left as it was found. Costs a pass over the data for every method,
+        block, kind of saliency and share, and two for every method and all blocks.
+
+        Examples
+        --------
+        >>> import fisherlab as fl
+        >>> model, data = torch.nn.Linear(3, 2), (torch.ones(5, 3), torch.ones(5, 2))
+        >>> Pruning.of(model, data, fl.Gaussian()).measures[-1].name
+        'obs_realised'
+        """
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        return cls(weights, damping, share, shares, Trial(model, data, likelihood))
 
     def __post_init__(self) -> None:
         """Refuse a share that prunes nothing or all."""
-        if not 0 < self.share < 1 or not self.damping > 0:
+        once = len({*self._shares}) == len(self._shares)
+        inside = all(0 < share < 1 for share in self._shares)
+        if not (once and inside and self.damping > 0):
             raise ValueError(
-                f"Pruning: share={self.share!r} and damping={self.damping!r} were given; "
-                "a share between 0 and 1 and a positive damping are expected."
+                f"Pruning: share={self.share!r}, shares={list(self.shares)!r} and damping="
+                f"{self.damping!r} were given; different shares between 0 and 1 and a "
+                "positive damping are expected."
             )
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return self.share, *self.shares
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Choices and orders; the increases of every share that was asked for."""
+        found = [
+            Measure(f"{kind}_{name}", f"{title} ({kind.upper()})", 1.0)
+            for name, title in RATIOS.items()
+            for kind in KINDS
+        ]
+        told = ["predicted"] * (self.loss is not None or bool(self.shares))
+        told += ["realised"] * (self.loss is not None)
+        for share in self._shares:
+            for kind in KINDS:
+                at = f"{kind.upper()}, {share:.3g}" if self.shares else kind.upper()
+                found += [
+                    Measure(
+                        _increase(kind, what, share, self.share),
+                        f"{what} increase of the loss less that of the exact ({at})",
+                        0.0,
+                        "nat",
+                    )
+                    for what in told
+                ]
+        return tuple(found)
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return both saliencies of every weight, and what pruning by them costs."""
@@ -83,19 +148,17 @@ class Pruning:
             "obd": pair.approx.diagonal(),
             "obs": pair.approx.inverse(self.damping).diagonal().reciprocal(),
         }
-        found: dict[str, Tensor] = {}
-        for name, diagonal in diagonals.items():
+        found: dict[str, Any] = {"blocks": [layer.block]}
+        for kind, diagonal in diagonals.items():
             saliency = (half * diagonal).flatten()
-            gone = saliency.argsort()[: self._count(saliency)]
-            delta = torch.zeros_like(saliency)
-            delta[gone] = w.flatten()[gone]
-            cost = pair.exact.quadratic_form(delta.view_as(w)) / 2
+            gone = torch.stack([_smallest(saliency, share) for share in self._shares])
+            deltas = (gone * w.flatten()).unflatten(1, w.shape)
             found |= {
-                name: saliency,
-                f"{name}_pruned": torch.zeros_like(saliency).index_fill(0, gone, 1.0),
-                f"{name}_cost": cost,
+                kind: saliency,
+                f"{kind}_pruned": gone,
+                f"{kind}_cost": pair.exact.quadratic_form(deltas) / 2,
             }
-        return found
+        return found | self._losses([found])
 
     @property
     def setting(self) -> str:
@@ -103,27 +166,66 @@ class Pruning:
         return f"{self.share:.0%} of the weights, λ = {self.damping:.3g}"
 
     def demand(self, layer: LayerStatistics) -> Demand:
-        """Count the diagonal of the inverse, and two products."""
-        return Demand(products=2, traces=True)
+        """Count the diagonal of the inverse, products, and passes for realised losses."""
+        asked = 2 * len(self._shares)
+        once = float(getattr(self.loss, "flops", 0.0))
+        return Demand(products=asked, traces=True, flops=2 * asked * once)
 
-    def _count(self, saliency: Tensor) -> int:
-        return max(1, round(self.share * saliency.numel()))
+    def _losses(self, blocks: Sequence[Answers]) -> dict[str, Tensor]:
+        """Return the loss, by share, without the weights that each kind would remove."""
+        if self.loss is None:
+            return {}
+        found = {}
+        for kind in KINDS:
+            losses = []
+            for row in range(len(self._shares)):
+                left: dict[str, Tensor] = {}
+                for one in blocks:
+                    (block,) = one["blocks"]
+                    kept = 1 - one[f"{kind}_pruned"][row].view(block.weight_shape)
+                    left |= {n: self.weights[n] * m for n, m in block.unpack(kept).items()}
+                losses.append(self.loss(left))
+            found[f"{kind}_loss"] = torch.tensor(losses, dtype=torch.float64)
+        return found
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
-        """Put the weights one after the other and add the costs."""
-        return summed(blocks, "obd", "obs", "obd_pruned", "obs_pruned")
+        """Put the weights one after the other, add the predictions, and measure anew."""
+        parts = [
+            {n: v.T if n.endswith("pruned") else v for n, v in one.items() if n != "blocks"}
+            for one in blocks
+        ]
+        whole = dict(summed(parts, *KINDS, *(f"{kind}_pruned" for kind in KINDS)))
+        turned = {n: v.T for n, v in whole.items() if n.endswith("pruned")}
+        return whole | turned | self._losses(blocks)
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
         """Return how alike the choices are and what they cost."""
         found = {}
-        for name in ("obd", "obs"):
-            mine, other = exact[f"{name}_pruned"], approx[f"{name}_pruned"]
-            cost = float(exact[f"{name}_cost"])
-            found[f"{name}_overlap"] = float(mine @ other) / float(mine.sum())
-            found[f"{name}_rank_correlation"] = spearman(exact[name], approx[name])
-            ratio = float(approx[f"{name}_cost"]) / cost if cost > 0 else float("nan")
-            found[f"{name}_increase"] = ratio
+        for kind in KINDS:
+            mine, other = exact[f"{kind}_pruned"][0], approx[f"{kind}_pruned"][0]
+            found[f"{kind}_overlap"] = float(mine @ other) / float(mine.sum())
+            found[f"{kind}_rank_correlation"] = spearman(exact[kind], approx[kind])
+            costs = exact[f"{kind}_cost"], approx[f"{kind}_cost"]
+            cost = float(costs[0][0])
+            ratio = float(costs[1][0]) / cost if cost > 0 else float("nan")
+            found[f"{kind}_increase"] = ratio
+            increases = {"predicted": costs[1] - costs[0]}
+            if self.loss is not None:
+                increases["realised"] = approx[f"{kind}_loss"] - exact[f"{kind}_loss"]
+            for what, values in increases.items():
+                for share, value in zip(self._shares, values.tolist(), strict=True):
+                    found[_increase(kind, what, share, self.share)] = value
         return {one.name: found[one.name] for one in self.measures}
+
+
+def _increase(kind: str, what: str, share: float, first: float) -> str:
+    return f"{kind}_{what}" + ("" if share == first else f"_{share:.3g}")
+
+
+def _smallest(saliency: Tensor, share: float) -> Tensor:
+    """Return 1 for the share of entries that is smallest, at least one, and 0 else."""
+    count = max(1, round(share * saliency.numel()))
+    return torch.zeros_like(saliency).index_fill(0, saliency.argsort()[:count], 1.0)
 
 
 @shown

@@ -97,7 +97,9 @@ def _influence(asked: Asked) -> Purpose:
 
 
 def _pruning(asked: Asked) -> Purpose:
-    return fl.Pruning(dict(asked.model.named_parameters()), asked.level)
+    if asked.train[1] is None:  # no loss to measure
+        return fl.Pruning(dict(asked.model.named_parameters()), asked.level)
+    return fl.Pruning.of(asked.model, asked.train, asked.likelihood, asked.level)
 
 
 NAMED: Final[Mapping[str, Callable[[Asked], Purpose]]] = {

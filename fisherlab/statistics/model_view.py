@@ -63,8 +63,8 @@ class ModelView:
         args, kwargs = batch.arguments(self.model)
         with (
             self.settings(),
-            _plain_attributes_kept(self.model),
-            _swapped(self.model, state),
+            plain_attributes_kept(self.model),
+            swapped(self.model, state),
         ):
             output: Any = self.model(*args, **kwargs)
         if not isinstance(output, Tensor):
@@ -172,7 +172,7 @@ def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def _swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Put tensors in the place of parameters and buffers, each slot once.
 
     `torch.func.functional_call` goes by names: it swaps the slot of a module with two
@@ -201,7 +201,7 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _plain_attributes_kept(model: nn.Module) -> Iterator[None]:
+def plain_attributes_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass stores in attributes: caches, normalised weights."""
     kept = [(vars(module), _plain_tensors(module)) for module in model.modules()]
     try:
@@ -216,7 +216,7 @@ def _plain_attributes_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
     """Take tensors with a history out of the way: they cannot be copied."""
-    with _plain_attributes_kept(model):
+    with plain_attributes_kept(model):
         for module in model.modules():
             for name, tensor in _plain_tensors(module).items():
                 if not tensor.is_leaf:
