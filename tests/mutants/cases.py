@@ -727,8 +727,8 @@ PURPOSES = [
     mutant(
         "the weights of largest saliency are pruned",
         "purposes/weights.py",
-        "gone = saliency.argsort()[: self._count(saliency)]",
-        "gone = saliency.argsort(descending=True)[: self._count(saliency)]",
+        "saliency.argsort()[:count]",
+        "saliency.argsort(descending=True)[:count]",
         "purposes::saliencies_are_those_of_formed_matrices",
     ),
     mutant(
