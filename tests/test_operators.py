@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import fractional_matrix_power
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherlab as fl
 from fisherlab.operators import (
@@ -471,6 +472,30 @@ def test_it_shows_itself_in_one_line_and_escapes_names(name, inverted):
     assert "<b>&layer" not in html
     assert operator.stored_numbers >= 0
     assert operator.product_flops >= 0
+
+
+class Work(TorchDispatchMode):
+    """Notes what multiplies or factorises matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        words = "mm", "dot", "linalg", "cholesky", "triangular", "einsum", "eigh"
+        if any(word in str(func) for word in words):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@EVERY
+@EITHER
+def test_counting_computes_nothing(name, inverted):
+    operator, _ = make(name, inverted)
+    with Work() as work:
+        counted = operator.product_flops, operator.stored_numbers
+    assert work.seen == []
+    assert min(counted) >= 0
 
 
 @EVERY

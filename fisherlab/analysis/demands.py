@@ -66,8 +66,21 @@ def _exact(s: Samples, asked: Demand) -> Work:
         work = work + shared(s, "damping")
     elif asked.dampings or asked.weights:
         work = work + shared(s, "gradient")
+    return work + Work(asked.weights * exact_solve(s))
+
+
+def exact_solve(s: Samples) -> float:
+    """Count a solve with the exact block once it is factorised, refined and checked.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fisherlab.samples import OuterSamples
+    >>> exact_solve(OuterSamples(torch.ones(9, 4), torch.ones(2, 9, 3)))
+    576.0
+    """
     p, m = s.weight_shape[0] * s.weight_shape[1], s.columns * s.examples
-    return work + Work(asked.weights * min(p * p, 2 * p * m + m * m))
+    return 4.0 * min(p * p, 2 * p * m + m * m)
 
 
 def _method(s: Samples, method: Approximator, asked: Demand) -> Work:

@@ -132,6 +132,11 @@ class CholeskyInverse(Operator):
         """p(p+1)/2."""
         return pair_count(self.shape[0])
 
+    @property
+    def product_flops(self) -> int:
+        """p²: two triangular solves."""
+        return self.shape[0] ** 2
+
     @cached_property
     def formed(self) -> Dense:
         """The inverse as a dense block, formed at the first question that needs it."""

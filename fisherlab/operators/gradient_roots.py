@@ -121,6 +121,11 @@ class ModeProducts(FromState):
         """The mode moments."""
         return self.moments
 
+    @property
+    def product_flops(self) -> int:
+        """Two rotations of every mode."""
+        return sum(2 * prod(modes.shape) * sum(modes.shape) for modes in self.layout)
+
     def with_state(self, state: Sequence[Tensor]) -> "ModeProducts":
         """Return the product for other moments."""
         return replace(self, moments=tuple(state))
@@ -148,6 +153,11 @@ class _OfGradient(FromState):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.gradient.shape[0], self.gradient.shape[1]
+
+    @property
+    def product_flops(self) -> int:
+        """Two rotations of both sides."""
+        return 2 * self.gradient.numel() * sum(self.weight_shape)
 
 
 @final

@@ -149,6 +149,11 @@ class QuasiNewtonFactors(Operator):
         """Those of H_g, H_a and the moment."""
         return self.rows.stored_numbers + self.columns.numel() + self.moment.numel()
 
+    @property
+    def product_flops(self) -> int:
+        """Those of two factors."""
+        return self.shape[0] * sum(self.weight_shape)
+
     @cached_property
     def solver(self) -> KroneckerSum:
         """The inverse, H_g ⊗ H_a."""
@@ -223,6 +228,11 @@ class InverseFactors(Operator):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.row_root), len(self.column_root)
+
+    @property
+    def product_flops(self) -> int:
+        """Those of two factors."""
+        return self.shape[0] * sum(self.weight_shape)
 
     @cached_property
     def solver(self) -> KroneckerSum:

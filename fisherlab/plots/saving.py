@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -28,6 +29,7 @@ from fisherlab.plots.style import publication
 # Without a date in it the same figure is the same file.
 _UNDATED: Final = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _PIXELS: Final = 2**15  # along a side at most: renderers end at 2¹⁶
+_NO_LAYOUT: Final = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 _MARGIN: Final = 0.1  # inches around what is drawn; widths of text depend on the dpi
 
 Drawn: TypeAlias = Figure | Axes | sns.FacetGrid
@@ -108,12 +110,13 @@ def write(
 @contextmanager
 def _settled(figure: Any) -> Iterator[Bbox]:
     # The layout is solved and measured once, not again for each format: both take
-    # longer than drawing.
+    # longer than drawing. With any engine, even "none", each format draws twice.
     engine = figure.get_layout_engine()
     with publication():
         figure.draw_without_rendering()
         kept = figure.get_tightbbox().padded(_MARGIN)
-    figure.set_layout_engine("none")
+    with plt.rc_context(_NO_LAYOUT):
+        figure.set_layout_engine(None)
     try:
         yield kept
     finally:

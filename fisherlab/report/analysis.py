@@ -91,8 +91,10 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     found: xr.Dataset | None = None
     ended: KeyboardInterrupt | FisherlabError | None = None
     try:
-        for step, model in checkpoints(problem, config, phase):
-            stats, gradient, row = _moment(problem, model, step, config, size, phase)
+        path = checkpoints(problem, config, phase)
+        for (step, model), seconds in zip(path, size.seconds, strict=True):
+            now = step, seconds
+            stats, gradient, row = _moment(problem, model, now, config, size, phase)
             rows.append(row)
         if config.purpose and stats is not None:
             with phase("purposes"), fl.frozen(model):
@@ -152,12 +154,13 @@ def learning_rate(problem: Problem, config: ReportConfig) -> float:
 def _moment(
     problem: Problem,
     model: nn.Module,
-    step: int,
+    now: tuple[int, float],
     config: ReportConfig,
     size: Size,
     phase: Phases,
 ) -> tuple[Statistics, Any, xr.Dataset]:
-    """Return statistics and gradient of one step, and its row of the results."""
+    """Return statistics and gradient of a step, and its row of the results in a time."""
+    step, seconds = now
     stats, gradient = collected(problem, model, step, config, size, phase)
     with phase("compare", f"at step {step}"):
         row = fl.compare(
@@ -166,7 +169,7 @@ def _moment(
             damping=config.dampings,
             gradient=gradient,
             budget=size.budget,
-            time=size.seconds,
+            time=seconds,
         )
         row = with_noise(row, stats)
     sets = {
@@ -198,6 +201,7 @@ def _judged(
         config.dampings[0],
         config.prior,
         len(problem.train[0]),
+        size.held_out,
     )
     names = config.purpose
     return judged(names, asked, config.approximators, size.budget, size.judging)

@@ -124,7 +124,7 @@ class ReportConfig:
     seed: int = 0
     device: str = "cpu"
     budget: str = "4 GiB"
-    time: str = "3 min"
+    time: str = "1 min"
     data_dir: Path | None = None
     out: Path | None = None
     overwrite: bool = False

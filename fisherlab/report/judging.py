@@ -38,6 +38,8 @@ class Asked:
         Of steps, influences and pruning.
     prior, size
         Prior precision, and the number of examples in the posterior.
+    predicted
+        Held-out examples whose predictive variances are compared, at most.
     """
 
     stats: Statistics
@@ -49,6 +51,7 @@ class Asked:
     damping: Any
     prior: float
     size: int
+    predicted: int = HELD_OUT
 
     @property
     def level(self) -> float:
@@ -82,7 +85,9 @@ def _held_out(asked: Asked) -> fl.HeldOut | None:
         outputs = asked.model(x[:1])
     if outputs.ndim != 2 or y.ndim != 1 or outputs.shape[1] > HELD_OUT:
         return None
-    count = HELD_OUT // outputs.shape[1]
+    count = min(HELD_OUT // outputs.shape[1], asked.predicted)
+    if not count:
+        return None
     return fl.HeldOut.of(asked.model, (x[:count], y[:count]), list(asked.stats))
 
 

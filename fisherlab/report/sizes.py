@@ -19,6 +19,7 @@ from fisherlab.analysis.allowances import (
     parse_time,
 )
 from fisherlab.analysis.cost import Collection, Plan, Probed
+from fisherlab.analysis.demands import exact_solve
 from fisherlab.catalogue import NEEDS
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
@@ -36,8 +37,8 @@ _LOSSES: Final = 2000
 _FEWEST_LOSSES: Final = 64
 _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
-_COMPARISON: Final = 0.6
-_PURPOSES: Final = 0.1
+_COMPARISON: Final = 0.65
+_PURPOSES: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class Size:
     fisher
         Which Fisher.
     seconds
-        Counted time of one comparison.
+        Counted time of the comparison of each analysed moment: the last one, which the
+        page shows, has as much as all others.
     budget
         Bytes of one comparison's largest request.
     drawn
         Layers whose inverse is drawn.
     judging
         Counted time of the purposes at the last moment.
+    held_out
+        Held-out examples whose predictive variances are compared.
     losses
         Random examples that losses and accuracies are taken over, at most.
     told
@@ -66,10 +70,11 @@ class Size:
 
     examples: int
     fisher: Any
-    seconds: float
+    seconds: tuple[float, ...]
     budget: int
     drawn: tuple[str, ...]
     judging: float
+    held_out: int
     losses: int
     told: tuple[str, ...]
 
@@ -97,30 +102,36 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
             found = sampled[0]
         elif not found.fits:
             found = tried[-1]
-    moments = len(config.analysed_steps)
     whole = _COMPARISON * parse_time(config.time)
-    share = (whole - min(_training(found, config), whole / 2)) / moments
-    left = max(share - found.passes / RATE, 1.0)
+    whole -= min(_training(found, config), whole / 2)
+    shares = _shares(whole, len(config.analysed_steps))
+    left = tuple(max(share - found.passes / RATE, 1.0) for share in shares)
+    judging = _PURPOSES * parse_time(config.time)
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
     chosen = {name: fl.approximators()[name] for name in config.approximators}
-    kept = cut(
-        samples,
-        chosen,
-        ("matrix", "gradient", "damping"),
-        Allowance.of(left, memory // 2),
-        len(config.dampings),
+    parts, levels = ("matrix", "gradient", "damping"), len(config.dampings)
+    early, last = (
+        cut(samples, chosen, parts, Allowance.of(part, memory // 2), levels).reasons
+        for part in (left[0], left[-1])
     )
-    layers = config.layers or _drawn(found.plans, kept.reasons, memory // 8)
-    losses = _losses(found.collection, share)
-    sentences = (*_sizes_told(found, tried[0], losses, config), *told(kept.reasons))
+    layers = config.layers or _drawn(found.plans, last, memory // 8)
+    losses = _losses(found.collection, shares[0])
+    held_out = _held_out(found, judging)
+    more = len(set(early) - set(last))
+    sentences = (
+        *_sizes_told(found, tried[0], losses, config),
+        *told(last),
+        *([f"before the last moment {more} further parts of cells"] if more else []),
+    )
     return Size(
         found.examples,
         found.fisher,
         left,
         memory // 2,
         layers,
-        _PURPOSES * parse_time(config.time),
+        judging,
+        held_out,
         losses,
         sentences,
     )
@@ -130,6 +141,22 @@ def _training(found: _Trial, config: ReportConfig) -> float:
     """Count the seconds of training: three passes an example of every step."""
     examples = config.training_steps * config.batch_size
     return 3 * _PASSES * examples * found.collection.forward / RATE
+
+
+def _shares(seconds: float, moments: int) -> list[float]:
+    """Give the last moment as much time as all others."""
+    others = moments - 1
+    return [*[seconds / 2 / others] * others, seconds / (2 if others else 1)]
+
+
+def _held_out(found: _Trial, seconds: float) -> int:
+    """Return how many held-out examples fit a quarter of the purposes' time.
+
+    For each, a pass back for every output, and a solve of it with the exact block.
+    """
+    passes = _PASSES * (1 + 2 * found.outputs) * found.collection.forward
+    solves = sum(exact_solve(plan.samples) for plan in found.plans.values())
+    return int(seconds / 4 * RATE / (passes + found.outputs * solves))
 
 
 def _losses(collection: Collection, seconds: float) -> int:
@@ -148,6 +175,7 @@ class _Trial:
     methods: Sequence[Any]
     plans: Mapping[str, Plan]
     collection: Collection
+    outputs: int
     flops: float
     room: float
 
@@ -180,11 +208,14 @@ def _tried(problem: Problem, model: nn.Module, config: ReportConfig) -> Iterator
     methods = tuple(fl.approximators()[name] for name in config.approximators)
     most = min(config.examples, len(problem.train[0]))
     probed = Probed.of(model, drawn(problem.train, 2, config.seed), problem.likelihood)
+    outputs = max(probe.output[0].numel() for probe in probed.probes.values())
     for fisher in fishers(config):
         count = most
         while True:
             planned, collection = probed.plans(fisher, memory // 4, examples=count)
-            one = _Trial(count, fisher, methods, planned, collection, flops, memory / 2)
+            one = _Trial(
+                count, fisher, methods, planned, collection, outputs, flops, memory / 2
+            )
             yield one
             if one.fits or count <= 8:
                 break
