@@ -145,8 +145,10 @@ def _training(found: _Trial, config: ReportConfig) -> float:
 
 def _shares(seconds: float, moments: int) -> list[float]:
     """Give the last moment as much time as all others."""
+    if moments == 1:
+        return [seconds]
     others = moments - 1
-    return [*[seconds / 2 / others] * others, seconds / (2 if others else 1)]
+    return [*[seconds / 2 / others] * others, seconds / 2]
 
 
 def _held_out(found: _Trial, seconds: float) -> int:
