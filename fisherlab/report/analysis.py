@@ -93,8 +93,9 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     try:
         path = checkpoints(problem, config, phase)
         for (step, model), seconds in zip(path, size.seconds, strict=True):
-            now = step, seconds
-            stats, gradient, row = _moment(problem, model, now, config, size, phase)
+            stats, gradient, row = _moment(
+                problem, model, step, config, size, phase, seconds
+            )
             rows.append(row)
         if config.purpose and stats is not None:
             with phase("purposes"), fl.frozen(model):
@@ -154,13 +155,13 @@ def learning_rate(problem: Problem, config: ReportConfig) -> float:
 def _moment(
     problem: Problem,
     model: nn.Module,
-    now: tuple[int, float],
+    step: int,
     config: ReportConfig,
     size: Size,
     phase: Phases,
+    seconds: float,
 ) -> tuple[Statistics, Any, xr.Dataset]:
     """Return statistics and gradient of a step, and its row of the results in a time."""
-    step, seconds = now
     stats, gradient = collected(problem, model, step, config, size, phase)
     with phase("compare", f"at step {step}"):
         row = fl.compare(
