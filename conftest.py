@@ -31,19 +31,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     default = int(os.environ.get("FISHERLAB_TEST_SEED", "0"))
     help_ = "the base seed of every test's generators (default: $FISHERLAB_TEST_SEED or 0)"
     parser.addoption("--seed", type=int, default=default, help=help_)
+    help_ = "of the cases of one test run every N-th only; which, the seed decides"
+    parser.addoption("--every", type=int, default=1, help=help_)
     help_ = "where tests marked `device` run: sim, or what torch finds, such as cuda"
     parser.addoption("--device", default="sim", help=help_)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Make the device known where tests ask for it, before one of them goes backward."""
+    """Thin out cases, and make the device known before a test goes backward."""
+    keep_every(config, items)
     asking = [item for item in items if item.get_closest_marker("device")]
     if not asking:
         return
     missing = simulated_device.missing(config.getoption("device"))
     for item in asking if missing else ():
         item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def keep_every(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep every N-th case of each test, and at least one."""
+    step, seed = config.getoption("every"), config.getoption("seed")
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {
+        item
+        for group in cases.values()
+        for item in group[seed % min(step, len(group)) :: step]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(scope="session")
