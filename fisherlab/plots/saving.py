@@ -29,7 +29,6 @@ from fisherlab.plots.style import publication
 # Without a date in it the same figure is the same file.
 _UNDATED: Final = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _PIXELS: Final = 2**15  # along a side at most: renderers end at 2¹⁶
-_NO_LAYOUT: Final = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 _MARGIN: Final = 0.1  # inches around what is drawn; widths of text depend on the dpi
 
 Drawn: TypeAlias = Figure | Axes | sns.FacetGrid
@@ -115,7 +114,9 @@ def _settled(figure: Any) -> Iterator[Bbox]:
     with publication():
         figure.draw_without_rendering()
         kept = figure.get_tightbbox().padded(_MARGIN)
-    with plt.rc_context(_NO_LAYOUT):
+    with plt.rc_context():
+        plt.rcParams["figure.autolayout"] = False
+        plt.rcParams["figure.constrained_layout.use"] = False
         figure.set_layout_engine(None)
     try:
         yield kept

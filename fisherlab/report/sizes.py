@@ -110,9 +110,14 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
     chosen = {name: fl.approximators()[name] for name in config.approximators}
-    parts, levels = ("matrix", "gradient", "damping"), len(config.dampings)
     early, last = (
-        cut(samples, chosen, parts, Allowance.of(part, memory // 2), levels).reasons
+        cut(
+            samples,
+            chosen,
+            ("matrix", "gradient", "damping"),
+            Allowance.of(part, memory // 2),
+            len(config.dampings),
+        ).reasons
         for part in (left[0], left[-1])
     )
     layers = config.layers or _drawn(found.plans, last, memory // 8)
