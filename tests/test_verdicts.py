@@ -374,6 +374,23 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
         assert "`kfac` is the closest" not in line or "Layer by layer" in line
 
 
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        (np.nan, "leads are not held against noise"),
+        (0.5, "a lead within the noise of the data, 0.5"),
+        (0.3, ""),
+    ],
+)
+def test_a_lead_is_noise_or_not_or_not_known(noise, said):
+    values, ok = np.array([[0.1, 0.5]]), np.array([["ok"] * 2], dtype=object)
+    facts = ("error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok)
+    one = verdicts.Contest(*facts, values[0], noise=noise).told()
+    assert re.findall(r"\((.*)\)", one) == ([said] if said else [])
+    by_layer = verdicts.Contest(*facts, None, noise=noise).told()
+    assert "noise" not in by_layer, "one winner: there is no count of layers to doubt"
+
+
 def test_what_is_dearer_than_the_exact_solve_is_called_so():
     ok = np.array([["ok"] * 2], dtype=object)
     values = np.array([[0.1, 0.5]])

@@ -26,6 +26,7 @@ NAMED: Final = 3  # layers that a sentence names
 HELD: Final = "it holds {} the numbers of the exact blocks"
 SOLVE: Final = "a solve takes {} the flops of theirs"
 SIZE: Final = "left out for size"
+UNHELD: Final = " (leads are not held against noise)"
 _NEEDED: Final = re.compile(r"λ above ([-+.0-9e]+) needed")
 
 
@@ -52,7 +53,8 @@ class Contest:
         `HELD` and `SOLVE` to the amounts of the methods (layers, methods) and of the exact
         block (layers).
     noise
-        How far the exact block's own number is from that of unlimited data; NaN unknown.
+        How far the exact block's own number is from that of unlimited data; NaN unknown,
+        and then the sentence says that leads are not held against it.
     known
         What theory says beforehand, by method.
     setting
@@ -64,8 +66,8 @@ class Contest:
     >>> one = Contest(
     ...     "error", 0.0, ("0",), ("kfac", "diagonal"), np.ones(1), values, ok, values[0]
     ... )
-    >>> one.told()
-    '`kfac` is the closest to the exact block, error 0.4, then `diagonal` with 0.8.'
+    >>> one.told().partition(" (")[0]
+    '`kfac` is the closest to the exact block, error 0.4, then `diagonal` with 0.8'
     """
 
     title: str
@@ -168,6 +170,8 @@ class Contest:
             said += f", then `{rival}` with {self._number(rival)}"
             if lead <= self.noise:
                 said += f" (a lead within the noise of the data, {self.noise:.2g})"
+            elif np.isnan(self.noise):
+                said += UNHELD
         if why := self.known.get(tied[0], ""):
             said += f"; {why}"
         return said
@@ -189,7 +193,7 @@ class Contest:
         ]
         return (
             f"layer by layer, of those that have a number there, the closest to the exact "
-            f"block ({self.title}) is {', '.join(told)}"
+            f"block ({self.title}) is {', '.join(told)}{UNHELD * (len(won) > 1)}"
         )
 
     def _alone(self, complete: Sequence[str]) -> list[str]:
