@@ -37,8 +37,8 @@ _LOSSES: Final = 2000
 _FEWEST_LOSSES: Final = 64
 _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
-_COMPARISON: Final = 0.65
-_PURPOSES: Final = 0.2
+_COMPARISON: Final = 0.6
+_PURPOSES: Final = 0.3
 
 
 @dataclass(frozen=True)
