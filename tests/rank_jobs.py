@@ -3,6 +3,7 @@
 import datetime
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import distributed, nn
@@ -37,7 +38,7 @@ def _begun(rank, job, ranks, folder):
         timeout=datetime.timedelta(seconds=TIMEOUT / 2),
     )
     try:
-        torch.save(job(rank, ranks), f"{folder}/{rank}.pt")
+        torch.save(job(rank, ranks, Path(folder)), f"{folder}/{rank}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -94,7 +95,7 @@ def dense(found):
     }
 
 
-def approximations(rank, ranks):
+def approximations(rank, ranks, folder=None):
     """Approximate by every method on uneven parts: exact, sampled, and in batches."""
     model, x, y = network()
     x, y = part(x, y, rank, ranks)
@@ -111,6 +112,86 @@ def approximations(rank, ranks):
     batches = fl.approximate(model, pairs, lik, small, fl.MonteCarlo(), first=4)
     found = {"exact": dense(exact), "sampled": dense(sampled), "batches": dense(batches)}
     return found | {"means": dense(means), "labels": noted.drawn}
+
+
+def comparison(rank, ranks, folder):
+    """Compare straight from the model: data gathered, layers dealt, one store."""
+    model, x, y = network()
+    data, lik = part(x, y, rank, ranks), fl.Categorical()
+    how = {"damping": 0.1, "store": folder / f"store_{ranks}.nc", "budget": "1 GiB"}
+    tables = [fl.compare(model, data, lik, ["kfac", "ekfac"], **how) for _ in range(2)]
+    asked = {"purpose": fl.Sharpness(), "budget": "1 GiB"}
+    tables.append(fl.compare(model, data, lik, ["kfac"], fisher=fl.MonteCarlo(), **asked))
+    return [{n: v.values for n, v in t.items() if v.dtype == float} for t in tables]
+
+
+def _natural(approximator, damping=0.1, **more):
+    def make(model):
+        how = {"lr": 0.1, "damping": damping, **more}
+        return fl.NaturalGradient(model, fl.Categorical(), approximator, **how)
+
+    return make
+
+
+def _adaptive(model):
+    whole = {"statistics_fraction": 1.0, "curvature_fraction": 1.0}
+    return fl.AdaptiveKFAC(model, fl.Categorical(), inverse_every=3, **whole)
+
+
+OPTIMISERS = {
+    "kfac": _natural("kfac", fl.Factored(0.1), clip=fl.training.KLClip(1e-2)),
+    "ekfac": _natural("ekfac", statistics_every=2, inverse_every=4),
+    "kept basis": _natural(fl.SOAP(keep_basis=True), fl.RelativeDamping(1.0)),
+    "kpsvd-2": _natural("kpsvd-2", momentum_of="gradient"),
+    "exact": _natural("exact", average=0.0),
+    "of mean gradients": _natural("shampoo-mean"),
+    "sampled mean gradients": _natural("mini-block-mean", fisher=fl.MonteCarlo()),
+    "coupled": _natural("kfac-tridiagonal", fl.Factored(0.1)),
+    "learning": _natural("k-bfgs", average=0.0),
+    "exact labels": _natural("kfac", fl.Factored(0.1), fisher=fl.Exact()),
+    "adaptive": _adaptive,
+}
+
+
+def trained(make, rank, ranks, *, replicated=False, closure=False, even=False):
+    """Take ten steps on parts of batches; return losses and weights."""
+    noise = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=noise))
+    called = nn.parallel.DistributedDataParallel(model) if replicated else model
+    optimiser, lik, losses = make(called), fl.Categorical(), []
+    for _ in range(10):
+        x = torch.randn(11, 4, generator=noise, dtype=torch.float64)
+        y = torch.randint(0, 3, (11,), generator=noise)
+        if even:
+            x, y = (t[:8].chunk(ranks)[rank] for t in (x, y))
+        else:
+            x, y = part(x, y, rank, ranks)
+
+        def computed(x=x, y=y):
+            optimiser.zero_grad()
+            loss = lik.loss(called(x), y).mean()
+            loss.backward()
+            return loss
+
+        how = (computed,) if closure else ()
+        losses.append(float(optimiser.step(*how, batch=(x, y))))
+    return {"losses": losses, **{n: p.detach() for n, p in model.named_parameters()}}
+
+
+def trainings(rank, ranks, folder=None):
+    """Train by every kind of optimiser, on plain models and on those in DDP."""
+    found = {name: trained(make, rank, ranks) for name, make in OPTIMISERS.items()}
+    for name in ("kfac", "adaptive"):
+        make = OPTIMISERS[name]
+        found[f"{name} in DDP"] = trained(make, rank, ranks, replicated=ranks > 1)
+    for name, wrapped in (("closure", False), ("closure in DDP", ranks > 1)):
+        how = {"replicated": wrapped, "closure": True, "even": True}
+        found[name] = trained(OPTIMISERS["kfac"], rank, ranks, **how)
+    found["uneven closure"] = trained(OPTIMISERS["kfac"], rank, ranks, closure=True)
+    return found
 
 
 def refusals(rank, ranks):
@@ -141,9 +222,11 @@ def said(call, *args):
     return None
 
 
-def everything(rank, ranks):
+def everything(rank, ranks, folder):
     """Do all of it in one group: starting one takes longer."""
     return {
+        "comparison": comparison(rank, ranks, folder),
+        "trainings": trainings(rank, ranks),
         "approximations": approximations(rank, ranks),
         "refusals": refusals(rank, ranks) if ranks > 1 else {},
     }

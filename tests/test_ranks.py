@@ -1,5 +1,6 @@
 """Several processes give the numbers of one: parts of the data, uneven and empty."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,29 @@ def require_same_approximations(found, alone):
     assert labels == alone["labels"]
 
 
+def test_two_ranks_compare_as_one(two, alone):
+    assert of(two, "comparison")
+    for rank in of(two, "comparison"):
+        for table, expected in zip(rank, alone["comparison"], strict=True):
+            assert table.keys() == expected.keys()
+            for name in set(table) - {"seconds"}:
+                np.testing.assert_allclose(table[name], expected[name], CLOSE, CLOSE)
+
+
+TRAINED = [*rank_jobs.OPTIMISERS, "kfac in DDP", "adaptive in DDP"]
+TRAINED += ["closure", "closure in DDP", "uneven closure"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_ranks_train_as_one(two, alone, name):
+    first, second = of(of(two, "trainings"), name)
+    expected = alone["trainings"][name]
+    assert first.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(*map(torch.as_tensor, (first[key], second[key]))), key
+        np.testing.assert_allclose(first[key], value, rtol=CLOSE, atol=CLOSE, err_msg=key)
+
+
 SAID = {
     "a bad part": ("ValueError", "x holds NaN or infinity in 11 of 11 examples"),
     "no part": ("ValueError", "none of the 2 ranks was given an example"),
@@ -44,8 +68,8 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone():
-    return rank_jobs.everything(0, 1)
+def alone(tmp_path_factory):
+    return rank_jobs.everything(0, 1, tmp_path_factory.mktemp("alone"))
 
 
 def of(found, name):

@@ -96,7 +96,9 @@ def compare(
         ``(layer, done, layers, seconds)``.
     source
         Of a model alone: `fisher`, `layers` and `dtype` as in `collect`, and `store`, a
-        netCDF file that is written after every layer and gone on from.
+        netCDF file that is written after every layer and gone on from. Where a process
+        group of ``torch.distributed`` is live (or is given as `group`), the data are
+        gathered and the layers dealt to its ranks; all return the same table.
 
     Returns
     -------
@@ -135,7 +137,7 @@ def compare(
         none = {"reference": reference, "time": time}
         request = _of_model(stats, given, approximators, asked_of, none, budget, source)
         if purpose is None:
-            return compare_layers(request, source.get("store"), progress)
+            return compare_layers(request, _store(request, source), progress)
         _alone(
             metrics=metrics, damping=damping, gradient=gradient, store=source.get("store")
         )
@@ -186,13 +188,13 @@ def _of_model(
     source: Mapping[str, Any],
 ) -> Request:
     """Read the arguments of a comparison straight from a model."""
-    unknown = source.keys() - {"fisher", "layers", "dtype", "store"}
+    unknown = source.keys() - {"fisher", "layers", "dtype", "store", "group"}
     twice = len(given) == 3 and named is not None
     if unknown or twice or len(given) not in (2, 3):
         raise TypeError(
             "compare(model, data, likelihood, approximators, *, fisher, layers, dtype, "
-            f"store, ...): {len(given)} positional arguments after the model and the "
-            f"keywords {sorted(unknown)} were given."
+            f"store, group, ...): {len(given)} positional arguments after the model and "
+            f"the keywords {sorted(unknown)} were given."
         )
     for name, value in unfit.items():
         if value is not None:
@@ -200,7 +202,7 @@ def _of_model(
                 f"compare of a model takes no {name}=, which needs the statistics of all "
                 "layers at once: compare(fl.collect(model, data, likelihood), ...)."
             )
-    settings = {name: source.get(name) for name in ("fisher", "layers", "dtype")}
+    settings = {name: source.get(name) for name in ("fisher", "layers", "dtype", "group")}
     data = Source.of(model, given[0], given[1], **settings)
     chosen = by_name(given[2] if len(given) == 3 else named)
     levels = dampings(asked["damping"])
@@ -210,8 +212,16 @@ def _of_model(
         return compare(stats, chosen, budget=limit, **{**asked, "gradient": gradient})
 
     limit = parse_budget(budget, data.device)
+    if data.ranks is not None:  # what fits on all of them
+        limit = min(data.ranks.gathered(limit))
     gradient = asked["gradient"]
     return Request(data, chosen, measure, along, gradient, limit, levels.kind, asked)
+
+
+def _store(request: Request, source: Mapping[str, Any]) -> Any:
+    """Return where the rows are kept: by the first of several processes alone."""
+    ranks = request.source.ranks
+    return source.get("store") if ranks is None or not ranks.rank else None
 
 
 def _device(stats: Statistics) -> Any:

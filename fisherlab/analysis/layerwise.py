@@ -18,10 +18,12 @@ from fisherlab.analysis.cells import REFUSALS, made_of, reason
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layer_store import Store, joined
+from fisherlab.approximators.ranks import everyones, require_same_weights
 from fisherlab.codes import checksum, codes, described
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.held import tensors
+from fisherlab.numerics.ranks import Ranks, dealt, live
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import (
     Exact,
@@ -57,6 +59,8 @@ class Source:
     ----------
     model, data, likelihood, fisher, layers, dtype
         As in `collect`.
+    ranks
+        The processes whose data these are, where there are several.
     """
 
     model: nn.Module
@@ -65,6 +69,7 @@ class Source:
     fisher: Fisher
     layers: Sequence[str] | None
     dtype: torch.dtype | None
+    ranks: Ranks | None = None
 
     @classmethod
     def of(
@@ -75,12 +80,19 @@ class Source:
         fisher: Fisher | None,
         layers: Sequence[str] | None,
         dtype: torch.dtype | None,
+        group: Any = None,
     ) -> "Source":
-        """Return the source; data that are iterated are checked to repeat."""
-        labels = fisher or Exact()
+        """Return the source; data that are iterated are checked to repeat.
+
+        Where several processes are live, the data are those of all of them.
+        """
+        labels, ranks = fisher or Exact(), live(group)
+        if ranks is not None:
+            require_same_weights(ranks, model)
+            data = everyones(ranks, data)
         if not isinstance(data, (tuple, Tensor, Mapping)):
             data = Repeated(data, ordered=isinstance(labels, MonteCarlo))
-        return cls(model, data, likelihood, labels, layers, dtype)
+        return cls(model, data, likelihood, labels, layers, dtype, ranks)
 
     @property
     def device(self) -> torch.device:
@@ -274,17 +286,19 @@ def compare_layers(
     StoreError
         If the store holds another comparison.
     """
-    source = request.source
+    source, ranks = request.source, request.source.ranks
     planned = source.plans(request.limit)
     plan = Schedule.of(*planned, request.methods, request.limit, request.along)
     kept = Store.of(store, request.identity)
     rows = {name: row for name, row in kept.rows.items() if name in plan.plans}
+    if ranks is not None:  # the store is that of the first
+        rows = ranks.gathered(rows)[0]
     tell = teller(progress, len(plan.plans))
     for name in rows:
         tell(name)
     for group in plan.groups:
         left = [name for name in group if name not in rows]
-        for name, row in request.measured(left, plan) if left else ():
+        for name, row in _shared(request, left, plan) if left else ():
             rows[name] = row
             kept.write([rows[n] for n in plan.plans if n in rows])
             tell(name)
@@ -296,6 +310,21 @@ def compare_layers(
     ds.attrs |= {"budget_bytes": request.limit, "foretold_bytes": plan.peak, **kept.attrs}
     kept.finish(ds)
     return ds
+
+
+def _shared(
+    request: Request, names: Sequence[str], plan: Schedule
+) -> Iterator[tuple[str, xr.Dataset]]:
+    """Yield the rows of layers; several processes measure some each."""
+    ranks = request.source.ranks
+    if ranks is None:
+        yield from request.measured(names, plan)
+        return
+    costs = {name: plan.plans[name].samples.dense_flops() for name in names}
+    own = dealt(costs, ranks.size)[ranks.rank]
+    rows = ranks.together(lambda: dict(request.measured(own, plan) if own else ()))
+    found = {name: row for part in ranks.gathered(rows) for name, row in part.items()}
+    yield from ((name, found[name]) for name in names)
 
 
 def teller(progress: Any, layers: int) -> Callable[[str], None]:

@@ -12,14 +12,22 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import Streaming
+from fisherlab.approximators.base import OfSums, Streaming
 from fisherlab.approximators.states import Held, Sums
 from fisherlab.codes import checksum
 from fisherlab.errors import RankError
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.numerics.ranks import Ranks
-from fisherlab.statistics import Empirical, Exact, Fisher
+from fisherlab.operators import Operator
+from fisherlab.statistics import (
+    Empirical,
+    Exact,
+    Fisher,
+    LayerStatistics,
+    MeanGradient,
+)
 from fisherlab.statistics.batches import batches, is_empty
+from fisherlab.statistics.values import join_examples
 
 Key = tuple[str, str]  # method and block
 States = Mapping[Key, Any]
@@ -46,6 +54,29 @@ def place(
     if fisher is None or isinstance(fisher, (Exact, Empirical)):
         return first
     return first + ranks.before(ranks.together(lambda: _count(data, model)))
+
+
+def everyones(ranks: Ranks, data: Any) -> list[Any]:
+    """Return the data of all ranks, a batch after the other, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If no rank has an example.
+    """
+
+    def own() -> list[Any]:
+        single = isinstance(data, (tuple, Mapping))
+        return [] if is_empty(data) else [data] if single else list(data)
+
+    found = [item for part in ranks.gathered(ranks.together(own)) for item in part]
+    if not found:
+        raise _nothing(ranks)
+    return found
+
+
+def _nothing(ranks: Ranks) -> ValueError:
+    return ValueError(f"data: none of the {ranks.size} ranks was given an example.")
 
 
 def require_same_weights(ranks: Ranks, model: nn.Module) -> None:
@@ -136,7 +167,7 @@ def merged(
     told = ranks.gathered({key: _Outline.of(state) for key, state in states.items()})
     seeing = [outlines for outlines in told if outlines]
     if not seeing:
-        raise ValueError(f"data: none of the {ranks.size} ranks was given an example.")
+        raise _nothing(ranks)
     keys = list(seeing[0])
     if any(list(outlines) != keys for outlines in seeing):
         raise RankError(
@@ -185,3 +216,56 @@ def _added(
         empty = reduce(Sums.__add__, parts)
         found[key] = replace(empty, tensors=tuple(next(totals) for _ in own[key]))
     return found
+
+
+def whole(ranks: Ranks, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return statistics of the examples of all ranks from those of each one's own.
+
+    Mean gradients are averaged by examples; per-example statistics are gathered.
+    """
+    layers = list(statistics.values())
+    if layers and isinstance(layers[0], MeanGradient):
+        counts = ranks.gathered(layers[0].count)
+        share = counts[ranks.rank] / sum(counts)
+        means = ranks.added([layer.gradient * share for layer in layers])
+        return {
+            name: replace(
+                layer,
+                gradient=mean,
+                count=sum(counts),
+                provenance=replace(layer.provenance, examples=sum(counts)),
+            )
+            for (name, layer), mean in zip(statistics.items(), means, strict=True)
+        }
+    device = layers[0].device if layers else None
+    parts = ranks.gathered(dict(statistics), device)
+    return {n: join_examples([part[n] for part in parts]) for n in statistics}
+
+
+def begun(
+    method: OfSums[Any, Any], statistics: LayerStatistics, previous: Operator | None
+) -> Any:
+    """Return the state of a method's first pass over this rank's examples."""
+    return method.accumulate(method.begun(statistics, previous), statistics)
+
+
+def called_by_all(
+    ranks: Ranks,
+    method: OfSums[Any, Any],
+    states: Mapping[str, Any],
+    statistics: Mapping[str, LayerStatistics],
+) -> dict[str, Operator]:
+    """Return the operators of blocks whose first pass has `begun` on every rank."""
+    device = next((layer.device for layer in statistics.values()), torch.device("cpu"))
+    passing, found = dict(states), {}
+    while passing:
+        keyed = {("", name): state for name, state in passing.items()}
+        seen = merged({"": method}, keyed, ranks, device)
+        passing = {}
+        for (_, name), state in seen.items():
+            following = method.next_pass(state)
+            if following is None:
+                found[name] = method.finish(state)
+            else:
+                passing[name] = method.accumulate(following, statistics[name])
+    return {name: found[name] for name in states}

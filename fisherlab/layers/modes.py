@@ -128,7 +128,7 @@ def in_turn(function: F) -> F:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the module that torch.compile was given, or the model itself.
+    """Return the module that torch.compile or DDP was given, or the model itself.
 
     Statistics watch layers through hooks, at which a compiled graph breaks; so they are
     taken from this module, whose parameters are the same and have their plain names.
@@ -140,5 +140,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
     >>> uncompiled(torch.compile(model, backend="eager")) is model
     True
     """
-    found = getattr(model, "_orig_mod", model)
-    return found if isinstance(found, nn.Module) else model
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    found = model.module if wrapped else getattr(model, "_orig_mod", model)
+    if found is model or not isinstance(found, nn.Module):
+        return model
+    return uncompiled(found)

@@ -6,7 +6,7 @@ belongs to a rank, and the whole is the parts in the order of the ranks.
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -38,6 +38,8 @@ class Ranks:
     def gathered(self, value: Any, device: torch.device | None = None) -> list[Any]:
         """Return the values of all ranks, tensors and all, in the order of the ranks.
 
+        This rank's own is a copy as well: strides that differ would round differently.
+
         Parameters
         ----------
         value
@@ -48,8 +50,7 @@ class Ranks:
         data = packed(value)
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, data, group=self.group)
-        parts = enumerate(found)
-        return [value if r == self.rank else unpacked(part, device) for r, part in parts]
+        return [unpacked(part, device) for part in found]
 
     def added(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums over ranks of tensors that all of them have: the same bits."""
@@ -110,6 +111,23 @@ class Ranks:
         """Return where the backend takes tensors: NCCL on its GPU, gloo on the CPU."""
         backend = str(distributed.get_backend(self.group))
         return torch.device("cpu") if backend == "gloo" else device
+
+
+def dealt(costs: Mapping[str, float], ranks: int) -> list[list[str]]:
+    """Return what each rank does of works of known cost: the dearest first, evenly.
+
+    Examples
+    --------
+    >>> dealt({"a": 1, "b": 5, "c": 3, "d": 2}, 2)
+    [['b', 'a'], ['c', 'd']]
+    """
+    parts: list[list[str]] = [[] for _ in range(ranks)]
+    loads = [0.0] * ranks
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        least = loads.index(min(loads))
+        parts[least].append(name)
+        loads[least] += costs[name]
+    return parts
 
 
 def live(group: Any = None) -> Ranks | None:

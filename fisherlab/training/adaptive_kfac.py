@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -75,6 +76,8 @@ class AdaptiveKFAC(Preconditioned):
     lr
         Factor on δ, 1 as published; a setting of the group, so that schedulers of torch
         apply.
+    group
+        As for `NaturalGradient`; every rank takes the shares τ of its own part.
 
     Raises
     ------
@@ -126,6 +129,7 @@ class AdaptiveKFAC(Preconditioned):
         parameter_average: float | Averaging | None = None,
         fallback: Fallback = None,
         lr: float = 1.0,
+        group: Any = None,
     ) -> None:
         self.damping = rule(damping)
         self.search = search or GreedySearch()
@@ -139,7 +143,7 @@ class AdaptiveKFAC(Preconditioned):
         self.ratio = float("nan")
         curvature, labels = handler(approximator, fallback), fisher or MonteCarlo(1)
         super().__init__(
-            model, likelihood, curvature, labels, "per_example", None, {"lr": lr}
+            model, likelihood, curvature, labels, "per_example", None, {"lr": lr}, group
         )
 
     def _begin(self, loss: float) -> None:
@@ -181,7 +185,10 @@ class AdaptiveKFAC(Preconditioned):
             raise ValueError(msg)
         self._ready()
         with frozen(self.model):
-            return self._step(self._passes.batch(batch))
+            read = self._passes.replicas.together(partial(self._passes.batch, batch))
+            placed = self._passes.replicas.placed(read)
+            assert placed is not None
+            return self._step(placed)
 
     def _step(self, batch: Batch) -> Tensor:
         k = self.steps + 1
@@ -192,16 +199,18 @@ class AdaptiveKFAC(Preconditioned):
         if not self.steps and math.isnan(self.lam):
             self._begin(float(passed.loss))
         before, holding, _ = current(self.units, self._owners, parameters)
-        fresh, exceptions = self.curvature.fresh(passed.statistics, before)
+        ranks = self._passes.replicas.ranks
+        statistics = self.curvature.whole(ranks, passed.statistics)
+        assert statistics is not None
+        fresh, exceptions = self.curvature.fresh(statistics, before, ranks)
         exceptions |= self._passes.left(few, parameters.blocks)
         units = averaged(before, fresh, lambda unit: self.average.share(unit.updates))
         gradient = {
             name: g + self.l2 * parameters.named[name].detach()
             for name, g in passed.gradients.items()
         }
-        model = QuadraticModel(
-            view(self.model, None), some, self.likelihood, gradient, self.lam + self.l2
-        )
+        shift, seen = self.lam + self.l2, view(self.model, None)
+        model = QuadraticModel(seen, some, self.likelihood, gradient, shift, ranks)
         gamma, units, (scales, step) = self._best(parameters, model, units, k)
         rate = float(self.param_groups[0].get("lr", 1))
         if rate != 1:  # M(ηδ) at the minimiser δ, where it is linear as M(δ) is twice

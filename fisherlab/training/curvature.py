@@ -7,11 +7,13 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from fisherlab.approximators.base import called, facts
+from fisherlab.approximators.base import OfSums, called, facts
 from fisherlab.approximators.online.k_bfgs import Observation
+from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import FisherlabError, NeedsSharedForm
+from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators import Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training.moves import Parameters
@@ -73,16 +75,59 @@ class Curvature:
             found[name] = replace(units[name], operator=operator)
         return found
 
+    @property
+    def adds(self) -> bool:
+        """Whether several processes add up the sums of the method, not its samples."""
+        kept = self.couples or self.learns
+        return isinstance(self.approximator, OfSums) and not kept
+
+    def whole(
+        self, ranks: Ranks | None, statistics: Mapping[str, Any] | None
+    ) -> Mapping[str, Any] | None:
+        """Return statistics of all ranks, where the method does not add up sums."""
+        if ranks is None or statistics is None or self.adds:
+            return statistics
+        return whole(ranks, statistics)
+
+    def _fresh_by_all(
+        self, ranks: Ranks, statistics: Mapping[str, Any], units: Units
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what `fresh` does, from the sums of all ranks."""
+        method: Any = self.approximator
+        states: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for name, layer in statistics.items():
+            previous = units[name].operator if name in units else None
+            try:
+                if len(layer.by_group()) > 1:  # each group has a warm start of its own
+                    rest[name] = layer
+                else:
+                    states[name] = begun(method, layer, previous)
+            except NeedsSharedForm:
+                rest[name] = layer
+        with _named(repr(method), "the blocks of all ranks"):
+            made = called_by_all(ranks, method, states, statistics)
+        more, exceptions = self.fresh(whole(ranks, rest), units) if rest else ({}, {})
+        both = {**made, **more}
+        return {name: both[name] for name in statistics if name in both}, exceptions
+
     def fresh(
-        self, statistics: Mapping[str, Any], units: Units
+        self, statistics: Mapping[str, Any], units: Units, ranks: Ranks | None = None
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return new operators, and the blocks left to the fallback with the reason.
+
+        Parameters
+        ----------
+        statistics
+            Of `whole`: with several ranks of this one's examples where the method adds.
 
         Raises
         ------
         NeedsSharedForm
             If there is no fallback for a block without inputs and output gradients.
         """
+        if ranks is not None and self.adds:
+            return self._fresh_by_all(ranks, statistics, units)
         if self.couples:
             with _named(repr(self.approximator), "the network"):
                 return {NETWORK: self.approximator(statistics)}, {}

@@ -21,6 +21,7 @@ from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
 from fisherlab.training.record import Settings, differences, session, settings
 from fisherlab.training.register import optimizer as by_name
+from fisherlab.training.replicas import require_one_process
 from fisherlab.training.run import Run, Scheduler
 from fisherlab.training.schedules import BatchSize, Every, LogarithmicSteps, moments
 from fisherlab.training.store import Checkpoint, Store
@@ -107,6 +108,8 @@ def follow(
         For a scheduler that must be given a loss.
     ValueError
         If the store holds a run of other settings (they are named), or of more steps.
+    RankError
+        If a process group of several processes is live.
     StoreError
         If the store cannot be written; the last checkpoint is kept.
     NumericalError
@@ -123,6 +126,7 @@ def follow(
     >>> ds.step.values.tolist(), bool(ds.test_loss[0] > ds.test_loss[-1])
     ([0, 10, 20], True)
     """
+    require_one_process("follow")
     if steps < 0 or (seconds is not None and not seconds > 0):
         raise ValueError(
             f"follow: steps={steps}, seconds={seconds}; at least 0 steps and a positive "

@@ -1,6 +1,7 @@
 """Natural-gradient descent with any approximation of the Fisher matrix."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -98,6 +99,9 @@ class NaturalGradient(Preconditioned):
     params
         Parameters or groups of them, as for any torch optimiser; by default all that are
         trainable. Others of the model stay as they are.
+    group
+        The process group whose ranks train together, each on its part of every batch; the
+        default one, if one is live. `model` is the plain one or that in DDP.
 
     Raises
     ------
@@ -152,6 +156,7 @@ class NaturalGradient(Preconditioned):
         weight_decay: float = 0.0,
         fallback: Fallback = None,
         params: Iterable[Any] | None = None,
+        group: Any = None,
     ) -> None:
         check_schedule(statistics_every, inverse_every, statistics_fraction, momentum_of)
         curvature = handler(approximator, fallback)
@@ -170,6 +175,7 @@ class NaturalGradient(Preconditioned):
             params,
             {"lr": lr, "damping": damping, "momentum": momentum}
             | {"weight_decay": weight_decay},
+            group,
         )
 
     @torch.no_grad()
@@ -207,14 +213,16 @@ class NaturalGradient(Preconditioned):
         parameters = self._parameters()
         before, holding, known = current(self.units, self._owners, parameters)
         due = self._due(self.statistics_every) or not (before and known)
-        between = not (due or self._due(self.inverse_every))
+        ranks = self._passes.replicas.ranks
+        between = not (due or self._due(self.inverse_every)) and ranks is None
         if not between:
             self.look()
         given = closure, batch, statistics_batch
         of_gradient = self.momentum_of == "gradient"
         with looks.postponed(between) as found:
             passed, observed = self._passed(*given, parameters, due)
-            units, exceptions = self._renewed(passed.statistics, parameters, before)
+            statistics = self.curvature.whole(ranks, passed.statistics)
+            units, exceptions = self._renewed(statistics, parameters, before)
             if passed.statistics is not None and observed is not None:
                 exceptions |= self._passes.left(observed, parameters.blocks)
             gradients = parameters.pack(passed.gradients)
@@ -228,12 +236,13 @@ class NaturalGradient(Preconditioned):
             scale = clipping(self.clip, parameters, directions, gradients)
             directions = {name: d * scale for name, d in directions.items()}
         kept = parameters.unpack(gradients) if of_gradient else None
-        seen = self.curvature.seen(passed.statistics, parameters, exceptions)
+        seen = self.curvature.seen(statistics, parameters, exceptions)
         moves = parameters.unpack(directions)
         move_(parameters, self.state, moves, kept, looks.all_good(found))
         self.units, self.exceptions, self._owners = units, exceptions, holding
         if seen and observed is not None:
-            after = self._passes.observe(observed, parameters.blocks, self.steps)
+            own = self._passes.observe(observed, parameters.blocks, self.steps)
+            after = self.curvature.whole(ranks, own)
             now = self.curvature.seen(after, parameters, exceptions)
             self.units = self.curvature.learned(units, seen, now)
         self.steps += 1
@@ -256,6 +265,12 @@ class NaturalGradient(Preconditioned):
         if self.steps or self.units:
             msg = f"warm_start: {self.steps} steps were taken already."
             raise ValueError(msg)
+        if self._passes.replicas.ranks is not None:
+            msg = (
+                "warm_start takes one process: begin without it, or average more slowly "
+                "(average=) in the first steps of several."
+            )
+            raise ValueError(msg)
         parameters = self._parameters()
         blocks, self._owners = parameters.blocks, owners(parameters)
         read = enumerate(map(self._passes.batch, data))
@@ -273,10 +288,8 @@ class NaturalGradient(Preconditioned):
         """Return loss, gradients and, where they are due, statistics and their batch."""
         if due and self.steps == 0:
             self._passes.warn_of_fresh_norms()
-        main = None if batch is None else self._passes.batch(batch)
-        own = None if statistics_batch is None else self._passes.batch(statistics_batch)
-        share = self.statistics_fraction
-        part = None if main is None else first_part(main, share)
+        main, own = self._batches(batch, statistics_batch)
+        part = None if main is None else first_part(main, self.statistics_fraction)
         observed = part if own is None else own
         if closure is None and main is None:
             msg = "step: a batch (x, y) or a closure is expected; see NaturalGradient.step."
@@ -284,19 +297,41 @@ class NaturalGradient(Preconditioned):
         if due and observed is None:
             msg = f"step {self.steps}: statistics are due, but no batch was given."
             raise ValueError(msg)
+        wanted = observed if due else None
         if closure is None:
             assert main is not None
-            wanted = observed if due else None
             blocks = parameters.blocks
             return self._passes.run(main, blocks, self.steps, observe=wanted), observed
+        passed = self._passes.replicas.together(
+            partial(self._closed, closure, parameters, wanted)
+        )
+        weight, names = 1 if main is None else len(main), parameters.setting("lr")
+        return self._passes.replicas.averaged(passed, weight, names), observed
+
+    def _batches(self, *given: Any) -> tuple[Batch | None, ...]:
+        """Read the batches of a step, on all ranks or on none."""
+        read = self._passes
+
+        def own() -> list[Batch | None]:
+            return [None if data is None else read.batch(data) for data in given]
+
+        return tuple(map(read.replicas.placed, read.replicas.together(own)))
+
+    def _closed(
+        self,
+        closure: Callable[[], Any],
+        parameters: Parameters,
+        observed: Batch | None,
+    ) -> Passed:
+        """Return loss and gradients of a closure, and statistics of a batch."""
         with torch.enable_grad():
             loss = returned_loss(closure())
         named = parameters.named
         known = {n: p.grad for n, p in named.items() if p.grad is not None}
         statistics = None
-        if due and observed is not None:
+        if observed is not None:
             statistics = self._passes.observe(observed, parameters.blocks, self.steps)
-        return Passed(loss, known, statistics), observed
+        return Passed(loss, known, statistics)
 
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps < self.burn_in
@@ -310,7 +345,8 @@ class NaturalGradient(Preconditioned):
         """Return the units and exceptions after this step's statistics and inverses."""
         exceptions = self.exceptions
         if statistics is not None:
-            fresh, exceptions = self.curvature.fresh(statistics, units)
+            ranks = self._passes.replicas.ranks
+            fresh, exceptions = self.curvature.fresh(statistics, units, ranks)
             units = averaged(units, fresh, self._share)
         missing = any(unit.inverse is None for unit in units.values())
         if self._due(self.inverse_every) or missing:

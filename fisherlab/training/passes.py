@@ -7,11 +7,12 @@ gradient and the statistics; where not, the statistics take one of their own.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import is_not
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError, UnsupportedModelError
 from fisherlab.layers import (
@@ -37,6 +38,7 @@ from fisherlab.statistics.model_view import require_gradients
 from fisherlab.statistics.probe import Probe
 from fisherlab.training.one_graph import Passed, forward, pulled, together
 from fisherlab.training.randomness import buffers_kept, drawing
+from fisherlab.training.replicas import Replicas
 
 Takes = Literal["per_example", "mean_gradient"]
 Observed = Mapping[str, LayerStatistics] | Mapping[str, MeanGradient]
@@ -82,17 +84,6 @@ def _nothing(statistics: Mapping[str, Any]) -> Mapping[str, str]:
     return {}
 
 
-def _require_one_process() -> None:
-    """Refuse several processes: each would step by its own examples and drift apart."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if (ranks := distributed.get_world_size()) > 1:
-        raise UnsupportedModelError(
-            f"An optimiser of fisherlab takes one process, and this is one of {ranks}: the "
-            "replicas would drift apart. Train in one process, or end the process group."
-        )
-
-
 class Passes:
     """Run a model forward and backward for an optimiser.
 
@@ -114,6 +105,8 @@ class Passes:
     left
         From statistics of two examples to the blocks, with a reason, whose statistics
         are not wanted: none are collected for them.
+    group
+        As for `Replicas`.
     """
 
     def __init__(
@@ -124,10 +117,11 @@ class Passes:
         takes: Takes,
         compress: bool = True,
         left: Callable[[Mapping[str, Any]], Mapping[str, str]] = _nothing,
+        group: Any = None,
     ) -> None:
-        _require_one_process()
         self.model, self.likelihood = uncompiled(model), likelihood
-        self.called = model  # gives the loss of steps without statistics
+        self.replicas = Replicas(model, group)
+        self.called = self.replicas.called  # gives the loss of steps without statistics
         self.fisher, self.takes = fisher, takes
         self._compress = compress
         self._left = left
@@ -145,10 +139,7 @@ class Passes:
         ------
         ValueError
             If it is not one batch (x, y), or as `collect`.
-        UnsupportedModelError
-            If a process group of several processes is live.
         """
-        _require_one_process()
         require_gradients()
         parameter = next(p for p in self.model.parameters() if p.is_floating_point())
         if isinstance(data, list):  # as a DataLoader gives it
@@ -190,11 +181,20 @@ class Passes:
     ) -> Passed:
         """Return loss, gradient and, on the batch `observe`, statistics of some blocks.
 
+        Of several processes the loss is that of all examples, statistics are of its own.
+
         Raises
         ------
         ValueError
             If there are no labels, or as `collect`.
         """
+        passed = self.replicas.together(partial(self._run, batch, blocks, step, observe))
+        names = [n for block in blocks.values() for n in block.parameters]
+        return self.replicas.averaged(passed, len(batch), names)
+
+    def _run(
+        self, batch: Batch, blocks: Mapping[str, Block], step: int, observe: Batch | None
+    ) -> Passed:
         if batch.y is None:
             msg = "step: the loss needs labels, but y is None; give batch=(x, y)."
             raise ValueError(msg)
@@ -242,6 +242,7 @@ class Passes:
                     self.likelihood,
                     fisher=fisher,
                     layers=plan.observed,
+                    first=batch.first,
                 )
             return collect(
                 self.model,
@@ -250,17 +251,19 @@ class Passes:
                 fisher,
                 layers=plan.observed,
                 compress=self._compress,
+                first=batch.first,
                 probes=plan.probes,
             )
 
     @torch.no_grad()
     def loss_at(self, batch: Batch) -> Tensor:
-        """Return the mean loss without a graph, in the model's own mode."""
+        """Return the mean loss of all ranks without a graph, in the model's own mode."""
         args, kwargs = batch.arguments(self.model)
         assert batch.y is not None
         output = self.called(*args, **kwargs)
         self.likelihood.check(output, batch.y)
-        return self.likelihood.loss(output, batch.y).mean()
+        loss = self.likelihood.loss(output, batch.y).mean()
+        return self.replicas.averaged(Passed(loss, {}, None), len(batch), ()).loss
 
     def _drawn(self, step: int) -> Fisher:
         """Return the Fisher with the draws of this step."""

@@ -33,11 +33,12 @@ class Preconditioned(torch.optim.Optimizer):
         takes: Takes,
         params: Iterable[Any] | None,
         settings: dict[str, Any],
+        group: Any = None,
     ) -> None:
         self.curvature, self.fisher = curvature, fisher
         self.model, self.likelihood = uncompiled(model), likelihood
         compress, left = not curvature.couples, curvature.passed_by
-        self._passes = Passes(model, likelihood, fisher, takes, compress, left)
+        self._passes = Passes(model, likelihood, fisher, takes, compress, left, group)
         self.steps = 0
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}

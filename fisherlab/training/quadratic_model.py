@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics.ranks import Ranks
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
 
@@ -42,6 +43,8 @@ class QuadraticModel:
         ∇h by parameter name.
     shift
         s ≥ 0.
+    ranks
+        The processes that have examples of F, where there are several.
 
     Notes
     -----
@@ -58,6 +61,7 @@ class QuadraticModel:
     likelihood: Likelihood
     gradient: Direction
     shift: float
+    ranks: Ranks | None = None
 
     @cached_property
     def point(self) -> dict[str, Tensor]:
@@ -124,7 +128,10 @@ class QuadraticModel:
 
     def _form(self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> float:
         product = (left[0] * right[1]).sum(dtype=torch.float64)
-        return float(product) / len(self.batch)
+        count = product.new_tensor(len(self.batch))
+        if self.ranks is not None:
+            product, count = self.ranks.added([product, count])
+        return float(product) / float(count)
 
 
 @contextmanager

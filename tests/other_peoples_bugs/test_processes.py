@@ -1,4 +1,4 @@
-"""Optimisers in several processes, whose replicas would drift apart without a word."""
+"""Process groups: what is refused, and that one process is as none."""
 
 import pytest
 import torch
@@ -37,17 +37,31 @@ def problem():
     return model, torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
 
 
-@pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
-def test_an_optimiser_refuses_one_process_of_several(make, group):
-    model, x, y = problem()
-    optimiser = make(model)
+def test_sharded_parameters_are_refused(group):
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    model, _, _ = problem()
     group(2)
-    before = model[0].weight.detach().clone()
-    with pytest.raises(fl.UnsupportedModelError, match="one of 2: the replicas"):
-        make(model)
-    with pytest.raises(fl.UnsupportedModelError, match="one of 2: the replicas"):
-        optimiser.step(batch=(x, y))
-    assert torch.equal(model[0].weight, before)
+    mesh = distributed.init_device_mesh("cpu", (2,))
+    shards = tensor.distribute_tensor(model[0].weight.detach(), mesh, [tensor.Shard(0)])
+    model[0].weight = nn.Parameter(shards)
+    with pytest.raises(fl.UnsupportedModelError, match=r"sharded .DTensor.*Distributed"):
+        fl.NaturalGradient(model, fl.Categorical(), "kfac", 0.1, 0.1)
+
+
+def test_what_takes_one_process_says_what_works(group):
+    model, x, y = problem()
+    optimiser = OPTIMISERS["kfac"](model)
+    group(2)
+    with pytest.raises(ValueError, match="warm_start takes one process: begin without"):
+        optimiser.warm_start([(x, y)])
+    with pytest.raises(fl.RankError, match="one of 2: write the loop with"):
+        fl.follow(fl.problems.load("digits"))
+
+
+def test_a_group_that_is_not_live_is_refused():
+    model, x, y = problem()
+    with pytest.raises(fl.RankError, match="no process group is live: call"):
+        fl.approximate(model, (x, y), fl.Categorical(), ["kfac"], group="a group")
 
 
 @pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
