@@ -11,7 +11,7 @@ from torch import multiprocessing as mp
 
 import fisherlab as fl
 
-TIMEOUT = 100  # seconds until a rank that hangs ends the test
+TIMEOUT = 400  # seconds until a rank that hangs ends the test
 
 
 def spawned(job, ranks, folder):
@@ -25,6 +25,11 @@ def spawned(job, ranks, folder):
     finally:
         for process in running.processes:
             process.kill()
+    return saved(ranks, folder)
+
+
+def saved(ranks, folder):
+    """Return what each of some ranks saved."""
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(ranks)]
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from tests import rank_jobs
-from tests.rank_jobs import spawned
+from tests.rank_jobs import saved, spawned
 
 CLOSE = 1e-12
 
@@ -63,8 +64,15 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return spawned(rank_jobs.everything, 2, tmp_path_factory.mktemp("two"))
+def two(tmp_path_factory, worker_id):
+    """Two ranks, started once for all workers of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "two_ranks"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return saved(2, folder)
+        folder.mkdir()
+        return spawned(rank_jobs.everything, 2, folder)
 
 
 @pytest.fixture(scope="module")
