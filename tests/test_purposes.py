@@ -390,6 +390,8 @@ def test_pruning_refuses_what_it_cannot_measure(network):
     model, data, stats = network
     with pytest.raises(ValueError, match="different shares between 0 and 1"):
         purposes.Pruning.of(model, data, fl.Categorical(), share=0.4, shares=[0.4])
+    with pytest.raises(ValueError, match="different shares between 0 and 1"):
+        purposes.Pruning.of(model, data, fl.Categorical(), share=0.4, shares=[0.40001])
     unlabelled = purposes.Pruning.of(model, (data[0], None), fl.Categorical())
     found = judge(stats, ["kfac"], [unlabelled, purposes.Sharpness()])
     status = found["status"].isel(approximator=0)
@@ -528,6 +530,15 @@ def test_influence_is_leave_one_out_of_a_linear_model():
         assert float((change * gradient).sum()) * (1 - leverage) == pytest.approx(
             float(own[n]), rel=1e-8
         )
+
+
+def test_a_posterior_says_on_how_many_examples_it_predicts(network):
+    model, (x, y), _ = network
+    held = purposes.HeldOut.of(model, (x[:7], y[:7]))
+    assert purposes.Laplace(1.0, N, held).setting.endswith(
+        "variances on 7 held-out examples"
+    )
+    assert "variances" not in purposes.Laplace(1.0, N).setting
 
 
 def test_posterior_variances_are_those_of_samples(network):

@@ -121,3 +121,16 @@ def test_what_is_said_is_read_and_a_name_is_given_once():
         register.by_name([lambda s: s, lambda s: None])
     with pytest.raises(ValueError, match="unknown; known"):
         fl.block_diagonal("kfac-tridiagonal", {})
+
+
+def test_a_layer_may_be_called_as_methods_of_networks_call_their_unit():
+    model = torch.nn.Sequential()
+    for name, (i, o) in {"network": (3, 4), "last": (4, 2)}.items():
+        model.add_module(name, torch.nn.Linear(i, o).double())
+    data = torch.rand(6, 3).double(), torch.arange(6) % 2
+    chosen = {**fl.approximators(), **fl.network_approximators()}
+    found = fl.approximate(model, data, fl.Categorical(), chosen)
+    for name in fl.approximators():
+        assert set(found[name]) == {"network", "last"}, name
+    for name in fl.network_approximators():
+        assert isinstance(found[name], fl.operators.network.NetworkOperator), name

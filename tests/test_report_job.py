@@ -13,6 +13,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import cli, problems
+from fisherlab.analysis.allowances import Allowance, cut
 from fisherlab.errors import DataError, NumericalError
 from fisherlab.problems import Problem, registry
 from fisherlab.problems.data import digits
@@ -22,6 +23,7 @@ from fisherlab.report import analysis, figures, job
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.record import describe_run, git_commit
+from fisherlab.report.sizes import fitted
 
 QUICK = ReportConfig(
     problem="tiny",
@@ -436,3 +438,44 @@ def test_the_default_problem_gives_a_report_of_all_six_layers(tmp_path):
         ("mini-block", "diagonal"),
     ):
         assert np.all(error[smaller].values <= error[larger].values * (1 + 1e-9))
+
+
+def test_the_last_moment_has_as_much_time_as_all_before_it():
+    problem = fl.problems.load("digits", examples=60)
+    for steps in [(5,), (0, 5), (0, 2, 3, 5)]:
+        config = ReportConfig(steps=5, checkpoints=steps, examples=60, time="10 min")
+        *before, last = fitted(problem, config).seconds
+        assert len(before) == len(steps) - 1
+        assert last == pytest.approx(sum(before), rel=0.05) or not before
+    found = {}
+    for time in ("1 s", "10 s", "10 min"):
+        config = ReportConfig(steps=5, checkpoints=(0, 2, 5), examples=60, time=time)
+        size = fitted(problem, config)
+        early, last = (_left_out(problem, config, seconds) for seconds in size.seconds[1:])
+        told = [one for one in size.told if one.startswith("before the last moment")]
+        more = len(early - last)
+        assert told == (
+            [f"before the last moment {more} further parts of cells"] * (more > 0)
+        )
+        found[time] = size.held_out
+    assert found["1 s"] < found["10 s"] < found["10 min"]
+
+
+def _left_out(problem, config, seconds):
+    """Return what a comparison of a problem's examples leaves out in a time."""
+    stats = fl.collect(problem.model, problem.train, problem.likelihood)
+    methods = {name: fl.approximators()[name] for name in config.approximators}
+    samples = {name: fl.ExactBlock()(layer).samples for name, layer in stats.items()}
+    limit = Allowance.of(seconds, 2**31)
+    return set(cut(samples, methods, ("matrix", "gradient", "damping"), limit).reasons)
+
+
+def test_what_predicts_nothing_in_its_time_says_so():
+    problem = fl.problems.load("digits", examples=60)
+    said = {}
+    for purpose in ("laplace", "step"):
+        config = ReportConfig(steps=1, examples=60, time="0.001 s", purpose=(purpose,))
+        size = fitted(problem, config)
+        assert not size.held_out
+        said[purpose] = any("predictive variances" in one for one in size.told)
+    assert said == {"laplace": True, "step": False}

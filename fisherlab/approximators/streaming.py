@@ -209,7 +209,10 @@ class _Passes:
         found: dict[str, Any] = {name: {} for name in self.methods}
         for (name, unit), state in self.states.items():
             found[name][unit] = self.methods[name].finish(state)
-        return {n: ops.get(NETWORK, ops) for n, ops in found.items()}
+        return {
+            name: operators[NETWORK] if facts(self.chosen[name]).couples else operators
+            for name, operators in found.items()
+        }
 
 
 def approximate_network(

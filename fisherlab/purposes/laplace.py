@@ -123,11 +123,14 @@ class Laplace:
 
     @property
     def setting(self) -> str:
-        """Prior and λ in words."""
-        return (
+        """Prior, λ and held-out examples in words."""
+        said = (
             f"prior precision {self.prior_precision:g} over {self.data_size:,} examples, "
             f"λ = {self.damping:.3g}"
         )
+        if self.held_out is None:
+            return said
+        return f"{said}, variances on {len(self.held_out.outputs):,} held-out examples"
 
     def demand(self, layer: LayerStatistics) -> Demand:
         """Count the traces of divergences, and a solve a held-out output."""

@@ -103,7 +103,7 @@ class Pruning:
 
     def __post_init__(self) -> None:
         """Refuse a share that prunes nothing or all."""
-        once = len({*self._shares}) == len(self._shares)
+        once = len({f"{share:.3g}" for share in self._shares}) == len(self._shares)
         inside = all(0 < share < 1 for share in self._shares)
         if not (once and inside and self.damping > 0):
             raise ValueError(

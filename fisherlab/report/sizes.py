@@ -25,6 +25,7 @@ from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
+from fisherlab.report.judging import HELD_OUT
 
 FEW: Final = 32
 """Below so many examples that fit, labels are sampled instead (`--fisher auto`)."""
@@ -128,6 +129,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         *_sizes_told(found, tried[0], losses, config),
         *told(last),
         *([f"before the last moment {more} further parts of cells"] if more else []),
+        *_predictive_told(problem, config, found.outputs, held_out),
     )
     return Size(
         found.examples,
@@ -164,6 +166,17 @@ def _held_out(found: _Trial, seconds: float) -> int:
     passes = _PASSES * (1 + 2 * found.outputs) * found.collection.forward
     solves = sum(exact_solve(plan.samples) for plan in found.plans.values())
     return int(seconds / 4 * RATE / (passes + found.outputs * solves))
+
+
+def _predictive_told(
+    problem: Problem, config: ReportConfig, outputs: int, held_out: int
+) -> Iterator[str]:
+    """Say that predictive variances are left out, where more time would give them."""
+    x, y = problem.test
+    wanted = "laplace" in config.purpose and len(x) > 0 and y.ndim == 1
+    classes = isinstance(problem.likelihood, fl.Categorical) and outputs <= HELD_OUT
+    if wanted and classes and not held_out:
+        yield "predictive variances of the Laplace posterior; ask with --time"
 
 
 def _losses(collection: Collection, seconds: float) -> int:

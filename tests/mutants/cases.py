@@ -740,6 +740,51 @@ PURPOSES = [
     ),
 ]
 
+RANKS = [
+    mutant(
+        "each rank counts its examples from zero",
+        "numerics/ranks.py",
+        "return sum(self.gathered(count)[: self.rank])",
+        "return 0 * sum(self.gathered(count))",
+        "ranks::two_ranks_train_as_one",
+    ),
+    mutant(
+        "ranks weigh alike whatever their examples",
+        "training/replicas.py",
+        "share = counts[ranks.rank] / sum(counts)",
+        "share = 1 / ranks.size",
+        "ranks::two_ranks_train_as_one",
+    ),
+    mutant(
+        "sums of other ranks are left out",
+        "numerics/ranks.py",
+        "            distributed.all_reduce(total, group=self.group)",
+        "            pass",
+        "ranks::two_ranks_train_as_one",
+    ),
+    mutant(
+        "a block named as the unit of networks stands for its method",
+        "approximators/streaming.py",
+        "operators[NETWORK] if facts(self.chosen[name]).couples else operators",
+        "operators.get(NETWORK, operators)",
+        "register::a_layer_may_be_called_as_methods_of_networks_call_their_unit",
+    ),
+    mutant(
+        "counting forms an inverse",
+        "operators/dense.py",
+        '"""p²: two triangular solves."""\n        return self.shape[0] ** 2',
+        '"""p²: two triangular solves."""\n        return self.formed.product_flops',
+        "operators::counting_computes_nothing",
+    ),
+    mutant(
+        "all moments of a report have the same time",
+        "report/sizes.py",
+        "return [*[seconds / 2 / others] * others, seconds / 2]",
+        "return [seconds / moments] * moments",
+        "report_job::the_last_moment_has_as_much_time_as_all_before_it",
+    ),
+]
+
 EVERY = [
     *OPERATORS,
     *APPROXIMATORS,
@@ -748,4 +793,5 @@ EVERY = [
     *TRAINING,
     *ANALYSIS,
     *PURPOSES,
+    *RANKS,
 ]
