@@ -13,7 +13,7 @@ DEVICE ?= sim
 FAST := not slow and not gpu and not browser and not device
 
 # What no seed of the tests' generators changes: `make test SEED=1` leaves it out, and runs
-# every second case of the rest, for the types of everything are checked at run time.
+# every third case of the rest, for the types of everything are checked at run time.
 UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 	tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
 	tests/test_plots*.py tests/test_lab.py tests/test_cli.py tests/test_package.py \
@@ -50,7 +50,7 @@ reproduce-quick: $(INSTALLED)  ## judge the papers' claims at quick size
 # doubles the time: `pytest` itself has it, and so has the run under another seed.
 test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" \
-		$(if $(SEED),--seed $(SEED) --every 2 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
+		$(if $(SEED),--seed $(SEED) --every 3 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
 		--jaxtyping-packages=) $(ARGS)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
