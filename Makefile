@@ -49,7 +49,7 @@ reproduce-quick: $(INSTALLED)  ## judge the papers' claims at quick size
 # One thread per worker: the workers are the parallelism. The check of types at run time
 # doubles the time: `pytest` itself has it, and so has the run under another seed.
 test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "$(FAST)" \
 		$(if $(SEED),--seed $(SEED) --every 3 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
 		--jaxtyping-packages=) $(ARGS)
 
