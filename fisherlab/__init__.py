@@ -16,27 +16,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_NAMES = {
-    alias.name: str(line.module)
-    for line in _STUB.body
-    if isinstance(line, ast.ImportFrom)
-    for alias in line.names
-}
+_LINES = [line for line in _STUB.body if isinstance(line, ast.ImportFrom)]
 _MODULES = [
-    "analysis",
     "approximators",  # a callable module: its call is the register
-    "errors",
-    "layers",
-    "likelihoods",
-    "metrics",
-    "operators",
-    "plots",
-    "problems",
-    "purposes",
-    "report",
-    "statistics",
-    "training",
+    *(name.name for line in _LINES if line.module == "fisherlab" for name in line.names),
 ]
+_NAMES = {
+    name.name: str(line.module)
+    for line in _LINES
+    if line.module != "fisherlab"
+    for name in line.names
+}
 
 __all__ = [*ast.literal_eval(_STUB.body[-1].value), *_MODULES]  # noqa: PLE0604 - unpacked
 

@@ -1,5 +1,17 @@
 """The public names: `__all__` is what one begins with; all imports work as ``fl.name``."""
 
+from fisherlab import analysis as analysis
+from fisherlab import errors as errors
+from fisherlab import layers as layers
+from fisherlab import likelihoods as likelihoods
+from fisherlab import metrics as metrics
+from fisherlab import operators as operators
+from fisherlab import plots as plots
+from fisherlab import problems as problems
+from fisherlab import purposes as purposes
+from fisherlab import report as report
+from fisherlab import statistics as statistics
+from fisherlab import training as training
 from fisherlab.analysis import compare as compare
 from fisherlab.analysis import compare_networks as compare_networks
 from fisherlab.analysis import coverage as coverage
