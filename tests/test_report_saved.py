@@ -112,6 +112,15 @@ def test_a_result_outside_of_a_report_gets_a_new_folder(here, capsys):
     assert sorted(path.name for path in here.glob("*.*")) == ["mine.nc", "my_own.py"]
 
 
+def test_purposes_alone_are_refused_in_words(tmp_path):
+    data = torch.rand(9, 3).double(), None
+    stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    found = fl.compare(stats, ["kfac"], purpose=[fl.Sharpness()])
+    with pytest.raises(ValueError, match="a table of purposes alone was given"):
+        fl.report.write(found, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_rebuilt_is_refused(saved, tmp_path, capsys):
     assert "no file" in refused(capsys, "report", tmp_path / "none.nc")
     blocks = saved / "inverse_blocks.nc"

@@ -110,6 +110,12 @@ def moment(
     for dim in ("layer", "approximator"):
         if dim not in ds.coords:
             raise ValueError(f"the result has no coordinate {dim!r}: {list(ds.coords)}")
+    if "value" in ds and "measure" in ds["value"].dims:
+        raise ValueError(
+            "report: a table of purposes alone was given; a page shows it beside metrics. "
+            "fl.report.of_model(model, data, likelihood, purpose=[...]) makes both, and "
+            "fl.plots.purposes(table) and fl.analysis.verdict(table) show it by itself."
+        )
     numbers = [str(n) for n in ds.data_vars if _is_cell(ds[n])]
     grids = {
         name: _grid(frames.values(ds, name, step=step, damping=damping)) for name in numbers
