@@ -15,6 +15,7 @@ FAST := not slow and not gpu and not browser and not device
 # What no seed of the tests' generators changes: `make test SEED=1` leaves it out, and runs
 # every third case of the rest, for the types of everything are checked at run time.
 UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
+	tests/test_executors.py \
 	tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
 	tests/test_plots*.py tests/test_lab.py tests/test_cli.py tests/test_package.py \
 	tests/test_mutants.py tests/test_generators.py tests/test_follow_commands.py \

@@ -84,6 +84,7 @@ from fisherlab.approximators import network_approximators as network_approximato
 from fisherlab.approximators import preconditioners as preconditioners
 from fisherlab.errors import BudgetError as BudgetError
 from fisherlab.errors import DataError as DataError
+from fisherlab.errors import ExecutorError as ExecutorError
 from fisherlab.errors import FisherlabError as FisherlabError
 from fisherlab.errors import IndefiniteError as IndefiniteError
 from fisherlab.errors import NeedsMeanGradient as NeedsMeanGradient

@@ -156,7 +156,7 @@ def check_seal(path: Path) -> bool:
 
 
 @contextmanager
-def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
+def claimed(lock: Path, refusal: Exception, seconds: float = 0) -> Iterator[None]:
     """Keep other processes out by a lock file, which frees itself when its process dies.
 
     The block may remove the file.
@@ -164,7 +164,7 @@ def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
     Raises
     ------
     Exception
-        The refusal, if another process is in.
+        The refusal, if another process is in after so many seconds.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def claimed(lock: Path, refusal: Exception) -> Iterator[None]:
     Traceback (most recent call last):
     ValueError: taken
     """
-    holder = FileLock(lock, timeout=0, thread_local=False)
+    holder = FileLock(lock, timeout=seconds, thread_local=False)
     try:
         holder.acquire()
     except (Timeout, RuntimeError):  # held elsewhere, or in this thread

@@ -1,5 +1,7 @@
 """The errors fisherlab raises besides ValueError: each names the thing and the remedy."""
 
+import pickle
+
 
 class FisherlabError(Exception):
     """Base of every error that fisherlab defines itself."""
@@ -104,3 +106,23 @@ class StoreError(FisherlabError, OSError):
 
 class RankError(FisherlabError, RuntimeError):
     """Processes of a group do not agree, or one of them failed; its rank is named."""
+
+
+class ExecutorError(FisherlabError, RuntimeError):
+    """An executor lost cells of an analysis; what is done and the remedy are told."""
+
+
+def lasting(error: Exception) -> Exception:
+    """Return an error that another process can be sent: itself, or one that says the same.
+
+    Examples
+    --------
+    >>> lasting(NeedsSharedForm("kfac", "fc1"))  # doctest: +ELLIPSIS
+    FisherlabError(...NeedsSharedForm: kfac needs the shared form ...
+    """
+    try:
+        again = pickle.loads(pickle.dumps(error))
+    except Exception:
+        again = None
+    same = type(again) is type(error) and str(again) == str(error)
+    return error if same else FisherlabError(f"{type(error).__name__}: {error}")

@@ -1,6 +1,7 @@
 """Every approximation beside the exact block, or the exact network, as one Dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from fisherlab.analysis.allowances import Allowance, Cut, cut
 from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.layerwise import Done, Request, Source, compare_layers
+from fisherlab.analysis.executors import Workers, filled
+from fisherlab.analysis.layer_store import joined
+from fisherlab.analysis.layerwise import Done, Request, Source, compare_layers, teller
 from fisherlab.analysis.metric_table import (
     Metrics,
     Question,
@@ -48,6 +51,7 @@ def compare(
     time: float | str | None = None,
     purpose: Purpose | Sequence[Purpose] | None = None,
     progress: bool | Callable[[Done], Any] = False,
+    executor: Workers = None,
     **source: Any,
 ) -> xr.Dataset:
     """Hold every approximation of every layer against the exact block.
@@ -94,6 +98,10 @@ def compare(
     progress
         Whether to show a bar over layers; of a model also a callable that is given
         ``(layer, done, layers, seconds)``.
+    executor
+        What does the layers: anything with ``submit``, such as a `ProcessPoolExecutor` or
+        a ``dask.distributed.Client``, or a function that begins one. The numbers are the
+        same; the budget is that of each worker.
     source
         Of a model alone: `fisher`, `layers` and `dtype` as in `collect`, and `store`, a
         netCDF file that is written after every layer and gone on from. Where a process
@@ -111,11 +119,14 @@ def compare(
     ------
     ValueError
         For unknown names, a metric without what it needs, or a gradient that lacks
-        a layer; metrics beside a purpose.
+        a layer; metrics or an executor beside a purpose; an executor beside a time, or
+        where a process group is live.
     TypeError
         For arguments of a model beside statistics, or the other way round.
     StoreError
         If the store holds another comparison.
+    ExecutorError
+        If the executor loses layers.
 
     Notes
     -----
@@ -137,9 +148,13 @@ def compare(
         none = {"reference": reference, "time": time}
         request = _of_model(stats, given, approximators, asked_of, none, budget, source)
         if purpose is None:
-            return compare_layers(request, _store(request, source), progress)
+            return compare_layers(request, _store(request, source), progress, executor)
         _alone(
-            metrics=metrics, damping=damping, gradient=gradient, store=source.get("store")
+            metrics=metrics,
+            damping=damping,
+            gradient=gradient,
+            store=source.get("store"),
+            executor=executor,
         )
         several = purpose if isinstance(purpose, Sequence) else [purpose]
         return judge_model(
@@ -147,12 +162,28 @@ def compare(
         )
     approximators = _chosen_of(given, approximators, source)
     if purpose is not None:
-        _alone(metrics=metrics, damping=damping, gradient=gradient, reference=reference)
+        _alone(
+            metrics=metrics,
+            damping=damping,
+            gradient=gradient,
+            reference=reference,
+            executor=executor,
+        )
         several = purpose if isinstance(purpose, Sequence) else [purpose]
         return judge(stats, approximators, several, _allowance(stats, budget, time))
     chosen, levels = by_name(approximators), dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     limit = parse_budget(budget, _device(stats))
+    if executor is not None:
+        if time is not None:
+            raise ValueError(
+                "compare: time= is counted over all layers, which executor= does apart. "
+                "Leave one of them out."
+            )
+        measure = partial(
+            _measured, chosen, {"metrics": metrics, "damping": damping, "k": k}, limit=limit
+        )
+        return _over(executor, measure, stats, reference, gradient, progress)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
     if time is not None:
@@ -208,14 +239,49 @@ def _of_model(
     levels = dampings(asked["damping"])
     along = bool(levels.labels) and (asked["gradient"] is not None or data.labelled)
 
-    def measure(stats: Statistics, gradient: Any, limit: int) -> xr.Dataset:
-        return compare(stats, chosen, budget=limit, **{**asked, "gradient": gradient})
-
+    measure = partial(_measured, chosen, asked)
     limit = parse_budget(budget, data.device)
     if data.ranks is not None:  # what fits on all of them
         limit = min(data.ranks.gathered(limit))
     gradient = asked["gradient"]
     return Request(data, chosen, measure, along, gradient, limit, levels.kind, asked)
+
+
+def _measured(
+    chosen: Mapping[str, Approximator],
+    asked: Mapping[str, Any],
+    stats: Statistics,
+    gradient: Any,
+    limit: int,
+    reference: Statistics | None = None,
+) -> xr.Dataset:
+    """Return the rows of some layers, wherever this is called."""
+    about = {**asked, "gradient": gradient, "reference": reference}
+    return compare(stats, chosen, budget=limit, **about)
+
+
+def _over(
+    executor: Workers,
+    measure: Callable[..., xr.Dataset],
+    stats: Statistics,
+    reference: Statistics | None,
+    gradient: Mapping[str, Any] | None,
+    progress: Any,
+) -> xr.Dataset:
+    """Return the rows of statistics, each layer done by an executor."""
+    cells, tell = {}, teller(progress, len(stats))
+    for name in stats:
+        one, exact = (
+            each and Statistics({name: each[name]}, each.provenance)
+            for each in (stats, reference)
+        )
+        along = gradient and {name: gradient[name]}
+        cells[name] = partial(measure, one, along, reference=exact)
+    rows = {}
+    for name, row in filled("compare", cells, executor):
+        rows[name] = row
+        tell(name)
+    return joined([rows[name] for name in cells])
 
 
 def _store(request: Request, source: Mapping[str, Any]) -> Any:

@@ -111,7 +111,8 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     Parameters
     ----------
     path
-        A file or zarr folder that `save` wrote, or a folder that `fl.follow` writes to.
+        A file or zarr folder that `save` wrote, or a folder that `fl.follow` or an
+        analysis with ``store=`` writes to: all that is done.
 
     Returns
     -------
@@ -140,9 +141,9 @@ def open(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     if file.is_dir() and is_zarr(file):
         return _unwrapped(read_zarr(file))
     if file.is_dir():
-        from fisherlab.analysis.files import read_parts
+        from fisherlab.analysis.executors import is_folder_of_cells, merged_cells
 
-        return read_parts(file)
+        return merged_cells(file) if is_folder_of_cells(file) else read_parts(file)
     return _unwrapped(read_netcdf(file))
 
 

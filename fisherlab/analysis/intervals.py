@@ -1,7 +1,9 @@
 """Confidence intervals over seeds, and the noise of the reference itself."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,17 @@ from torch import nn
 from fisherlab.analysis.cells import described
 from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.damping import Damping
-from fisherlab.approximators import ExactBlock
-from fisherlab.approximators.register import Chosen
+from fisherlab.analysis.executors import Folder, Workers, told
+from fisherlab.analysis.layerwise import Source
+from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import FLOOR, METRICS
+from fisherlab.codes import checksum
+from fisherlab.codes import described as code_of
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.halves import noise_floors
+from fisherlab.numerics.held import tensors
 from fisherlab.statistics import MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher
 
@@ -26,6 +33,7 @@ SAMPLED = MonteCarlo(1)
 SEEDS = tuple(range(5))
 ERROR = "frobenius_error"
 SPLITS = 8  # random halvings of the examples
+FLOORS = ("noise_floor", "noise_floor_low", "noise_floor_high")
 _LABELS = {
     "noise_floor": "relative distance of the reference from its limit, ½‖F_A − F_B‖/‖F‖",
     "noise_floor_low": "smallest over the splits",
@@ -50,6 +58,8 @@ def uncertainty(
     layers: Sequence[str] | None = None,
     level: float = 0.95,
     splits: int = SPLITS,
+    executor: Workers = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Repeat a comparison over seeds and say which differences are larger than noise.
 
@@ -72,6 +82,13 @@ def uncertainty(
         Of the confidence intervals.
     splits
         Random halves of the examples for the noise floor.
+    executor
+        What does the seeds: anything with ``submit``, such as a `ProcessPoolExecutor` or
+        a ``dask.distributed.Client``, or a function that begins one. The numbers are the
+        same.
+    store
+        A folder that keeps every seed that is done, from where more seeds go on;
+        `fl.open` reads it.
 
     Returns
     -------
@@ -87,6 +104,10 @@ def uncertainty(
     ------
     ValueError
         For no seeds, a level outside of (0, 1), or what `compare` refuses.
+    StoreError
+        If the store holds other repeats.
+    ExecutorError
+        If the executor loses seeds.
 
     Examples
     --------
@@ -102,30 +123,62 @@ def uncertainty(
         msg = f"uncertainty: seeds={list(seeds)}, level={level}; seeds and 0 < level < 1."
         raise ValueError(msg)
     wanted = metrics if metrics is None or ERROR in metrics else [ERROR, *metrics]
+    chosen = by_name(approximators)
+    asked = {"metrics": wanted, "damping": damping, "gradient": gradient}
+    repeats = _repeats(fisher, seeds)
+    names = [f"seed {seed}" for _, seed in repeats]
+    names[0] += f" and the noise of {splits} halves"
+    source = Source(model, data, likelihood, fisher, layers, None)
+    request = partial(_request, source, reference, chosen, asked)
+    kept = Folder.of("uncertainty", store, request, names, "seed")
     fixed = None
-    if reference is not None:
+    if reference is not None and not all(map(kept.holds, names)):
         fixed = collect(model, data, likelihood, reference, layers=layers)
-    runs, floors = [], None
-    for one, seed in _repeats(fisher, seeds):
-        stats = collect(model, data, likelihood, one, layers=layers)
-        if floors is None:
-            floors = _floors(fixed or stats, splits)
-        run = compare(
-            stats,
-            approximators,
-            metrics=wanted,
-            damping=damping,
-            gradient=gradient,
-            reference=fixed,
-        )
-        runs.append(run.expand_dims(seed=[seed]))
-    assert floors is not None
-    ds = _joined(runs)
+    repeat = partial(_repeated, source, chosen, {**asked, "reference": fixed})
+    cells = {
+        name: partial(repeat, one, seed, 0 if k else splits)
+        for k, (name, (one, seed)) in enumerate(zip(names, repeats, strict=True))
+    }
+    runs = kept.filled("uncertainty", cells, executor)
+    floors = {name: runs[0][name] for name in FLOORS}
+    ds = _joined([run.drop_vars(FLOORS, errors="ignore") for run in runs])
     ds = ds.assign(floors).assign(_intervals(ds, level))
     ds["below_noise"] = _below_noise(ds[f"{ERROR}_mean"], ds["noise_floor"])
     ds["tied_with_best"] = _tied(ds, level)
     made = {"analysis": "uncertainty", "confidence": level, "splits": splits}
     return described(ds.assign_attrs(made), _LABELS | _interval_labels(ds))
+
+
+def _request(
+    source: Source,
+    reference: Fisher | None,
+    chosen: Mapping[str, Approximator],
+    asked: Mapping[str, Any],
+) -> dict[str, str]:
+    """Return what all repeats depend on."""
+    labels = source.fisher
+    if isinstance(labels, MonteCarlo):
+        source = replace(source, fisher=replace(labels, seed=0))
+    about = {**asked, "gradient": checksum(*tensors(asked["gradient"]))}
+    about |= {"reference": reference, "layers": source.layers}
+    plain = {name: code_of(value) for name, value in about.items()}
+    return {**source.identity(), **plain, **told(chosen)}
+
+
+def _repeated(
+    source: Source,
+    chosen: Mapping[str, Approximator],
+    asked: Mapping[str, Any],
+    fisher: Fisher,
+    seed: int,
+    splits: int,
+) -> xr.Dataset:
+    """Return the comparison of one seed; with splits also the noise of the reference."""
+    stats = collect(
+        source.model, source.data, source.likelihood, fisher, layers=source.layers
+    )
+    found = compare(stats, chosen, **asked).expand_dims(seed=[seed])
+    return found.assign(_floors(asked["reference"] or stats, splits)) if splits else found
 
 
 def _repeats(fisher: Fisher, seeds: Sequence[int]) -> list[tuple[Fisher, int]]:
@@ -163,12 +216,8 @@ def _floors(stats: Statistics, splits: int) -> dict[str, Any]:
         exact = ExactBlock()(layer).to(torch.float64)
         each.append(noise_floors(exact, splits))
     table = np.array(each).reshape(len(stats), splits)
-    found = {
-        "noise_floor": np.sqrt(np.square(table).mean(1)),
-        "noise_floor_low": table.min(1),
-        "noise_floor_high": table.max(1),
-    }
-    return {name: ("layer", values) for name, values in found.items()}
+    found = np.sqrt(np.square(table).mean(1)), table.min(1), table.max(1)
+    return {name: ("layer", values) for name, values in zip(FLOORS, found, strict=True)}
 
 
 def _intervals(ds: xr.Dataset, level: float) -> dict[str, xr.DataArray]:

@@ -1,12 +1,11 @@
 """Comparisons straight from a model: layers are collected, measured and freed in turn."""
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from fisherlab.analysis.cells import REFUSALS, made_of, reason
 from fisherlab.analysis.cost import Collection, Plan, Probed
+from fisherlab.analysis.executors import Workers, filled, told
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layer_store import Store, joined
 from fisherlab.approximators.ranks import everyones, require_same_weights
@@ -148,6 +148,17 @@ class Source:
                 _add(digest, held)
         return digest.hexdigest()
 
+    def identity(self) -> dict[str, str]:
+        """Return what tells this source from others: numbers, settings and code."""
+        return {
+            "fisher": described(self.fisher),
+            "likelihood": described(self.likelihood),
+            "model": described(self.model),
+            "dtype": str(self.dtype),
+            "model and data": self.fingerprint(),
+            **codes(model=self.model, likelihood=self.likelihood),
+        }
+
     def _batches(self) -> Iterator[Batch]:
         return batches(self.data, torch.device("cpu"), None, model=self.model)
 
@@ -223,24 +234,15 @@ class Request:
 
     def identity(self) -> dict[str, str]:
         """Return what tells this comparison from others: numbers, settings and code."""
-        source, told = self.source, dict(self.told)
-        metrics = told["metrics"]
-        functions = codes(
-            model=source.model,
-            likelihood=source.likelihood,
-            methods=[*self.methods.items()],
-            metrics=[*metrics.items()] if isinstance(metrics, Mapping) else metrics,
-        )
-        told["gradient"] = checksum(*tensors(told["gradient"]))
+        asked = dict(self.told)
+        metrics = asked["metrics"]
+        metrics = [*metrics.items()] if isinstance(metrics, Mapping) else metrics
+        asked["gradient"] = checksum(*tensors(asked["gradient"]))
         return {
-            "methods": json.dumps({n: described(m) for n, m in self.methods.items()}),
-            "fisher": described(source.fisher),
-            "likelihood": described(source.likelihood),
-            "model": described(source.model),
-            "dtype": str(source.dtype),
-            "model and data": source.fingerprint(),
-            **{name: described(value) for name, value in told.items()},
-            **functions,
+            **self.source.identity(),
+            **{name: described(value) for name, value in asked.items()},
+            **told(self.methods),
+            **codes(metrics=metrics),
         }
 
     def _gradients(self, group: Sequence[str]) -> Gradients:
@@ -277,16 +279,26 @@ class Request:
 
 
 def compare_layers(
-    request: Request, store: str | os.PathLike[str] | None, progress: Any
+    request: Request,
+    store: str | os.PathLike[str] | None,
+    progress: Any,
+    executor: Workers = None,
 ) -> xr.Dataset:
     """Collect, measure and free the layers of a model, as many at once as fit.
 
     Raises
     ------
+    ValueError
+        If an executor is given where a process group is live.
     StoreError
         If the store holds another comparison.
     """
     source, ranks = request.source, request.source.ranks
+    if executor is not None and ranks is not None:
+        raise ValueError(
+            f"compare: executor= was given, but the layers are dealt to {ranks.size} "
+            "processes of a group already. Leave one of them out."
+        )
     planned = source.plans(request.limit)
     plan = Schedule.of(*planned, request.methods, request.limit, request.along)
     kept = Store.of(store, request.identity)
@@ -296,9 +308,12 @@ def compare_layers(
     tell = teller(progress, len(plan.plans))
     for name in rows:
         tell(name)
-    for group in plan.groups:
+    groups = plan.groups
+    if executor is not None:  # each of whose workers collects a layer by itself
+        groups = (tuple(name for group in groups for name in group),)
+    for group in groups:
         left = [name for name in group if name not in rows]
-        for name, row in _shared(request, left, plan) if left else ():
+        for name, row in _shared(request, left, plan, executor) if left else ():
             rows[name] = row
             kept.write([rows[n] for n in plan.plans if n in rows])
             tell(name)
@@ -313,10 +328,15 @@ def compare_layers(
 
 
 def _shared(
-    request: Request, names: Sequence[str], plan: Schedule
+    request: Request, names: Sequence[str], plan: Schedule, executor: Workers
 ) -> Iterator[tuple[str, xr.Dataset]]:
     """Yield the rows of layers; several processes measure some each."""
     ranks = request.source.ranks
+    if executor is not None:
+        bare = replace(request, source=replace(request.source))  # without what is cached
+        cells = {name: partial(_alone, bare, name, plan) for name in names}
+        yield from filled("compare", cells, executor)
+        return
     if ranks is None:
         yield from request.measured(names, plan)
         return
@@ -325,6 +345,11 @@ def _shared(
     rows = ranks.together(lambda: dict(request.measured(own, plan) if own else ()))
     found = {name: row for part in ranks.gathered(rows) for name, row in part.items()}
     yield from ((name, found[name]) for name in names)
+
+
+def _alone(request: Request, name: str, plan: Schedule) -> xr.Dataset:
+    """Return the row of one layer, wherever this is called."""
+    return dict(request.measured([name], plan))[name]
 
 
 def teller(progress: Any, layers: int) -> Callable[[str], None]:

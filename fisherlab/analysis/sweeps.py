@@ -1,8 +1,9 @@
 """Damping sweeps: every damped metric over decades, each operator decomposed once."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import torch
@@ -16,9 +17,12 @@ from fisherlab.analysis.cells import (
     reason,
 )
 from fisherlab.analysis.damping import Damping, Dampings, dampings
+from fisherlab.analysis.executors import Folder, Workers, told
+from fisherlab.analysis.layer_store import joined
 from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
-from fisherlab.approximators import ExactBlock
+from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
+from fisherlab.codes import checksum, described
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, Step
 from fisherlab.metrics.spectra import decomposed
@@ -29,6 +33,7 @@ from fisherlab.metrics.sweeps import (
     curve,
     of_step,
 )
+from fisherlab.numerics.held import tensors
 from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping
 from fisherlab.statistics import Statistics
@@ -43,6 +48,8 @@ def sweep(
     damping: Damping = DECADES,
     gradient: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
+    executor: Workers = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """Hold damped approximations against the damped exact block over many dampings.
 
@@ -61,6 +68,13 @@ def sweep(
         Block name to w (d_out, d_in) or `MeanGradient`, for the metrics of directions.
     metrics
         Names among those of `fisherlab.metrics.damping_curve`; all by default.
+    executor
+        What does the layers: anything with ``submit``, such as a `ProcessPoolExecutor` or
+        a ``dask.distributed.Client``, or a function that begins one. The numbers are the
+        same.
+    store
+        A folder that keeps every layer that is done; a sweep that was stopped goes on
+        there, and `fl.open` reads it.
 
     Returns
     -------
@@ -76,6 +90,10 @@ def sweep(
     ------
     ValueError
         For unknown names, or directions without a gradient.
+    StoreError
+        If the store holds another sweep.
+    ExecutorError
+        If the executor loses layers.
 
     Notes
     -----
@@ -95,18 +113,47 @@ def sweep(
     chosen, levels = by_name(approximators), dampings(damping)
     directions = mean_gradients(gradient, stats)
     wanted = _wanted(metrics, bool(directions))
+    rows = {
+        name: partial(
+            _swept,
+            Statistics({name: layer}, stats.provenance),
+            chosen,
+            levels,
+            directions.get(name),
+            wanted,
+        )
+        for name, layer in stats.items()
+    }
+
+    def request() -> dict[str, str]:
+        asked = {"damping": described(levels), "metrics": described(wanted)}
+        held = checksum(*(t for layer in stats.values() for t in tensors(layer)))
+        asked |= {"statistics": held, "gradient": checksum(*directions.values())}
+        return asked | told(chosen)
+
+    kept = Folder.of("sweep", store, request, list(rows))
+    return joined(kept.filled("sweep", rows, executor))
+
+
+def _swept(
+    stats: Statistics,
+    chosen: Mapping[str, Approximator],
+    levels: Dampings,
+    gradient: torch.Tensor | None,
+    wanted: Sequence[str],
+) -> xr.Dataset:
+    """Return the row of one layer."""
+    (layer,) = stats.values()
     cells = Cells(list(stats), list(chosen), levels)
     for metric in wanted:
         cells.begin(metric, "", 0)
     if "slope" in wanted:
         cells.begin("exact_slope", 0)
-    for layer in stats.values():
-        exact = ExactBlock()(layer).to(torch.float64)
-        locate(cells, layer.name, exact)
-        pairs = pairs_of(cells, "sweep", layer, exact, chosen)
-        v = directions.get(layer.name)
-        row = _Row(layer.name, exact, levels, None if v is None else v.double())
-        _fill(cells, row, pairs, wanted)
+    exact = ExactBlock()(layer).to(torch.float64)
+    locate(cells, layer.name, exact)
+    pairs = pairs_of(cells, "sweep", layer, exact, chosen)
+    row = _Row(layer.name, exact, levels, None if gradient is None else gradient.double())
+    _fill(cells, row, pairs, wanted)
     made = attributes(stats, chosen, analysis="sweep", damping_kind=levels.kind)
     return cells.dataset(layer_coordinates(stats), made)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def add_reproduce(commands: Any) -> None:
         help="new or empty folder (default: a new one, reproduced/<name>); of `all`, "
         "where it goes on",
     )
+    add_workers(command)
 
 
 def _reproduce(arguments: argparse.Namespace, command: str) -> None:
@@ -136,10 +138,12 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
     setting = Setting(
         arguments.seed, arguments.quick, arguments.device, arguments.data_dir, Path("runs")
     )
+    executor = executor_of(arguments, Path("runs") / "jobs")
+    seeds, out = arguments.seeds, arguments.out
     if arguments.name == "all":
-        print(catalogue.write_all(setting, arguments.seeds, arguments.out))
+        print(catalogue.write_all(setting, seeds, out, executor=executor))
     else:
-        print(catalogue.write(arguments.name, setting, arguments.seeds, arguments.out))
+        print(catalogue.write(arguments.name, setting, seeds, out, executor))
 
 
 def _rows_listed(data_dir: Path | None) -> str:

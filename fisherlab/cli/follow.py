@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.workers import add_workers, executor_of
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
 # Those that form no dense block: a trajectory has many moments.
@@ -280,6 +282,7 @@ def _add_search(group: Any) -> None:
         help="what is minimised (default: train_loss)",
     )
     group.add_argument("--seed", type=int, default=0, help="draws the settings")
+    add_workers(group)
 
 
 def _tune(arguments: argparse.Namespace, command: str) -> None:
@@ -295,7 +298,7 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("tune needs optuna: pip install 'fisherlab[tune]'.")
     tuned = fl.tune(
-        lambda seed: load_problem(arguments, seed),
+        partial(load_problem, arguments),
         names,
         _grids(arguments, names),
         steps=arguments.steps,
@@ -306,6 +309,7 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
         store=out,
         seed=arguments.seed,
         progress=not arguments.quiet,
+        executor=executor_of(arguments, out / "jobs"),
     )
     if not arguments.quiet:
         print(_table(tuned), end="\n\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import LIKELIHOODS, PURPOSES, ReportConfig
 
 
@@ -182,6 +183,7 @@ def add_sweep(commands: Any) -> None:
     add_options(
         sweep, without=("checkpoints", "layers", "budget", "purpose", "prior"), alpha=ALPHAS
     )
+    add_workers(sweep)
 
 
 def _sweep(arguments: argparse.Namespace, command: str) -> None:
@@ -191,4 +193,4 @@ def _sweep(arguments: argparse.Namespace, command: str) -> None:
 
     from fisherlab.report.job import run_sweep
 
-    print(run_sweep(config, command))
+    print(run_sweep(config, command, executor_of(arguments, Path("runs") / "jobs")))

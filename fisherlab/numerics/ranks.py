@@ -13,7 +13,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor, distributed
 
-from fisherlab.errors import RankError
+from fisherlab.errors import RankError, lasting
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Ranks:
             found = work()
         except Exception as error:
             failure = error
-        told = self.gathered(None if failure is None else _lasting(failure))
+        told = self.gathered(None if failure is None else lasting(failure))
         failed = [(rank, error) for rank, error in enumerate(told) if error is not None]
         if not failed:
             return found
@@ -208,13 +208,3 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
-
-
-def _lasting(error: Exception) -> Exception:
-    """Return an error that can be sent: itself, or one that says the same."""
-    try:
-        again = pickle.loads(pickle.dumps(error))
-    except Exception:
-        again = None
-    same = type(again) is type(error) and str(again) == str(error)
-    return error if same else RankError(f"{type(error).__name__}: {error}")

@@ -14,6 +14,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.analysis.allowances import parse_time
 from fisherlab.analysis.damping_ranges import damping_verdict
+from fisherlab.analysis.executors import Workers
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.wording import aligned
 from fisherlab.errors import NumericalError
@@ -169,7 +170,7 @@ def summary_table(results: xr.Dataset) -> str:
     return f"{title}\n{aligned([head, *rows], numbers=True)}"
 
 
-def run_sweep(config: ReportConfig, command: str = "") -> Path:
+def run_sweep(config: ReportConfig, command: str = "", executor: Workers = None) -> Path:
     """Write the page of a damping sweep after the training, and return its path.
 
     The folder holds `report.html`, `results.nc` (`fl.sweep`, and `fl.compare`'s metrics
@@ -198,7 +199,7 @@ def run_sweep(config: ReportConfig, command: str = "") -> Path:
     with folder as (scratch, place), phase:
         for step, model in checkpoints(problem, config, phase):
             stats, gradient = collected(problem, model, step, config, size, phase)
-        ds = _swept(stats, gradient, config, phase)
+        ds = _swept(stats, gradient, config, phase, executor)
         ds = ds.assign_coords(step=config.training_steps)
         ds = ds.assign_attrs(attributes_of(problem, config))
         record = describe_run(config, command, started) | {"seconds": phase.seconds}
@@ -210,12 +211,16 @@ def run_sweep(config: ReportConfig, command: str = "") -> Path:
 
 
 def _swept(
-    stats: fl.statistics.Statistics, gradient: Any, config: ReportConfig, phase: Phases
+    stats: fl.statistics.Statistics,
+    gradient: Any,
+    config: ReportConfig,
+    phase: Phases,
+    executor: Workers,
 ) -> xr.Dataset:
     with phase("compare"):
         plain = with_noise(fl.compare(stats, config.approximators), stats)
     with phase("sweep"):
-        levels = config.dampings
-        ds = fl.sweep(stats, config.approximators, damping=levels, gradient=gradient)
+        asked = {"damping": config.dampings, "gradient": gradient, "executor": executor}
+        ds = fl.sweep(stats, config.approximators, **asked)
     ds["status"] = ds["status"].where(ds["status"] != "ok", plain["status"])
     return ds.assign({n: plain[n] for n in plain.data_vars if n not in ds})

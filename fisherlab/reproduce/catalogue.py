@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Drawing
 import fisherlab.reproduce as package
 from fisherlab.analysis import open as opened
 from fisherlab.analysis import save
+from fisherlab.analysis.executors import Workers, filled
 from fisherlab.durable import write_durably
 from fisherlab.plots import saving
 from fisherlab.report.folder import whole_folder
@@ -82,7 +83,13 @@ def experiment(name: str) -> Experiment:
     return found
 
 
-def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
+def write(
+    name: str,
+    setting: Setting,
+    seeds: int,
+    out: Path | None,
+    executor: Workers = None,
+) -> Path:
     """Compute an experiment and write its numbers, its drawing and the comparison.
 
     Parameters
@@ -96,6 +103,8 @@ def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
         first.
     out
         The folder, new or empty; a new one ``reproduced/<name>`` if None.
+    executor
+        What does the seeds, as for `fl.tune`.
 
     Returns
     -------
@@ -114,7 +123,7 @@ def write(name: str, setting: Setting, seeds: int, out: Path | None) -> Path:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
     chosen = experiment(name)
     with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
-        joined = _computed(chosen, setting, seeds)
+        joined = _computed(chosen, setting, seeds, executor)
         joined.attrs |= {"experiment": chosen.name, **_marks(joined, setting, seeds)}
         save(joined, scratch / "results.nc")
         outcome = _outcome(chosen, joined)
@@ -132,10 +141,12 @@ def write_all(
     seeds: int,
     out: Path | None,
     progress: Callable[[str], object] = print,
+    executor: Workers = None,
 ) -> Path:
     """Run each experiment that has no results in the folder, and write REPRODUCTION.md.
 
     An experiment that fails is a row that says so. The page is written anew after each.
+    An executor, as of `fl.tune`, does the experiments.
 
     Returns
     -------
@@ -144,32 +155,46 @@ def write_all(
     """
     folder = Path("reproduced") / "all" if out is None else out
     page = folder / "REPRODUCTION.md"
-    every, known, outcomes = rows(), experiments(), dict[str, Outcome]()
-    for name in known:
-        outcomes[name] = _done(known[name], setting, seeds, folder / name, progress)
+    every, known, found = rows(), experiments(), dict[str, Outcome]()
+    cells = {
+        name: partial(_failed, name, setting, seeds, folder / name, progress)
+        for name in known
+    }
+    for name, failure in filled("reproduce", cells, executor):
+        found[name] = (
+            Outcome(failure=failure)
+            if failure
+            else _taken(known[name], setting, seeds, folder / name)
+        )
+        outcomes = {name: found[name] for name in known if name in found}
         text = overview(every, known, outcomes, _command(setting, seeds))
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(page, partial(_put, text))
     return page
 
 
-def _done(
-    chosen: Experiment,
+def _failed(
+    name: str,
     setting: Setting,
     seeds: int,
     folder: Path,
     progress: Callable[[str], object],
-) -> Outcome:
-    """Take what the folder holds of the same setting, or compute it."""
+) -> str:
+    """Compute what the folder does not hold; return how that failed, or nothing."""
+    if (folder / "results.nc").exists():
+        return ""
+    minutes = experiment(name).minutes[not setting.quick]
+    progress(f"{name}: about {minutes:g} minutes a seed")
+    try:
+        write(name, setting, seeds, folder)
+    except Exception as error:  # a row of the page, not its end
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _taken(chosen: Experiment, setting: Setting, seeds: int, folder: Path) -> Outcome:
+    """Take what the folder holds, if it is of the same setting."""
     results = folder / "results.nc"
-    if not results.exists():
-        progress(
-            f"{chosen.name}: about {chosen.minutes[not setting.quick]:g} minutes a seed"
-        )
-        try:
-            write(chosen.name, setting, seeds, folder)
-        except Exception as error:  # a row of the page, not its end
-            return Outcome(failure=f"{type(error).__name__}: {error}")
     held = opened(results)
     wanted = _marks(held, setting, seeds)
     kept = {name: int(held.attrs[name]) for name in wanted}
@@ -215,18 +240,30 @@ def _outcome(chosen: Experiment, joined: Result) -> Outcome:
     return Outcome(f"{said}; {size} size; seed {numbers}", found)
 
 
-def _computed(chosen: Experiment, setting: Setting, seeds: int) -> Result:
+def _computed(
+    chosen: Experiment, setting: Setting, seeds: int, executor: Workers
+) -> Result:
     """Return the results of several seeds along a dimension; matrices of the first."""
-    first = chosen.compute(setting)
-    if isinstance(first, xr.DataTree):
-        return first
     numbers = list(range(setting.seed, setting.seed + seeds))
-    more = [chosen.compute(setting.seeded(seed)) for seed in numbers[1:]]
+    cells = {
+        str(seed): partial(_seeded, chosen.name, setting.seeded(seed)) for seed in numbers
+    }
+    found: dict[str, Result] = {}
+    for name, one in filled("reproduce", cells, executor):
+        found[name] = one
+        first = found.get(str(setting.seed))
+        if isinstance(first, xr.DataTree):
+            return first
+    several = [one for s in cells if isinstance(one := found[s], xr.Dataset)]
     return xr.concat(
-        [first, *(one for one in more if isinstance(one, xr.Dataset))],
+        several,
         xr.DataArray(numbers, dims="seed", name="seed"),
         combine_attrs="override",
     )
+
+
+def _seeded(name: str, setting: Setting) -> Result:
+    return experiment(name).compute(setting)
 
 
 def _table(joined: Result) -> xr.Dataset | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import xarray as xr
+from filelock import FileLock
 
 from fisherlab.analysis.files import last_step, read_parts
 from fisherlab.errors import DataError
@@ -49,22 +50,18 @@ def open_study(optuna: Any, name: str, folder: Path | None, prune: bool) -> optu
     """Make a study, or load the one that a folder holds.
 
     A line that a killed process left unfinished is cut off, and trials that were running
-    then are marked as failed. Only one process may work in a folder.
+    then are marked as failed. Only one process may search in a folder; its workers take
+    `shared_study`.
 
     Raises
     ------
     DataError
         If the journal in the folder is damaged.
     """
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    if folder is not None:
+        _cut(folder / _JOURNAL)
     try:
-        study: optuna.Study = optuna.create_study(
-            study_name=name,
-            direction="minimize",
-            storage=None if folder is None else _storage(optuna, folder),
-            pruner=pruner if prune else optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
+        study = shared_study(optuna, name, folder, prune)
     except (ValueError, LookupError, TypeError) as error:
         if folder is None:
             raise
@@ -78,27 +75,54 @@ def open_study(optuna: Any, name: str, folder: Path | None, prune: bool) -> optu
     return study
 
 
-class _Held:
-    """Optuna's lock, always held: the folder has a lock that dies with its process."""
+def shared_study(optuna: Any, name: str, folder: Path | None, prune: bool) -> optuna.Study:
+    """Make or load a study that several processes may ask and tell at a time.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError
+        If the journal in the folder is damaged.
+    """
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    storage = None
+    if folder is not None:
+        journals = optuna.storages.journal
+        lock = _Lock(folder / f"{_JOURNAL}.lock")
+        file = journals.JournalFileBackend(str(folder / _JOURNAL), lock)
+        storage = optuna.storages.JournalStorage(file)
+    study: optuna.Study = optuna.create_study(
+        study_name=name,
+        direction="minimize",
+        storage=storage,
+        pruner=pruner if prune else optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    return study
+
+
+class _Lock:
+    """A journal's lock that dies with its process, as those of optuna do not."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
 
     def acquire(self) -> bool:
-        """Tell that the lock is held."""
+        """Wait for the lock."""
+        self._lock.acquire()
         return True
 
     def release(self) -> None:
-        """Keep it."""
+        """Give the lock back."""
+        self._lock.release()
 
 
-def _storage(optuna: Any, folder: Path) -> Any:
-    path = folder / _JOURNAL
-    if path.exists():
-        written = path.read_bytes()
-        whole = written.rfind(b"\n") + 1
-        if whole < len(written):
-            with path.open("r+b") as journal:
-                journal.truncate(whole)
-    journals = optuna.storages.journal
-    return optuna.storages.JournalStorage(journals.JournalFileBackend(str(path), _Held()))
+def _cut(path: Path) -> None:
+    """Cut off a line that a killed process left unfinished."""
+    written = path.read_bytes() if path.exists() else b""
+    whole = written.rfind(b"\n") + 1
+    if whole < len(written):
+        with path.open("r+b") as journal:
+            journal.truncate(whole)
 
 
 def finished(study: optuna.Study, steps: int) -> dict[str, Mapping[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.files import save
 from fisherlab.codes import described
 from fisherlab.errors import NumericalError
@@ -37,6 +38,7 @@ from fisherlab.training.studies import (
     preset,
     quiet_optuna,
     settings_of,
+    shared_study,
 )
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -87,6 +89,7 @@ def tune(
     store: str | Path | None = None,
     seed: int = 0,
     progress: bool = False,
+    executor: Workers = None,
 ) -> xr.Dataset:
     """Train with every setting of a grid and find the best of every optimiser.
 
@@ -121,6 +124,11 @@ def tune(
         Draws the settings.
     progress
         Whether to show a bar.
+    executor
+        What does the trials: anything with ``submit``, such as a `ProcessPoolExecutor` or
+        a ``dask.distributed.Client``, or a function that begins one. Runs are the same;
+        which of them are given up depends on what is done before, so that needs a store
+        that all workers see.
 
     Returns
     -------
@@ -136,7 +144,10 @@ def tune(
     ImportError
         If optuna is not installed.
     ValueError
-        For unknown names, an empty grid, or a store of another search.
+        For unknown names, an empty grid, or a store of another search; for an executor
+        without a store, unless ``prune=False``.
+    ExecutorError
+        If the executor loses trials.
     KeyboardInterrupt
         After Ctrl-C, with everything saved.
 
@@ -154,6 +165,11 @@ def tune(
         raise ValueError(f"tune: objective={objective!r}; train_loss or test_loss.")
     if not seeds or (trials is not None and trials < 1):
         raise ValueError("tune: at least one seed and one trial are expected.")
+    if executor is not None and prune and store is None:
+        raise ValueError(
+            "tune: with executor=, trials are given up by a study that its workers share: "
+            "name a store=, or let all trials end by prune=False."
+        )
     chosen = {name: _settings(grid, name, trials, seed) for name in makers}
     folder = None if store is None else Path(store).expanduser()
     options = {
@@ -174,7 +190,7 @@ def tune(
         if folder is not None:
             stack.enter_context(Store(folder).opened())
             _record(search, Store(folder), seeds[0], prune)
-        found = _searched(optuna, search, order, prune)
+        found = _searched(optuna, search, order, prune, executor)
         tuned = _dataset(search, chosen, list(seeds), found)
         if folder is not None:
             save(tuned, folder / "results.nc")
@@ -207,11 +223,16 @@ def _makers(optimizer: str | Sequence[str] | Mapping[str, Make]) -> dict[str, Ma
 
 def _problems(problem: Problems) -> Callable[[int], Problem]:
     if isinstance(problem, str):
-        return lambda seed: load(problem, seed=seed)
-    if isinstance(problem, Problem):
-        fixed = problem
-        return lambda seed: replace(fixed, model=copy.deepcopy(fixed.model))
-    return problem
+        return partial(_loaded, problem)
+    return partial(_copied, problem) if isinstance(problem, Problem) else problem
+
+
+def _loaded(name: str, seed: int) -> Problem:
+    return load(name, seed=seed)
+
+
+def _copied(fixed: Problem, seed: int) -> Problem:
+    return replace(fixed, model=copy.deepcopy(fixed.model))
 
 
 def _settings(
@@ -264,23 +285,42 @@ def _record(search: _Search, store: Store, seed: int, prune: bool) -> None:
 Found = dict[str, tuple[str, xr.Dataset]]  # key to status and results
 
 
-def _searched(optuna: Any, search: _Search, order: Sequence[_Trial], prune: bool) -> Found:
+def _searched(
+    optuna: Any,
+    search: _Search,
+    order: Sequence[_Trial],
+    prune: bool,
+    executor: Workers,
+) -> Found:
     from tqdm.auto import tqdm
 
-    steps = search.options["steps"]
     found: Found = {}
-    with tqdm(total=len(order), unit="trial", disable=not search.progress) as bar:
-        for name in search.makers:
-            study = open_study(optuna, name, search.folder, prune)
-            done = finished(study, steps)
-            for trial in (t for t in order if t.optimizer == name):
-                before = _before(search, trial, done.get(trial.key))
-                if before is None:
-                    bar.set_postfix_str(trial.key)
-                    before = _tried(optuna, study, search, trial)
+    left: dict[str, Callable[[], tuple[str, xr.Dataset]]] = {}
+    for name in search.makers:
+        study = open_study(optuna, name, search.folder, prune)
+        done = finished(study, search.options["steps"])
+        for trial in (t for t in order if t.optimizer == name):
+            before = _before(search, trial, done.get(trial.key))
+            if before is not None:
                 found[trial.key] = before
-                bar.update()
+            elif executor is None:
+                left[trial.key] = partial(_tried, optuna, study, search, trial)
+            else:
+                left[trial.key] = partial(_tried_elsewhere, search, trial, prune)
+    there, hidden = len(found), not search.progress
+    with tqdm(total=len(order), initial=there, unit="trial", disable=hidden) as bar:
+        for key, outcome in filled("tune", left, executor):
+            found[key] = outcome
+            bar.set_postfix_str(key)
+            bar.update()
     return found
+
+
+def _tried_elsewhere(search: _Search, trial: _Trial, prune: bool) -> tuple[str, xr.Dataset]:
+    """Run one trial by the study in the folder, which other workers write, too."""
+    with quiet_optuna() as optuna:
+        study = shared_study(optuna, trial.optimizer, search.folder, prune)
+        return _tried(optuna, study, search, trial)
 
 
 def _tried(
