@@ -240,7 +240,8 @@ class Folder:
         with claimed(folder / _LOCK, taken, seconds=60):
             known = _record(folder) or {"request": asked, "cells": [], "dim": dim}
             before = known["request"]
-            unlike = sorted(n for n in {*before, *asked} if before.get(n) != asked.get(n))
+            both = sorted({*before, *asked})
+            unlike = [name for name in both if before.get(name) != asked.get(name)]
             if unlike:
                 raise StoreError(
                     f"{who}: {folder} holds cells of another request: {', '.join(unlike)} "
