@@ -1,7 +1,9 @@
 """Reports of what is at hand: a saved result, one's own model, two runs."""
 
+import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,28 @@ def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch
         np.testing.assert_allclose(ds[name], expected[name], rtol=1e-7)
     page = here / capsys.readouterr().out.strip()
     assert "Direction against damping" in words(page)
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param("report", marks=pytest.mark.slow), "sweep"]
+)
+def test_the_command_on_a_page_makes_it_again(here, command, capsys):
+    mine = ["--model=my_own.py:model", "--data", "my_own:data", "--alpha", "0.1", "--quiet"]
+    mine += ["--approximators", "kfac", "--out", "odd name", "--overwrite"]
+    assert cli.main([command, *mine]) == 0
+    page = here / capsys.readouterr().out.strip()
+    told = re.findall(r"<pre><code>(.*?)</code></pre>", page.read_text("utf-8"), re.S)
+    packages, place, line = map(html.unescape, told[-3:])
+    assert packages.startswith("pip install fisherlab==")
+    assert "+" not in packages
+    assert place == "# in the folder where my_own.py:model and my_own:data can be found"
+    program, *words_again = shlex.split(line)
+    assert program == "fisherlab"
+    assert cli.main(words_again) == 0
+    again = here / capsys.readouterr().out.strip()
+    assert again.parent != page.parent
+    first, second = (fl.open(p.parent / "results.nc") for p in (page, again))
+    xr.testing.assert_equal(first.frobenius_error, second.frobenius_error)
 
 
 DOCS = Path(__file__).parent.parent / "docs" / "likelihoods.md"

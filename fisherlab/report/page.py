@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ EXPECTED: Final = (
     "stored_numbers",
     "solve_flops",
 )
+_OWN: Final = ("--problem", "--model", "--data", "--likelihood")
 _GLYPHS: Final = {
     "o": "●", "s": "■", "D": "◆", "^": "▲", "P": "✚", "X": "✖", "v": "▼", "*": "★",
     "<": "◀", ">": "▶",
@@ -151,11 +154,38 @@ def _again(run: Mapping[str, Any]) -> list[str]:
     """Say in commands how the result comes about again: environment, then program."""
     told = run.get("versions")
     versions = told if isinstance(told, Mapping) else {}
-    packages = [
-        f"{name}=={number}" for name, number in versions.items() if name != "python"
+    packages = [  # no index of packages has what stands behind +, e.g. +cpu
+        f"{name}=={str(number).partition('+')[0]}"
+        for name, number in versions.items()
+        if name != "python"
     ]
     lines = [f"pip install {' '.join(packages)}"] if packages else []
-    return lines + ([str(run["command"])] if run.get("command") else [])
+    return lines + (command_again(str(run["command"])) if run.get("command") else [])
+
+
+def command_again(command: str) -> list[str]:
+    """Return a command that writes elsewhere, below where it is to be run.
+
+    Examples
+    --------
+    >>> command_again("fisherlab report --model my.py:net --out here --overwrite")
+    ['# in the folder where my.py:net can be found', \
+'fisherlab report --model my.py:net']
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command of a shell
+        return [command]
+    kept, own = [], []
+    for before, word in pairwise(["", *words]):
+        name, _, value = word.partition("=")
+        if "--out" in (before, name) or word == "--overwrite":
+            continue
+        kept.append(word)
+        given = word if before in _OWN else value if name in _OWN else ""
+        own += [given] * (":" in given or given.endswith((".npz", ".pt")))
+    place = [f"# in the folder where {' and '.join(own)} can be found"] if own else []
+    return [*place, shlex.join(kept)]
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
