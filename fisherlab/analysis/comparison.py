@@ -13,7 +13,7 @@ from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reaso
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.layer_store import joined
-from fisherlab.analysis.layerwise import Done, Request, Source, compare_layers, teller
+from fisherlab.analysis.layerwise import Request, Source, compare_layers
 from fisherlab.analysis.metric_table import (
     Metrics,
     Question,
@@ -23,6 +23,7 @@ from fisherlab.analysis.metric_table import (
     pairs_of,
     question,
 )
+from fisherlab.analysis.progress import Telling, teller, watched
 from fisherlab.analysis.purposes import judge
 from fisherlab.analysis.purposes_of_models import judge_model
 from fisherlab.approximators import Approximator, ExactBlock
@@ -50,7 +51,7 @@ def compare(
     budget: Budget = None,
     time: float | str | None = None,
     purpose: Purpose | Sequence[Purpose] | None = None,
-    progress: bool | Callable[[Done], Any] = False,
+    progress: Telling = False,
     executor: Workers = None,
     **source: Any,
 ) -> xr.Dataset:
@@ -170,7 +171,9 @@ def compare(
             executor=executor,
         )
         several = purpose if isinstance(purpose, Sequence) else [purpose]
-        return judge(stats, approximators, several, _allowance(stats, budget, time))
+        return judge(
+            stats, approximators, several, _allowance(stats, budget, time), progress
+        )
     chosen, levels = by_name(approximators), dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     limit = parse_budget(budget, _device(stats))
@@ -188,7 +191,7 @@ def compare(
     begin(cells, asked)
     if time is not None:
         cells.left_out = _cut(stats, asked, chosen, Allowance.of(time, limit)).reasons
-    for name in _progress(stats, bool(progress)):
+    for name in watched(stats, progress):
         exact = ExactBlock()((reference or stats)[name])
         _fill_layer(cells, asked, stats[name], exact, chosen, limit)
     made = attributes(stats, chosen, analysis="compare", damping_kind=levels.kind)
@@ -343,14 +346,6 @@ def _fill_layer(
         fill(cells, asked, (statistics.name, double), pairs, limit)
 
 
-def _progress(stats: Statistics, show: bool) -> Any:
-    if not show:
-        return stats
-    from tqdm.auto import tqdm
-
-    return tqdm(stats, desc="layers", unit="layer")
-
-
 NETWORK = "network"
 
 
@@ -363,6 +358,7 @@ def compare_networks(
     gradient: Mapping[str, Any] | None = None,
     k: int = 10,
     budget: Budget = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Hold approximations that couple layers against the exact Fisher of the network.
 
@@ -373,8 +369,8 @@ def compare_networks(
         has more columns than a layer has outputs.
     approximators
         Names of `network_approximators`, or a mapping of names to values; all by default.
-    metrics, damping, gradient, k, budget
-        As for `compare`; the gradient of every block is joined to one.
+    metrics, damping, gradient, k, budget, progress
+        As for `compare`, told of methods; the gradient of every block is joined to one.
 
     Returns
     -------
@@ -406,9 +402,9 @@ def compare_networks(
     cells = Cells([NETWORK], list(chosen), levels)
     begin(cells, asked)
     pairs: dict[str, Pair] = {}
-    for method, approximator in chosen.items():
+    for method in watched(chosen, progress, "method"):
         try:
-            approx = approximator(stats)
+            approx = chosen[method](stats)
             pairs[method] = paired("compare_networks", exact, approx, mixed=False)
         except FisherlabError as error:
             cells.blame(NETWORK, method, reason(error))

@@ -21,6 +21,7 @@ from torch import nn
 
 from fisherlab.analysis.cells import Cells, attributes, build, described, layer_coordinates
 from fisherlab.analysis.damping import dampings
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
 from fisherlab.approximators.kronecker.kfac import Sharing
 from fisherlab.approximators.register import Chosen, by_name
@@ -66,6 +67,7 @@ def decompose(
     samples: int = 1,
     seed: int = 0,
     layers: Sequence[str] | None = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     r"""Tell sampling, labels, factorisation, scale and dropped blocks apart.
 
@@ -80,6 +82,8 @@ def decompose(
         Of the sampled Fisher.
     layers
         Block names or module prefixes; all by default.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -124,7 +128,7 @@ def decompose(
     )
     distances = np.full((count, len(SOURCES)), np.nan)
     sharing = np.full((count, len(SHARINGS)), np.nan)
-    for row, name in enumerate(exact):
+    for row, name in enumerate(watched(exact, progress)):
         whole = ExactBlock()(exact[name]).to(torch.float64)
         sharing[row] = _sharing(exact[name], whole)
         for source, stats in sources.items():

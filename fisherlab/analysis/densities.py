@@ -10,6 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from fisherlab.analysis.cells import attributes, require_room, tried
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.spectra import eigenvalues
@@ -52,6 +53,7 @@ def density(
     seed: int = 0,
     whole: int = 20_000,
     budget: Budget = None,
+    progress: Telling = False,
 ) -> xr.DataTree:
     r"""Return the spectral density of the exact block and of approximations, per layer.
 
@@ -78,6 +80,8 @@ def density(
         Rows up to which all eigenvalues are computed.
     budget
         Bytes of one matrix or Lanczos basis; half of the free memory by default.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -116,7 +120,7 @@ def density(
     chosen: dict[str, Any] = {"exact": ExactBlock(), **by_name(approximators)}
     device = next((layer.samples.device for layer in stats.values()), "cpu")
     effort = _Effort(probes, steps, whole, seed, parse_budget(budget, device))
-    nodes = {name: _node(layer, chosen, effort) for name, layer in stats.items()}
+    nodes = {n: _node(stats[n], chosen, effort) for n in watched(stats, progress)}
     made = attributes(stats, chosen, analysis="density")
     sizes = {"probes": probes, "steps": steps, "probe_seed": seed}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs={**made, **sizes}), **nodes})

@@ -21,6 +21,7 @@ import xarray as xr
 from fisherlab.analysis.files import open as opened
 from fisherlab.analysis.files import save
 from fisherlab.analysis.merging import merge
+from fisherlab.analysis.progress import Telling, say_complete, teller
 from fisherlab.codes import codes, described
 from fisherlab.durable import PARTIAL, claimed, write_durably
 from fisherlab.errors import DataError, ExecutorError, StoreError, lasting
@@ -276,15 +277,26 @@ class Folder:
         return found
 
     def filled(
-        self, who: str, cells: Mapping[str, Callable[[], xr.Dataset]], executor: Workers
+        self,
+        who: str,
+        cells: Mapping[str, Callable[[], xr.Dataset]],
+        executor: Workers,
+        tell: Telling = False,
+        unit: str = "layer",
     ) -> list[xr.Dataset]:
         """Return all cells in order; those that are there are not done again."""
         rows = {name: row for name in cells if (row := self.held(name)) is not None}
+        told = teller(tell, len(cells), unit)
+        for name in rows:
+            told(name)
+        if len(rows) == len(cells):
+            say_complete(tell, who, f"{len(rows)} {unit}s in {self.path}")
         left = {name: cell for name, cell in cells.items() if name not in rows}
         for name, row in filled(who, left, executor):
             rows[name] = row
             if self.path is not None:
                 save(row, self.file(self.path, name))
+            told(name)
         return [rows[name] for name in cells]
 
 

@@ -17,6 +17,7 @@ from fisherlab.analysis.comparison import compare
 from fisherlab.analysis.damping import Damping
 from fisherlab.analysis.executors import Folder, Workers, told
 from fisherlab.analysis.layerwise import Source
+from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import FLOOR, METRICS
@@ -60,6 +61,7 @@ def uncertainty(
     splits: int = SPLITS,
     executor: Workers = None,
     store: str | os.PathLike[str] | None = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Repeat a comparison over seeds and say which differences are larger than noise.
 
@@ -89,6 +91,8 @@ def uncertainty(
     store
         A folder that keeps every seed that is done, from where more seeds go on;
         `fl.open` reads it.
+    progress
+        Show a bar, or call a function with a `Done` after every seed.
 
     Returns
     -------
@@ -139,7 +143,7 @@ def uncertainty(
         name: partial(repeat, one, seed, 0 if k else splits)
         for k, (name, (one, seed)) in enumerate(zip(names, repeats, strict=True))
     }
-    runs = kept.filled("uncertainty", cells, executor)
+    runs = kept.filled("uncertainty", cells, executor, progress, "seed")
     floors = {name: runs[0][name] for name in FLOORS}
     ds = _joined([run.drop_vars(FLOORS, errors="ignore") for run in runs])
     ds = ds.assign(floors).assign(_intervals(ds, level))

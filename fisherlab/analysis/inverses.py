@@ -8,6 +8,7 @@ import xarray as xr
 
 from fisherlab.analysis.cells import attributes, tried
 from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
@@ -25,6 +26,7 @@ def inverse_blocks(
     damping: Damping,
     layers: Sequence[str] | None = None,
     budget: Budget = None,
+    progress: Telling = False,
 ) -> xr.DataTree:
     """Return (F̂ + λI)⁻¹ of the exact block and of approximations, layer by layer.
 
@@ -40,6 +42,8 @@ def inverse_blocks(
         Block names; by default those with at most 2,000 parameters.
     budget
         Bytes that all inverses together may take.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def inverse_blocks(
         "Name fewer layers or methods.",
     )
     nodes = {}
-    for name in names:
+    for name in watched(names, progress):
         exact = ExactBlock()(stats[name])
         (value,) = levels.read(exact)
         nodes[name] = _node(stats[name], chosen, value)

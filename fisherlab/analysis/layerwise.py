@@ -2,11 +2,10 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.executors import Workers, filled, told
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layer_store import Store, joined
+from fisherlab.analysis.progress import say_complete, teller
 from fisherlab.approximators.ranks import everyones, require_same_weights
 from fisherlab.codes import checksum, codes, described
 from fisherlab.errors import BudgetError
@@ -39,15 +39,6 @@ from fisherlab.statistics.probe import Probe
 
 Gradients = Mapping[str, Any] | None
 Measure = Callable[[Statistics, Gradients, int], xr.Dataset]
-
-
-class Done(NamedTuple):
-    """What a callable given as `progress` is told after every layer."""
-
-    layer: str
-    done: int
-    layers: int
-    seconds: float
 
 
 @final
@@ -308,6 +299,8 @@ def compare_layers(
     tell = teller(progress, len(plan.plans))
     for name in rows:
         tell(name)
+    if store is not None and len(rows) == len(plan.plans):
+        say_complete(progress, "compare", f"{len(rows)} layers in {store}")
     groups = plan.groups
     if executor is not None:  # each of whose workers collects a layer by itself
         groups = (tuple(name for group in groups for name in group),)
@@ -350,26 +343,3 @@ def _shared(
 def _alone(request: Request, name: str, plan: Schedule) -> xr.Dataset:
     """Return the row of one layer, wherever this is called."""
     return dict(request.measured([name], plan))[name]
-
-
-def teller(progress: Any, layers: int) -> Callable[[str], None]:
-    """Return what is called after each layer: nothing, a bar, or a callable of `Done`."""
-    began, count = time.monotonic(), 0
-    bar: Any = None
-    if progress is True:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=layers, desc="layers", unit="layer")
-
-    def tell(layer: str) -> None:
-        nonlocal count
-        count += 1
-        if bar is not None:
-            bar.set_postfix_str(layer)
-            bar.update()
-            if count == layers:
-                bar.close()
-        elif callable(progress):
-            progress(Done(layer, count, layers, time.monotonic() - began))
-
-    return tell

@@ -17,6 +17,7 @@ from fisherlab.analysis.cells import (
 )
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import require_inverses
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.costs import building_flops
 from fisherlab.approximators.register import Chosen, by_name
@@ -55,6 +56,7 @@ def pareto(
     damping: Damping = DAMPING,
     repeats: int = 3,
     budget: Budget = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Measure the error and the costs of every approximation, and mark the fronts.
 
@@ -73,6 +75,8 @@ def pareto(
     budget
         Bytes that one approximation, or the inverses of one error, may take; what takes
         more is left out, with the reason in `status`.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -108,7 +112,8 @@ def pareto(
     shape = len(stats), len(chosen)
     errors, status = np.full(shape, np.nan), np.full(shape, "ok", dtype=object)
     costs = np.full((*shape, len(COSTS)), np.nan)
-    for row, layer in enumerate(stats.values()):
+    for row, place in enumerate(watched(stats, progress)):
+        layer = stats[place]
         exact = ExactBlock()(layer).to(torch.float64)
         (value,) = levels.read(exact)
         for column, (name, method) in enumerate(chosen.items()):

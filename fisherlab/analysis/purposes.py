@@ -15,6 +15,7 @@ from fisherlab.analysis.allowances import Allowance
 from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, reason
 from fisherlab.analysis.demands import left_out
 from fisherlab.analysis.metric_table import solve_flops
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
@@ -31,6 +32,7 @@ def judge(
     approximators: Chosen,
     purposes: Sequence[Purpose],
     allowance: Allowance | None = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Hold every approximation against the exact block in what it is used for.
 
@@ -46,6 +48,8 @@ def judge(
     allowance
         What all may take, and each cell by itself; the dearest cells that exceed it are
         left out, and their status says so. Everything is computed by default.
+    progress
+        As for `compare`.
 
     Returns
     -------
@@ -77,7 +81,7 @@ def judge(
     ['sharpness.top_ratio', 'sharpness.trace_ratio', 'sharpness.rank_ratio']
     """
     by_purpose, methods = each_once(purposes), by_name(approximators)
-    found = answered(stats, methods, by_purpose, allowance)
+    found = answered(stats, methods, by_purpose, allowance, progress)
     made = attributes(stats, methods, **told(by_purpose))
     return table(found, methods, by_purpose, layer_coordinates(stats), made)
 
@@ -192,13 +196,15 @@ def answered(
     methods: Mapping[str, Approximator],
     purposes: Mapping[str, Purpose],
     allowance: Allowance | None,
+    progress: Telling = False,
 ) -> Answered:
     """Ask every block and method for every purpose, within an allowance."""
     asked_for = list(purposes.values())
     skipped = {} if allowance is None else left_out(stats, methods, asked_for, allowance)
     told = Answered(reasons=dict(skipped))
     answers, reasons, costs = told.answers, told.reasons, told.costs
-    for name, layer in stats.items():
+    for name in watched(stats, progress):
+        layer = stats[name]
         exact = ExactBlock()(layer).to(torch.float64)
         asked = {
             method: [p for p in purposes if (name, method, p) not in skipped]

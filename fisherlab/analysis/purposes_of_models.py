@@ -10,7 +10,8 @@ import xarray as xr
 from fisherlab.analysis.allowances import Allowance
 from fisherlab.analysis.cells import made_of, reason
 from fisherlab.analysis.layer_schedule import Schedule
-from fisherlab.analysis.layerwise import Source, teller
+from fisherlab.analysis.layerwise import Source
+from fisherlab.analysis.progress import Telling, teller
 from fisherlab.analysis.purposes import Answered, answered, each_once, table, told
 from fisherlab.approximators import Approximator
 from fisherlab.errors import BudgetError
@@ -23,7 +24,7 @@ def judge_model(
     methods: Mapping[str, Approximator],
     purposes: Sequence[Purpose],
     limit: int,
-    progress: Any = False,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Return the table of `judge` without the statistics of all layers at once.
 

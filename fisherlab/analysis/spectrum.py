@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics import effective_rank
@@ -20,6 +21,7 @@ from fisherlab.statistics import LayerStatistics, Statistics
 def spectra(
     stats: Statistics,
     approximators: Chosen = None,
+    progress: Telling = False,
 ) -> xr.DataTree:
     """Return all eigenvalues of the exact block and of approximations, layer by layer.
 
@@ -30,6 +32,8 @@ def spectra(
     approximators
         Names, or a mapping of names to values; all named ones by default. The exact block
         always comes first.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -52,7 +56,7 @@ def spectra(
     (2, 8)
     """
     chosen = {"exact": ExactBlock(), **by_name(approximators)}
-    nodes = {name: _node(layer, chosen) for name, layer in stats.items()}
+    nodes = {name: _node(stats[name], chosen) for name in watched(stats, progress)}
     root = xr.Dataset(attrs=attributes(stats, chosen, analysis="spectra"))
     return xr.DataTree.from_dict({"/": root, **nodes})
 
@@ -109,7 +113,9 @@ _LABELS = {
 }
 
 
-def rank_curve(stats: Statistics, ranks: Sequence[int] = RANKS) -> xr.Dataset:
+def rank_curve(
+    stats: Statistics, ranks: Sequence[int] = RANKS, progress: Telling = False
+) -> xr.Dataset:
     """Return the least error of every rank, from one decomposition of each block.
 
     ``error(family="kronecker", rank=r)`` is the least error of any sum of r Kronecker
@@ -122,6 +128,8 @@ def rank_curve(stats: Statistics, ranks: Sequence[int] = RANKS) -> xr.Dataset:
         Statistics of the layers.
     ranks
         Ranks of at least 1.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -149,8 +157,8 @@ def rank_curve(stats: Statistics, ranks: Sequence[int] = RANKS) -> xr.Dataset:
     shape = len(stats), len(FAMILIES), len(chosen)
     arrays = {name: np.full(shape, np.nan) for name in _LABELS}
     status = np.full(shape[:2], "ok", dtype=object)
-    for row, layer in enumerate(stats.values()):
-        exact = ExactBlock()(layer).to(torch.float64)
+    for row, name in enumerate(watched(stats, progress)):
+        exact = ExactBlock()(stats[name]).to(torch.float64)
         for column, family in enumerate(FAMILIES):
             values, status[row, column] = tried(_values, exact, family)
             if values is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
 from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.metrics import kronecker, spectra
@@ -44,6 +45,7 @@ def structure(
     *,
     damping: Damping = None,
     matrix: FullMatrix | None = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Return how the mass of each block and of the network is spread.
 
@@ -57,6 +59,8 @@ def structure(
     matrix
         A matrix over all layers, e.g. ``fl.full_matrix(stats)`` or an inverse with the
         same offsets, for tables layer × layer.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -85,7 +89,8 @@ def structure(
         raise ValueError(msg)
     status = []
     rows: dict[str, list[float]] = {}
-    for layer in stats.values():
+    for place in watched(stats, progress):
+        layer = stats[place]
         exact = ExactBlock()(layer).to(torch.float64)
         found, reasons = _layer(layer, exact, levels.values(exact))
         status.append("; ".join(reasons) or "ok")

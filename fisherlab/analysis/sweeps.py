@@ -20,6 +20,7 @@ from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.executors import Folder, Workers, told
 from fisherlab.analysis.layer_store import joined
 from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
+from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.codes import checksum, described
@@ -50,6 +51,7 @@ def sweep(
     metrics: Sequence[str] | None = None,
     executor: Workers = None,
     store: str | os.PathLike[str] | None = None,
+    progress: Telling = False,
 ) -> xr.Dataset:
     """Hold damped approximations against the damped exact block over many dampings.
 
@@ -75,6 +77,8 @@ def sweep(
     store
         A folder that keeps every layer that is done; a sweep that was stopped goes on
         there, and `fl.open` reads it.
+    progress
+        Show a bar, or call a function with a `Done` after every layer.
 
     Returns
     -------
@@ -132,7 +136,7 @@ def sweep(
         return asked | told(chosen)
 
     kept = Folder.of("sweep", store, request, list(rows))
-    return joined(kept.filled("sweep", rows, executor))
+    return joined(kept.filled("sweep", rows, executor, progress))
 
 
 def _swept(

@@ -44,6 +44,7 @@ def of_model(
     budget: str | int | None = "1 GiB",
     title: str = "",
     overwrite: bool = False,
+    progress: bool = False,
 ) -> Path:
     """Analyse a model as it is, write its report, and return the path of the page.
 
@@ -76,6 +77,8 @@ def of_model(
         The name at the head of the page; by default the model's class.
     overwrite
         Replace an earlier report in `out`.
+    progress
+        Show bars while the statistics and every table are made.
 
     Raises
     ------
@@ -97,10 +100,16 @@ def of_model(
     with _folder(out, overwrite) as (scratch, place, record):  # refused before the work
         first = dampings(damping).each[0]
         with fl.frozen(model):
-            stats = fl.collect(model, data, likelihood, fisher or fl.Exact())
+            labels = fisher or fl.Exact()
+            stats = fl.collect(model, data, likelihood, labels, progress=progress)
             gradient = fl.mean_gradient(model, data, likelihood)
         ds = fl.compare(
-            stats, approximators, damping=damping, gradient=gradient, budget=budget
+            stats,
+            approximators,
+            damping=damping,
+            gradient=gradient,
+            budget=budget,
+            progress=progress,
         )
         with fl.frozen(model):
             pair = data if isinstance(data, tuple) else next(iter(data))
@@ -116,13 +125,15 @@ def of_model(
                 stats.provenance.examples,
             )
             found = (
-                judged(tuple(purpose), asked, approximators, budget) if purpose else None
+                judged(tuple(purpose), asked, approximators, budget, progress=progress)
+                if purpose
+                else None
             )
         ds = ds if found is None else beside(ds, found)
         name = title or type(model).__name__
         count = sum(parameter.numel() for parameter in model.parameters())
         told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}
-        tree = fl.inverse_blocks(stats, approximators, first)
+        tree = fl.inverse_blocks(stats, approximators, first, progress=progress)
         write_parts(with_noise(ds, stats).assign_attrs(told), tree, record, scratch)
     return place / "report.html"
 

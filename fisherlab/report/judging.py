@@ -124,6 +124,7 @@ def judged(
     approximators: Any,
     budget: int | str | None = None,
     seconds: float | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Return the table of some purposes at one moment.
 
@@ -145,4 +146,5 @@ def judged(
         purpose=purposes(names, asked),
         budget=budget,
         time=seconds,
+        progress=progress,
     )

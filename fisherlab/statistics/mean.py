@@ -13,7 +13,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example
-from fisherlab.statistics.batches import Batch, batches
+from fisherlab.statistics.batches import Batch, Progress, batches, reporter
 from fisherlab.statistics.collect import EXAMPLES
 from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.fishers import (
@@ -37,12 +37,13 @@ def mean_gradient(
     layers: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     first: int = 0,
+    progress: Progress = False,
 ) -> dict[str, MeanGradient]:
     """Return the gradient of the mean loss, (1/N) Σ_n ∇ℓ_n, block by block.
 
     Parameters
     ----------
-    model, data, likelihood, layers, dtype, first
+    model, data, likelihood, layers, dtype, first, progress
         As in `collect`.
     fisher
         Whose labels: `Empirical()`, the data's (by default), or `MonteCarlo(k)`, drawn
@@ -69,7 +70,7 @@ def mean_gradient(
     named = dict(seen.model.named_parameters())
     leaves = {name: named[name] for block in blocks.values() for name in block.parameters}
     totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    count = 0
+    count, (report, finish) = 0, reporter(progress)
     for whole in batches(data, seen.device, seen.dtype, first, seen.model):
         if not count:
             require_repeatable(seen, whole)
@@ -79,6 +80,8 @@ def mean_gradient(
                 for name, grad in grads.items():
                     totals[name] += grad
             count += part.stop - part.start
+            report(part.stop - part.start)
+    finish()
     made = Provenance(
         fisher=repr(fisher or Empirical()),
         likelihood=repr(likelihood),

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 import xarray as xr
 
+from fisherlab.analysis.progress import say_complete
 from fisherlab.problems.problem import Problem
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
@@ -251,6 +252,9 @@ def _drive(
     from tqdm.auto import tqdm
 
     hidden = not progress
+    if run.store is not None and not run.fresh and limit.reached(run):
+        say_complete(progress, "follow", f"step {run.step} in {run.store.folder}")
+        hidden = True
     try:
         if run.fresh:  # before the bar, so that a complaint about the input stands alone
             _look(run, interrupt, callback)

@@ -18,6 +18,7 @@ import xarray as xr
 
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.files import save
+from fisherlab.analysis.progress import say_complete
 from fisherlab.codes import described
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
@@ -307,7 +308,9 @@ def _searched(
                 left[trial.key] = partial(_tried, optuna, study, search, trial)
             else:
                 left[trial.key] = partial(_tried_elsewhere, search, trial, prune)
-    there, hidden = len(found), not search.progress
+    there, hidden = len(found), not (search.progress and left)
+    if not left:
+        say_complete(search.progress, "tune", f"{there} trials in {search.folder}")
     with tqdm(total=len(order), initial=there, unit="trial", disable=hidden) as bar:
         for key, outcome in filled("tune", left, executor):
             found[key] = outcome
