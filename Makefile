@@ -9,6 +9,7 @@ SEED ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS := $(VENV)/.installed-docs
 DEVICE ?= sim
 FAST := not slow and not gpu and not browser and not device
 
@@ -26,7 +27,7 @@ UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 
 .DEFAULT_GOAL := help
 .PHONY: help install report reproduce-quick test test-all test-device mutants lint types browser bench \
-	peers lab clean
+	peers lab docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,10 +89,18 @@ peers: $(INSTALLED)  ## install the libraries that fisherlab is compared with
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 		einops opt_einsum linear_operator
 
+docs: $(DOCS)  ## build the site into build/docs; a warning is an error
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs build/docs $(ARGS)
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[docs]"
+	touch $@
+
 lab: $(INSTALLED)  ## open JupyterLab on copies of the notebooks
 	$(BIN)/fisherlab lab $(ARGS)
 
 clean:  ## remove caches and build outputs (not the environment, not reports/)
-	rm -rf build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf build dist docs/generated .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache
 	find fisherlab tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -78,7 +78,7 @@ class Likelihood(Protocol):
         """Return the number of columns of the root."""
 
     def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
-        """Return some columns of the root, shape (v, *output.shape)."""
+        """Return some columns of the root, shape ``(v, *output.shape)``."""
 
     def uniforms_per_example(self, output: Tensor) -> int:
         """Return how many uniform numbers one sampled label takes."""
@@ -101,7 +101,10 @@ def _need(target: Tensor | None, likelihood: str) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Categorical:
-    """Classes in one axis of the logits, cross-entropy summed over the others.
+    r"""Classes in one axis of the logits, cross-entropy summed over the others.
+
+    .. math:: ℓ = -\sum_t \log p_{t, y_t}, \qquad p_t = \mathrm{softmax}(f_t), \qquad
+        H_t = \mathrm{diag}(p_t) - p_t p_t^T
 
     Parameters
     ----------
@@ -112,6 +115,12 @@ class Categorical:
         `cross_entropy`, (N, C, H, W). The last one by default, also without
         labels; where an output of three or more axes and its labels allow axis 1 as
         well, it must be said.
+
+    Raises
+    ------
+    ValueError
+        For ``class_axis=0``, which is the example; and when called, for outputs and labels
+        that do not fit.
 
     Notes
     -----
@@ -294,7 +303,10 @@ def _sums_before(p: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Bernoulli:
-    """Independent logits with labels in [0, 1], cross-entropy summed over outputs.
+    r"""Independent logits with labels in [0, 1], cross-entropy summed over outputs.
+
+    .. math:: ℓ = -\sum_o y_o \log σ(f_o) + (1 - y_o) \log(1 - σ(f_o)), \qquad
+        H = \mathrm{diag}(σ(f) (1 - σ(f)))
 
     Labels that are NaN drop their output from loss and Fisher.
 
@@ -365,6 +377,11 @@ class Gaussian:
     ----------
     variance
         σ², the same for every output.
+
+    Raises
+    ------
+    ValueError
+        For a variance that is not positive.
 
     Examples
     --------

@@ -39,7 +39,9 @@ KEPT_BLOCK = 1500  # blocks up to this size are kept once formed (18 MB)
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class FactoredFisher(Operator):
-    """The exact block of one layer in O(N (d_in + V d_out)) numbers.
+    r"""The exact block of one layer in O(N (d_in + V d_out)) numbers.
+
+    .. math:: F = \frac{1}{N} \sum_{vn} vec(D_{vn}) vec(D_{vn})^T
 
     Parameters
     ----------

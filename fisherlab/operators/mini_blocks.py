@@ -27,7 +27,9 @@ from fisherlab.operators.partition import Partition, same_partition
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class MiniBlocks(Operator):
-    """A block-diagonal matrix whose blocks are held.
+    r"""A block-diagonal matrix whose blocks are held.
+
+    .. math:: M = P^T \mathrm{diag}(M_1, \dots, M_B) P
 
     Parameters
     ----------

@@ -47,6 +47,13 @@ class Influence:
     top
         k of the overlap.
 
+    Raises
+    ------
+    ValueError
+        For a damping or a `top` that is not positive.
+    DataError
+        For statistics of several columns an example.
+
     References
     ----------
     Koh and Liang 2017, arXiv 1703.04730, equation 2; Grosse et al. 2023, arXiv 2308.03296.

@@ -92,6 +92,11 @@ class Laplace:
     held_out
         For predictive variances, and with labels for likelihood and calibration.
 
+    Raises
+    ------
+    ValueError
+        For a prior precision or a data size that is not positive.
+
     References
     ----------
     Daxberger et al. 2021, arXiv 2106.14806, section 2; MacKay 1992 for the probit form.

@@ -43,6 +43,11 @@ class Step:
     grid
         μ/λ that are tried.
 
+    Raises
+    ------
+    ValueError
+        For a damping, or one of the grid, that is not positive.
+
     Notes
     -----
     A method that is indefinite at λ is judged at those μ where it is not.

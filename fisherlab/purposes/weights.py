@@ -58,6 +58,11 @@ class Pruning:
         From parameters by name, in the place of the model's own, to the mean loss in
         nats; `Pruning.of` makes it from a model and data. Without it nothing is measured.
 
+    Raises
+    ------
+    ValueError
+        For shares outside of (0, 1) or given twice, or a damping that is not positive.
+
     References
     ----------
     LeCun et al. 1990 (OBD); Hassibi and Stork 1993 (OBS), equation 5.
@@ -244,6 +249,11 @@ class EWC:
         Drifts in random directions, as long in every block as the first given one.
     seed
         Of the random drifts.
+
+    Raises
+    ------
+    ValueError
+        For no drifts.
 
     References
     ----------

@@ -27,17 +27,29 @@ class Fisher(Protocol):
         first_example: int,
         part: slice,
     ) -> Tensor:
-        """Return some columns, shape (v, *output.shape)."""
+        """Return some columns, shape ``(v, *output.shape)``."""
 
 
 @shown
 @final
 @dataclass(frozen=True)
 class Exact:
-    """The expectation over the model's own labels, in closed form.
+    r"""The expectation over the model's own labels, in closed form.
+
+    .. math:: F = \frac{1}{N} \sum_n J_n^T H_n J_n, \qquad
+        H_n = E_{y \sim p(y | f_n)} [\nabla_f ℓ \nabla_f ℓ^T]
 
     Equals the generalised Gauss-Newton matrix for the three likelihoods. One column per
     output (classes − 1 for Categorical).
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> stats = fl.collect(model, data, fl.Categorical(), fl.Exact())
+    >>> stats["weight"].provenance.fisher
+    'Exact()'
     """
 
     def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
@@ -60,7 +72,10 @@ class Exact:
 @final
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Labels sampled from the model: `samples` draws per example, each weighted 1/√k.
+    r"""Labels sampled from the model: `samples` draws per example, each weighted 1/√k.
+
+    .. math:: F = \frac{1}{Nk} \sum_{n, j} g_{nj} g_{nj}^T, \qquad
+        g_{nj} = \nabla_w ℓ(y_{nj}, f_n), \quad y_{nj} \sim p(y | f_n)
 
     A draw depends on (seed, step, example index, draw) only, so neither the batch size
     nor the order of batches changes it.
@@ -71,6 +86,20 @@ class MonteCarlo:
         k, draws per example.
     seed, step
         What the draws depend on; an optimiser counts `step` up.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one draw.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> stats = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo(3))
+    >>> stats["weight"].provenance.fisher
+    'MonteCarlo(samples=3, seed=0, step=0)'
     """
 
     samples: int = 1
@@ -125,7 +154,19 @@ class MonteCarlo:
 @final
 @dataclass(frozen=True)
 class Empirical:
-    """The data's own labels, one column: not an expectation, not the Gauss-Newton."""
+    r"""The data's own labels, one column: not an expectation, not the Gauss-Newton.
+
+    .. math:: F = \frac{1}{N} \sum_n g_n g_n^T, \qquad g_n = \nabla_w ℓ(y_n, f_n)
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> model = torch.nn.Linear(3, 2).double()
+    >>> stats = fl.collect(model, data, fl.Categorical(), fl.Empirical())
+    >>> stats["weight"].provenance.fisher
+    'Empirical()'
+    """
 
     def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
         """Return 1."""

@@ -74,6 +74,14 @@ class LayerStatistics(Held):
         whole weight, whose gradients add up.
     why
         Why there is no shared form, where there is none.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> stats["weight"].count, stats["weight"].weight_shape
+    (20, (2, 4))
     """
 
     block: Block
@@ -284,6 +292,14 @@ class MeanGradient(Held):
         (1/N) Σ_n ∇ℓ_n, shape (d_out, d_in).
     count
         N.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> found = fl.mean_gradient(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> found["weight"].gradient.shape
+    torch.Size([2, 4])
     """
 
     block: Block

@@ -30,6 +30,14 @@ class DenseSVD:
 
     In packed symmetric coordinates for layers used at one position, in full ones
     otherwise (skew ⊗ skew pairs exist under weight sharing). Holds p²/4 or p² numbers.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> fl.KPSVD(1, fl.DenseSVD())(stats["weight"]).converged
+    True
     """
 
     def __call__(
@@ -103,6 +111,14 @@ class SampleGram:
         Blocks of one Krylov space before a restart, for ranks above 1.
     tolerance, max_iterations
         As in `Power`.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> fl.KPSVD(1, fl.SampleGram())(stats["weight"]).converged
+    True
     """
 
     steps: int = 12

@@ -30,6 +30,14 @@ class Power:
         Relative residual ‖Zᵀu − σv‖ / σ₁; 1e-10 in float64 and 2e-6 in float32 if None.
     max_iterations
         For each pair.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> fl.KPSVD(1, fl.Power())(stats["weight"]).converged
+    True
     """
 
     tolerance: float | None = None
@@ -64,7 +72,9 @@ class Power:
 @final
 @dataclass(frozen=True)
 class Subspace:
-    """Subspace iteration: a block of pairs at once, with `oversample` more than wanted.
+    r"""Subspace iteration: a block of pairs at once, with `oversample` more than wanted.
+
+    .. math:: V \leftarrow \mathrm{orth}(Z^T \mathrm{orth}(Z V))
 
     Parameters
     ----------
@@ -72,6 +82,14 @@ class Subspace:
         Extra columns, which speed convergence up.
     tolerance, max_iterations
         As in `Power`.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> fl.KPSVD(1, fl.Subspace())(stats["weight"]).converged
+    True
     """
 
     oversample: int = 2
@@ -87,7 +105,9 @@ class Subspace:
 @final
 @dataclass(frozen=True)
 class Lanczos:
-    """Block Golub-Kahan-Lanczos with full reorthogonalisation and restarts.
+    r"""Block Golub-Kahan-Lanczos with full reorthogonalisation and restarts.
+
+    .. math:: Z V_k = U_k B_k, \qquad B_k \text{ block bidiagonal}
 
     Parameters
     ----------
@@ -102,6 +122,14 @@ class Lanczos:
     References
     ----------
     Koroko et al. 2022, arXiv 2201.10285, section 3 (the published recurrence).
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> fl.KPSVD(1, fl.Lanczos())(stats["weight"]).converged
+    True
     """
 
     steps: int = 8

@@ -150,7 +150,10 @@ class Turns:
 @final
 @dataclass(frozen=True)
 class Deflation(HeldOrPassed[Turns]):
-    """Rank-1 solves in turn, each on what the others left over.
+    r"""Rank-1 solves in turn, each on what the others left over.
+
+    .. math:: (G_j, A_j) = \arg\min
+        \Big\| F - \sum_{i < j} G_i \otimes A_i - G \otimes A \Big\|_F
 
     Equals `KPSVD` of the same rank up to the solver's tolerance.
 

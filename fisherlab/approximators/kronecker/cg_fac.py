@@ -36,6 +36,11 @@ class CGFAC(OfSamples[SolvedByProducts]):
         A cap that ends the iteration with what it has, as the method is meant to be used
         (5 to 20). If None, a residual that is not reached is an error.
 
+    Raises
+    ------
+    ValueError
+        For an unknown variant, or fewer than one iteration.
+
     Notes
     -----
     A product costs 2·(V·N·T + N·T)·d_out·d_in for "kfac" and 4·V·N·d_out·d_in for

@@ -219,6 +219,11 @@ class KFAC(OfSums[AnySums, Operator]):
         How positions that share the weight are treated: "expand" as above (for
         convolutions this is KFC), "reduce" with a summed and g averaged over positions.
 
+    Raises
+    ------
+    ValueError
+        For a `sharing` that is neither "expand" nor "reduce".
+
     Notes
     -----
     A `KroneckerSum`, or a relative: a grouped convolution gets a product for each group

@@ -32,6 +32,11 @@ class RecurrentKFAC(OfSums[Sums, KroneckerSeries]):
         :math:`X_0^{-1/2} X_1 X_0^{-1/2}`), "stationary" its option 2 (T → ∞ in the
         factored inverse). Singular values of that matrix are kept at most 1.
 
+    Raises
+    ------
+    ValueError
+        For a setting out of its range, which is named.
+
     Notes
     -----
     Positions must be in the order of time, as those of a layer called once a step are;

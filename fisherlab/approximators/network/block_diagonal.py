@@ -58,7 +58,9 @@ def block_diagonal(approximator: Choice, stats: NetworkStatistics) -> BlockDiago
 @final
 @dataclass(frozen=True)
 class PerBlock:
-    """`block_diagonal` with its approximator chosen: a network approximator.
+    r"""`block_diagonal` with its approximator chosen: a network approximator.
+
+    .. math:: \hat F = \mathrm{diag}(\hat F_1, \dots, \hat F_L)
 
     Parameters
     ----------

@@ -98,6 +98,11 @@ class TwoLevelKFAC:
     vectors
         Directions a layer, for "spectral" and "krylov".
 
+    Raises
+    ------
+    ValueError
+        For an unknown coarse space or combination, which names the known.
+
     Notes
     -----
     The coarse matrix comes from the samples, λ R Rᵀ included; a common implementation

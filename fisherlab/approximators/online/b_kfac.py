@@ -37,6 +37,11 @@ class Correction:
     seed
         Of the choice of columns, which depends on the step too.
 
+    Raises
+    ------
+    ValueError
+        For `columns` or `every` below 1.
+
     References
     ----------
     Puiu 2022, arXiv 2210.08494 (B-KFAC-C).
@@ -79,7 +84,10 @@ class Correction:
 @final
 @dataclass(frozen=True)
 class RandomisedSVD:
-    """Take U and d anew from the averaged factor, by a randomised decomposition.
+    r"""Take U and d anew from the averaged factor, by a randomised decomposition.
+
+    .. math:: A \approx U \mathrm{diag}(d) U^T, \qquad
+        U \text{ within the span of } A^q Ω
 
     Power iteration on r + oversample random columns, then the eigenvectors within their
     span: O(n² (r + oversample)), against O(n³) of a full decomposition.
@@ -94,6 +102,11 @@ class RandomisedSVD:
         Steps between refreshes; 1 is RS-KFAC.
     seed
         Of the random columns, which depend on the step too.
+
+    Raises
+    ------
+    ValueError
+        For a number below its least value, which is named.
 
     References
     ----------
@@ -157,6 +170,11 @@ class BKFAC:
         What the averaged factors X themselves, then kept beside U, do against the drift
         of repeated cutting: `Correction` (B-KFAC-C), `RandomisedSVD` (B-R-KFAC; every
         step, RS-KFAC), or nothing (B-KFAC, which never forms X).
+
+    Raises
+    ------
+    ValueError
+        For a rank below 1 or a decay outside of [0, 1).
 
     Notes
     -----

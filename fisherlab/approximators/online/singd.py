@@ -44,6 +44,12 @@ class SINGD:
     structure
         "dense", or "diagonal": only the diagonals of C, K and of what moves them.
 
+    Raises
+    ------
+    ValueError
+        For a negative damping, a rate that is not positive, a momentum outside of [0, 1),
+        or an unknown structure.
+
     Notes
     -----
     ``previous`` is the operator of the step before; the first call starts from the

@@ -22,7 +22,9 @@ from fisherlab.operators.stacked import Apart, has_factors
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(Apart, NetworkOperator):
-    """One operator a weight, zero between weights.
+    r"""One operator a weight, zero between weights.
+
+    .. math:: F = \mathrm{diag}(F_1, \dots, F_L)
 
     A `Factored` damping shifts the factors of blocks with Kronecker terms and adds λI to
     the other blocks.
@@ -31,6 +33,11 @@ class BlockDiagonal(Apart, NetworkOperator):
     ----------
     blocks
         Block name to its operator, in the order of the matrix; at least one.
+
+    Raises
+    ------
+    ValueError
+        For no blocks.
 
     Examples
     --------

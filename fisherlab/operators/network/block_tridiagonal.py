@@ -57,6 +57,11 @@ class BlockTridiagonal(NetworkOperator):
     links
         (G_{i,i+1}, A_{i,i+1}) of every pair of neighbours.
 
+    Raises
+    ------
+    ValueError
+        For blocks that do not fit one another.
+
     Notes
     -----
     Numbers held: those of the factors and d_out(i)·d_out(i+1) + d_in(i)·d_in(i+1) a pair.

@@ -45,6 +45,11 @@ class KroneckerBlocks(NetworkOperator):
     shapes
         Block name to (d_out, d_in), in the order of both.
 
+    Raises
+    ------
+    ValueError
+        For factors that do not fit one another.
+
     Examples
     --------
     >>> shapes = {"a": (1, 2), "b": (1, 2)}

@@ -1,0 +1,85 @@
+"""Laws of the site's sources: short scripts that draw, pages that run, names that exist."""
+
+import ast
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import fisherlab as fl
+
+DOCS = Path(__file__).parent.parent / "docs"
+GALLERY = sorted(DOCS.glob("gallery/*/*.py"))
+QUICK = {"plot_errors", "plot_inverse", "plot_sharpness"}
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that are neither blank nor of the docstring."""
+    text = path.read_text(encoding="utf-8")
+    end = ast.parse(text).body[0].end_lineno
+    return sum(bool(line.strip()) for line in text.splitlines()[end:])
+
+
+def test_the_gallery_has_many_short_scripts():
+    assert len(GALLERY) >= 25
+    assert {path.stem for path in GALLERY} >= QUICK
+    assert not {path.name: n for path in GALLERY if (n := lines_of_code(path)) > 15}
+
+
+def _weighed(path: Path) -> object:
+    marks = () if path.stem in QUICK else (pytest.mark.slow,)
+    return pytest.param(path, id=path.stem, marks=[*marks, pytest.mark.draws("scripts")])
+
+
+@pytest.mark.parametrize("path", [_weighed(path) for path in GALLERY])
+def test_a_script_of_the_gallery_draws(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        runpy.run_path(str(path))
+        drawn = [plt.figure(number) for number in plt.get_fignums()]
+        assert len(drawn) == 1
+        assert any(ax.has_data() or ax.texts for ax in drawn[0].axes)
+    finally:
+        plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "page", ["get_started", pytest.param("user_guide", marks=pytest.mark.slow)]
+)
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, capsys, unrendered):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 2
+    exec("\n".join(blocks), {})
+    plt.close("all")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_names_of_the_package_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`fl((?:\.[A-Za-z]\w*)+)", text):
+        value: object = fl
+        for part in name[1:].split("."):
+            value = getattr(value, part)
+
+
+def test_the_reference_has_every_public_name():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    listed = {name for module in fl._MODULES for name in generate.public_names(module)}
+    assert set(fl._NAMES) <= listed
+    families = {
+        type(value).__module__.split(".")[2]
+        for known in (fl.approximators(), fl.preconditioners(), fl.network_approximators())
+        for value in known.values()
+    }
+    assert families <= set(generate.FAMILIES)
+    for page in ("reference", "methods"):
+        text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+        parts = fl._MODULES if page == "reference" else generate.FAMILIES
+        assert set(parts) == set(re.findall(rf"generated/{page}/(\w+)", text))
