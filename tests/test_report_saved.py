@@ -260,6 +260,31 @@ def test_a_likelihood_of_ones_own_is_taken_from_its_file(here, capsys):
     assert cli.main(["follow", "--problem", "net.py:problem", *steps]) == 0
 
 
+@pytest.mark.parametrize(
+    "command", ["estimate", "tune", pytest.param("follow", marks=pytest.mark.slow)]
+)
+def test_every_command_that_computes_takes_a_model_of_ones_own(here, command, capsys):
+    mine = ["--model", "my_own.py:model", "--data", "my_own.py:data"]
+    mine += ["--likelihood", "categorical"]
+    train = ["--steps", "2", "--out", "run", "--quiet"]
+    more = {
+        "estimate": ["--approximators", "diagonal"],
+        "follow": [*train, "--approximators", "diagonal"],
+        "tune": [*train, "--optimizers", "adam", "--lr", "0.1"],
+    }
+    assert cli.main([command, *mine, *more[command]]) == 0
+    out = capsys.readouterr().out
+    if command == "estimate":
+        assert "N=30" in out
+        assert re.search(r"diagonal\s+3×5", out)
+    else:
+        kept = here / "run"
+        losses = fl.open(kept / "results.nc" if command == "tune" else kept).train_loss
+        assert losses.notnull().all()
+    told = refused(capsys, command, "--data", "my_own.py:data", *more[command])
+    assert "--data belongs to --model" in told
+
+
 def test_what_is_no_likelihood_is_refused_by_what_it_lacks(here, capsys):
     mine = ["--model", "my_own:model", "--data", "my_own:data"]
     told = refused(capsys, "report", *mine, "--likelihood", "my_own:model")

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.parsing import add_command, add_subject, many, subject
 from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 
@@ -23,8 +23,8 @@ def add_estimate(commands: Any) -> None:
     """Add the command."""
     text = "Count bytes and flops of an analysis, and where every parameter goes."
     estimate = add_command(commands, "estimate", _estimate, text)
+    add_subject(estimate)
     for name, default, help_text in (
-        ("problem", "digits", "see `fisherlab problems`; or file.py:function"),
         ("fisher", "exact", "exact, monte-carlo or empirical"),
         (
             "budget",
@@ -58,21 +58,22 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
     if arguments.fisher not in fishers:
         known = ", ".join(fishers)
         raise ValueError(f"--fisher must be one of {known}, but is {arguments.fisher!r}.")
-    problem = own.problem(arguments.problem, arguments.data_dir)
+    problem = own.named(subject(arguments))
     x, y = problem.train
     batch = x[: arguments.examples], y[: arguments.examples]
-    print(fl.coverage(problem.model, batch))
-    print()
-    print(
-        fl.estimate(
-            problem.model,
-            batch,
-            problem.likelihood,
-            list(chain.from_iterable(arguments.approximators)),
-            fishers[arguments.fisher],
-            budget=arguments.budget,
+    with fl.frozen(problem.model) as model:
+        print(fl.coverage(model, batch))
+        print()
+        print(
+            fl.estimate(
+                model,
+                batch,
+                problem.likelihood,
+                list(chain.from_iterable(arguments.approximators)),
+                fishers[arguments.fisher],
+                budget=arguments.budget,
+            )
         )
-    )
 
 
 def add_compare(commands: Any) -> None:

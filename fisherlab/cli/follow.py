@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.parsing import add_command, add_subject, many, subject
 from fisherlab.cli.workers import add_workers, executor_of
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
@@ -64,11 +64,7 @@ def _add_training(group: Any) -> None:
 
 def add_problem(group: Any) -> None:
     """Add what says which problem is trained, in which precision and where."""
-    group.add_argument(
-        "--problem",
-        default="digits",
-        help="see `fisherlab problems`; or file.py:function that returns one",
-    )
+    add_subject(group)
     group.add_argument("--data-dir", type=Path, metavar="FOLDER", help="the data files")
     group.add_argument(
         "--dtype",
@@ -172,7 +168,7 @@ def _moments(arguments: argparse.Namespace) -> Any:
 
 
 def _new_folder(arguments: argparse.Namespace) -> Path:
-    name = f"{arguments.problem.rpartition(':')[2]}-{arguments.optimizer}"
+    name = f"{subject(arguments).subject}-{arguments.optimizer}"
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -185,7 +181,7 @@ def load_problem(arguments: argparse.Namespace, seed: int) -> Any:
 
     require_device(arguments.device)
     dtype = getattr(torch, arguments.dtype)
-    problem = own.problem(arguments.problem, arguments.data_dir, seed, dtype)
+    problem = own.named(subject(arguments, seed), dtype)
     return problem.to(arguments.device)
 
 
@@ -194,7 +190,7 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     from fisherlab.approximators.network import network_approximators
     from fisherlab.report import own
 
-    own.check_problem(arguments.problem)
+    own.check_problem(subject(arguments))
     named = list(chain.from_iterable(arguments.approximators))
     coupled = [name for name in named if name in network_approximators()]
     methods = [name for name in named if name not in coupled]
@@ -292,9 +288,10 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
     from fisherlab.report import own
 
     _check_names(names)
-    own.check_problem(arguments.problem)
-    name = arguments.problem.rpartition(":")[2]
-    out = arguments.out or Path("runs") / f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    asked = subject(arguments)
+    own.check_problem(asked)
+    now = datetime.now()
+    out = arguments.out or Path("runs") / f"tune-{asked.subject}-{now:%Y%m%d-%H%M%S}"
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("tune needs optuna: pip install 'fisherlab[tune]'.")
     tuned = fl.tune(

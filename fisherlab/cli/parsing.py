@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+from fisherlab.report.config import LIKELIHOODS, ReportConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +29,36 @@ def add_command(
     )
     parser.set_defaults(act=act)
     return parser
+
+
+OWN: Final = {
+    "problem": "problem, see `fisherlab problems`, or a function that returns one",
+    "model": "your own model: a function without arguments that returns it",
+    "data": "its data: an .npz or .pt file with x and y, or a function that returns (x, y)",
+    "likelihood": f"what its output means: {', '.join(LIKELIHOODS)}, or a function that "
+    "returns a fl.Likelihood",
+}
+"""What is computed with, by options that every command has: name and help."""
+METAVARS: Final = {
+    "problem": "NAME|MODULE:FUNCTION",
+    "model": "MODULE:FUNCTION",
+    "data": "FILE|MODULE:FUNCTION",
+    "likelihood": "NAME|MODULE:FUNCTION",
+}
+
+
+def add_subject(group: Any) -> None:
+    """Add what says which problem, or which model of one's own, is computed with."""
+    for name, text in OWN.items():
+        default = getattr(ReportConfig(), name)
+        shown = f"{text} (default: {default})" if default else text
+        group.add_argument(f"--{name}", default=default, metavar=METAVARS[name], help=shown)
+
+
+def subject(arguments: argparse.Namespace, seed: int = 0) -> ReportConfig:
+    """Return which problem or model the options name, with the weights of a seed."""
+    given = {name: getattr(arguments, name) for name in (*OWN, "data_dir")}
+    return ReportConfig(**given, seed=seed)
 
 
 def many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -9,9 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from fisherlab.cli.parsing import add_command, many
+from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
+from fisherlab.cli.parsing import OWN, add_command, many
 from fisherlab.cli.workers import add_workers, executor_of
-from fisherlab.report.config import LIKELIHOODS, PURPOSES, ReportConfig
+from fisherlab.report.config import PURPOSES, ReportConfig
 
 
 def add(commands: Any) -> None:
@@ -69,10 +70,7 @@ def _settings(field: str, kind: Any) -> dict[str, Any]:
 
 
 METAVARS: Final = {
-    "problem": "NAME|MODULE:FUNCTION",
-    "model": "MODULE:FUNCTION",
-    "likelihood": "NAME|MODULE:FUNCTION",
-    "data": "FILE|MODULE:FUNCTION",
+    **OF_SUBJECT,
     "approximators": "NAME",
     "purpose": "PURPOSE",
     "damping": "LAMBDA",
@@ -85,12 +83,7 @@ METAVARS: Final = {
 }
 OPTIONS: Final[dict[str, dict[str, str]]] = {
     "what is analysed": {
-        "problem": "problem, see `fisherlab problems`, or a function that returns one",
-        "model": "your own model: a function without arguments that returns it",
-        "data": "its data: an .npz or .pt file with x and y, or a function that returns "
-        "(x, y)",
-        "likelihood": f"what its output means: {', '.join(LIKELIHOODS)}, or a function "
-        "that returns a fl.Likelihood",
+        **OWN,
         "approximators": "approximations, see `fisherlab approximators`",
         "fisher": "labels from the model's own distribution, sampled from it, or from the "
         "data; auto is exact where it fits, else sampled",

@@ -104,8 +104,7 @@ def _tell(size: Size, config: ReportConfig) -> None:
 
 def check(config: ReportConfig) -> None:
     """Refuse unknown names before anything is loaded."""
-    if not config.model:
-        own.check_problem(config.problem)
+    own.check_problem(config)
     _check_known("approximator", config.approximators, tuple(fl.approximators()))
     require_device(config.device)
     parse_budget(config.budget)
@@ -122,11 +121,7 @@ def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
 
 def load(config: ReportConfig) -> Problem:
     """Load the problem, and try one example so that mistakes show before training."""
-    problem = (
-        own.load(config)
-        if config.model
-        else own.problem(config.problem, config.data_dir, config.seed)
-    )
+    problem = own.named(config)
     x, y = problem.train
     with fl.frozen(problem.model) as model:
         stats = fl.collect(model, (x[:1], y[:1]), problem.likelihood, fl.Empirical())

@@ -56,16 +56,35 @@ def problem(
             f"--problem {name} must return a fisherlab.problems.Problem, but returns a "
             f"{type(made).__name__}."
         )
-    if dtype is not None:
-        made.model.to(dtype)
-        made = replace(made, train=_cast(made.train, dtype), test=_cast(made.test, dtype))
-    return made
+    return _of_type(made, dtype)
 
 
-def check_problem(name: str) -> None:
+def named(config: ReportConfig, dtype: torch.dtype | None = None) -> Problem:
+    """Return one's own model and data, or else the problem, with a seed's weights.
+
+    Examples
+    --------
+    >>> named(ReportConfig(problem="digits", seed=3)).name
+    'digits'
+    """
+    if not config.model:
+        return problem(config.problem, config.data_dir, config.seed, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _of_type(load(config), dtype)
+
+
+def check_problem(config: ReportConfig) -> None:
     """Refuse the name of a problem that there is not; files are read later."""
-    if ":" not in name:
-        fl.problems.describe(name)
+    if not config.model and ":" not in config.problem:
+        fl.problems.describe(config.problem)
+
+
+def _of_type(made: Problem, dtype: torch.dtype | None) -> Problem:
+    if dtype is None:
+        return made
+    made.model.to(dtype)
+    return replace(made, train=_cast(made.train, dtype), test=_cast(made.test, dtype))
 
 
 def _cast(pair: Pair, dtype: torch.dtype) -> Pair:
