@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 from fisherlab.operators import Operator
@@ -34,18 +35,18 @@ class Dampings:
 
     each: tuple[One, ...]
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Which kind each is: absolute (λ beside the matrix), relative or factored."""
         return tuple(_kind(one) for one in self.each)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The kind of all, or "mixed"."""
         kinds = set(self.kinds)
         return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "absolute"
 
-    @property
+    @cached_property
     def labels(self) -> tuple[Label, ...]:
         """The numbers where all are of one kind, else kind and number in words."""
         numbers = tuple(_size(one) for one in self.each)

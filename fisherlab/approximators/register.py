@@ -12,10 +12,7 @@ Chosen = str | Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None
 class _Entry(NamedTuple):
     approximator: Any
     estimates: bool
-
-    @property
-    def scope(self) -> Scope:
-        return "network" if facts(self.approximator).couples else "block"
+    scope: Scope
 
 
 _ENTRIES: Final[dict[str, _Entry]] = {}
@@ -53,7 +50,9 @@ def add(
     taken = [n for n, value in named.items() if n in _ENTRIES and _value(n) != value]
     if taken:
         raise ValueError(f"register.add: {', '.join(map(repr, taken))} are names already.")
-    _ENTRIES.update({name: _Entry(value, estimates) for name, value in named.items()})
+    for name, value in named.items():
+        scope: Scope = "network" if facts(value).couples else "block"
+        _ENTRIES[name] = _Entry(value, estimates, scope)
     _ALIASES.update(aliases or {})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -68,7 +69,7 @@ class Block:
         group = row // (rows // self.groups)
         return group * own + torch.arange(columns) // (columns // own)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in), the bias as one last column."""
         columns = prod(self.shape) // self.rows if self.rows else 0

@@ -158,7 +158,7 @@ class Operator(Held, ABC):
             return self.formed._solve(w, damping)
         return self.inverse(damping)._apply(w)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """(p, p)."""
         o, i = self.weight_shape

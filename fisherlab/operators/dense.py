@@ -48,7 +48,7 @@ class Dense(Operator):
     block_shape: tuple[int, int]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block_shape
@@ -122,7 +122,7 @@ class CholeskyInverse(Operator):
     precision: torch.dtype
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block_shape

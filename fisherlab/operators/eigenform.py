@@ -105,7 +105,7 @@ class Modes(Basis):
                 size = size // length * basis.shape[1]
         return total
 
-    @property
+    @cached_property
     def inside(self) -> tuple[int, ...]:
         """The shape of the coefficients."""
         pairs = zip(self.shape, self.bases, strict=True)
@@ -287,7 +287,7 @@ class Eigenform(Operator):
     provenance: Provenance = Provenance()
     size: int | None = None
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block_shape
@@ -307,12 +307,12 @@ class Eigenform(Operator):
         """The v_j in the order of the vectors."""
         return torch.cat([table.flatten() for table in self.tables])
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """P."""
         return self.shape[0]
 
-    @property
+    @cached_property
     def free(self) -> int:
         """How many eigenvalues equal `rest`: p − r."""
         return self.rows - len(self.values)
@@ -343,7 +343,7 @@ class Eigenform(Operator):
         found = self.basis.combine(self.basis.rotate(w) * self._inside)
         return found + self.rest * w if self.rest else found
 
-    @property
+    @cached_property
     def _inside(self) -> Float[Tensor, " r"]:
         """What the vectors add to the rest, v_j − rest."""
         return self.values - self.rest if self.rest else self.values
@@ -385,7 +385,7 @@ class Eigenform(Operator):
             For a factored damping.
         """
         made = self.provenance.by(f"inverse of {self.provenance.method}")
-        return replace(self.power(-1.0, tikhonov(damping, self)), provenance=made)
+        return replace(self.power(-1.0, damping), provenance=made)
 
     def power(self, exponent: float, damping: Damping) -> "Eigenform":
         """Return (M + damping·I)^exponent.

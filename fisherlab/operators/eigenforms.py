@@ -25,7 +25,7 @@ class InBasis(Operator):
     def formed(self) -> Eigenform:
         """The eigenform."""
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.formed.block_shape

@@ -69,7 +69,7 @@ class FactoredFisher(Operator):
     form: Form = "auto"
     _kept: dict[float, Operator] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.samples.weight_shape
@@ -279,7 +279,7 @@ class WoodburyInverse(Operator):
     factor: Float[Tensor, "m m"] = field(metadata=STAYS)
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.samples.weight_shape

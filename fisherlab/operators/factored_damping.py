@@ -1,6 +1,7 @@
 """A matrix whose factors are damped, in the place of one that λI is added to."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, final
 
 from jaxtyping import Float
@@ -46,7 +47,7 @@ class FactoredDamped(Operator):
         made: Provenance = self.source.provenance
         return made
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.law.weight_shape

@@ -34,7 +34,7 @@ class FactoredMiniBlocks(Operator):
     count: int
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.partition.weight_shape

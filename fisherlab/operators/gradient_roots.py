@@ -111,7 +111,7 @@ class ModeProducts(FromState):
     epsilon: float = 0.0
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block_shape
@@ -149,7 +149,7 @@ class _OfGradient(FromState):
 
     gradient: Tensor
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.gradient.shape[0], self.gradient.shape[1]

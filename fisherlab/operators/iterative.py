@@ -73,7 +73,7 @@ class IterativeInverse(Operator):
     stopping: Stopping = TO_TOLERANCE
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.forward.weight_shape
@@ -191,7 +191,7 @@ class SolvedByProducts(Operator):
     stopping: Stopping = TO_TOLERANCE
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.forward.weight_shape

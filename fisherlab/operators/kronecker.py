@@ -75,7 +75,7 @@ class KroneckerSum(Operator):
     precision: torch.dtype | None = None
     place: torch.device | None = None
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block_shape

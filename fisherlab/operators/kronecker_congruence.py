@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import torch
@@ -53,7 +54,7 @@ class KroneckerCongruence(Operator):
     entries: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.entries.shape[0], self.entries.shape[1]

@@ -39,7 +39,7 @@ class KroneckerDiagonal(InBasis):
     column_factor: Float[Tensor, "i i"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.row_diagonal), len(self.column_factor)

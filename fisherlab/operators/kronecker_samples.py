@@ -40,7 +40,7 @@ class KroneckerSamples(Operator):
     column_samples: Float[Tensor, "mc i"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.row_samples.shape[1], self.column_samples.shape[1]

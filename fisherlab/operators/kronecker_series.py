@@ -76,7 +76,7 @@ class StationaryInverse(Operator):
         inverses = [factorised("inv", root, what) for root, _ in (rows, cols)]
         return cls(inverses[0], inverses[1], rows[1], cols[1], length, made)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.row_root), len(self.column_root)
@@ -156,7 +156,7 @@ class KroneckerSeries(Operator):
     provenance: Provenance = Provenance()
     precision: torch.dtype | None = None
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.rows[0]), len(self.cols[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -50,7 +51,7 @@ class MiniBlocks(Operator):
     blocks: Sequence[Float[Tensor, "_ _ _"]]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.partition.weight_shape

@@ -48,7 +48,7 @@ class QuasiDiagonal(FromState):
     with_bias: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.squares.shape[0], self.squares.shape[1]
@@ -97,7 +97,7 @@ class RootDiagonal(FromState):
     squares: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.squares.shape[0], self.squares.shape[1]

@@ -137,7 +137,7 @@ class QuasiNewtonFactors(Operator):
     change: Pair | None = None
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         held = self.rows
@@ -224,7 +224,7 @@ class InverseFactors(Operator):
         """C, K and their momenta."""
         return self.row_root, self.column_root, self.row_momentum, self.column_momentum
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return len(self.row_root), len(self.column_root)

@@ -46,7 +46,7 @@ class RowRankOne(Operator):
     scales: Float[Tensor, " o"]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.entries.shape[0], self.entries.shape[1]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -87,7 +88,7 @@ class Stacked(Apart):
     parts: tuple[Operator, ...]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in), d_out over all groups."""
         rows = sum(part.weight_shape[0] for part in self.parts)

@@ -11,7 +11,7 @@ import xarray as xr
 from fisherlab.analysis.wording import error_text, number, percent, span
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.report.rankings import Standing
-from fisherlab.report.snapshot import Moment, damping_kind
+from fisherlab.report.snapshot import Grid, Moment, damping_kind
 
 HIDDEN: Final = {
     "storage_share",
@@ -120,22 +120,22 @@ def _ordered(m: Moment) -> list[str]:
 
 
 def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:
-    value = float(m.column(metric.name, name)[layer])
+    row, column = m.grid(metric.name)[layer], m.approximators.index(name)
+    value = float(row[column])
     origin = m.cell(metric.name, m.layers[layer], name)
     if not np.isfinite(value):
-        why = str(m.status[layer, m.approximators.index(name)])
+        why = str(m.status[layer, column])
         why = "no value was recorded" if why == "ok" else why
         return Cell("not available", "", f"{origin}: not available: {why}", missing=True)
     text = _text(m, metric, layer, name, value)
     own = name == "exact"  # the exact block beside itself
-    best = not own and _is_best(m, metric, layer, value)
+    best = not own and _is_best(m, metric, row, value)
     return Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}", best, given=own)
 
 
-def _is_best(m: Moment, metric: Quantity, layer: int, value: float) -> bool:
-    others = [i for i, name in enumerate(m.approximators) if name != "exact"]
-    row = m.grid(metric.name)[layer, others]
-    known = row[np.isfinite(row)]
+def _is_best(m: Moment, metric: Quantity, row: Grid, value: float) -> bool:
+    others = row[[name != "exact" for name in m.approximators]]
+    known = others[np.isfinite(others)]
     if metric.best == "none" or len(known) < 2:
         return False
     nearest = min(_distance(metric, float(each)) for each in known)

@@ -1,6 +1,7 @@
 """Per-example gradient matrices, held as they are or by groups of rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -18,17 +19,17 @@ class MatrixSamples(Samples):
 
     stored: Float[Tensor, "v n o i"]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.stored.shape[0]
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.stored.shape[1]
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i)."""
         return self.stored.shape[2], self.stored.shape[3]
@@ -79,17 +80,17 @@ class GroupedSamples(Samples):
 
     groups: tuple[Samples, ...]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.groups[0].columns
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.groups[0].examples
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i), o over all groups."""
         rows = sum(group.weight_shape[0] for group in self.groups)

@@ -41,17 +41,17 @@ class OuterSamples(Samples):
     inputs: Float[Tensor, "n i"]
     gradients: Float[Tensor, "v n o"]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.gradients.shape[0]
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.inputs.shape[0]
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i)."""
         return self.gradients.shape[2], self.inputs.shape[1]

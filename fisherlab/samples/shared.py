@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -34,12 +35,12 @@ class SharedSamples(Samples):
     inputs: Float[Tensor, "n t i"]
     gradients: Float[Tensor, "v n t o"]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.gradients.shape[0]
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.inputs.shape[0]
@@ -49,7 +50,7 @@ class SharedSamples(Samples):
         """T."""
         return self.inputs.shape[1]
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i)."""
         return self.gradients.shape[3], self.inputs.shape[2]

@@ -35,12 +35,12 @@ class StackedSamples(Samples):
 
     pieces: tuple[Samples, ...]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.pieces[0].columns
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.pieces[0].examples
@@ -50,7 +50,7 @@ class StackedSamples(Samples):
         """p_b of every weight."""
         return tuple(s.weight_shape[0] * s.weight_shape[1] for s in self.pieces)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(p, 1)."""
         return sum(self.sizes), 1

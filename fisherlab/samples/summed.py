@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast, final
 
 import torch
@@ -35,12 +36,12 @@ class TurnedSamples(Samples):
 
     upright: Samples
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.upright.columns
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.upright.examples
@@ -50,7 +51,7 @@ class TurnedSamples(Samples):
         """T."""
         return self.upright.positions
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(in, out)."""
         o, i = self.upright.weight_shape
@@ -157,12 +158,12 @@ class SummedSamples(Samples):
 
     uses: tuple[Samples, ...]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.uses[0].columns
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.uses[0].examples
@@ -172,7 +173,7 @@ class SummedSamples(Samples):
         """T, of all uses."""
         return sum(use.positions for use in self.uses)
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(o, i)."""
         return self.uses[0].weight_shape

@@ -34,17 +34,17 @@ class TokenSamples(Samples):
     gradients: Float[Tensor, "v n t i"]
     size: int
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """V."""
         return self.gradients.shape[0]
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """N."""
         return self.gradients.shape[1]
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(rows of the table, width)."""
         return self.size, self.gradients.shape[3]

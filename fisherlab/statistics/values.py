@@ -103,7 +103,7 @@ class LayerStatistics(Held):
         """The block's name."""
         return self.block.name
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in), the bias column included."""
         return self.block.weight_shape
@@ -307,7 +307,7 @@ class MeanGradient(Held):
     count: int
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block.weight_shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import overload
 
@@ -58,7 +59,7 @@ class NetworkOperator(Operator):
     def inverse(self, damping: Damping) -> NetworkOperator:
         """Return the damped inverse as an operator; a number means Tikhonov."""
 
-    @property
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(p, 1)."""
         return sum(sizes(self.weight_shapes)), 1

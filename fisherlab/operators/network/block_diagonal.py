@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -61,7 +62,7 @@ class BlockDiagonal(Apart, NetworkOperator):
         """The operators of the blocks."""
         return tuple(self.blocks.values())
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return {name: op.weight_shape for name, op in self.blocks.items()}

@@ -97,7 +97,7 @@ class BlockTridiagonal(NetworkOperator):
             )
             raise ValueError(msg)
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Layer name to (d_out, d_in)."""
         return {name: (len(g), len(a)) for name, (g, a) in self.factors.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import final
 
@@ -46,7 +47,7 @@ class BlockTridiagonalInverse(NetworkOperator):
     regressions: Sequence[Link]
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Layer name to (d_out, d_in)."""
         return {name: op.weight_shape for name, op in self.middles.items()}

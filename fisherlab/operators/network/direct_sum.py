@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -52,7 +53,7 @@ class DirectSum(Apart, NetworkOperator):
             msg = f"DirectSum: parts hold {held}, but the order names {list(self.order)}."
             raise ValueError(msg)
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         known = {n: shape for part in self.parts for n, shape in part.weight_shapes.items()}

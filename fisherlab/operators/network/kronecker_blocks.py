@@ -87,7 +87,7 @@ class KroneckerBlocks(NetworkOperator):
         (o, i), (p, j) = self.places[row], self.places[column]
         return self.rows[o, p], self.columns[i, j]
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.shapes

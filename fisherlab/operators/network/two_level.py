@@ -67,7 +67,7 @@ class AdaptiveTwoLevelInverse(NetworkOperator):
     vectors: int = 1
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.fine.weight_shapes
@@ -161,7 +161,7 @@ class TwoLevel(NetworkOperator):
     vectors: int = 1
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.local.weight_shapes

@@ -114,7 +114,7 @@ class TwoLevelInverse(NetworkOperator):
     combination: Combination
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.fine.weight_shapes

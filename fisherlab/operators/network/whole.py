@@ -46,7 +46,7 @@ class WholeNetwork(NetworkOperator):
     shapes: Shapes
     provenance: Provenance = Provenance()
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Shapes:
         """Block name to (d_out, d_in)."""
         return self.shapes
