@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fisherlab.numerics import looks
+from fisherlab.numerics import devices
 from fisherlab.showing import shown
 
 
@@ -186,7 +186,7 @@ class Categorical:
             return
         classes = shape[axis]
         least, most = torch.where(target == self.ignore_index, 0, target).aminmax()
-        looks.require(
+        devices.require(
             (least >= 0) & (most < classes),
             lambda: ValueError(
                 f"Categorical: labels run from {int(least)} to {int(most)}, "
@@ -229,7 +229,7 @@ class Categorical:
         axis = self._axis(output)
         used = target != self.ignore_index
         index = torch.where(used, target, 0).long()
-        if looks.postponing(index):  # a wrong label may end the process before its look
+        if devices.postponing(index):  # a wrong label may end the process before its look
             index = index.clamp(0, output.shape[axis] - 1)
         return used, index.unsqueeze(axis)
 
@@ -324,7 +324,7 @@ class Bernoulli:
         if not target.numel():
             return
         least, most = _real(target).aminmax()
-        looks.require(
+        devices.require(
             (least >= 0) & (most <= 1),
             lambda: ValueError(
                 f"Bernoulli: labels run from {float(least):g} to "
@@ -455,7 +455,7 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
 
     if target.is_complex():
         raise complaint()
-    looks.require(infinite == 0, complaint)
+    devices.require(infinite == 0, complaint)
 
 
 def _real(target: Tensor) -> Tensor:

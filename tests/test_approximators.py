@@ -10,7 +10,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.approximators import Streaming, by_name
 from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.approximators.states import Held
+from fisherlab.statistics.gathered import Held
 from tests import cases, oracles
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close

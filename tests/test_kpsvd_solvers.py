@@ -14,8 +14,8 @@ from fisherlab.approximators.kpsvd import solvers
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
-from fisherlab.approximators.states import Held
 from fisherlab.operators import KroneckerSum
+from fisherlab.statistics.gathered import Held
 from tests import cases
 from tests.oracles import rearranged, second_moment_block
 
@@ -256,7 +256,7 @@ def test_passes_merge_parts_of_the_data():
     while (following := method.next_pass(method.merge(*states))) is not None:
         states = [method.accumulate(following, part) for part in stats]
     merged = method.finish(method.merge(*states))
-    whole = fl.statistics.values.join_examples(stats)
+    whole = fl.statistics.gathered.join_examples(stats)
     expected = fl.KPSVD(2, fl.DenseSVD())(whole)
     torch.testing.assert_close(merged.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9)
 
@@ -312,7 +312,7 @@ def test_parts_that_are_held_merge_with_parts_that_are_not(name, monkeypatch):
         while (following := method.next_pass(method.merge(*states))) is not None:
             states = [method.accumulate(following, stats[k]) for k in order]
         merged = method.finish(method.merge(*states))
-        whole = fl.statistics.values.join_examples(stats)
+        whole = fl.statistics.gathered.join_examples(stats)
         expected = replace(method, solver=fl.DenseSVD())(whole)
         torch.testing.assert_close(
             merged.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9

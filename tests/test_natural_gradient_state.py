@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.numerics.looks import Look
+from fisherlab.numerics.devices import Look
 from fisherlab.operators import Diagonal
 from tests import cases
 from tests.oracles import assert_close

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.statistics.gathered import Gathered
+from fisherlab.statistics.gathered import Held
 from tests.brute_force import full_fisher, spans
 from tests.model_zoo import MODULES, NETWORKS, Case, randomised, rows
 
@@ -65,13 +65,13 @@ def test_columns_are_compressed_as_they_come() -> None:
     block = fl.blocks(WIDE.model)["0"]
     inputs = rows(6, 1, 4)
     columns = [rows(3, 6, 1, 2) * (k + 1) for k in range(5)]
-    gathered = Gathered(compress=True)
+    held = Held()
     for k, gradients in enumerate(columns):
         count = 6 if k == 0 else 0
         piece = fl.LayerStatistics(block, count, inputs=inputs, gradients=gradients)
-        gathered.add("0", piece)
-        assert gathered.nbytes == inputs.nbytes + 2 * gradients[0].nbytes
-    found = gathered.joined()["0"]
+        held = held.add(piece)
+        assert held.nbytes == inputs.nbytes + 2 * gradients[0].nbytes
+    found = held.joined()
     whole = fl.LayerStatistics(block, 6, inputs=inputs, gradients=torch.cat(columns))
     a, b = (fl.ExactBlock()(layer).to_dense() for layer in (found, whole))
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

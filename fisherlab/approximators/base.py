@@ -16,10 +16,10 @@ from typing import (
     runtime_checkable,
 )
 
-from fisherlab.approximators.states import Held
 from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import Held
 
 State = TypeVar("State")
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import OfSums, Streaming
-from fisherlab.approximators.states import Held, Sums
+from fisherlab.approximators.states import Sums
 from fisherlab.codes import checksum
 from fisherlab.errors import RankError
 from fisherlab.numerics.memory import Budget, parse_budget, require
@@ -27,7 +27,7 @@ from fisherlab.statistics import (
     MeanGradient,
 )
 from fisherlab.statistics.batches import batches, is_empty
-from fisherlab.statistics.values import join_examples
+from fisherlab.statistics.gathered import Held, join_examples
 
 Key = tuple[str, str]  # method and block
 States = Mapping[Key, Any]

@@ -1,4 +1,4 @@
-"""What a stream has seen: sums that grow, statistics held as they are, states by group."""
+"""What a stream has seen: sums that grow, and states by group."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from fisherlab.operators import Operator, Provenance, Stacked
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import own_bytes, too_many_columns
-from fisherlab.statistics.values import join_columns, join_examples
 
 
 @final
@@ -74,44 +72,6 @@ class Sums:
 def add(state: Sums | None, more: Sums) -> Sums:
     """Add a chunk to a state that may not have begun."""
     return more if state is None else state + more
-
-
-Run = tuple[LayerStatistics, ...]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Held:
-    """Statistics of the runs of examples seen, each in chunks of columns as they came."""
-
-    runs: tuple[Run, ...] = ()
-
-    def add(self, statistics: LayerStatistics) -> "Held":
-        """Add a chunk: further columns join the last run, examples begin a new one."""
-        if statistics.count or not self.runs:
-            return Held((*self.runs, (statistics,)))
-        run = (*self.runs[-1], statistics)
-        if too_many_columns(run):
-            run = (join_columns(run),)
-        return Held((*self.runs[:-1], run))
-
-    def __add__(self, other: "Held") -> "Held":
-        """Put two parts of the data after each other."""
-        return Held(self.runs + other.runs)
-
-    @property
-    def pieces(self) -> Run:
-        """All chunks in order."""
-        return tuple(piece for run in self.runs for piece in run)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(own_bytes(piece) for piece in self.pieces)
-
-    def joined(self) -> LayerStatistics:
-        """Return all runs as one."""
-        return join_examples([join_columns(run) for run in self.runs])
 
 
 Method = TypeVar("Method")

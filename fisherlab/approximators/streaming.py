@@ -11,7 +11,6 @@ from fisherlab.approximators.base import OfSamples, Streaming, called, facts
 from fisherlab.approximators.costs import result_numbers
 from fisherlab.approximators.ranks import Key, merged, place
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
-from fisherlab.approximators.states import Held
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.numerics.ranks import live
@@ -19,6 +18,7 @@ from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Progress, Repeated, is_empty
+from fisherlab.statistics.gathered import Held
 
 NETWORK = "network"  # the one unit of a method that couples layers
 

@@ -7,8 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fisherlab.numerics.memory import empty
-
 
 def per_axis(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
     """Return a number for each axis of the kernel."""
@@ -58,15 +56,3 @@ def patches(
     # (n, channel, *positions, *kernel) -> (n, positions, channel·kernel)
     order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
     return x.permute(order).flatten(1 + dims).flatten(1, dims)
-
-
-def with_last_column(
-    features: Float[Tensor, "n t i"], value: float, groups: int = 1
-) -> Float[Tensor, "n t j"]:
-    """Append the column that multiplies the bias, to each group of features."""
-    grouped = features.unflatten(2, (groups, -1))
-    *sizes, width = grouped.shape
-    out = empty((*sizes, width + 1), features.dtype, features.device)
-    out[..., :-1] = grouped
-    out[..., -1] = value
-    return out.flatten(2)

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fisherlab.layers.blocks import Block
-from fisherlab.layers.patches import patches, per_axis, with_last_column, zeros_around
-from fisherlab.layers.places import Span
+from fisherlab.layers.blocks import Block, Span
+from fisherlab.layers.patches import patches, per_axis, zeros_around
+from fisherlab.numerics.memory import empty
 
 Kind = Literal["linear", "convolution", "transposed convolution", "embedding", "bias"]
 Rows = Callable[[Tensor], Tensor]
@@ -125,7 +125,7 @@ class Use:
         found = _within(found, self.columns, self._all_columns)
         if block.bias is None:
             return found
-        return with_last_column(found, float(self.ones), self.form.groups)
+        return _with_last_column(found, float(self.ones), self.form.groups)
 
     def evidence(self) -> Tensor:
         """Return rows (n, t, ...) that tell examples apart; of a bias the layer's input."""
@@ -168,6 +168,18 @@ def _within(tensor: Tensor, span: Span, whole: Span) -> Tensor:
     """Put the last axis, a span of some whole, into it, among zeros."""
     sides = span[0] - whole[0], whole[1] - span[1]
     return F.pad(tensor, sides) if any(sides) else tensor
+
+
+def _with_last_column(
+    features: Float[Tensor, "n t i"], value: float, groups: int = 1
+) -> Float[Tensor, "n t j"]:
+    """Append the column that multiplies the bias, to each group of features."""
+    grouped = features.unflatten(2, (groups, -1))
+    *sizes, width = grouped.shape
+    out = empty((*sizes, width + 1), features.dtype, features.device)
+    out[..., :-1] = grouped
+    out[..., -1] = value
+    return out.flatten(2)
 
 
 def readings(

@@ -15,13 +15,12 @@ from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
-from fisherlab.statistics.determinism import require_equal
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
-from fisherlab.statistics.gathered import Gathered
+from fisherlab.statistics.gathered import Held, foretold, held_bytes
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.recorder import Pass
-from fisherlab.statistics.values import LayerStatistics, Statistics
+from fisherlab.statistics.values import LayerStatistics, Statistics, require_equal
 
 Planned = Callable[[dict[str, LayerStatistics], int], None]
 EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power of two)
@@ -157,11 +156,13 @@ def collect(
     torch.Size([1, 5, 1, 2])
     """
     limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
-    gathered, examples = Gathered(compress), length(data)
+    kept: dict[str, Held] = {}
+    examples = length(data)
     remedy = "Use fewer layers or MonteCarlo, or approximate()."
 
     def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
-        require(gathered.foretold(pieces, columns, examples), limit, "collect", remedy)
+        needed = foretold(pieces, columns, examples, kept, compress)
+        require(needed, limit, "collect", remedy)
 
     for pieces in stream(
         model,
@@ -179,9 +180,9 @@ def collect(
         planned=planned,
     ):
         for name, piece in pieces.items():
-            gathered.add(name, piece)
-        require(gathered.nbytes, limit, "collect", remedy)
-    joined = gathered.joined()
+            kept[name] = kept.get(name, Held((), compress)).add(piece)
+        require(held_bytes(kept), limit, "collect", remedy)
+    joined = {name: kept.pop(name).joined() for name in list(kept)}  # one by one
     seen = max(layer.count for layer in joined.values())
     made = replace(next(iter(joined.values())).provenance, layer="", examples=seen)
     return Statistics(joined, made)

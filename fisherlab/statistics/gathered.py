@@ -1,44 +1,76 @@
-"""Statistics on their way into memory: chunks of columns and runs of examples."""
+"""Statistics on their way into memory: chunks of columns and runs of examples, joined."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import final
 
-from fisherlab.statistics.values import LayerStatistics, join_columns, join_examples
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fisherlab.numerics.linalg import factorised
+from fisherlab.statistics.values import LayerStatistics, summable
+
+Run = tuple[LayerStatistics, ...]
 
 
-class Gathered:
-    """Chunks of every block as they come; columns are compressed as soon as it pays."""
+@final
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Statistics of a block by runs of examples, each in chunks of columns as they come.
 
-    def __init__(self, compress: bool) -> None:
-        self.nbytes = 0
-        self._compress = compress
-        self._runs: dict[str, list[list[LayerStatistics]]] = {}
+    With `compress` columns are replaced by fewer as soon as it pays.
+    """
 
-    def add(self, name: str, piece: LayerStatistics) -> None:
+    runs: tuple[Run, ...] = ()
+    compress: bool = True
+    nbytes: int = 0
+
+    def add(self, piece: LayerStatistics) -> "Held":
         """Add a chunk: further columns join the last run, examples begin a new one."""
-        runs = self._runs.setdefault(name, [])
-        if piece.count or not runs:
-            runs.append([])
-        runs[-1].append(piece)
-        self.nbytes += own_bytes(piece)
-        if self._compress and too_many_columns(runs[-1]):
-            joined = join_columns(runs[-1])
-            self.nbytes += own_bytes(joined) - sum(map(own_bytes, runs[-1]))
-            runs[-1] = [joined]
+        goes_on = self.runs and not piece.count
+        before = self.runs[:-1] if goes_on else self.runs
+        run: Run = (*self.runs[-1], piece) if goes_on else (piece,)
+        added = own_bytes(piece)
+        if self.compress and too_many_columns(run):
+            joined = join_columns(run)
+            added += own_bytes(joined) - sum(map(own_bytes, run))
+            run = (joined,)
+        return replace(self, runs=(*before, run), nbytes=self.nbytes + added)
 
-    def foretold(
-        self, pieces: Mapping[str, LayerStatistics], columns: int, examples: int
-    ) -> int:
-        """Return the bytes that there will be, from the first chunks of a run."""
-        size = sum(_run_bytes(p, columns, self._compress) for p in pieces.values())
-        count = max(1, *(piece.count for piece in pieces.values()))
-        return max(self.nbytes + size, size * examples // count)
+    def __add__(self, other: "Held") -> "Held":
+        """Put two parts of the data after each other."""
+        nbytes = self.nbytes + other.nbytes
+        return replace(self, runs=self.runs + other.runs, nbytes=nbytes)
 
-    def joined(self) -> dict[str, LayerStatistics]:
-        """Return every block as one, letting go of the chunks block by block."""
-        return {name: self._join(self._runs.pop(name)) for name in list(self._runs)}
+    @property
+    def pieces(self) -> Run:
+        """All chunks in order."""
+        return tuple(piece for run in self.runs for piece in run)
 
-    def _join(self, runs: list[list[LayerStatistics]]) -> LayerStatistics:
-        return join_examples([join_columns(run, self._compress) for run in runs])
+    def joined(self) -> LayerStatistics:
+        """Return all runs as one."""
+        return join_examples([join_columns(run, self.compress) for run in self.runs])
+
+
+def foretold(
+    pieces: Mapping[str, LayerStatistics],
+    columns: int,
+    examples: int,
+    held: Mapping[str, Held],
+    compress: bool,
+) -> int:
+    """Return the bytes that there will be, from the first chunks of a run."""
+    size = sum(_run_bytes(piece, columns, compress) for piece in pieces.values())
+    count = max(1, *(piece.count for piece in pieces.values()))
+    return max(held_bytes(held) + size, size * examples // count)
+
+
+def held_bytes(held: Mapping[str, Held]) -> int:
+    """Return the bytes of all blocks."""
+    return sum(block.nbytes for block in held.values())
 
 
 def own_bytes(piece: LayerStatistics) -> int:
@@ -68,3 +100,78 @@ def too_many_columns(run: Sequence[LayerStatistics]) -> bool:
     if not gradients or gradients[0].shape[2] != 1:
         return False
     return sum(g.shape[0] for g in gradients) > gradients[0].shape[3]
+
+
+def join_columns(
+    pieces: Sequence[LayerStatistics], compressed: bool = True
+) -> LayerStatistics:
+    """Join further columns of the same examples; compress where T = 1 and V > d_out."""
+    first = pieces[0]
+    if first.parts:  # their columns belong together
+        join = partial(join_columns, compressed=False)
+        return replace(first, parts=_by_part(pieces, join))
+    if first.gradients is None:
+        matrices = [p.matrices for p in pieces if p.matrices is not None]
+        return replace(first, matrices=_cat(matrices, 0))
+    gradients = _cat([p.gradients for p in pieces if p.gradients is not None], 0)
+    fewer = compress(gradients) if compressed else gradients
+    mixed = fewer is not gradients or any(piece.compressed for piece in pieces)
+    return replace(first, gradients=fewer, compressed=mixed)
+
+
+def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
+    """Replace V > d_out columns by d_out with the same Σ_v g gᵀ (a QR per example)."""
+    v, _, t, o = gradients.shape
+    if t != 1 or v <= o:
+        return gradients
+    stacked = summable(gradients[:, :, 0]).transpose(0, 1)
+    found = factorised("qr", stacked, "the output gradients of a batch", mode="r").R
+    fewer: Tensor = found.transpose(0, 1)[:, :, None].to(gradients.dtype)
+    return fewer
+
+
+def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Join batches of examples, padding positions with zeros to the longest."""
+    first = pieces[0]
+    count = sum(piece.count for piece in pieces)
+    total = sum(piece.positions for piece in pieces)
+    made = replace(first.provenance, examples=count)
+    mixed = any(piece.compressed for piece in pieces)
+    joined = replace(first, count=count, positions=total, provenance=made, compressed=mixed)
+    if len(pieces) == 1:
+        return joined
+    if first.parts:
+        return replace(joined, parts=_by_part(pieces, join_examples))
+    columns = max(piece.samples.columns for piece in pieces)
+    if first.gradients is None:
+        matrices = [_grow(p.matrices, 0, columns) for p in pieces]
+        return replace(joined, matrices=_cat(matrices, 1))
+    length = max(p.gradients.shape[2] for p in pieces if p.gradients is not None)
+    gradients = [_grow(_grow(p.gradients, 2, length), 0, columns) for p in pieces]
+    whole = _cat(gradients, 1)
+    if first.tokens is not None:
+        tokens = [_grow(p.tokens, 1, length, value=-1) for p in pieces]
+        return replace(joined, tokens=_cat(tokens, 0), gradients=whole)
+    inputs = [_grow(p.inputs, 1, length) for p in pieces]
+    return replace(joined, inputs=_cat(inputs, 0), gradients=whole)
+
+
+def _by_part(
+    pieces: Sequence[LayerStatistics],
+    join: Callable[[Sequence[LayerStatistics]], LayerStatistics],
+) -> tuple[LayerStatistics, ...]:
+    return tuple(map(join, zip(*(piece.parts for piece in pieces), strict=True)))
+
+
+def _cat(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), axis)
+
+
+def _grow(tensor: Tensor | None, axis: int, size: int, value: float = 0) -> Tensor:
+    """Pad one axis at its end, with zeros unless told otherwise."""
+    assert tensor is not None
+    missing = size - tensor.shape[axis]
+    if not missing:
+        return tensor
+    sides = [0, 0] * (tensor.dim() - axis - 1) + [0, missing]
+    return F.pad(tensor, sides, value=value)

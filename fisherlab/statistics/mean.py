@@ -15,7 +15,6 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example
 from fisherlab.statistics.batches import Batch, Progress, batches, reporter
 from fisherlab.statistics.collect import EXAMPLES
-from fisherlab.statistics.determinism import require_repeatable
 from fisherlab.statistics.fishers import (
     Empirical,
     Exact,
@@ -23,7 +22,7 @@ from fisherlab.statistics.fishers import (
     MonteCarlo,
     require_kinds,
 )
-from fisherlab.statistics.model_view import ModelView, view
+from fisherlab.statistics.model_view import ModelView, require_repeatable, view
 from fisherlab.statistics.values import MeanGradient
 
 

@@ -14,6 +14,7 @@ from torch.utils import checkpoint
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import exclusive, require_independent_examples, uncompiled
+from fisherlab.numerics.devices import generator_states, generators_kept
 from fisherlab.statistics.batches import Batch, map_inputs
 
 
@@ -169,6 +170,29 @@ def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         return model
     with _derived_tensors_aside(model):
         return copy.deepcopy(model).to(dtype)
+
+
+def require_repeatable(view: ModelView, batch: Batch) -> None:
+    """Refuse a model whose forward pass draws from torch's generator.
+
+    It is refused even if two outputs are equal: a layer that is seldom dropped would
+    pass by chance. The generator is put back.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Saying what to do.
+    """
+    with torch.no_grad(), generators_kept(view.device):
+        before = generator_states(view.device)
+        view(batch.part(slice(0, 2)))
+        draws = not all(map(torch.equal, before, generator_states(view.device)))
+    if draws:
+        raise UnsupportedModelError(
+            "The model's forward pass draws random numbers (functional or attention "
+            "dropout, noise, stochastic depth), so its Fisher would be random. Use `with "
+            "fisherlab.frozen(model):` (eval mode), or switch the randomness off."
+        )
 
 
 @contextmanager

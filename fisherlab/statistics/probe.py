@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block
-from fisherlab.layers.places import TRANSPOSED
+from fisherlab.layers.blocks import TRANSPOSED
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, map_inputs
-from fisherlab.statistics.determinism import require_repeatable
-from fisherlab.statistics.model_view import ModelView
+from fisherlab.statistics.model_view import ModelView, require_repeatable
 from fisherlab.statistics.recorder import Call, Pass
 from fisherlab.statistics.taps import Tapped, generic
 

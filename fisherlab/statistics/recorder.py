@@ -15,8 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fisherlab.layers import Block
-from fisherlab.layers.places import Place, place_of
+from fisherlab.layers.blocks import Block, Place, place_of
 from fisherlab.layers.uses import Form, Reading, Use, readings
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView

@@ -13,8 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fisherlab.layers import Block
-from fisherlab.layers.places import Span
+from fisherlab.layers.blocks import Block, Span
 from fisherlab.layers.uses import Form
 from fisherlab.numerics.memory import chunks, empty
 from fisherlab.operators.base import Provenance

@@ -1,20 +1,18 @@
 """Per-example gradients of layers, as values."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from fisherlab.errors import NeedsSharedForm
+from fisherlab.errors import NeedsSharedForm, NumericalError
 from fisherlab.layers import Block
 from fisherlab.numerics.held import Held
-from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import readable
 from fisherlab.operators.base import Provenance
 from fisherlab.samples import (
@@ -377,76 +375,48 @@ class Statistics(Mapping[str, LayerStatistics]):
         return html_table(f"Statistics of {len(self)} blocks", rows)
 
 
-def join_columns(
-    pieces: Sequence[LayerStatistics], compressed: bool = True
-) -> LayerStatistics:
-    """Join further columns of the same examples; compress where T = 1 and V > d_out."""
-    first = pieces[0]
-    if first.parts:  # their columns belong together
-        join = partial(join_columns, compressed=False)
-        return replace(first, parts=_by_part(pieces, join))
-    if first.gradients is None:
-        matrices = [p.matrices for p in pieces if p.matrices is not None]
-        return replace(first, matrices=_cat(matrices, 0))
-    gradients = _cat([p.gradients for p in pieces if p.gradients is not None], 0)
-    fewer = compress(gradients) if compressed else gradients
-    mixed = fewer is not gradients or any(piece.compressed for piece in pieces)
-    return replace(first, gradients=fewer, compressed=mixed)
+def require_equal(
+    first: Mapping[str, LayerStatistics], second: Mapping[str, LayerStatistics]
+) -> None:
+    """Name the first layer that differs between two runs, its input before its gradient.
+
+    Summation in another order is let through: the bound is eps^¾ of the largest entry.
+
+    Raises
+    ------
+    NumericalError
+        Naming the layer.
+
+    Examples
+    --------
+    >>> from fisherlab.layers import Block
+    >>> block = Block("0", "0.weight", None, (1, 1), 1)
+    >>> one = {"0": LayerStatistics(block, 1, matrices=torch.ones(1, 1, 1, 1))}
+    >>> require_equal(one, one)
+    """
+    for name, what, a, b in _compared(first, second):
+        allowed = torch.finfo(a.dtype).eps ** 0.75 * float(a.abs().max())
+        difference = float((a - b).abs().max())
+        if difference > allowed:
+            raise NumericalError(
+                f"Two runs of the same batch differ in {what} of layer {name!r} by "
+                f"{difference:.3g}. Look for randomness between it and the layer before: "
+                "functional dropout, noise, or a sum in random order."
+            )
 
 
-def compress(gradients: Float[Tensor, "v n t o"]) -> Float[Tensor, "w n t o"]:
-    """Replace V > d_out columns by d_out with the same Σ_v g gᵀ (a QR per example)."""
-    v, _, t, o = gradients.shape
-    if t != 1 or v <= o:
-        return gradients
-    stacked = summable(gradients[:, :, 0]).transpose(0, 1)
-    found = factorised("qr", stacked, "the output gradients of a batch", mode="r").R
-    fewer: Tensor = found.transpose(0, 1)[:, :, None].to(gradients.dtype)
-    return fewer
-
-
-def join_examples(pieces: Sequence[LayerStatistics]) -> LayerStatistics:
-    """Join batches of examples, padding positions with zeros to the longest."""
-    first = pieces[0]
-    count = sum(piece.count for piece in pieces)
-    total = sum(piece.positions for piece in pieces)
-    made = replace(first.provenance, examples=count)
-    mixed = any(piece.compressed for piece in pieces)
-    joined = replace(first, count=count, positions=total, provenance=made, compressed=mixed)
-    if len(pieces) == 1:
-        return joined
-    if first.parts:
-        return replace(joined, parts=_by_part(pieces, join_examples))
-    columns = max(piece.samples.columns for piece in pieces)
-    if first.gradients is None:
-        matrices = [_grow(p.matrices, 0, columns) for p in pieces]
-        return replace(joined, matrices=_cat(matrices, 1))
-    length = max(p.gradients.shape[2] for p in pieces if p.gradients is not None)
-    gradients = [_grow(_grow(p.gradients, 2, length), 0, columns) for p in pieces]
-    whole = _cat(gradients, 1)
-    if first.tokens is not None:
-        tokens = [_grow(p.tokens, 1, length, value=-1) for p in pieces]
-        return replace(joined, tokens=_cat(tokens, 0), gradients=whole)
-    inputs = [_grow(p.inputs, 1, length) for p in pieces]
-    return replace(joined, inputs=_cat(inputs, 0), gradients=whole)
-
-
-def _by_part(
-    pieces: Sequence[LayerStatistics],
-    join: Callable[[Sequence[LayerStatistics]], LayerStatistics],
-) -> tuple[LayerStatistics, ...]:
-    return tuple(map(join, zip(*(piece.parts for piece in pieces), strict=True)))
-
-
-def _cat(tensors: Sequence[Tensor], axis: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), axis)
-
-
-def _grow(tensor: Tensor | None, axis: int, size: int, value: float = 0) -> Tensor:
-    """Pad one axis at its end, with zeros unless told otherwise."""
-    assert tensor is not None
-    missing = size - tensor.shape[axis]
-    if not missing:
-        return tensor
-    sides = [0, 0] * (tensor.dim() - axis - 1) + [0, missing]
-    return F.pad(tensor, sides, value=value)
+def _compared(
+    first: Mapping[str, LayerStatistics], second: Mapping[str, LayerStatistics]
+) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    for what, fields in (
+        ("the input", ("inputs",)),
+        ("the gradient", ("gradients", "matrices")),
+    ):
+        for name, one in first.items():
+            other = second[name]
+            parts = zip(one.parts or (one,), other.parts or (other,), strict=True)
+            for mine, its in parts:
+                for field in fields:
+                    a, b = getattr(mine, field), getattr(its, field)
+                    if a is not None and b is not None:
+                        yield name, what, a, b

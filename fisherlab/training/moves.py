@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError
 from fisherlab.layers import Block, select
 from fisherlab.layers import blocks as blocks_of
-from fisherlab.numerics import looks
+from fisherlab.numerics import devices
 from fisherlab.showing import shown
 
 Form = Literal["step", "direction"]
@@ -302,7 +302,7 @@ def require_finite(
         return
     names = list(directions)
     finite = torch.stack([torch.isfinite(d.sum()) for d in directions.values()])
-    known = {} if looks.postponing(finite) else gradients  # too large to be kept
+    known = {} if devices.postponing(finite) else gradients  # too large to be kept
 
     def complaint() -> NumericalError:
         name = names[finite.tolist().index(False)]
@@ -314,7 +314,7 @@ def require_finite(
             f"holds NaN or infinity (damping {damping[first]!r}). No parameter was changed."
         )
 
-    looks.require(finite.all(), complaint)
+    devices.require(finite.all(), complaint)
 
 
 def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:

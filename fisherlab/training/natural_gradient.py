@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fisherlab.approximators.base import facts
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics import looks
+from fisherlab.numerics import devices
 from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
@@ -219,7 +219,7 @@ class NaturalGradient(Preconditioned):
             self.look()
         given = closure, batch, statistics_batch
         of_gradient = self.momentum_of == "gradient"
-        with looks.postponed(between) as found:
+        with devices.postponed(between) as found:
             passed, observed = self._passed(*given, parameters, due)
             statistics = self.curvature.whole(ranks, passed.statistics)
             units, exceptions = self._renewed(statistics, parameters, before)
@@ -238,7 +238,7 @@ class NaturalGradient(Preconditioned):
         kept = parameters.unpack(gradients) if of_gradient else None
         seen = self.curvature.seen(statistics, parameters, exceptions)
         moves = parameters.unpack(directions)
-        move_(parameters, self.state, moves, kept, looks.all_good(found))
+        move_(parameters, self.state, moves, kept, devices.all_good(found))
         self.units, self.exceptions, self._owners = units, exceptions, holding
         if seen and observed is not None:
             own = self._passes.observe(observed, parameters.blocks, self.steps)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fisherlab.errors import NumericalError, UnsupportedModelError
 from fisherlab.layers import Block
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics import looks
+from fisherlab.numerics import devices
 from fisherlab.operators import Provenance
 from fisherlab.statistics import Empirical, Fisher, Statistics, taps
 from fisherlab.statistics.batches import Batch
@@ -77,7 +77,7 @@ def require_finite_loss(loss: Tensor) -> None:
     NumericalError
         With the loss and what to look for.
     """
-    looks.require(
+    devices.require(
         loss.isfinite(),
         lambda: NumericalError(
             f"The loss of the batch is {float(loss)}. Look for NaN or infinity in the "

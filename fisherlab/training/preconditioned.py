@@ -8,7 +8,7 @@ from torch import nn
 
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics import looks
+from fisherlab.numerics import devices
 from fisherlab.statistics import Fisher
 from fisherlab.statistics.batches import Batch
 from fisherlab.training import serialise
@@ -43,7 +43,7 @@ class Preconditioned(torch.optim.Optimizer):
         self.units: dict[str, Unit] = {}
         self.exceptions: dict[str, str] = {}
         self._owners: Owners = {}
-        self._unseen: list[looks.Look] = []
+        self._unseen: list[devices.Look] = []
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         super().__init__(trainable if params is None else params, settings)
 
@@ -79,7 +79,7 @@ class Preconditioned(torch.optim.Optimizer):
         `state_dict` or this tells of it.
         """
         unseen, self._unseen = self._unseen, []
-        looks.look(unseen)
+        devices.look(unseen)
 
     def _parameters(self) -> Parameters:
         """Return what is optimised now."""

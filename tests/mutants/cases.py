@@ -396,8 +396,8 @@ STATISTICS = [
     mutant(
         "a use without the bias counts it",
         "layers/uses.py",
-        "return with_last_column(found, float(self.ones), self.form.groups)",
-        "return with_last_column(found, 1.0, self.form.groups)",
+        "return _with_last_column(found, float(self.ones), self.form.groups)",
+        "return _with_last_column(found, 1.0, self.form.groups)",
         "uses::kfac_is_its_definition_with_every_use_written_out",
     ),
     mutant(
@@ -430,7 +430,7 @@ STATISTICS = [
     ),
     mutant(
         "uses of different kinds take turns in their columns",
-        "statistics/values.py",
+        "statistics/gathered.py",
         "join = partial(join_columns, compressed=False)",
         "join = join_columns",
         "uses::every_block_is_the_brute_force_fisher",
@@ -444,7 +444,7 @@ STATISTICS = [
     ),
     mutant(
         "determinism lets any difference through",
-        "statistics/determinism.py",
+        "statistics/values.py",
         "if difference > allowed:",
         "if difference > 1e6 * allowed:",
         "determinism::the_layer_behind_the_noise_is_named",
@@ -493,7 +493,7 @@ STATISTICS = [
     ),
     mutant(
         "padding of an embedding is row 0",
-        "statistics/values.py",
+        "statistics/gathered.py",
         "tokens = [_grow(p.tokens, 1, length, value=-1) for p in pieces]",
         "tokens = [_grow(p.tokens, 1, length, value=0) for p in pieces]",
         "embeddings_and_groups::padding_to_the_longest_changes_nothing",

@@ -29,11 +29,12 @@ from fisherlab.approximators.kpsvd.solvers import (
     warm_pairs,
 )
 from fisherlab.approximators.kronecker.kfac import KFAC, AnySums
-from fisherlab.approximators.states import Held, by_group
+from fisherlab.approximators.states import by_group
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import Held
 
 
 @final

@@ -31,11 +31,12 @@ from fisherlab.approximators.kpsvd.solvers import (
     solver_of,
     warm_pairs,
 )
-from fisherlab.approximators.states import Held, by_group
+from fisherlab.approximators.states import by_group
 from fisherlab.operators import Operator
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import Held
 
 
 @shown

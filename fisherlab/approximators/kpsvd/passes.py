@@ -15,7 +15,7 @@ from fisherlab.approximators.kpsvd.rearranged import (
     generic,
     rounding,
 )
-from fisherlab.approximators.states import Held, Sums, add
+from fisherlab.approximators.states import Sums, add
 from fisherlab.numerics.krylov import (
     Space,
     Triplets,
@@ -25,6 +25,7 @@ from fisherlab.numerics.krylov import (
 )
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import Held
 
 HELD_BYTES = 2**28  # samples of a block that "auto" holds before it goes over to passes
 

@@ -21,12 +21,12 @@ from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
 from fisherlab.approximators.kpsvd.passes import HELD_BYTES, Passes
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_flops
 from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged, Solver
-from fisherlab.approximators.states import Held
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
+from fisherlab.statistics.gathered import Held
 
 SolverChoice = Solver | Literal["auto"]
 DENSE_NUMBERS = 2**22  # rearrangements up to this size are decomposed whole
