@@ -12,7 +12,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab import metrics
 from fisherlab.metrics import BelowFloor, floors, kronecker, spectra, structure
-from fisherlab.metrics.halves import noise_floors
+from fisherlab.metrics.floors import noise_floors
 from fisherlab.operators import Dense, Diagonal, FactoredFisher, KroneckerSum, Partition
 from tests import cases, oracles
 from tests.cases import METHODS, normal

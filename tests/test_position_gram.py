@@ -8,7 +8,7 @@ import fisherlab as fl
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
-from fisherlab.numerics.position_table import PositionTable
+from fisherlab.numerics.tables import PositionTable
 from fisherlab.samples import TurnedSamples
 from tests import cases
 from tests.oracles import rearranged, second_moment_block

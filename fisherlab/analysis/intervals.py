@@ -25,7 +25,7 @@ from fisherlab.codes import checksum
 from fisherlab.codes import described as code_of
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
-from fisherlab.metrics.halves import noise_floors
+from fisherlab.metrics.floors import noise_floors
 from fisherlab.numerics.held import tensors
 from fisherlab.statistics import MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.linalg import factorised
-from fisherlab.numerics.position_table import PositionTable
+from fisherlab.numerics.tables import HalfTable, PositionTable
 
 Table = Float[Tensor, "n n"] | HalfTable | PositionTable
 EPS = torch.finfo(torch.float64).eps

@@ -7,7 +7,7 @@ asked for `to_dense`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,11 +67,12 @@ class Operator(Held, ABC):
     """
 
     provenance: Provenance
+    block_shape: tuple[int, int]
 
-    @property
-    @abstractmethod
+    @cached_property
     def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
+        """(d_out, d_in); of what holds no `block_shape`, that of its tensors or parts."""
+        return self.block_shape
 
     @cached_property
     def formed(self) -> Operator:

@@ -48,11 +48,6 @@ class Dense(Operator):
     block_shape: tuple[int, int]
     provenance: Provenance = Provenance()
 
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block_shape
-
     @property
     def stored_numbers(self) -> int:
         """p(p+1)/2, the free numbers of a symmetric block."""
@@ -121,11 +116,6 @@ class CholeskyInverse(Operator):
     block_shape: tuple[int, int]
     precision: torch.dtype
     provenance: Provenance = Provenance()
-
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block_shape
 
     @property
     def stored_numbers(self) -> int:

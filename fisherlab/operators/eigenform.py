@@ -287,11 +287,6 @@ class Eigenform(Operator):
     provenance: Provenance = Provenance()
     size: int | None = None
 
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block_shape
-
     @property
     def dtype(self) -> torch.dtype:
         """The precision."""

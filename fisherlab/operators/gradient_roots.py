@@ -111,11 +111,6 @@ class ModeProducts(FromState):
     epsilon: float = 0.0
     provenance: Provenance = Provenance()
 
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block_shape
-
     @property
     def state(self) -> Sequence[Tensor]:
         """The mode moments."""

@@ -75,11 +75,6 @@ class KroneckerSum(Operator):
     precision: torch.dtype | None = None
     place: torch.device | None = None
 
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block_shape
-
     def __post_init__(self) -> None:
         """Settle the precision of a sum without terms."""
         if not self.terms and self.precision is None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -39,19 +39,21 @@ def kept_once(sums: Callable[[S], Tensor]) -> Callable[[S], Tensor]:
 class Samples(Held, ABC):
     """Matrices D_vn (V columns, N examples) of shape (o, i), and sums over them.
 
-    A form says what it holds, its matrices, their projections and combinations, and what
-    it sums faster than matrix by matrix.
+    A form says what it holds (`gradients` have V and N first), its matrices, their
+    projections and combinations, and what it sums faster than matrix by matrix.
     """
 
-    @property
-    @abstractmethod
+    gradients: Tensor
+
+    @cached_property
     def columns(self) -> int:
         """V, the number of columns of the output-Fisher root."""
+        return self.gradients.shape[0]
 
-    @property
-    @abstractmethod
+    @cached_property
     def examples(self) -> int:
         """N, the number of examples."""
+        return self.gradients.shape[1]
 
     @property
     @abstractmethod

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.half_table import HalfTable
 from fisherlab.numerics.memory import chunks
 from fisherlab.numerics.packed import (
     kronecker_sum_,
@@ -24,6 +23,7 @@ from fisherlab.numerics.packed import (
     triangle_chunks,
     weighted_moment,
 )
+from fisherlab.numerics.tables import HalfTable
 from fisherlab.samples.base import WHOLE, Samples, kept_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
@@ -40,16 +40,6 @@ class OuterSamples(Samples):
 
     inputs: Float[Tensor, "n i"]
     gradients: Float[Tensor, "v n o"]
-
-    @cached_property
-    def columns(self) -> int:
-        """V."""
-        return self.gradients.shape[0]
-
-    @cached_property
-    def examples(self) -> int:
-        """N."""
-        return self.inputs.shape[0]
 
     @cached_property
     def weight_shape(self) -> tuple[int, int]:

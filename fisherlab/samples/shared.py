@@ -35,16 +35,6 @@ class SharedSamples(Samples):
     inputs: Float[Tensor, "n t i"]
     gradients: Float[Tensor, "v n t o"]
 
-    @cached_property
-    def columns(self) -> int:
-        """V."""
-        return self.gradients.shape[0]
-
-    @cached_property
-    def examples(self) -> int:
-        """N."""
-        return self.inputs.shape[0]
-
     @property
     def positions(self) -> int:
         """T."""

@@ -35,16 +35,6 @@ class TokenSamples(Samples):
     size: int
 
     @cached_property
-    def columns(self) -> int:
-        """V."""
-        return self.gradients.shape[0]
-
-    @cached_property
-    def examples(self) -> int:
-        """N."""
-        return self.gradients.shape[1]
-
-    @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(rows of the table, width)."""
         return self.size, self.gradients.shape[3]

@@ -88,14 +88,14 @@ class ModelView:
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(_no_encoder_fast_path())
-            stack.enter_context(_no_checkpoints())
+            stack.enter_context(_replaced(checkpoint, **_KEEPING))
             stack.enter_context(gradients_kept(self.model))
-            stack.enter_context(_no_warning("None of the inputs have requires_grad"))
-            stack.enter_context(_no_warning("There is a performance drop"))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message=_EXPECTED)
             if recurrent:
                 cuda = self.device.type == "cuda"
                 fused = torch.backends.cudnn if cuda else torch.backends.mkldnn
-                stack.enter_context(_switched_off(fused))
+                stack.enter_context(_replaced(fused, enabled=False))
             for module in recurrent:
                 stack.enter_context(_followed(module))
             yield
@@ -238,6 +238,36 @@ def plain_attributes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
+    """Put buffers back as they were (running averages) if an error, or always.
+
+    Examples
+    --------
+    >>> model = nn.BatchNorm1d(2)
+    >>> with buffers_kept(model, always=True):
+    ...     _ = model(torch.ones(3, 2))
+    >>> model.running_mean
+    tensor([0., 0.])
+    """
+    held = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        if module.training
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if always or not done:
+            for module, name, buffer, before in held:
+                with torch.no_grad():
+                    module._buffers[name] = buffer.copy_(before)
+
+
+@contextmanager
 def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
     """Take tensors with a history out of the way: they cannot be copied."""
     with plain_attributes_kept(model):
@@ -271,16 +301,16 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _no_checkpoints() -> Iterator[None]:
-    """Let `torch.utils.checkpoint` keep what it would compute again: runs are short."""
-    kept = {name: getattr(checkpoint, name) for name in _KEEPING}
+def _replaced(holder: Any, **values: Any) -> Iterator[None]:
+    """Give an object other attributes for a while."""
+    kept = {name: getattr(holder, name) for name in values}
     try:
-        for name, stand_in in _KEEPING.items():
-            setattr(checkpoint, name, stand_in)
+        for name, value in values.items():
+            setattr(holder, name, value)
         yield
     finally:
-        for name, own in kept.items():
-            setattr(checkpoint, name, own)
+        for name, value in kept.items():
+            setattr(holder, name, value)
 
 
 def _around_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -294,27 +324,11 @@ class _Called:
         return function(*args)
 
 
-_KEEPING: Mapping[str, Any] = {
+_EXPECTED = "None of the inputs have requires_grad|There is a performance drop"
+_KEEPING: Mapping[str, Any] = {  # it keeps what it would compute again: runs are short
     "CheckpointFunction": _Called,
     "_checkpoint_without_reentrant_generator": _around_nothing,
 }
-
-
-@contextmanager
-def _switched_off(backend: Any) -> Iterator[None]:
-    enabled = backend.enabled
-    backend.enabled = False
-    try:
-        yield
-    finally:
-        backend.enabled = enabled
-
-
-@contextmanager
-def _no_warning(message: str) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=message)
-        yield
 
 
 @contextmanager

@@ -18,10 +18,9 @@ from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.training.averaging import Averaging, Ramped, averaging
-from fisherlab.training.curvature import Fallback, handler
+from fisherlab.training.curvature import Fallback, Preconditioned, first_part, handler
 from fisherlab.training.levenberg_marquardt import GreedySearch, rule
 from fisherlab.training.moves import Parameters
-from fisherlab.training.preconditioned import Preconditioned, first_part
 from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
 from fisherlab.training.units import (
     Unit,

@@ -14,8 +14,15 @@ from fisherlab.operators.dampings import Damping
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
+from fisherlab.statistics.model_view import buffers_kept
 from fisherlab.training.averaging import Averaging, averaging
-from fisherlab.training.curvature import Fallback, handler, warmed
+from fisherlab.training.curvature import (
+    Fallback,
+    Preconditioned,
+    first_part,
+    handler,
+    warmed,
+)
 from fisherlab.training.moves import (
     KLClip,
     Parameters,
@@ -27,8 +34,6 @@ from fisherlab.training.moves import (
 )
 from fisherlab.training.one_graph import Passed, returned_loss
 from fisherlab.training.passes import Observed
-from fisherlab.training.preconditioned import Preconditioned, first_part
-from fisherlab.training.randomness import buffers_kept
 from fisherlab.training.units import (
     Unit,
     averaged,

@@ -76,36 +76,6 @@ def drawing(model: nn.Module) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
-    """Put buffers back as they were (running averages) if an error, or always.
-
-    Examples
-    --------
-    >>> model = nn.BatchNorm1d(2)
-    >>> with buffers_kept(model, always=True):
-    ...     _ = model(torch.ones(3, 2))
-    >>> model.running_mean
-    tensor([0., 0.])
-    """
-    held = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        if module.training
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if always or not done:
-            for module, name, buffer, before in held:
-                with torch.no_grad():
-                    module._buffers[name] = buffer.copy_(before)
-
-
-@contextmanager
 def one_order(wanted: bool) -> Iterator[None]:
     """Let torch take only algorithms that give the same bits every time, if wanted.
 

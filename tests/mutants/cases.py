@@ -210,7 +210,7 @@ APPROXIMATORS = [
     ),
     mutant(
         "tables of positions sum one column alone",
-        "numerics/position_table.py",
+        "numerics/tables.py",
         "return found.view(v, n, t, t).sum(0).flatten()",
         "return found.view(v, n, t, t)[0].flatten()",
         "position_gram::pairs_are_those_of_the_whole_rearrangement",
