@@ -105,6 +105,19 @@ def test_a_solve_forms_no_factor(monkeypatch):
     assert not {(30, 30), (40, 40), (1200, 1200)} & set(sizes)
 
 
+@pytest.mark.parametrize("variant", ["kfac", "exact"])
+def test_questions_about_an_inverse_form_no_dense_matrix(variant):
+    """They took p solves, and 26 GiB for a layer of 200 × 300."""
+    statistics = cases.layer_statistics(cases.outer(1, 10, 200, 300))
+    exact = fl.ExactBlock()(statistics)
+    same = exact if variant == "exact" else fl.KFAC()(statistics)
+    inverse, other = fl.CGFAC(variant)(statistics).inverse(0.1), same.inverse(0.1)
+    assert inverse.frobenius_norm() == pytest.approx(other.frobenius_norm(), rel=1e-12)
+    assert inverse.trace() == pytest.approx(other.trace(), rel=1e-12)
+    asked = exact.inverse(0.1)
+    assert asked.inner(inverse) == pytest.approx(asked.inner(other), rel=1e-12)
+
+
 def test_values_are_checked():
     with pytest.raises(ValueError, match="at least 1"):
         fl.CGFAC(max_iterations=0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from fisherlab.approximators import (
+    CGFAC,
     KPSVD,
     Approximator,
     Deflation,
@@ -27,6 +28,7 @@ SWEEPS = 4  # times that norms, traces and diagonals of one cell read the sample
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
 TERM_READS = 25  # of the factors of one term, until its errors are known
 STEP_READS = 25  # of a column in a step of a Krylov space
+STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, about
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
@@ -131,8 +133,10 @@ def own(s: Samples, method: Approximator, part: Needs) -> Work:
 
 def _building(s: Samples, method: Approximator) -> float:
     counted = building_flops(method, s) or 0
-    iterated = isinstance(method, ITERATED)
-    return counted * (EFFORT if iterated and not isinstance(s, OuterSamples) else 1)
+    if not isinstance(method, ITERATED):
+        return counted
+    by_gram = isinstance(s, OuterSamples) and method.solver == "auto"
+    return counted * (1 if by_gram else EFFORT)
 
 
 def _factor_reading(s: Samples, method: Approximator) -> float:
@@ -179,7 +183,7 @@ def solve(s: Samples, method: Approximator) -> Work:
 def prepared(s: Samples, method: Approximator) -> Work:
     """Count what the solves at all dampings share: blocks, and eigendecompositions."""
     o, i, _, p = _sizes(s)
-    if isinstance(method, Diagonal) or _by_examples(s, method):
+    if isinstance(method, (Diagonal, CGFAC)) or _by_examples(s, method):
         return Work(0)
     if isinstance(method, MiniBlock):
         return Work(s.examples * p * i, 2 * NUMBER * o * i * i)
@@ -195,12 +199,23 @@ def one_more(s: Samples, method: Approximator) -> float:
     o, i, _, p = _sizes(s)
     if isinstance(method, Diagonal):
         return p
+    if isinstance(method, CGFAC):
+        iterations = min(STEPS_TO_TOLERANCE, method.max_iterations or STEPS_TO_TOLERANCE)
+        return iterations * _cg_product(s, method)
     if _by_examples(s, method):
         n = s.examples
         return n * n * i + o * (n * n + n**3 / 3 + 2 * n * i)
     if isinstance(method, MiniBlock):
         return o * (i**3 / 3 + i * i)
     return 2.0 * p * (o + i) + solved_again(s, method)
+
+
+def _cg_product(s: Samples, method: CGFAC) -> float:
+    """Count a product of CG-FAC, through the rows of its factors or the samples."""
+    if method.variant == "exact":
+        return product(s)
+    _, _, m, p = _sizes(s)
+    return 2.0 * s.positions * (m + s.examples) * p
 
 
 def _by_examples(s: Samples, method: Approximator) -> bool:

@@ -58,6 +58,8 @@ class IterativeInverse(Operator):
         A positive definite operator close to the inverse; identity if None.
     stopping
         Tolerance and cap.
+    closed
+        Whether the matrix has an inverse of its own, that answers all but products.
 
     Examples
     --------
@@ -72,11 +74,25 @@ class IterativeInverse(Operator):
     preconditioner: Operator | None = None
     stopping: Stopping = TO_TOLERANCE
     provenance: Provenance = Provenance()
+    closed: bool = False
 
     @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.forward.weight_shape
+
+    @cached_property
+    def formed(self) -> Operator:
+        """The matrix's own inverse where it has one, else the dense block."""
+        return self.forward.inverse(self.damping) if self.closed else self._formed_dense()
+
+    @property
+    def _stands(self) -> bool:
+        """Whether `formed` is no dense block."""
+        return self.closed
+
+    def _formed_dense(self) -> Dense:
+        return Dense(self.to_dense(), self.weight_shape, self.provenance)
 
     @property
     def stored_numbers(self) -> int:
@@ -140,6 +156,8 @@ class IterativeInverse(Operator):
         return solution
 
     def _dense(self) -> Float[Tensor, "p p"]:
+        if self.closed:
+            return self.formed.to_dense()
         block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
         return block.inverse(self.damping).to_dense()
 
@@ -252,5 +270,5 @@ class SolvedByProducts(Operator):
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         shift = tikhonov(damping, self)
         return IterativeInverse(
-            self.forward, shift, stopping=self.stopping, provenance=made
+            self.forward, shift, stopping=self.stopping, provenance=made, closed=True
         )

@@ -107,7 +107,7 @@ def measure(name: str, examples: int = 256, checkpoints: str = "0,1,2,5") -> dic
         [*words, str(examples), checkpoints],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        env={"OMP_NUM_THREADS": "2"} | os.environ,
         check=False,
     )
     if done.returncode:
