@@ -1,6 +1,8 @@
 """The errors fisherlab raises besides ValueError: each names the thing and the remedy."""
 
 import pickle
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class FisherlabError(Exception):
@@ -126,3 +128,17 @@ def lasting(error: Exception) -> Exception:
         again = None
     same = type(again) is type(error) and str(again) == str(error)
     return error if same else FisherlabError(f"{type(error).__name__}: {error}")
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """Ask for the known name nearest to a given one; say nothing where none is near.
+
+    Examples
+    --------
+    >>> meant("kfca", ["ekfac", "kfac", "diagonal"])
+    " Did you mean 'kfac'?"
+    >>> meant("adam", ["kfac"])
+    ''
+    """
+    near = get_close_matches(given, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

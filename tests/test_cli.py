@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -91,6 +92,38 @@ def test_values_may_be_separated_by_spaces_or_commas():
 )
 def test_a_mistake_is_named_in_one_line(capsys, words, named):
     assert named in fails_with(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["rapport"], "report"),
+        (["report", "--stepps", "3"], "--steps"),
+        (["report", "--fisher", "emprical"], "empirical"),
+        (["report", "--problem", "digit"], "digits"),
+        (["report", "--approximators", "kfca"], "kfac"),
+        (["report", "--layers", "fcc2"], "fc2"),
+    ],
+)
+def test_a_misspelt_name_is_answered_by_the_nearest(capsys, words, meant):
+    said = fails_with(capsys, *words)
+    assert f"Did you mean {meant!r}?" in said
+
+
+def test_nothing_is_meant_by_what_is_near_nothing(capsys):
+    assert "mean" not in fails_with(capsys, "zzz")
+
+
+@pytest.mark.parametrize("words", [["approximators"], ["problems"], ["reproduce", "list"]])
+def test_tables_are_there_for_programs(capsys, words):
+    assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert cli.main(words) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert len(found) == len(lines) > 20
+    first = next(iter(found[0].values()))
+    assert lines[0].startswith(first)
+    assert head.startswith(next(iter(found[0])))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fisherlab.analysis.cells import REFUSALS, Cells, build, reason
 from fisherlab.analysis.damping import Dampings
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import quantity
-from fisherlab.errors import BudgetError, IndefiniteError
+from fisherlab.errors import BudgetError, IndefiniteError, meant
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import Entry, entries
@@ -85,6 +85,7 @@ def _metrics(
     unknown = [name for name in names if name not in known]
     if unknown:
         msg = f"compare: metrics {unknown} are unknown; known: {', '.join(known)}."
+        msg += meant(str(unknown[0]), known)
         raise ValueError(msg)
     lacking = [name for name in names if not given[known[name].needs]]
     if lacking:

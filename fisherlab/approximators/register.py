@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from fisherlab.approximators.base import Approximator, NetworkApproximator, facts
+from fisherlab.errors import meant
 
 Scope = Literal["block", "network", "any"]
 Chosen = str | Callable[..., Any] | Sequence[Any] | Mapping[str, Any] | None
@@ -128,6 +129,7 @@ def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
         what = "network approximators" if scope == "network" else "approximators"
         listed = ", ".join(n for n in _ENTRIES if n in known)
         msg = f"{what}: {', '.join(map(repr, unknown))} unknown; known: {listed}."
+        msg += meant(str(unknown[0]), known)
         raise ValueError(msg)
     found: dict[str, Any] = {}
     for one in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from fisherlab.report.config import DEFAULT_APPROXIMATORS
 if TYPE_CHECKING:
     from fisherlab.problems import Description
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -110,6 +112,7 @@ def add_reproduce(commands: Any) -> None:
     )
     command = add_command(commands, "reproduce", _reproduce, text)
     command.add_argument("name", nargs="?", default="list", help="an id, `list` or `all`")
+    command.add_argument("--json", action="store_true", help="print the list as JSON")
     size = command.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="minutes on two cores")
     size.add_argument("--paper", action="store_true", help="the paper's size (default)")
@@ -128,12 +131,14 @@ def add_reproduce(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace, command: str) -> None:
+    from fisherlab.analysis.wording import aligned
     from fisherlab.numerics.devices import require_device
     from fisherlab.reproduce import catalogue
     from fisherlab.reproduce.experiment import Setting
 
     if arguments.name == "list":
-        print(_rows_listed(arguments.data_dir))
+        rows = _rows_listed(arguments.data_dir)
+        print(as_json(rows) if arguments.json else aligned(rows))
         return
     require_device(arguments.device)
     setting = Setting(
@@ -147,14 +152,15 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
         print(catalogue.write(arguments.name, setting, seeds, out, executor))
 
 
-def _rows_listed(data_dir: Path | None) -> str:
-    """Return a line for every row of every paper."""
-    from fisherlab.analysis.wording import aligned
+def _rows_listed(data_dir: Path | None) -> list[tuple[str, ...]]:
+    """Return the head and a line for every row of every paper."""
     from fisherlab.reproduce import catalogue
     from fisherlab.reproduce.comparison import state
 
     known = catalogue.experiments()
-    lines = [("id", "command", "what it shows", "data", "quick/paper min", "state")]
+    lines: list[tuple[str, ...]] = [
+        ("id", "command", "what it shows", "data", "quick/paper min", "state")
+    ]
     for row in catalogue.rows():
         made = known.get(row.experiment or "")
         data, minutes = "", ""
@@ -163,7 +169,7 @@ def _rows_listed(data_dir: Path | None) -> str:
             minutes = "/".join(f"{one:g}" for one in made.minutes)
         told = (row.name, row.experiment or "", row.shows, data, minutes, state(row, known))
         lines.append(told)
-    return aligned(lines)
+    return lines
 
 
 def _there(name: str, data_dir: Path | None) -> str:
@@ -188,7 +194,10 @@ def add_listings(commands: Any) -> None:
         metavar="NAME",
         help="fetch the data files of this problem instead (needs pooch)",
     )
-    add_command(commands, "approximators", _approximators, "List the approximations.")
+    text = "List the approximations."
+    approximations = add_command(commands, "approximators", _approximators, text)
+    for each in (parser, approximations):
+        each.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
 def _problems(arguments: argparse.Namespace, command: str) -> None:
@@ -205,7 +214,7 @@ def _problems(arguments: argparse.Namespace, command: str) -> None:
         likelihood = type(known.likelihood).__name__
         files = _files(known, arguments.data_dir)
         rows.append((name, known.network, known.summary, likelihood, files))
-    print(aligned(rows))
+    print(as_json(rows) if arguments.json else aligned(rows))
 
 
 def _files(known: Description, data_dir: Path | None) -> str:
@@ -227,7 +236,20 @@ def _approximators(arguments: argparse.Namespace, command: str) -> None:
     for name, value in fl.approximators().items():
         summary = (type(value).__doc__ or "").strip().partition("\n")[0]
         rows.append((name, summary, repr(value)))
-    print(aligned(rows))
+    print(as_json(rows) if arguments.json else aligned(rows))
+
+
+def as_json(rows: Sequence[tuple[str, ...]]) -> str:
+    """Write a table as a list of objects, whose keys are its head.
+
+    Examples
+    --------
+    >>> json.loads(as_json([("name", "data"), ("digits", "none")]))
+    [{'name': 'digits', 'data': 'none'}]
+    """
+    head, *body = rows
+    found = [dict(zip(head, row, strict=True)) for row in body]
+    return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def add_lab(commands: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from fisherlab.errors import meant
 from fisherlab.report.config import LIKELIHOODS, ReportConfig
 
 
@@ -14,7 +15,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and leaving."""
-        raise ValueError(f"{message}. See `{self.prog} --help`.")
+        near = self._near(message)
+        raise ValueError(f"{message}.{near} See `{self.prog} --help`.")
+
+    def _near(self, message: str) -> str:
+        """Find what may have been meant: a choice that argparse lists, or an option."""
+        given, listed, choices = message.partition("(choose from ")
+        if listed:
+            word = given.rpartition("invalid choice: ")[2].strip(" '")
+            return meant(word, (one.strip(" '") for one in choices.rstrip(")").split(",")))
+        given = message.removeprefix("unrecognized arguments: ")
+        return meant(given.split()[0], self._options()) if given != message else ""
+
+    def _options(self) -> set[str]:
+        """Return the options of this parser and of its commands."""
+        commands = (
+            command
+            for action in self._actions
+            if isinstance(action.choices, dict)
+            for command in action.choices.values()
+        )
+        return {
+            option for one in (self, *commands) for option in one._option_string_actions
+        }
 
 
 def add_command(

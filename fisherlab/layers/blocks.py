@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fisherlab.errors import UnsupportedModelError
+from fisherlab.errors import UnsupportedModelError, meant
 from fisherlab.layers.modes import exclusive, uncompiled
 from fisherlab.numerics.devices import generators_kept
 
@@ -246,6 +246,7 @@ def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str
         }
         if not hits:
             msg = f"layers: {wanted!r} is unknown; known blocks: {', '.join(found)}."
+            msg += meant(wanted, found)
             raise ValueError(msg)
         chosen |= hits
     return {name: block for name, block in found.items() if name in chosen}

@@ -30,7 +30,7 @@ from fisherlab.operators.partition import Partition, same_partition
 class MiniBlocks(Operator):
     r"""A block-diagonal matrix whose blocks are held.
 
-    .. math:: M = P^T \mathrm{diag}(M_1, \dots, M_B) P
+    .. math:: M = P^T \mathrm{diag}(M_1, \ldots, M_B) P
 
     Parameters
     ----------

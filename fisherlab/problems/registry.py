@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 
+from fisherlab.errors import meant
 from fisherlab.problems.descriptions import DESCRIPTIONS, Description
 from fisherlab.problems.files import fetch
 from fisherlab.problems.networks import settle
@@ -47,6 +48,7 @@ def describe(name: str) -> Description:
     if name not in _PROBLEMS:
         raise ValueError(
             f"There is no problem {name!r}. The problems are {', '.join(_PROBLEMS)}."
+            + meant(name, _PROBLEMS)
         )
     return _PROBLEMS[name]
 

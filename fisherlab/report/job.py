@@ -17,7 +17,7 @@ from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.executors import Workers
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.wording import aligned
-from fisherlab.errors import NumericalError
+from fisherlab.errors import NumericalError, meant
 from fisherlab.numerics.devices import require_device
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.problems import Problem
@@ -116,6 +116,7 @@ def _check_known(kind: str, names: tuple[str, ...], known: tuple[str, ...]) -> N
         if name not in known:
             raise ValueError(
                 f"There is no {kind} {name!r} here. Choose from {', '.join(known)}."
+                + meant(name, known)
             )
 
 

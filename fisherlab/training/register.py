@@ -26,6 +26,7 @@ from fisherlab.approximators.gradient_roots import (
 from fisherlab.approximators.mean_gradients import ShampooPreconditioner, TNTPreconditioner
 from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
 from fisherlab.approximators.online.k_bfgs import KBFGS
+from fisherlab.errors import meant
 from fisherlab.operators.dampings import Factored
 from fisherlab.problems.problem import Problem
 from fisherlab.training.moves import KLClip
@@ -74,6 +75,7 @@ def optimizer(name: str, problem: Problem, **settings: Any) -> Optimizer:
     """
     if name not in _RECIPES:
         msg = f"optimizer: {name!r} is unknown; known: {', '.join(_RECIPES)}."
+        msg += meant(name, _RECIPES)
         raise ValueError(msg)
     return _RECIPES[name](problem, **settings)
 

@@ -60,7 +60,7 @@ def block_diagonal(approximator: Choice, stats: NetworkStatistics) -> BlockDiago
 class PerBlock:
     r"""`block_diagonal` with its approximator chosen: a network approximator.
 
-    .. math:: \hat F = \mathrm{diag}(\hat F_1, \dots, \hat F_L)
+    .. math:: \hat F = \mathrm{diag}(\hat F_1, \ldots, \hat F_L)
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from fisherlab.operators.stacked import Apart, has_factors
 class BlockDiagonal(Apart, NetworkOperator):
     r"""One operator a weight, zero between weights.
 
-    .. math:: F = \mathrm{diag}(F_1, \dots, F_L)
+    .. math:: F = \mathrm{diag}(F_1, \ldots, F_L)
 
     A `Factored` damping shifts the factors of blocks with Kronecker terms and adds λI to
     the other blocks.
