@@ -83,3 +83,13 @@ def test_the_reference_has_every_public_name():
         text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
         parts = fl._MODULES if page == "reference" else generate.FAMILIES
         assert set(parts) == set(re.findall(rf"generated/{page}/(\w+)", text))
+
+
+def test_the_readme_leads_to_files_that_are_there_and_to_small_pictures():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert len(named) >= 10
+    assert not [name for name in named if not (DOCS.parent / name).exists()]
+    pictures = [DOCS.parent / name for name in named if name.endswith(".png")]
+    assert len(pictures) >= 2
+    assert not [path for path in pictures if path.stat().st_size > 150_000]

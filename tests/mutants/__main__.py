@@ -21,7 +21,10 @@ from pathlib import Path
 from tests.mutants.cases import EVERY, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("fisherlab", "tests", "notebooks", "conftest.py", "pyproject.toml", "README.md")
+COPIED = (
+    *("fisherlab", "tests", "notebooks", "docs"),
+    *("conftest.py", "pyproject.toml", "README.md"),
+)
 SECONDS = 300  # of the processor, whatever else the machine does
 DONE = 64  # added to pytest's exit code, which an exception of the child is not
 VERDICTS = {DONE: "survived", DONE + 1: "caught", -signal.SIGXCPU: "caught (timeout)"}
