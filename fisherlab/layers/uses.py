@@ -6,7 +6,7 @@ arguments of each known call; after that, linear layers, sequences and convoluti
 same code.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -182,25 +182,6 @@ def _with_last_column(
     return out.flatten(2)
 
 
-def readings(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Sequence[Reading]:
-    """Return what a call may be: uses of a weight, nothing if it is no known function.
-
-    A product has two candidates, as either side may be the weight.
-
-    Examples
-    --------
-    >>> x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    >>> [one.kind for one in readings(F.linear, (x, weight), {})]
-    ['linear']
-    >>> readings(torch.sin, (x,), {})
-    ()
-    """
-    reader = _READERS.get(function)
-    return () if reader is None else tuple(reader(*args, **kwargs))
-
-
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Iterator[Reading]:
     if weight.dim() == 2 and input.dim() > 1:
         yield Reading("linear", input, weight, bias, _all_positions, _last_axis)
@@ -309,7 +290,9 @@ def _transposed_convolution(
     )
 
 
-_READERS: dict[Callable[..., Any], Callable[..., Iterator[Reading]]] = {
+# What a call of each known function may be; a product has two candidates, as either side
+# may be the weight.
+READERS: Mapping[Callable[..., Any], Callable[..., Iterator[Reading]]] = {
     F.linear: _linear,
     F.embedding: _embedding,
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),

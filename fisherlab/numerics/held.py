@@ -35,7 +35,7 @@ class Held:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of what goes in and out."""
-        parts = (getattr(self, name) for name in _cast_names(self))
+        parts = (getattr(self, name) for name in _fields(self)[1])
         found = (kind for part in parts for kind in _precisions(part))
         return next(found, None) or torch.get_default_dtype()
 
@@ -58,7 +58,7 @@ class Held:
         """Return the same value in another precision."""
         if dtype == self.dtype:
             return self
-        cast = {n: _cast(getattr(self, n), dtype) for n in _cast_names(self)}
+        cast = {n: _cast(getattr(self, n), dtype) for n in _fields(self)[1]}
         changed: Any = replace(self, **cast)  # type: ignore[type-var]
         return changed
 
@@ -71,8 +71,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def _fields(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name the fields of a class and those that are cast: every step asks for them."""
+def _fields(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the fields of a value's class and those that are cast: every step asks."""
+    kind = type(value)
     if kind not in _FIELDS:
         own = fields(kind)
         cast = (f.name for f in own if f.init and "stays" not in f.metadata)
@@ -80,17 +81,9 @@ def _fields(kind: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return _FIELDS[kind]
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return _fields(type(value))[0]
-
-
-def _cast_names(value: Any) -> tuple[str, ...]:
-    return _fields(type(value))[1]
-
-
 def _parts(value: Any) -> list[Any]:
     if isinstance(value, Held):
-        return [getattr(value, name) for name in _names(value)]
+        return [getattr(value, name) for name in _fields(value)[0]]
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, (tuple, list)) else []

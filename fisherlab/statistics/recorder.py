@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fisherlab.layers.blocks import Block, Place, place_of
-from fisherlab.layers.uses import Form, Reading, Use, readings
+from fisherlab.layers.uses import READERS, Form, Reading, Use
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
 
@@ -95,7 +95,8 @@ class Recorder(TorchFunctionMode):
         if function in _OPENED:
             with self:
                 return _OPENED[function](*args, **options)
-        for reading in readings(function, args, options):
+        reader = READERS.get(function)
+        for reading in () if reader is None else reader(*args, **options):
             uses, own = self._uses(reading)
             if uses:
                 return self._noted(partial(function, *args, **options), uses, own)
