@@ -16,11 +16,11 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, recorder, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
-from fisherlab.statistics.gathered import Held, foretold, held_bytes
+from fisherlab.statistics.gathered import Held, foretold, held_bytes, require_equal
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.recorder import Pass
-from fisherlab.statistics.values import LayerStatistics, Statistics, require_equal
+from fisherlab.statistics.values import LayerStatistics, Statistics
 
 Planned = Callable[[dict[str, LayerStatistics], int], None]
 EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power of two)

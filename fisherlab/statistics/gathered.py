@@ -1,6 +1,6 @@
-"""Statistics on their way into memory: chunks of columns and runs of examples, joined."""
+"""Statistics on their way into memory: chunks and runs, joined and held against others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import factorised
 from fisherlab.statistics.values import LayerStatistics, summable
 
 Run = tuple[LayerStatistics, ...]
+Layers = Mapping[str, LayerStatistics]
 
 
 @final
@@ -56,7 +58,7 @@ class Held:
 
 
 def foretold(
-    pieces: Mapping[str, LayerStatistics],
+    pieces: Layers,
     columns: int,
     examples: int,
     held: Mapping[str, Held],
@@ -175,3 +177,46 @@ def _grow(tensor: Tensor | None, axis: int, size: int, value: float = 0) -> Tens
         return tensor
     sides = [0, 0] * (tensor.dim() - axis - 1) + [0, missing]
     return F.pad(tensor, sides, value=value)
+
+
+def require_equal(first: Layers, second: Layers) -> None:
+    """Name the first layer that differs between two runs, its input before its gradient.
+
+    Summation in another order is let through: the bound is eps^¾ of the largest entry.
+
+    Raises
+    ------
+    NumericalError
+        Naming the layer.
+
+    Examples
+    --------
+    >>> from fisherlab.layers import Block
+    >>> block = Block("0", "0.weight", None, (1, 1), 1)
+    >>> one = {"0": LayerStatistics(block, 1, matrices=torch.ones(1, 1, 1, 1))}
+    >>> require_equal(one, one)
+    """
+    for name, what, a, b in _compared(first, second):
+        allowed = torch.finfo(a.dtype).eps ** 0.75 * float(a.abs().max())
+        difference = float((a - b).abs().max())
+        if difference > allowed:
+            raise NumericalError(
+                f"Two runs of the same batch differ in {what} of layer {name!r} by "
+                f"{difference:.3g}. Look for randomness between it and the layer before: "
+                "functional dropout, noise, or a sum in random order."
+            )
+
+
+def _compared(first: Layers, second: Layers) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    for what, fields in (
+        ("the input", ("inputs",)),
+        ("the gradient", ("gradients", "matrices")),
+    ):
+        for name, one in first.items():
+            other = second[name]
+            parts = zip(one.parts or (one,), other.parts or (other,), strict=True)
+            for mine, its in parts:
+                for field in fields:
+                    a, b = getattr(mine, field), getattr(its, field)
+                    if a is not None and b is not None:
+                        yield name, what, a, b

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherlab.errors import NeedsSharedForm, NumericalError
+from fisherlab.errors import NeedsSharedForm
 from fisherlab.layers import Block
 from fisherlab.numerics.held import Held
 from fisherlab.numerics.memory import readable
@@ -373,50 +373,3 @@ class Statistics(Mapping[str, LayerStatistics]):
             for name, layer in self.items()
         }
         return html_table(f"Statistics of {len(self)} blocks", rows)
-
-
-def require_equal(
-    first: Mapping[str, LayerStatistics], second: Mapping[str, LayerStatistics]
-) -> None:
-    """Name the first layer that differs between two runs, its input before its gradient.
-
-    Summation in another order is let through: the bound is eps^¾ of the largest entry.
-
-    Raises
-    ------
-    NumericalError
-        Naming the layer.
-
-    Examples
-    --------
-    >>> from fisherlab.layers import Block
-    >>> block = Block("0", "0.weight", None, (1, 1), 1)
-    >>> one = {"0": LayerStatistics(block, 1, matrices=torch.ones(1, 1, 1, 1))}
-    >>> require_equal(one, one)
-    """
-    for name, what, a, b in _compared(first, second):
-        allowed = torch.finfo(a.dtype).eps ** 0.75 * float(a.abs().max())
-        difference = float((a - b).abs().max())
-        if difference > allowed:
-            raise NumericalError(
-                f"Two runs of the same batch differ in {what} of layer {name!r} by "
-                f"{difference:.3g}. Look for randomness between it and the layer before: "
-                "functional dropout, noise, or a sum in random order."
-            )
-
-
-def _compared(
-    first: Mapping[str, LayerStatistics], second: Mapping[str, LayerStatistics]
-) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    for what, fields in (
-        ("the input", ("inputs",)),
-        ("the gradient", ("gradients", "matrices")),
-    ):
-        for name, one in first.items():
-            other = second[name]
-            parts = zip(one.parts or (one,), other.parts or (other,), strict=True)
-            for mine, its in parts:
-                for field in fields:
-                    a, b = getattr(mine, field), getattr(its, field)
-                    if a is not None and b is not None:
-                        yield name, what, a, b

@@ -33,9 +33,9 @@ from fisherlab.statistics import (
     mean_gradient,
 )
 from fisherlab.statistics.batches import Batch, batches, moved
+from fisherlab.statistics.gathered import require_equal
 from fisherlab.statistics.model_view import buffers_kept, require_gradients
 from fisherlab.statistics.probe import Probe
-from fisherlab.statistics.values import require_equal
 from fisherlab.training.one_graph import Passed, forward, pulled, together
 from fisherlab.training.randomness import drawing
 from fisherlab.training.replicas import Replicas

@@ -444,7 +444,7 @@ STATISTICS = [
     ),
     mutant(
         "determinism lets any difference through",
-        "statistics/values.py",
+        "statistics/gathered.py",
         "if difference > allowed:",
         "if difference > 1e6 * allowed:",
         "determinism::the_layer_behind_the_noise_is_named",
