@@ -210,27 +210,27 @@ def answered(
             method: [p for p in purposes if (name, method, p) not in skipped]
             for method in methods
         }
-        pairs = {"": Pair(exact, exact)} if any(asked.values()) else {}
-        for method, wanted in asked.items():
-            try:
-                if wanted:
-                    pairs[method] = _paired(exact, methods[method], layer)
+        for method in ("", *methods) if any(asked.values()) else ():
+            approximator = methods.get(method, ExactBlock())
+            itself = isinstance(approximator, ExactBlock)
+            if not (wanted := list(purposes) if itself else asked[method]):
+                continue
+            try:  # what a pair keeps is let go before the next one
+                pair = _paired(exact, approximator, layer)
             except REFUSALS as error:
                 reasons.update({(name, method, p): reason(error) for p in wanted})
-        for p, purpose in purposes.items():
-            if all((name, method, p) in skipped for method in methods):
                 continue
-            for method, pair in pairs.items():
+            for p in wanted:
                 key, known = (name, method, p), answers.get((name, "", p))
+                if all((name, one, p) in skipped for one in methods):
+                    continue
                 if pair.same and known is not None:  # the exact block has answered
                     answers[key] = known
                     reasons.pop(key, None)
-                elif key not in skipped:
-                    _answer(answers, reasons, key, layer, pair, purpose)
-            if pairs and (name, "", p) not in answers:  # nothing to hold a method against
-                why = f"the exact block: {reasons[name, '', p]}"
-                reasons.update({(name, method, p): why for method in methods})
-        for method, pair in pairs.items():
+                elif method and known is None:  # nothing to be held against
+                    reasons[key] = f"the exact block: {reasons[name, '', p]}"
+                else:
+                    _answer(answers, reasons, key, layer, pair, purposes[p])
             costs[name, method] = _cost(pair.source, exact, purposes.values())
     return told
 
