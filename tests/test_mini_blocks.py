@@ -419,3 +419,12 @@ def test_an_eigenbasis_of_blocks_turns_weights_without_copies_of_it():
         back = form.combine(form.rotate(w))
     assert_close(back, w)
     assert max(sizes) <= max(w.numel(), op.blocks[0].numel())
+
+
+def test_singular_blocks_are_refused_before_they_are_formed(monkeypatch):
+    """A dead layer has a relative damping of 0: blocks of 9 GB were formed to say no."""
+    op = fl.MiniBlock()(cases.layer_statistics(cases.outer(1, 3, 4, 5)))
+    monkeypatch.setattr(type(op), "_panels", lambda *_: pytest.fail("formed"))
+    for question in (lambda: op.solve(cases.normal(4, 5), 0.0), lambda: op.inverse(0.0)):
+        with pytest.raises(fl.errors.IndefiniteError, match="damping"):
+            question()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import stacked_cholesky
 from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
@@ -18,6 +19,8 @@ from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.mini_blocks import MiniBlocks
 from fisherlab.operators.partition import Partition, same_partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
+
+CUT = SharedSamples, MatrixSamples  # whose rows are had without the other rows
 
 
 @final
@@ -175,16 +178,41 @@ class FactoredMiniBlocks(Operator):
         panels = (p for group in groups for _, p in self._panels(group))
         return sum(float(p.square().sum(dtype=torch.float64)) for p in panels) ** 0.5
 
+    @property
+    def _rank(self) -> int | None:
+        """Samples that span every row's block, where they are fewer than its rows."""
+        samples = self.samples
+        outer = isinstance(samples, OuterSamples)
+        if not (self.partition.is_by_row and (outer or isinstance(samples, CUT))):
+            return None
+        rank = samples.examples * (1 if outer else samples.columns)
+        return rank if rank < self.weight_shape[1] else None
+
+    def _require_damping(self, damping: float) -> None:
+        """Refuse to invert singular blocks before they are formed."""
+        if not damping and self._rank is not None:
+            raise IndefiniteError(repr(self), damping, 0.0)
+
+    def inverse(self, damping: Damping) -> Operator:
+        """Return the damped inverse, block by block.
+
+        Raises
+        ------
+        IndefiniteError
+            If a damped block is not positive definite.
+        """
+        self._require_damping(tikhonov(damping, self))
+        return self.formed.inverse(damping)
+
     def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Solve block by block, in the smaller space of each."""
         damping = tikhonov(damping, self)
-        outer, width = isinstance(self.samples, OuterSamples), self.weight_shape[1]
-        cut = outer or isinstance(self.samples, (SharedSamples, MatrixSamples))
-        rank = self.samples.examples * (1 if outer else self.samples.columns)
-        if damping > 0 and self.partition.is_by_row and cut and rank < width:
-            by = self._solved_by_examples if outer else self._solved_by_samples
-            return by(w, damping)
-        return self.formed._solve(w, damping)
+        self._require_damping(damping)
+        if damping < 0 or self._rank is None:
+            return self.formed._solve(w, damping)
+        outer = isinstance(self.samples, OuterSamples)
+        by = self._solved_by_examples if outer else self._solved_by_samples
+        return by(w, damping)
 
     def _solved_by_examples(
         self, w: Float[Tensor, "k o i"], damping: float
