@@ -3,6 +3,7 @@
 import datetime
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
+from tests.training_runs import small
 
 TIMEOUT = 400  # seconds until a rank that hangs ends the test
 
@@ -199,6 +201,19 @@ def trainings(rank, ranks, folder=None):
     return found
 
 
+def followed(rank, ranks, folder):
+    """Follow trainings whose batches are shared out, each in one store, in two sessions."""
+    found = {}
+    for name in ("sgd-momentum", "kfac"):
+        how = {"batch_size": 11, "store": folder / f"{name}_{ranks}"}
+        for steps, every in ((4, [0, 3, 4]), (6, [0, 3, 4, 6])):
+            problem = small()
+            ds = fl.follow(problem, name, steps=steps, every=every, **how)
+        found[name] = {n: v.values for n, v in ds.items() if "seconds" not in n}
+        found[name] |= {n: p.detach().numpy() for n, p in problem.model.named_parameters()}
+    return found
+
+
 def refusals(rank, ranks):
     """Collect what every rank says of a failure that is one rank's, or nobody's."""
     model, x, y = network()
@@ -212,6 +227,11 @@ def refusals(rank, ranks):
     chosen = ["kfac"] if rank else ["kfac", "ekfac"]
     good = torch.ones_like(x), y
     found["other methods"] = said(fl.approximate, model, good, lik, chosen)
+    norm, one = small(), small()
+    norm.model.norm = nn.BatchNorm1d(2)
+    found["batch norm"] = said(fl.follow, norm)
+    found["one example"] = said(partial(fl.follow, batch_size=1), one)
+    found["other seeds"] = said(partial(fl.follow, small(), seed=rank))
     with torch.no_grad():
         model[0].weight += rank
     found["other weights"] = said(fl.approximate, model, good, lik, ["kfac"])
@@ -232,6 +252,7 @@ def everything(rank, ranks, folder):
     return {
         "comparison": comparison(rank, ranks, folder),
         "trainings": trainings(rank, ranks),
+        "followed": followed(rank, ranks, folder),
         "approximations": approximations(rank, ranks),
         "refusals": refusals(rank, ranks) if ranks > 1 else {},
     }

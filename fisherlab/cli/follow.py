@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fisherlab.cli.parsing import add_command, add_subject, many, subject
-from fisherlab.cli.workers import add_workers, executor_of
+from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
 # Those that form no dense block: a trajectory has many moments.
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
         "folder; the same command with that folder goes on where it stopped."
     )
     follow = add_command(commands, "follow", _follow, text)
+    several(follow)
     _add_training(follow.add_argument_group("training"))
     _add_probes(follow.add_argument_group("what is measured"))
     add_output(follow.add_argument_group("output"), "runs/<problem>-<optimizer>-<time>")
@@ -134,7 +135,7 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
 
     import fisherlab as fl
 
-    out = arguments.out or _new_folder(arguments)
+    out = of_first(lambda: arguments.out or _new_folder(arguments))
     problem = load_problem(arguments, arguments.seed)
     damping = arguments.damping
     if arguments.factored is not None:
@@ -156,7 +157,8 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
     )
     if not arguments.quiet:
         print(table(results), end="\n\n")
-    print(out)
+    if first_of_all():
+        print(out)
 
 
 def _moments(arguments: argparse.Namespace) -> Any:

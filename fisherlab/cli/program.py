@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import fisherlab
-from fisherlab.cli import commands, follow, report
+from fisherlab.cli import commands, follow, report, workers
 from fisherlab.cli.parsing import Parser
 from fisherlab.errors import FisherlabError
 
@@ -40,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = parser().parse_args(words)
-        arguments.act(arguments, shlex.join(["fisherlab", *words]))
+        with workers.group(arguments) as rank:
+            if rank:
+                arguments.quiet = True
+            arguments.act(arguments, shlex.join(["fisherlab", *words]))
     except (ValueError, FisherlabError, OSError) as error:
-        print(f"fisherlab: {' '.join(str(error).split())}", file=sys.stderr)
+        if workers.tells(error):
+            print(f"fisherlab: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(": ".join(["fisherlab: interrupted", *stop.args]), file=sys.stderr)

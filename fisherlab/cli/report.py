@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
 from fisherlab.cli.parsing import OWN, add_command, many
-from fisherlab.cli.workers import add_workers, executor_of
+from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 from fisherlab.report.config import PURPOSES, ReportConfig
 
 
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
         help="saved results, or a report's folder: write their page, compute nothing",
     )
     add_options(report)
+    several(report)
 
 
 def add_options(
@@ -121,12 +122,14 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
 def _report(arguments: argparse.Namespace, command: str) -> None:
     config = configuration(arguments)
     if arguments.results is not None:
-        _rebuild(arguments.results, config)
+        of_first(lambda: _rebuild(arguments.results, config))
         return
 
     from fisherlab.report.job import run
 
-    print(run(config, command))
+    page = run(config, command)
+    if first_of_all():
+        print(page)
 
 
 def _rebuild(results: Path, config: ReportConfig) -> None:

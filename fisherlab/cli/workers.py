@@ -1,15 +1,17 @@
-"""Options of commands that have many cells to fill: local processes, dask, Slurm."""
+"""Several processes of a command: cells by an executor, ranks started by torchrun."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _MISSING = "{option} needs {package}: pip install 'fisherlab[cluster]'."
 
 
@@ -88,3 +90,62 @@ def _slurm(logs: Path, settings: dict[str, Any]) -> Any:
     executor = submitit.AutoExecutor(logs, cluster="slurm")
     executor.update_parameters(**settings)
     return executor
+
+
+def several(parser: argparse.ArgumentParser) -> None:
+    """Say that a command may be started by torchrun as several ranks."""
+    parser.set_defaults(several=True)
+
+
+@contextmanager
+def group(arguments: argparse.Namespace) -> Iterator[int]:
+    """Begin the process group of torchrun, if it started this process; give the rank.
+
+    Raises
+    ------
+    ValueError
+        If the command takes one process.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or size == 1:
+        yield 0
+        return
+    if not getattr(arguments, "several", False):
+        raise ValueError(
+            f"this command takes one process, and torchrun started {size}: start it alone "
+            "(tune, sweep and reproduce take --jobs); report and follow take several."
+        )
+    import torch
+    from torch import distributed
+
+    device = getattr(arguments, "device", "cpu")
+    if device == "cuda":
+        arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(arguments.device)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
+
+
+def first_of_all() -> bool:
+    """Tell whether this is the only process, or the first of several."""
+    from fisherlab.numerics.ranks import live
+
+    ranks = live()
+    return ranks is None or not ranks.rank
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """Return what the first of several processes finds, on all of them."""
+    from fisherlab.numerics.ranks import live
+
+    ranks = live()
+    return work() if ranks is None else ranks.of_first(work)
+
+
+def tells(error: Exception) -> bool:
+    """Tell whether this process says an error: what all ranks know, the first alone."""
+    shared = any("happened on rank" in note for note in getattr(error, "__notes__", []))
+    return os.environ.get("RANK", "0") == "0" or not shared

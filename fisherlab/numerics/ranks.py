@@ -6,7 +6,9 @@ belongs to a rank, and the whole is the parts in the order of the ranks.
 
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -16,6 +18,7 @@ from torch import Tensor, distributed
 from fisherlab.errors import RankError, lasting
 
 T = TypeVar("T")
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @final
@@ -63,6 +66,50 @@ class Ranks:
             parts = total.to(flat.device).split([tensors[k].numel() for k in places])
             for k, part in zip(places, parts, strict=True):
                 found[k] = part.view(tensors[k].shape)
+        return found
+
+    def averaged(self, tensors: Sequence[Tensor], examples: int) -> list[Tensor]:
+        """Return means over the examples of all ranks from means over this one's."""
+        counts = self.gathered(examples)
+        share = counts[self.rank] / sum(counts)
+        return self.added([tensor * share for tensor in tensors])
+
+    def part(self, examples: int) -> slice:
+        """Return which examples of a batch that all ranks know are this one's.
+
+        Raises
+        ------
+        RankError
+            If there are fewer than ranks.
+        """
+        if examples < self.size:
+            raise RankError(
+                f"A batch of {examples} examples cannot be shared by {self.size} ranks. "
+                "Give larger batches, or start fewer ranks."
+            )
+        ends = [examples * k // self.size for k in range(self.size + 1)]
+        return slice(ends[self.rank], ends[self.rank + 1])
+
+    def by_first(self, work: Callable[[], T]) -> T | None:
+        """Let the first rank work alone, and the others wait; they are given None.
+
+        Raises
+        ------
+        Exception
+            That of the first, on all of them.
+        """
+
+        def first() -> T | None:
+            if self.rank:
+                return None
+            with alone():
+                return work()
+
+        return self.together(first)
+
+    def of_first(self, work: Callable[[], T]) -> T:
+        """Return on all ranks what the work of the first gives, as `by_first` does it."""
+        found: T = self.gathered(self.by_first(work))[0]
         return found
 
     def before(self, count: int) -> int:
@@ -145,10 +192,29 @@ def live(group: Any = None) -> Ranks | None:
             "group= was given, but no process group is live: call "
             "torch.distributed.init_process_group first, or leave group out."
         )
+    if group is None and _ALONE.get():
+        return None
     size = distributed.get_world_size(group)
     if size < 0:
         raise RankError("group=: this process is not one of the group's.")
     return Ranks(group, distributed.get_rank(group), size) if size > 1 else None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let `live` find no default group: work of one rank, for which the others wait.
+
+    Examples
+    --------
+    >>> with alone():
+    ...     live() is None
+    True
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def packed(value: Any) -> bytes:

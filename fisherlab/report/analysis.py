@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import torch
 import xarray as xr
@@ -15,6 +16,7 @@ import fisherlab as fl
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.verdicts import beside
 from fisherlab.errors import FisherlabError
+from fisherlab.numerics.ranks import live
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
@@ -25,6 +27,7 @@ from fisherlab.statistics import Statistics
 from fisherlab.training import trajectory
 from fisherlab.training.probes.errors import measured
 
+T = TypeVar("T")
 _MOMENTUM: Final = 0.9
 _RATE: Final = 0.05
 
@@ -59,12 +62,15 @@ def count_phases(config: ReportConfig) -> int:
     return 4 * len(config.analysed_steps) + 1 + bool(config.purpose)
 
 
-def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -> Analysis:
+def analyse(
+    problem: Problem, config: ReportConfig, size: Size, phase: Phases
+) -> Analysis | None:
     """Train a problem's network and analyse it at the checkpoints.
 
     The Fisher is taken over `size.examples` random training examples. An interrupt, or a
     training that diverges, after the first checkpoint ends the work early; what is done
-    is returned.
+    is returned. Several processes train together, and the first analyses, for which the
+    others wait; they return None.
 
     Raises
     ------
@@ -93,18 +99,19 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     try:
         path = checkpoints(problem, config, phase)
         for (step, model), seconds in zip(path, size.seconds, strict=True):
-            stats, gradient, row = _moment(
-                problem, model, step, config, size, phase, seconds
-            )
-            rows.append(row)
+            moment = by_first(_moment, problem, model, step, config, size, phase, seconds)
+            if moment is not None:
+                stats, gradient, row = moment
+                rows.append(row)
         if config.purpose and stats is not None:
             with phase("purposes"), fl.frozen(model):
                 found = _judged(problem, model, stats, gradient, config, size)
     except (KeyboardInterrupt, FisherlabError) as stop:
-        if stats is None:
+        if stats is None or live() is not None:
             raise
         ended = stop
-    assert stats is not None, "at least one step is analysed"
+    if stats is None:
+        return None
     with phase("inverse blocks"):
         inverses = _inverses(stats, config, size)
     results = _joined(rows).assign_attrs(attributes_of(problem, config))
@@ -113,6 +120,12 @@ def analyse(problem: Problem, config: ReportConfig, size: Size, phase: Phases) -
     why = [] if ended is None else [f"later steps: {str(ended) or 'interrupted'}"]
     results.attrs["left_out"] = "; ".join([*size.told, *why])
     return Analysis(results, inverses, ended)
+
+
+def by_first(work: Callable[..., T], *given: Any) -> T | None:
+    """Do a work here, or of several processes on the first, for which the others wait."""
+    ranks = live()
+    return work(*given) if ranks is None else ranks.by_first(partial(work, *given))
 
 
 def checkpoints(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,15 +18,18 @@ from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.executors import Workers
 from fisherlab.analysis.intervals import with_noise
 from fisherlab.analysis.wording import aligned
+from fisherlab.approximators.ranks import require_same_weights
 from fisherlab.errors import NumericalError, meant
 from fisherlab.numerics.devices import require_device
 from fisherlab.numerics.memory import parse_budget
+from fisherlab.numerics.ranks import live
 from fisherlab.problems import Problem
 from fisherlab.report import own
 from fisherlab.report.analysis import (
     Analysis,
     analyse,
     attributes_of,
+    by_first,
     checkpoints,
     collected,
     count_phases,
@@ -44,7 +48,8 @@ def run(config: ReportConfig, command: str = "") -> Path:
     The folder holds `report.html`, `results.nc`, `inverse_blocks.nc`, `run.json` and
     `figures/`, and appears only when all is written. An interrupt after the first
     checkpoint, or a training that diverges there, ends the analysis early: what is done
-    is written, and the interrupt or the error is raised again.
+    is written, and the interrupt or the error is raised again. Where a process group is
+    live, its ranks train together; the first analyses and writes.
 
     Parameters
     ----------
@@ -72,19 +77,25 @@ def run(config: ReportConfig, command: str = "") -> Path:
     check(config)
     phase = Phases(count_phases(config) + 2, quiet=config.quiet)
     # Before the bar appears, so that a complaint about the input stands alone.
+    ranks = live()
     with phase("load"):
-        problem = load(config)
+        problem = load(config) if ranks is None else ranks.together(lambda: load(config))
         size = fitted(problem, config)
+    if ranks is not None:
+        require_same_weights(ranks, problem.model)
+        size = ranks.gathered(size)[0]
     fallback = Path("reports") / f"{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
-    with folder as (scratch, target):
+    with ExitStack() as stack:
+        places = by_first(stack.enter_context, folder)
         if not config.quiet:
             _tell(size, config)
         with phase:
             analysis = analyse(problem, config, size, phase)
-            record = describe_run(config, command, started)
-            _write(analysis, record, scratch, phase)
-    page = target / "report.html"
+            by_first(_written, analysis, config, command, started, places, phase, stack)
+    if analysis is None or places is None:
+        return Path()
+    page = places[1] / "report.html"
     if not config.quiet:
         print(summary_table(analysis.results), end="\n\n")
     if isinstance(analysis.ended, KeyboardInterrupt):
@@ -128,6 +139,20 @@ def load(config: ReportConfig) -> Problem:
         stats = fl.collect(model, (x[:1], y[:1]), problem.likelihood, fl.Empirical())
     _check_known("layer", config.layers, tuple(stats))
     return problem.to(config.device)
+
+
+def _written(
+    analysis: Analysis,
+    config: ReportConfig,
+    command: str,
+    started: datetime,
+    places: tuple[Path, Path],
+    phase: Phases,
+    stack: ExitStack,
+) -> None:
+    """Write a report, and let its folder appear."""
+    _write(analysis, describe_run(config, command, started), places[0], phase)
+    stack.close()
 
 
 def _write(analysis: Analysis, record: dict[str, Any], folder: Path, phase: Phases) -> None:

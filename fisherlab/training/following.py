@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -17,12 +18,13 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.progress import say_complete
+from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
 from fisherlab.training.record import Settings, differences, session, settings
 from fisherlab.training.register import optimizer as by_name
-from fisherlab.training.replicas import require_one_process
+from fisherlab.training.replicas import require_replicas
 from fisherlab.training.run import Run, Scheduler
 from fisherlab.training.schedules import BatchSize, Every, LogarithmicSteps, moments
 from fisherlab.training.store import Checkpoint, Store
@@ -58,6 +60,11 @@ def follow(
     KeyboardInterrupt; called again with the same store, the training goes on with the
     same numbers as if it had not stopped, bit for bit on the same device. So it does
     from the last checkpoint after a crash.
+
+    Where a process group of ``torch.distributed`` is live, all its ranks are given the
+    same arguments: every batch is shared out, the first rank measures and writes the
+    store, and all return the same results. Another number of ranks may go on. A probe
+    may take no longer than the group's time-out.
 
     Parameters
     ----------
@@ -110,7 +117,7 @@ def follow(
     ValueError
         If the store holds a run of other settings (they are named), or of more steps.
     RankError
-        If a process group of several processes is live.
+        If several processes differ in what they were given, or the model has batch norm.
     StoreError
         If the store cannot be written; the last checkpoint is kept.
     NumericalError
@@ -127,7 +134,6 @@ def follow(
     >>> ds.step.values.tolist(), bool(ds.test_loss[0] > ds.test_loss[-1])
     ([0, 10, 20], True)
     """
-    require_one_process("follow")
     if steps < 0 or (seconds is not None and not seconds > 0):
         raise ValueError(
             f"follow: steps={steps}, seconds={seconds}; at least 0 steps and a positive "
@@ -146,11 +152,13 @@ def follow(
     run = Run(problem, made, schedule, probes, wanted, batch_size, seed, place)
     chosen = settings(problem, made, schedule, probes, batch_size, seed)
     run.attributes = _attributes(chosen)
+    ranks = live()
+    if ranks is not None:
+        require_replicas(ranks, problem.model, chosen)
     modes = [(module, module.training) for module in problem.model.modules()]
     with ExitStack() as stack:
         if place is not None:
-            stack.enter_context(place.opened())
-            _begin(run, place, chosen, steps, resume)
+            _begin(run, place, chosen, steps, resume, stack)
         stack.enter_context(one_order(deterministic))
         interrupt = stack.enter_context(held_interrupt())
         try:
@@ -170,8 +178,31 @@ def _optimizer(optimizer: MakeOptimizer, problem: Problem) -> Optimizer:
     return optimizer if isinstance(optimizer, Optimizer) else optimizer(problem)
 
 
-def _begin(run: Run, store: Store, chosen: Settings, steps: int, resume: bool) -> None:
-    """Take over what the store holds, if it is of this run, and record the session."""
+def _begin(
+    run: Run, store: Store, chosen: Settings, steps: int, resume: bool, stack: ExitStack
+) -> None:
+    """Take over what the store holds, which is the first rank's alone."""
+    ranks = live()
+
+    def first() -> tuple[Checkpoint, xr.Dataset] | None:
+        stack.enter_context(store.opened())
+        return _held(run, store, chosen, steps, resume)
+
+    found = first() if ranks is None else ranks.of_first(first)
+    if found is not None:
+        run.resume(*found)
+    if ranks is None:
+        _write_session(run, store, chosen, steps, 1)
+        return
+    ranks.of_first(lambda: _write_session(run, store, chosen, steps, ranks.size))
+    if ranks.rank:
+        run.store = None
+
+
+def _held(
+    run: Run, store: Store, chosen: Settings, steps: int, resume: bool
+) -> tuple[Checkpoint, xr.Dataset] | None:
+    """Return what the store holds, if it is of this run."""
     record = store.record()
     if record is None:
         record = {"settings": chosen, "sessions": []}
@@ -189,13 +220,20 @@ def _begin(run: Run, store: Store, chosen: Settings, steps: int, resume: bool) -
     found = store.load()
     if found is not None:
         _check(found[0], run, store, steps)
-        run.resume(*found)
+    return found
+
+
+def _write_session(
+    run: Run, store: Store, chosen: Settings, steps: int, ranks: int
+) -> None:
+    """Record that a training begins or goes on; nothing is refused any more."""
+    record = store.record() or {"settings": chosen, "sessions": []}
     record["settings"] = {**chosen, **record["settings"]}
     record |= {"steps": steps, "every": sorted({*run.measured, *run.wanted})}
-    record["sessions"].append(session(run.step) | {"device": str(run.device)})
+    told = {"device": str(run.device), "ranks": ranks}
+    record["sessions"].append(session(run.step) | told)
     store.write_record(record)
-    # Nothing is refused any more.
-    store.drop_later(-1 if found is None else run.step)
+    store.drop_later(-1 if run.fresh else run.step)
 
 
 def _check(checkpoint: Checkpoint, run: Run, store: Store, steps: int) -> None:
@@ -258,7 +296,7 @@ def _drive(
     try:
         if run.fresh:  # before the bar, so that a complaint about the input stands alone
             _look(run, interrupt, callback)
-            run.save()  # so that a later call begins with these weights, whatever happens
+            _saved(run.save)  # so that a later call begins with these weights
         with tqdm(total=limit.total, initial=run.step, unit="step", disable=hidden) as bar:
             while not (limit.reached(run) or interrupt.asked):
                 loss = run.advance()
@@ -267,13 +305,29 @@ def _drive(
                 if limit.is_late(run):
                     run.wanted = {*run.wanted, run.step}
                 _look(run, interrupt, callback)
-                run.save_if_due(checkpoint_seconds)
+                _saved(partial(run.save_if_due, checkpoint_seconds))
+                _agree(run, interrupt)
     except BaseException:
         # What was measured is kept for the reader; going on measures it again.
         with suppress(Exception):
             run.write_rows()
         raise
-    run.save()
+    _saved(run.save)
+
+
+def _saved(save: Callable[[], None]) -> None:
+    """Save; where one of several processes cannot, all of them end."""
+    ranks = live()
+    save() if ranks is None else ranks.together(save)
+
+
+def _agree(run: Run, interrupt: Interrupt) -> None:
+    """Let several processes know one time, and that one of them is to stop."""
+    ranks = live()
+    if ranks is not None:
+        told = ranks.gathered((run.seconds, interrupt.asked))
+        run.seconds = told[0][0]
+        interrupt.asked = any(asked for _, asked in told)
 
 
 def _look(run: Run, interrupt: Interrupt, callback: Callback | None) -> None:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Categorical, Likelihood
+from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Pair, Problem
 from fisherlab.training.randomness import generator
+from fisherlab.training.replicas import shared_gradients
 from fisherlab.training.schedules import BatchSize, Order
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -124,6 +126,9 @@ def _trained(
 def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float:
     """Let an optimiser take one step in training mode; return the loss before it.
 
+    Where several processes are live, all are given the same batch, and each one computes
+    with a part of it: replicas stay equal, and equal to one process.
+
     Parameters
     ----------
     problem
@@ -142,6 +147,8 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
         If the labels do not fit the output.
     NumericalError
         If the loss is not finite, or the step fails; step and optimiser are named.
+    RankError
+        If several processes are given a batch of fewer examples.
 
     Examples
     --------
@@ -153,6 +160,10 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
     True
     """
     problem.model.train()
+    ranks = live()
+    if ranks is not None:
+        here = ranks.part(len(batch[0]))
+        batch = batch[0][here], batch[1][here]
     if takes_batch(optimizer):
         try:
             loss = float(optimizer.step(batch=batch))
@@ -162,7 +173,7 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
         _require_finite(loss, optimizer, step)
         return loss
 
-    def closure() -> torch.Tensor:
+    def own() -> torch.Tensor:
         x, y = batch
         optimizer.zero_grad()
         with torch.enable_grad():
@@ -172,6 +183,11 @@ def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float
         _require_finite(found.item(), optimizer, step)
         found.backward()
         return found.detach()
+
+    def closure() -> torch.Tensor:
+        if ranks is None:
+            return own()
+        return shared_gradients(ranks, problem.model, ranks.together(own), len(batch[0]))
 
     return float(optimizer.step(closure))
 

@@ -1,11 +1,12 @@
 """One model on several processes, each of which has a part of every batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fisherlab.approximators.ranks import require_same_weights
 from fisherlab.errors import RankError, UnsupportedModelError
@@ -84,20 +85,54 @@ class Replicas:
         ranks = self.ranks
         if ranks is None:
             return passed
-        counts = ranks.gathered(examples)
-        share = counts[ranks.rank] / sum(counts)
-        named, known, every = (
-            dict(self._model.named_parameters()),
-            passed.gradients,
-            [*names],
+        named = {n: p for n, p in self._model.named_parameters() if n in {*names}}
+        loss, found = averaged(ranks, passed.loss, passed.gradients, named, examples)
+        return replace(passed, loss=loss, gradients=found)
+
+
+def averaged(
+    ranks: Ranks,
+    loss: Tensor,
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    examples: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return loss and gradients of all examples; what no rank has a gradient of is out."""
+    own = [gradients.get(n, torch.zeros_like(p)) for n, p in parameters.items()]
+    has = loss.new_tensor([float(name in gradients) for name in parameters])
+    mean, has, *means = ranks.averaged([loss, has, *own], examples)
+    found = zip(parameters, means, has.tolist(), strict=True)
+    return mean, {name: gradient for name, gradient, some in found if some}
+
+
+def shared_gradients(ranks: Ranks, model: nn.Module, loss: Tensor, examples: int) -> Tensor:
+    """Put the gradients of all examples in place of this rank's; return their loss."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    own = {n: p.grad for n, p in named.items() if p.grad is not None}
+    mean, found = averaged(ranks, loss, own, named, examples)
+    for name, parameter in named.items():
+        parameter.grad = found.get(name)
+    return mean
+
+
+def require_replicas(ranks: Ranks, model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Refuse a training whose replicas would not be those of one process.
+
+    Raises
+    ------
+    RankError
+        If the ranks have other settings or weights, or norm layers see a part of a batch.
+    """
+    remedy = "Give all ranks the same problem, optimiser and options."
+    ranks.require_same("The settings", settings, remedy)
+    require_same_weights(ranks, model)
+    norms = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    if norms:
+        raise RankError(
+            f"The norm layers {', '.join(norms[:3])} take means over a batch, of which "
+            f"each of {ranks.size} ranks sees a part: one process, or a network without "
+            "batch norm, is expected."
         )
-        own = [
-            known[n] * share if n in known else torch.zeros_like(named[n]) for n in every
-        ]
-        has = passed.loss.new_tensor([float(n in known) for n in every])
-        loss, has, *gradients = ranks.added([passed.loss * share, has, *own])
-        found = zip(every, gradients, has.tolist(), strict=True)
-        return replace(passed, loss=loss, gradients={n: g for n, g, some in found if some})
 
 
 def _require_whole_parameters(model: nn.Module) -> None:
@@ -121,6 +156,6 @@ def require_one_process(who: str) -> None:
     """
     if (ranks := live()) is not None:
         raise RankError(
-            f"{who} takes one process, and this is one of {ranks.size}: write the loop "
-            "with optimiser.step(batch=...), which several processes take together."
+            f"{who} takes one process, and this is one of {ranks.size}: give it an "
+            "executor= in one process instead."
         )

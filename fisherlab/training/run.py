@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.files import join_steps
+from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.training.loop import take_step
 from fisherlab.training.probes import Moment, Tracker
@@ -60,6 +61,7 @@ class Run:
         self.attributes: dict[str, Any] = {}  # of every result
         self.store = store
         self._written = 0  # rows that are in the store
+        self._seen = 0  # rows that all processes have
         self._saved: int | None = None  # the step of the last checkpoint
         self._saved_at = time.monotonic()
 
@@ -72,7 +74,8 @@ class Run:
         if any(t.device.type != self.device.type for t in checkpoint.model.values()):
             self.memories = moved(self.memories, self.device)
         self.rows = [results.isel(step=[k]) for k in range(results.sizes.get("step", 0))]
-        self._written, self._saved = len(self.rows), self.step
+        self._written = self._seen = len(self.rows)
+        self._saved = self.step
 
     @property
     def fresh(self) -> bool:
@@ -91,8 +94,10 @@ class Run:
 
     def advance(self) -> float:
         """Take one step and return the loss of its minibatch."""
-        started = time.perf_counter()
-        with own_randomness(self.seed, self.step, self.device):
+        started, ranks = time.perf_counter(), live()
+        # What the model draws itself belongs to this rank's part of the batch.
+        drawn = self.seed if ranks is None else self.seed + 10**6 * ranks.rank
+        with own_randomness(drawn, self.step, self.device):
             x, y = self._batch()
             if self.problem.augment is not None:
                 x = self.problem.augment(x, generator(self.seed, self.step))
@@ -105,7 +110,22 @@ class Run:
         return loss
 
     def look(self) -> bool:
-        """Let trackers see the iterate; measure where it is wanted, and tell so."""
+        """Let trackers see the iterate; measure where it is wanted, and tell so.
+
+        The first of several processes does, for all of them.
+        """
+        ranks = live()
+        if ranks is None:
+            return self._look()
+        told = ranks.of_first(lambda: (self._look(), self.rows[self._seen :]))
+        looked, rows = told
+        if ranks.rank:
+            self.problem.model.eval()
+            self.rows += rows
+        self._seen = len(self.rows)
+        return looked
+
+    def _look(self) -> bool:
         wanted = self.step in self.wanted
         trackers = any(isinstance(probe, Tracker) for probe in self.probes)
         if not (wanted or trackers):

@@ -27,6 +27,7 @@ from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
 from fisherlab.training.record import described_problem, differences, session
 from fisherlab.training.register import optimizer as by_name
+from fisherlab.training.replicas import require_one_process
 from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store
 from fisherlab.training.studies import (
@@ -161,6 +162,7 @@ def tune(
     >>> float(fl.training.best_runs(ds).lr[0])
     0.1
     """
+    require_one_process("tune")
     makers = _makers(optimizer)
     if objective not in ("train_loss", "test_loss"):
         raise ValueError(f"tune: objective={objective!r}; train_loss or test_loss.")

@@ -54,8 +54,8 @@ def test_what_takes_one_process_says_what_works(group):
     group(2)
     with pytest.raises(ValueError, match="warm_start takes one process: begin without"):
         optimiser.warm_start([(x, y)])
-    with pytest.raises(fl.RankError, match="one of 2: write the loop with"):
-        fl.follow(fl.problems.load("digits"))
+    with pytest.raises(fl.RankError, match="one of 2: give it an executor="):
+        fl.tune("digits", "adam")
 
 
 def test_a_group_that_is_not_live_is_refused():
