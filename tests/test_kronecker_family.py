@@ -8,7 +8,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Dense, FactoredMiniBlocks, KroneckerEigen, KroneckerSum
-from fisherlab.statistics import values
+from fisherlab.statistics.gathered import join_examples
 from tests import cases
 from tests.oracles import assert_close, second_moment_block
 
@@ -131,7 +131,7 @@ def test_a_kept_basis_is_that_of_the_operator_before(method, samples):
     statistics = cases.layer_statistics(samples)
     if statistics.inputs is None and isinstance(method, fl.EKFAC):
         return
-    half = values.join_examples([statistics])
+    half = join_examples([statistics])
     before = method(cases.layer_statistics(type(samples)(*(2 * t for t in held(samples)))))
     after = method(half, previous=before)
     assert torch.equal(after.row_basis, before.row_basis)

@@ -239,7 +239,7 @@ class Folder:
         folder.mkdir(parents=True, exist_ok=True)
         taken = StoreError(f"{who}: another process begins in {folder} for a minute now.")
         with claimed(folder / _LOCK, taken, seconds=60):
-            known = _record(folder) or {"request": asked, "cells": [], "dim": dim}
+            known = _record(folder) or {"request": asked, "cells": [], "along": dim}
             before = known["request"]
             both = sorted({*before, *asked})
             unlike = [name for name in both if before.get(name) != asked.get(name)]
@@ -305,7 +305,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     if path.exists():
         try:
             found: dict[str, Any] = json.loads(path.read_text())
-            if found.keys() >= {"request", "cells", "dim"}:
+            if found.keys() >= {"request", "cells", "along"}:
                 return found
         except (ValueError, AttributeError):
             pass
@@ -332,8 +332,8 @@ def merged_cells(path: Path) -> xr.Dataset:
     DataError
         If there are none, or one is damaged.
     """
-    known = _record(path) or {"request": {}, "cells": [], "dim": ""}
-    folder, dim = Folder(path, known["request"]), known["dim"]
+    known = _record(path) or {"request": {}, "cells": [], "along": ""}
+    folder, dim = Folder(path, known["request"]), known["along"]
     rows = [row for name in known["cells"] if (row := folder.held(name)) is not None]
     if not rows:
         raise DataError(f"open: none of the cells in {path} is done yet.")
