@@ -742,6 +742,48 @@ PURPOSES = [
 
 RANKS = [
     mutant(
+        "ranks of a training all take the whole batch",
+        "training/loop.py",
+        "        batch = batch[0][here], batch[1][here]\n",
+        "",
+        "ranks::two_ranks_follow_as_one_and_the_first_writes",
+    ),
+    mutant(
+        "every rank writes the store",
+        "training/following.py",
+        "    if ranks.rank:\n        run.store = None\n",
+        "",
+        "ranks::two_ranks_follow_as_one_and_the_first_writes",
+    ),
+    mutant(
+        "cells that are done are done again",
+        "analysis/executors.py",
+        "if name not in rows}",
+        "if True}",
+        "executors::a_folder_keeps_cells_and_none_is_done_again",
+    ),
+    mutant(
+        "another request is taken for the same",
+        "analysis/executors.py",
+        "if before.get(name) != asked.get(name)]",
+        "if False]",
+        "executors::seeds_may_be_added_and_another_request_is_refused",
+    ),
+    mutant(
+        "the cell of a killed worker is given up",
+        "analysis/executors.py",
+        "    while left:\n",
+        "    if left:\n",
+        "executors::the_cell_of_a_killed_worker_is_done_again",
+    ),
+    mutant(
+        "threads of one process do cells at a time",
+        "analysis/executors.py",
+        "    with _TURN:\n        try:",
+        "    if True:\n        try:",
+        "executors::threads_of_one_process_take_turns",
+    ),
+    mutant(
         "each rank counts its examples from zero",
         "numerics/ranks.py",
         "return sum(self.gathered(count)[: self.rank])",
@@ -750,9 +792,9 @@ RANKS = [
     ),
     mutant(
         "ranks weigh alike whatever their examples",
-        "training/replicas.py",
-        "share = counts[ranks.rank] / sum(counts)",
-        "share = 1 / ranks.size",
+        "numerics/ranks.py",
+        "share = counts[self.rank] / sum(counts)",
+        "share = 1 / self.size",
         "ranks::two_ranks_train_as_one",
     ),
     mutant(
