@@ -170,6 +170,21 @@ def test_a_click_on_a_head_sorts_by_the_numbers_behind_the_text(opened):
     assert opened.run(values) == sorted(before, reverse=True)
 
 
+@pytest.mark.parametrize("table", ["metrics", "errors"])
+def test_the_pointer_on_a_number_names_its_cell(opened, table):
+    ds = comparison(layers={"2": (20, 21), "10": (10, 21)})
+    step = int(ds["step"][-1])
+    name = f"frobenius_error[step={step}, layer=2, approximator=kfac]"
+    value = ds["frobenius_error"].sel(step=step, layer="2", approximator="kfac").item()
+    titles = opened.run(
+        f"""return [...document.querySelectorAll("#{table} tbody td")].map(cell => {{
+            cell.dispatchEvent(new MouseEvent("mouseover", {{bubbles: true}}));
+            return cell.title; }})"""
+    )
+    assert f"{name} = {value:.9g}" in titles
+    assert any(title.endswith("(the closest of this layer)") for title in titles)
+
+
 def test_a_click_folds_a_section_and_a_link_opens_it_again(opened):
     shown = 'return document.querySelector("#metrics").checkVisibility()'
     assert opened.run(shown)

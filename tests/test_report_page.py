@@ -108,18 +108,59 @@ def test_the_star_is_on_the_closest_of_each_layer(metric, closest):
     assert starred == expected.to_dict()
 
 
-@pytest.mark.usefixtures("one_figure")
-def test_every_number_of_the_main_table_names_its_cell(tmp_path):
+def cell_named(ds, origin):
+    """Return the value of `metric[step=9, layer=fc, …]`, as the page names it."""
+    name, where = re.fullmatch(r"(\w+)\[(.*)\]", origin).groups()
+    cell = ds[name]
+    for dim, value in (each.split("=") for each in where.split(", ")):
+        if dim in cell.dims:
+            cell = cell.sel({dim: value if cell[dim].dtype.kind in "UO" else float(value)})
+    return cell.item()
+
+
+def test_every_number_of_a_table_names_its_cell():
     ds = small()
-    titles = page_of(ds, tmp_path).titles
-    error = ds["frobenius_error"].sel(step=9, layer="fc", approximator="kfac").item()
-    where = "frobenius_error[step=9, layer=fc, approximator=kfac]"
-    assert f"{where} = {error:.9g}" in titles
-    cosine = ds["direction_cosine"].sel(
-        step=0, layer="out", approximator="kpsvd", damping=0.01
-    )
-    where = "direction_cosine[step=0, layer=out, approximator=kpsvd, damping=0.01]"
-    assert f"{where} = {cosine.item():.9g}" in titles
+    for step in (0, 9):
+        m = moment(ds, step)
+        errors = tables.error_table(m, ("kfac", "diagonal"))
+        for table in (errors, tables.metric_table(m)):
+            for row in table.rows:
+                names = {"layer": row.layer, "approximator": row.approximator}
+                for origin, cell in zip(table.origins, row.cells, strict=True):
+                    value = cell_named(ds, origin.format(**names))
+                    assert cell.key == f"{value:.9g}"
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_heads_of_columns_name_the_cells_below_them(tmp_path):
+    origins = {attrs.get("data-origin") for _, attrs in page_of(small(), tmp_path).tags}
+    assert "frobenius_error[step=9, layer={layer}, approximator=kfac]" in origins
+    where = "step=0, layer={layer}, approximator={approximator}, damping=0.01"
+    assert f"direction_cosine[{where}]" in origins
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_what_is_missing_is_said_once_a_row_and_costs_little(tmp_path):
+    ds = small(layers={f"layer{i}": (3, 4) for i in range(20)}, steps=(0,))
+    for name, values in ds.data_vars.items():
+        if "approximator" in values.dims and values.dtype.kind == "f":
+            ds[name].loc[{"approximator": ["kfac", "kpsvd"]}] = np.nan
+    ds["inverse_error"].loc[{"approximator": "mini-block"}] = np.nan
+    ds["status"][:] = "left out for size (kept short)"
+    page = write_page(ds, None, tmp_path, {}).read_text("utf-8")
+    (main,) = re.findall(r'<table class="full" id="metrics">.*?</table>', page, re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", main, re.DOTALL)[1:]
+    whole = [row for row in rows if "<code>kfac<" in row or "<code>kpsvd<" in row]
+    assert len(whole) == 2 * 20
+    assert all(row.count("<td") == 2 for row in whole)
+    assert all("not available: left out for size (kept short)" in row for row in whole)
+    parts = [row for row in rows if "<code>mini-block<" in row]
+    assert all('data-why="left out for size (kept short)"' in row for row in parts)
+    assert all(row.count("left out") == 1 for row in [*whole, *parts])
+    # Numbers and their markup; before, names of cells made it three times as much.
+    known = [row for row in rows if row not in whole]
+    assert sum(map(len, known)) < 75 * sum(row.count("<td") for row in known)
+    assert sum(map(len, whole)) < 400 * len(whole)
 
 
 @pytest.mark.usefixtures("one_figure")

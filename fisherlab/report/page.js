@@ -4,7 +4,9 @@ function sortBy(head) {
   const table = head.closest("table"), body = table.tBodies[0];
   const index = [...head.parentNode.children].indexOf(head);
   const down = head.getAttribute("aria-sort") === "ascending";
-  const key = (row) => row.children[index].dataset.v ?? row.children[index].textContent.trim();
+  // A row without any number is one wide cell.
+  const cell = (row) => row.children[index] ?? row.lastElementChild;
+  const key = (row) => cell(row).dataset.v ?? cell(row).textContent.trim();
   const order = (a, b) => {
     const x = key(a), y = key(b);
     // What is not available stays at the end in both directions.
@@ -18,6 +20,20 @@ function sortBy(head) {
 }
 for (const button of document.querySelectorAll("th button"))
   button.addEventListener("click", () => sortBy(button.closest("th")));
+
+// The cell of the file behind the number the pointer rests on, or why there is none.
+function origin(cell, pattern) {
+  const row = cell.parentNode, why = cell.dataset.why ?? row.dataset.why;
+  const names = { layer: row.cells[0].firstChild.data.trim(), approximator: row.querySelector("code")?.textContent };
+  const where = pattern.replace(/\{(layer|approximator)\}/g, (_, what) => names[what]);
+  if (cell.dataset.v === "") return `${where}: not available${why ? `: ${why}` : ""}`;
+  return `${where} = ${cell.dataset.v}${cell.classList.contains("best") ? " (the closest of this layer)" : ""}`;
+}
+addEventListener("mouseover", (event) => {
+  const cell = event.target.closest?.("td[data-v]");
+  const pattern = cell?.closest("table").tHead.rows[0].cells[cell.cellIndex].dataset.origin;
+  if (pattern && cell.colSpan === 1) cell.title = origin(cell, pattern);
+});
 
 // Type to keep the rows that hold every word.
 function keepRows(field) {

@@ -1,7 +1,7 @@
 """The tables of a report: numbers as text, each naming the cell it comes from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,25 +24,28 @@ HIDDEN: Final = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: text, sort key, origin, and whether it is the best or given.
+    """One number of a table: text, nine digits, and whether it is the best or given.
 
     Examples
     --------
-    >>> Cell("0.400", "0.4", "frobenius_error[layer=0, approximator=kfac] = 0.4").best
+    >>> Cell("0.400", "0.4").best
     False
     """
 
     text: str
     key: str = ""
-    title: str = ""
     best: bool = False
     missing: bool = False
     given: bool = False  # known by definition
+    why: str = ""  # it is missing
 
 
 @dataclass(frozen=True)
 class Row:
     """One row: its layer, the layer's shape, its approximation, its cells.
+
+    `why` is the reason of all cells that are missing; a row without any number has no
+    cells.
 
     Examples
     --------
@@ -54,11 +57,15 @@ class Row:
     shape: str
     approximator: str
     cells: tuple[Cell, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """A table: the heads of its columns, what each means, and the rows.
+
+    `origins` name the cells of `results.nc` behind a column, with the layer and the
+    approximation of a row to be filled in.
 
     Examples
     --------
@@ -69,6 +76,7 @@ class Table:
     heads: tuple[str, ...]
     hints: tuple[str, ...]
     rows: tuple[Row, ...]
+    origins: tuple[str, ...] = ()
 
 
 def error_table(m: Moment, approximators: tuple[str, ...]) -> Table:
@@ -89,7 +97,8 @@ def error_table(m: Moment, approximators: tuple[str, ...]) -> Table:
         for i, (layer, shape) in enumerate(zip(m.layers, m.shapes, strict=True))
     )
     hints = tuple(f"{metric.formula} of {name}" for name in approximators)
-    return Table(approximators, hints, rows)
+    origins = tuple(m.cell(metric.name, "{layer}", name) for name in approximators)
+    return Table(approximators, hints, rows, origins)
 
 
 def metric_table(m: Moment) -> Table:
@@ -105,12 +114,18 @@ def metric_table(m: Moment) -> Table:
     """
     metrics = [quantity(name) for name in _ordered(m)]
     rows = tuple(
-        Row(layer, shape, name, tuple(_cell(m, metric, i, name) for metric in metrics))
-        for i, (layer, shape) in enumerate(zip(m.layers, m.shapes, strict=True))
-        for name in m.approximators
+        _row(m, metrics, i, name) for i in range(len(m.layers)) for name in m.approximators
     )
     heads = tuple(metric.title for metric in metrics)
-    return Table(heads, tuple(metric.formula for metric in metrics), rows)
+    origins = tuple(m.cell(each.name, "{layer}", "{approximator}") for each in metrics)
+    return Table(heads, tuple(metric.formula for metric in metrics), rows, origins)
+
+
+def _row(m: Moment, metrics: Sequence[Quantity], layer: int, name: str) -> Row:
+    cells = tuple(_cell(m, metric, layer, name) for metric in metrics)
+    why = next((cell.why for cell in cells if cell.missing), "")
+    known = () if all(cell.missing for cell in cells) else cells
+    return Row(m.layers[layer], m.shapes[layer], name, known, why)
 
 
 def _ordered(m: Moment) -> list[str]:
@@ -122,15 +137,14 @@ def _ordered(m: Moment) -> list[str]:
 def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:
     row, column = m.grid(metric.name)[layer], m.approximators.index(name)
     value = float(row[column])
-    origin = m.cell(metric.name, m.layers[layer], name)
     if not np.isfinite(value):
         why = str(m.status[layer, column])
         why = "no value was recorded" if why == "ok" else why
-        return Cell("not available", "", f"{origin}: not available: {why}", missing=True)
+        return Cell("not available", missing=True, why=why)
     text = _text(m, metric, layer, name, value)
     own = name == "exact"  # the exact block beside itself
     best = not own and _is_best(m, metric, row, value)
-    return Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}", best, given=own)
+    return Cell(text, f"{value:.9g}", best, given=own)
 
 
 def _is_best(m: Moment, metric: Quantity, row: Grid, value: float) -> bool:

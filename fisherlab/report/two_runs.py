@@ -297,6 +297,11 @@ def _table(runs: Sequence[Run], pair: xr.Dataset, metric: Quantity) -> dict[str,
         "title": metric.title,
         "formula": metric.formula,
         "rows": _rows(runs, pair, metric),
+        "origins": [
+            f"{metric.name}[run={run.label}, layer={{layer}}, "
+            "approximator={approximator}]"
+            for run in runs
+        ],
     }
 
 
@@ -308,25 +313,21 @@ def _rows(runs: Sequence[Run], pair: xr.Dataset, metric: Quantity) -> list[Row]:
                 continue
             one = pair.sel(layer=layer, approximator=name)
             values = [float(one[metric.name].sel(run=run.label)) for run in runs]
-            cells = [
-                _cell(metric, value, f"{metric.name}[run={run.label}, layer={layer}, "
-                      f"approximator={name}]")
-                for run, value in zip(runs, values, strict=True)
-            ]  # fmt: skip
+            cells = [_cell(metric, value) for value in values]
             change = values[1] - values[0]
             known = bool(np.isfinite(change))
             text = f"{change:+.3g}" if known else "not available"
-            key = f"{change:.12g}" if known else ""
+            key = f"{change:.9g}" if known else ""
             cells.append(tables.Cell(text, key, missing=not known))
             rows.append(Row(layer, name, tuple(cells), _closer(runs, one, metric, values)))
     return rows
 
 
-def _cell(metric: Quantity, value: float, origin: str) -> tables.Cell:
+def _cell(metric: Quantity, value: float) -> tables.Cell:
     if not np.isfinite(value):
-        return tables.Cell("not available", "", f"{origin}: not available", missing=True)
+        return tables.Cell("not available", missing=True)
     text = error_text(value) if metric.floor is not None else number(value)
-    return tables.Cell(text, f"{value:.12g}", f"{origin} = {value:.9g}")
+    return tables.Cell(text, f"{value:.9g}")
 
 
 def _closer(
