@@ -1,6 +1,8 @@
 """What the ranks of a process group do in the tests, and how they are started."""
 
 import datetime
+import os
+import signal
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +18,15 @@ from tests.training_runs import small
 TIMEOUT = 400  # seconds until a rank that hangs ends the test
 
 
+def started(job, ranks, folder, timeout):
+    """Start a job in processes of a gloo group."""
+    args = (job, ranks, str(folder), timeout)
+    return mp.start_processes(_begun, args, ranks, join=False, start_method="spawn")
+
+
 def spawned(job, ranks, folder):
     """Run a job in processes of a gloo group; return what each of them saved."""
-    args = (job, ranks, str(folder))
-    running = mp.start_processes(_begun, args, ranks, join=False, start_method="spawn")
+    running = started(job, ranks, folder, TIMEOUT / 2)
     end = time.monotonic() + TIMEOUT
     try:
         while not running.join(end - time.monotonic()):
@@ -35,14 +42,14 @@ def saved(ranks, folder):
     return [torch.load(folder / f"{r}.pt", weights_only=False) for r in range(ranks)]
 
 
-def _begun(rank, job, ranks, folder):
+def _begun(rank, job, ranks, folder, timeout):
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meeting",
         rank=rank,
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=TIMEOUT / 2),
+        timeout=datetime.timedelta(seconds=timeout),
     )
     try:
         torch.save(job(rank, ranks, Path(folder)), f"{folder}/{rank}.pt")
@@ -238,6 +245,36 @@ def refusals(rank, ranks):
     return found
 
 
+def unequal(rank, ranks):
+    """Step through a batch more on the first rank, while others go on to something else."""
+    model, x, y = network()
+    optimiser = OPTIMISERS["kfac"](model)
+    for _ in range(2 - rank):
+        told = said(partial(optimiser.step, batch=(x, y)))
+    if rank:
+        told = said(fl.approximate, model, (x, y), fl.Categorical(), ["kfac"])
+    return told
+
+
+def left_alone(rank, ranks, folder, how):
+    """Take steps, of which the last rank takes fewer: it dies, hangs or leaves."""
+    model, x, y = network()
+    optimiser = OPTIMISERS["kfac"](model)
+    for step in range(4):
+        if rank == ranks - 1 and step == 2:
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "hangs":
+                time.sleep(TIMEOUT)
+            return None
+        begun = time.monotonic()
+        told = said(partial(optimiser.step, batch=(x, y)))
+        if told is not None:
+            torch.save((*told, time.monotonic() - begun), folder / f"told_{rank}.pt")
+            return told
+    return None
+
+
 def said(call, *args):
     """Return the type of what a call raises, its message and its notes."""
     try:
@@ -255,4 +292,5 @@ def everything(rank, ranks, folder):
         "followed": followed(rank, ranks, folder),
         "approximations": approximations(rank, ranks),
         "refusals": refusals(rank, ranks) if ranks > 1 else {},
+        "unequal": unequal(rank, ranks) if ranks > 1 else None,
     }

@@ -154,9 +154,10 @@ def test_seeds_may_be_added_and_another_request_is_refused(network, tmp_path, sp
         repeated(network, store=tmp_path / "cells")
     with torch.no_grad():
         network[0][2].bias[0] -= 1
-    (tmp_path / "cells" / "cells.json").write_text("{}")
-    with pytest.raises(fl.DataError, match=r"cells.json is damaged"):
-        repeated(network, store=tmp_path / "cells")
+    for damaged in ("{}", "{", "[]"):
+        (tmp_path / "cells" / "cells.json").write_text(damaged)
+        with pytest.raises(fl.DataError, match=r"cells.json is damaged"):
+            repeated(network, store=tmp_path / "cells")
     (tmp_path / "notes.txt").touch()
     with pytest.raises(fl.DataError, match=r"other files \(cells, notes.txt\)"):
         repeated(network, store=tmp_path)

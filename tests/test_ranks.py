@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,32 @@ def test_what_one_rank_cannot_do_all_ranks_refuse_alike(two, case):
         assert message in rank[case][1]
     if case == "a bad part":
         assert two[0]["refusals"][case][2] == ["This happened on rank 1 of 2."]
+
+
+def test_unequal_numbers_of_batches_are_noticed(two):
+    for kind, message, _ in of(two, "unequal"):
+        assert kind == "RankError"
+        assert "rank 0 is in NaturalGradient.step (at " in message
+        assert "rank 1 in approximate (at " in message
+        assert "equal numbers of batches" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["dies", "hangs", "leaves"])
+def test_a_rank_that_is_lost_is_named_within_the_time_out(tmp_path, how):
+    job = partial(rank_jobs.left_alone, how=how)
+    running = rank_jobs.started(job, 3, tmp_path, timeout=10)
+    try:
+        for process in running.processes[:2]:
+            process.join(rank_jobs.TIMEOUT / 2)  # one that hangs does for longer
+            assert not process.is_alive()
+    finally:
+        for process in running.processes:
+            process.kill()
+    kind, message, _, seconds = torch.load(tmp_path / "told_0.pt", weights_only=False)
+    assert kind == "RankError"
+    assert seconds < (20 if how == "hangs" else 10)  # where the time-out is 10
+    assert "rank 2 of 3 died, or hung until the group's time-out" in message
 
 
 @pytest.mark.slow

@@ -172,7 +172,9 @@ def _value(who: str, name: str, value: Any, error: Exception | None) -> Any:
 
 
 def _lost(who: str, cells: int, left: int, error: Exception | None) -> str:
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    told = "without an error of its own"
+    if error is not None:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return (
         f"{who}: the executor did {cells - left} of {cells} cells and failed at the rest "
         f"({told}). A worker that died, e.g. for memory, breaks a pool: call again, with "
@@ -303,13 +305,14 @@ class Folder:
 def _record(folder: Path) -> dict[str, Any] | None:
     path = folder / _RECORD
     if path.exists():
+        damaged = DataError(f"{path} is damaged. Put it back, or name another folder.")
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            if found.keys() >= {"request", "cells", "along"}:
-                return found
-        except (ValueError, AttributeError):
-            pass
-        raise DataError(f"{path} is damaged. Put it back, or name another folder.")
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise damaged from error
+        if not (isinstance(found, dict) and found.keys() >= {"request", "cells", "along"}):
+            raise damaged
+        return found
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(PARTIAL))
     if others := [name for name in names if name != _LOCK]:
         raise DataError(

@@ -6,6 +6,8 @@ belongs to a rank, and the whole is the parts in the order of the ranks.
 
 import io
 import pickle
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +21,7 @@ from fisherlab.errors import RankError, lasting
 
 T = TypeVar("T")
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+_SENT: ContextVar[dict[str, int] | None] = ContextVar("sent", default=None)
 
 
 @final
@@ -50,10 +53,14 @@ class Ranks:
         device
             Where tensors of the others are put; the CPU by default.
         """
-        data = packed(value)
+        data, here = packed(value), _Place.here()
         found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, data, group=self.group)
-        return [unpacked(part, device) for part in found]
+        with self._met():
+            distributed.all_gather_object(found, (here, data), group=self.group)
+        _require_one_place([place for place, _ in found])
+        if (sent := _SENT.get()) is not None:
+            sent["gathered"] += tensor_bytes(data)
+        return [unpacked(part, device) for _, part in found]
 
     def added(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums over ranks of tensors that all of them have: the same bits."""
@@ -62,7 +69,10 @@ class Ranks:
             places = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
             flat = torch.cat([tensors[k].detach().flatten() for k in places])
             total = flat.to(self._device(flat.device), copy=True)
-            distributed.all_reduce(total, group=self.group)
+            with self._met():
+                distributed.all_reduce(total, group=self.group)
+            if (sent := _SENT.get()) is not None:
+                sent["added"] += total.nbytes
             parts = total.to(flat.device).split([tensors[k].numel() for k in places])
             for k, part in zip(places, parts, strict=True):
                 found[k] = part.view(tensors[k].shape)
@@ -154,6 +164,34 @@ class Ranks:
                 f"{what} of rank {', '.join(others)} differ from those of rank 0. {remedy}"
             )
 
+    @contextmanager
+    def _met(self) -> Iterator[None]:
+        """Call a collective once all ranks are there.
+
+        Raises
+        ------
+        RankError
+            If one died, or is not there within the group's time-out; gloo names it.
+        """
+        try:
+            if str(distributed.get_backend(self.group)) == "gloo":
+                there: Any = self.group or distributed.group.WORLD
+                own = there._get_backend(torch.device("cpu")).options
+                # the barrier's own default is half an hour, whatever the group's is
+                distributed.monitored_barrier(self.group, own._timeout, True)
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            told = " ".join(str(error).split())
+            named = re.search(r"Ranks? (\d[\d, ]*) failed to pass", told)
+            who = f"rank {named[1].strip(' ,')}" if named else "a rank"
+            raise RankError(
+                f"{who} of {self.size} died, or hung until the group's time-out: its own "
+                "output tells more. Start all ranks again; a training with a store goes "
+                f"on from its last checkpoint. ({told[:200]})"
+            ) from error
+
     def _device(self, device: torch.device) -> torch.device:
         """Return where the backend takes tensors: NCCL on its GPU, gloo on the CPU."""
         backend = str(distributed.get_backend(self.group))
@@ -198,6 +236,74 @@ def live(group: Any = None) -> Ranks | None:
     if size < 0:
         raise RankError("group=: this process is not one of the group's.")
     return Ranks(group, distributed.get_rank(group), size) if size > 1 else None
+
+
+@final
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank meets the others: the call that was made, and the function inside."""
+
+    call: str
+    inside: str
+
+    @classmethod
+    def here(cls) -> "_Place":
+        """Return the outermost and the innermost function that is not of this module."""
+        names, frame = [], sys._getframe(1)
+        while frame.f_back is not None:
+            module = str(frame.f_globals.get("__name__"))
+            if module.startswith("fisherlab.") and module != __name__:
+                names.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+        return cls(names[-1], names[0]) if names else cls("a call", "a collective")
+
+    def __str__(self) -> str:
+        """Return both."""
+        return f"{self.call} (at {self.inside})"
+
+
+def _require_one_place(places: Sequence[_Place]) -> None:
+    """Refuse ranks that are at different steps, whose values do not belong together."""
+    first = places[0]
+    others = [f"rank {r} in {p}" for r, p in enumerate(places) if p.inside != first.inside]
+    if others:
+        raise RankError(
+            f"The ranks do different things: rank 0 is in {first}, "
+            f"{', '.join(others[:3])}. Let all ranks make the same calls: loops over equal "
+            "numbers of batches, for instance."
+        )
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Count the bytes of tensors that this rank hands over: added, and gathered.
+
+    What says where they belong is not counted: names, shapes, some hundred bytes each.
+
+    Examples
+    --------
+    >>> with counted() as sent:
+    ...     pass
+    >>> sent
+    {'added': 0, 'gathered': 0}
+    """
+    sent = {"added": 0, "gathered": 0}
+    token = _SENT.set(sent)
+    try:
+        yield sent
+    finally:
+        _SENT.reset(token)
+
+
+def tensor_bytes(data: bytes) -> int:
+    """Return how many bytes of `packed` are numbers of tensors.
+
+    Examples
+    --------
+    >>> tensor_bytes(packed({"one": torch.ones(2), "two": 2}))
+    8
+    """
+    return sum(len(raw) for raw, _, _ in pickle.loads(data)[1])
 
 
 @contextmanager
