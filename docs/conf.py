@@ -60,6 +60,7 @@ sphinx_gallery_conf = {
         [f"gallery/{name}" for name in ("errors", "matrices", "purposes", "training")]
     ),
     "abort_on_example_error": True,
+    "capture_repr": (),  # what a script returns is its figure
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

@@ -10,6 +10,7 @@ stub beside this file says which name lives where.
 
 import ast
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     msg = f"module 'fisherlab' has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise AttributeError(msg, name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -131,14 +131,15 @@ def lasting(error: Exception) -> Exception:
 
 
 def meant(given: str, known: Iterable[str]) -> str:
-    """Ask for the known name nearest to a given one; say nothing where none is near.
+    """Ask for the known name nearest to a given one, in any case; nothing where none is.
 
     Examples
     --------
     >>> meant("kfca", ["ekfac", "kfac", "diagonal"])
     " Did you mean 'kfac'?"
-    >>> meant("adam", ["kfac"])
-    ''
+    >>> meant("KFAC", ["ekfac", "kfac"]), meant("adam", ["kfac"])
+    (" Did you mean 'kfac'?", '')
     """
-    near = get_close_matches(given, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    spelt = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), list(spelt), n=1)
+    return f" Did you mean {spelt[near[0]]!r}?" if near else ""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.analysis.purposes import each_once
 from fisherlab.statistics.fishers import require_kinds
 from tests import cases
 from tests.cases import normal
@@ -209,7 +210,9 @@ def test_one_pass_data_is_refused_by_methods_of_two_passes():
 
 @pytest.mark.parametrize("wrong", ["categorical", fl.Categorical, None])
 def test_names_and_classes_in_place_of_a_likelihood_are_refused(wrong):
-    with pytest.raises(TypeError, match=r"likelihood=.*fl\.Categorical\(\) is expected"):
+    with pytest.raises(
+        TypeError, match=r"likelihood=.*such as fl\.Categorical\(\) for cross"
+    ):
         require_kinds(wrong, None)
     for fisher in ("exact", fl.Exact):
         with pytest.raises(TypeError, match=r"fisher=.*fl\.Exact\(\) is expected"):
@@ -222,3 +225,24 @@ def test_a_model_whose_parameters_are_all_frozen_is_refused(call):
     data = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
     with pytest.raises(fl.UnsupportedModelError, match="no trainable parameters"):
         call(model, data, fl.Categorical())
+
+
+@pytest.mark.parametrize("wrong", [fl.KFAC, [fl.KFAC], {"mine": fl.KFAC}])
+def test_a_class_in_place_of_a_method_is_refused(wrong):
+    stats = fl.collect(model(), (X, Y), fl.Categorical())
+    with pytest.raises(TypeError, match=r"the class KFAC was given.*fl\.KFAC\(\)"):
+        fl.compare(stats, wrong)
+
+
+@pytest.mark.parametrize("wrong", ["laplace", [fl.Laplace], [fl.Sharpness(), "step"]])
+def test_what_is_no_purpose_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"purpose=.*: a value is expected, of fl\.Step"):
+        each_once(wrong)
+
+
+def test_misspelt_names_of_the_package_are_answered_by_the_nearest():
+    with pytest.raises(AttributeError) as caught:
+        fl.compair
+    assert (caught.value.name, caught.value.obj) == ("compair", fl)
+    with pytest.raises(ValueError, match=r"Did you mean 'kpsvd'\?"):
+        fl.compare(fl.collect(model(), (X, Y), fl.Categorical()), ["KPSVD"])

@@ -24,6 +24,15 @@ found = fl.compare(stats, ["kfac", "kpsvd"], damping=fl.RelativeDamping(1.0))
 fl.plots.errors(found)
 fl.save(found, "errors.nc")
 """
+WRONG = """
+for draw in (fl.plots.errors, fl.plots.inverse_heatmap, fl.plots.spectra):
+    try:
+        draw(stats)
+    except TypeError as error:
+        assert "a Statistics was given. Make one by fl." in str(error)
+    else:
+        raise AssertionError(draw)
+"""
 MISTAKES = """
 wrong: int = fl.Categorical()
 fl.plots.errors(found, axis=None)
@@ -86,7 +95,7 @@ def test_the_wheel_of_the_source_distribution_holds_all_of_the_package(source, t
 
 @pytest.mark.slow
 def test_it_works_from_an_empty_folder(target, tmp_path):
-    done("-c", USER.format(target=str(target)), cwd=tmp_path, target=target)
+    done("-c", USER.format(target=str(target)) + WRONG, cwd=tmp_path, target=target)
     assert (tmp_path / "errors.nc").stat().st_size > 5_000
     listed = "from fisherlab import cli; cli.main(['approximators'])"
     assert "kpsvd" in done("-c", listed, cwd=tmp_path, target=target)

@@ -32,6 +32,10 @@ def data():
 def broken():
     raise RuntimeError("two\\nlines")
 number = 3
+net, pair = model(), data()
+pairs = torch.utils.data.TensorDataset(*pair)
+loader = torch.utils.data.DataLoader(pairs, batch_size=8)
+lonely = torch.utils.data.DataLoader(pair[0], batch_size=8)
 """
 
 
@@ -285,6 +289,16 @@ def test_every_command_that_computes_takes_a_model_of_ones_own(here, command, ca
     assert "--data belongs to --model" in told
 
 
+def test_values_are_taken_as_they_are_and_loaders_joined(here):
+    made = own.load(ReportConfig(model="my_own.py:model", data="my_own.py:data"))
+    for data in ("pair", "loader"):
+        mine = ReportConfig(model="my_own.py:net", data=f"my_own.py:{data}")
+        problem = own.load(mine)
+        for found, expected in zip(problem.train, made.train, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(problem.model.state_dict(), made.model.state_dict())
+
+
 def test_what_is_no_likelihood_is_refused_by_what_it_lacks(here, capsys):
     mine = ["--model", "my_own:model", "--data", "my_own:data"]
     told = refused(capsys, "report", *mine, "--likelihood", "my_own:model")
@@ -325,6 +339,8 @@ def test_dampings_of_several_kinds_are_named_on_the_page(here, command, capsys):
         (("--data", "my_own:data"), "--data belongs to --model"),
         (("--model", "my_own:model", "--data", "none.npz"), "no file none.npz"),
         (("--model", "my_own:model", "--data", "my_own:model"), "must give (x, y)"),
+        (("--model", "my_own:net", "--data", "my_own:number"), "must give (x, y)"),
+        (("--model", "my_own:net", "--data", "my_own:lonely"), "must be pairs (x, y)"),
         (("--model", "my_own:model", "--data", "bad.npz"), "hold x and y"),
         (("--model", "my_own:model", "--data", "reals.npz"), "classes as integers"),
         (("--model", "my_own:model", "--data", "uneven.npz"), "as many x as y"),

@@ -86,14 +86,24 @@ def judge(
     return table(found, methods, by_purpose, layer_coordinates(stats), made)
 
 
-def each_once(purposes: Sequence[Purpose]) -> dict[str, Purpose]:
+def each_once(purposes: Iterable[Any]) -> dict[str, Purpose]:
     """Return purposes by name.
 
     Raises
     ------
     ValueError
         For none, or two of one name.
+    TypeError
+        For what is no purpose, such as a class or a name.
     """
+    purposes = [purposes] if isinstance(purposes, str) else list(purposes)
+    for one in purposes:
+        if isinstance(one, type) or not callable(getattr(one, "answers", None)):
+            raise TypeError(
+                f"compare: purpose={one!r}: a value is expected, of fl.Step, fl.Laplace, "
+                "fl.Influence, fl.Pruning, fl.EWC, fl.Sharpness or a class like them, such "
+                "as fl.Laplace(1.0, data_size=200)."
+            )
     by_purpose = {one.name: one for one in purposes}
     if not purposes or len(by_purpose) < len(purposes):
         raise ValueError(

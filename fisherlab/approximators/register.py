@@ -1,6 +1,6 @@
 """The register: names of approximators, which each of them gives itself in its own file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from fisherlab.approximators.base import Approximator, NetworkApproximator, facts
@@ -111,6 +111,8 @@ def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
     ------
     ValueError
         If a name is unknown, where the known ones are listed, or two values have one.
+    TypeError
+        For a class in the place of its value.
 
     Examples
     --------
@@ -120,8 +122,10 @@ def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
     if chosen is None:
         return _listed(scope, estimates=True)
     if isinstance(chosen, Mapping):
+        _require_values(chosen.values())
         return dict(chosen)
     given = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
+    _require_values(given)
     known = {n for n, entry in _ENTRIES.items() if scope in ("any", entry.scope)}
     names = [one for one in given if isinstance(one, str)]
     unknown = [name for name in names if _ALIASES.get(name, name) not in known]
@@ -138,6 +142,13 @@ def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
             msg = f"approximators: two are called {label!r}; give a mapping of names."
             raise ValueError(msg)
     return found
+
+
+def _require_values(given: Iterable[object]) -> None:
+    for one in given:
+        if isinstance(one, type):
+            told = f"approximators: the class {one.__name__} was given; a value is expected"
+            raise TypeError(f"{told}, such as fl.{one.__name__}().")
 
 
 def network_by_name(chosen: Chosen) -> dict[str, NetworkApproximator]:

@@ -278,7 +278,7 @@ def _lab(arguments: argparse.Namespace, command: str) -> None:
     ]
     if missing:
         raise ValueError(
-            f"{' and '.join(missing)} is not installed: pip install 'fisherlab[lab]'."
+            f"{' and '.join(missing)}: not installed. pip install 'fisherlab[lab]' does it."
         )
     copied, kept = copy_notebooks(arguments.folder)
     told = f"{len(copied)} notebooks copied into {arguments.folder}"

@@ -56,8 +56,9 @@ def add_command(
 
 OWN: Final = {
     "problem": "problem, see `fisherlab problems`, or a function that returns one",
-    "model": "your own model: a function without arguments that returns it",
-    "data": "its data: an .npz or .pt file with x and y, or a function that returns (x, y)",
+    "model": "your own model: its name, or that of a function that returns it",
+    "data": "its data: an .npz or .pt file with x and y, or the name of a pair (x, y), a "
+    "DataLoader, or a function that returns one",
     "likelihood": f"what its output means: {', '.join(LIKELIHOODS)}, or a function that "
     "returns a fl.Likelihood",
 }

@@ -70,6 +70,7 @@ def spectra(
 
 
 def _nodes(tree: xr.DataTree, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
+    frames.require_result(tree, xr.DataTree, "fl.spectra")
     nodes = {str(name): child.to_dataset() for name, child in tree.children.items()}
     nodes = {name: ds for name, ds in nodes.items() if "eigenvalue" in ds}
     if not nodes:

@@ -90,10 +90,28 @@ def metric_of(ds: xr.Dataset, metric: str) -> xr.DataArray:
         ...
     ValueError: the result has no variable 'frobenius_error'; it has: none
     """
+    require_result(ds, xr.Dataset, "fl.compare")
     if metric not in ds.data_vars:
         known = ", ".join(str(name) for name in ds.data_vars) or "none"
         raise ValueError(f"the result has no variable {metric!r}; it has: {known}")
     return ds[metric]
+
+
+def require_result(given: object, kind: type, maker: str) -> None:
+    """Refuse what is no labelled result, such as the statistics it is made from.
+
+    Examples
+    --------
+    >>> require_result({}, xr.DataTree, "fl.inverse_blocks")
+    Traceback (most recent call last):
+    TypeError: a figure is drawn from a DataTree, and a dict was given. \
+Make one by fl.inverse_blocks.
+    """
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"a figure is drawn from a {kind.__name__}, and a {type(given).__name__} was "
+            f"given. Make one by {maker}."
+        )
 
 
 def pick(

@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from fisherlab.plots.frames import require_result
 from fisherlab.plots.style import as_vectors, publication, text
 
 Array = NDArray[Any]
@@ -136,6 +137,7 @@ def inverse_heatmap(
 
 
 def _children(tree: xr.DataTree, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
+    require_result(tree, xr.DataTree, "fl.inverse_blocks")
     known = {str(name): child.to_dataset() for name, child in tree.children.items()}
     known = {name: ds for name, ds in known.items() if "inverse" in ds}
     if not known:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import fisherlab as fl
 from fisherlab.likelihoods import Likelihood
@@ -170,7 +171,7 @@ def _try(model: nn.Module, x: Tensor, config: ReportConfig) -> None:
 
 
 def _call(option: str, spec: str) -> Any:
-    """Import a function by `module:function` or `file.py:function`, and call it."""
+    """Import by `module:name` or `file.py:name`: a function is called, a value taken."""
     home, colon, name = spec.rpartition(":")
     if not (colon and home and name):
         raise ValueError(
@@ -188,8 +189,11 @@ def _call(option: str, spec: str) -> Any:
         ) from error
     if not hasattr(module, name):
         raise ValueError(f"--{option} {spec} is not found: {home} has no {name}.")
+    made = getattr(module, name)
+    if isinstance(made, nn.Module) or not callable(made):
+        return made
     try:
-        return getattr(module, name)()
+        return made()
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"--{option} {spec} failed when called without arguments: {_told(error)}."
@@ -231,7 +235,20 @@ def _data(spec: str) -> tuple[Any, Any]:
     """Return the training and the test pair; the latter is None where there is none."""
     if spec.endswith((".npz", ".pt")):
         return _pairs(spec, _read(Path(spec)))
-    return _pairs(spec, _call("data", spec))
+    found = _call("data", spec)
+    return _pairs(spec, _joined(spec, found) if isinstance(found, DataLoader) else found)
+
+
+def _joined(spec: str, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+    """Return the batches of a loader as one pair."""
+    try:
+        x, y = zip(*loader, strict=True)
+        return torch.cat(x), torch.cat(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--data {spec} is a DataLoader, whose batches must be pairs (x, y) of "
+            f"tensors: {_told(error)}."
+        ) from error
 
 
 def _read(path: Path) -> Any:

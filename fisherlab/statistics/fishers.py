@@ -205,11 +205,14 @@ def require_kinds(likelihood: object, fisher: object) -> None:
     --------
     >>> require_kinds("categorical", None)
     Traceback (most recent call last):
-    TypeError: likelihood='categorical': a value such as fl.Categorical() is expected.
+    TypeError: likelihood='categorical': a value is expected, such as fl.Categorical() for \
+cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares.
     """
     if isinstance(likelihood, type) or not isinstance(likelihood, Likelihood):
-        msg = f"likelihood={likelihood!r}: a value such as fl.Categorical() is expected."
-        raise TypeError(msg)
+        raise TypeError(
+            f"likelihood={likelihood!r}: a value is expected, such as fl.Categorical() for "
+            "cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares."
+        )
     if fisher is not None and (isinstance(fisher, type) or not isinstance(fisher, Fisher)):
         msg = f"fisher={fisher!r}: a value such as fl.Exact() is expected."
         raise TypeError(msg)

@@ -295,7 +295,7 @@ class KFAC(OfSums[AnySums, Operator]):
 @final
 @dataclass(frozen=True)
 class FOOF(OfSums[AnySums, Operator]):
-    r"""Gradient descent on neurons, :math:`F \approx I \otimes A`.
+    r"""Gradient descent on neurons, F ≈ I ⊗ A.
 
     .. math:: A = \frac1N \sum_{nt} a_{nt} a_{nt}^T
 

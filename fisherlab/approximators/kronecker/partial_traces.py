@@ -105,7 +105,7 @@ class TKFAC(OfSums[Sums, Operator]):
 @final
 @dataclass(frozen=True)
 class Shampoo(OfSums[Sums, Operator]):
-    r"""Square roots of the partial traces, :math:`F \approx L^{1/2} \otimes R^{1/2}`.
+    r"""Square roots of the partial traces, F ≈ L^½ ⊗ R^½.
 
     .. math:: L = \frac1N \sum D D^T, \quad R = \frac1N \sum D^T D
 
@@ -152,7 +152,7 @@ class Shampoo(OfSums[Sums, Operator]):
 @final
 @dataclass(frozen=True)
 class Muon(OfSums[Sums, Operator]):
-    r"""One-sided Shampoo, :math:`L^{1/2} \otimes I` with :math:`L = \frac1N \sum D D^T`.
+    r"""One-sided Shampoo, F ≈ L^½ ⊗ I with L = (1/N) Σ D Dᵀ.
 
     Notes
     -----
