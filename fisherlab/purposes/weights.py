@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, final
 import torch
 from torch import Tensor, nn
 
+from fisherlab.errors import BudgetError, NumericalError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.pairs import Pair
 from fisherlab.purposes.base import (
@@ -146,14 +147,18 @@ class Pruning:
         return tuple(found)
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
-        """Return both saliencies of every weight, and what pruning by them costs."""
+        """Return both saliencies of every weight, and what pruning by them costs.
+
+        Of a matrix that cannot be inverted, those of OBD alone, and why.
+        """
         w = weights_of("Pruning", layer, self.weights)
         half = w.square() / 2
-        diagonals = {
-            "obd": pair.approx.diagonal(),
-            "obs": pair.approx.inverse(self.damping).diagonal().reciprocal(),
-        }
+        diagonals = {"obd": pair.approx.diagonal()}
         found: dict[str, Any] = {"blocks": [layer.block]}
+        try:
+            diagonals["obs"] = pair.approx.inverse(self.damping).diagonal().reciprocal()
+        except (NumericalError, BudgetError) as error:
+            found["why"] = error
         for kind, diagonal in diagonals.items():
             saliency = (half * diagonal).flatten()
             gone = torch.stack([_smallest(saliency, share) for share in self._shares])
@@ -181,7 +186,7 @@ class Pruning:
         if self.loss is None:
             return {}
         found = {}
-        for kind in KINDS:
+        for kind in _kinds(blocks):
             losses = []
             for row in range(len(self._shares)):
                 left: dict[str, Tensor] = {}
@@ -195,18 +200,23 @@ class Pruning:
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Put the weights one after the other, add the predictions, and measure anew."""
+        kinds = _kinds(blocks)
         parts = [
-            {n: v.T if n.endswith("pruned") else v for n, v in one.items() if n != "blocks"}
+            {
+                name: value.T if name.endswith("pruned") else value
+                for name, value in one.items()
+                if name.partition("_")[0] in kinds
+            }
             for one in blocks
         ]
-        whole = dict(summed(parts, *KINDS, *(f"{kind}_pruned" for kind in KINDS)))
+        whole = dict(summed(parts, *kinds, *(f"{kind}_pruned" for kind in kinds)))
         turned = {n: v.T for n, v in whole.items() if n.endswith("pruned")}
         return whole | turned | self._losses(blocks)
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
-        """Return how alike the choices are and what they cost."""
+        """Return how alike the choices are and what they cost; NaN where there is none."""
         found = {}
-        for kind in KINDS:
+        for kind in _kinds([exact, approx]):
             mine, other = exact[f"{kind}_pruned"][0], approx[f"{kind}_pruned"][0]
             found[f"{kind}_overlap"] = float(mine @ other) / float(mine.sum())
             found[f"{kind}_rank_correlation"] = spearman(exact[kind], approx[kind])
@@ -220,7 +230,12 @@ class Pruning:
             for what, values in increases.items():
                 for share, value in zip(self._shares, values.tolist(), strict=True):
                     found[_increase(kind, what, share, self.share)] = value
-        return {one.name: found[one.name] for one in self.measures}
+        return {one.name: found.get(one.name, float("nan")) for one in self.measures}
+
+
+def _kinds(blocks: Sequence[Answers]) -> list[str]:
+    """Return the kinds of saliency that all of several answers have."""
+    return [kind for kind in KINDS if all(kind in one for one in blocks)]
 
 
 def _increase(kind: str, what: str, share: float, first: float) -> str:
