@@ -144,49 +144,29 @@ def compare(
     >>> dict(ds.sizes)
     {'layer': 1, 'approximator': 2, 'damping': 1}
     """
+    asked_of = {"metrics": metrics, "damping": damping, "gradient": gradient, "k": k}
     if isinstance(stats, nn.Module):
-        asked_of = {"metrics": metrics, "damping": damping, "gradient": gradient, "k": k}
-        none = {"reference": reference, "time": time}
-        request = _of_model(stats, given, approximators, asked_of, none, budget, source)
+        unfit = {"reference": reference, "time": time}
+        request = _of_model(stats, given, approximators, asked_of, unfit, budget, source)
         if purpose is None:
             return compare_layers(request, _store(request, source), progress, executor)
-        _alone(
-            metrics=metrics,
-            damping=damping,
-            gradient=gradient,
-            store=source.get("store"),
-            executor=executor,
-        )
-        several = purpose if isinstance(purpose, Sequence) else [purpose]
+        several = _alone(purpose, asked_of, store=source.get("store"), executor=executor)
         return judge_model(
             request.source, request.methods, several, request.limit, progress
         )
     approximators = _chosen_of(given, approximators, source)
     if purpose is not None:
-        _alone(
-            metrics=metrics,
-            damping=damping,
-            gradient=gradient,
-            reference=reference,
-            executor=executor,
-        )
-        several = purpose if isinstance(purpose, Sequence) else [purpose]
+        several = _alone(purpose, asked_of, reference=reference, executor=executor)
         return judge(
             stats, approximators, several, _allowance(stats, budget, time), progress
         )
-    chosen, levels = by_name(approximators), dampings(damping)
-    asked = question(metrics, levels, gradient, stats, reference is not None, k)
-    limit = parse_budget(budget, _device(stats))
+    chosen, limit = by_name(approximators), parse_budget(budget, _device(stats))
     if executor is not None:
-        if time is not None:
-            raise ValueError(
-                "compare: time= is counted over all layers, which executor= does apart. "
-                "Leave one of them out."
-            )
-        measure = partial(
-            _measured, chosen, {"metrics": metrics, "damping": damping, "k": k}, limit=limit
-        )
+        _whole_time(time)
+        measure = partial(_measured, chosen, {**asked_of, "gradient": None}, limit=limit)
         return _over(executor, measure, stats, reference, gradient, progress)
+    levels = dampings(damping)
+    asked = question(metrics, levels, gradient, stats, reference is not None, k)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
     if time is not None:
@@ -306,15 +286,27 @@ def _allowance(
     return Allowance.of(time, parse_budget(budget, _device(stats)))
 
 
-def _alone(**given: object) -> None:
-    """Refuse what a purpose brings along itself."""
-    for name, value in given.items():
-        if value is not None:
+def _alone(
+    purpose: Purpose | Sequence[Purpose], asked: Mapping[str, Any], **more: object
+) -> Sequence[Purpose]:
+    """Return purposes as a sequence; refuse what they bring along themselves."""
+    for name in ("metrics", "damping", "gradient", *more):
+        if {**asked, **more}[name] is not None:
             raise ValueError(
                 f"compare: {name}= was given beside purpose=, which has its own or takes "
                 "none. Give it to the purpose, e.g. fl.Step(gradient, damping), or compare "
                 "twice."
             )
+    return purpose if isinstance(purpose, Sequence) else [purpose]
+
+
+def _whole_time(time: float | str | None) -> None:
+    """Refuse a time, which is counted over all layers, for layers that are done apart."""
+    if time is not None:
+        raise ValueError(
+            "compare: time= is counted over all layers, which executor= does apart. "
+            "Leave one of them out."
+        )
 
 
 def _cut(
