@@ -32,6 +32,7 @@ STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, abo
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 SOLVES = 4  # what solves of one sample each lose to small products
+BATCHED = 8  # what factorisations of many small blocks lose to one large product
 NUMBER = 8  # bytes
 
 ITERATED = (KPSVD, Deflation, KFACCorrected)
@@ -204,9 +205,9 @@ def one_more(s: Samples, method: Approximator) -> float:
         return iterations * _cg_product(s, method)
     if _by_examples(s, method):
         n = s.examples
-        return n * n * i + o * (n * n + n**3 / 3 + 2 * n * i)
+        return n * n * i + o * (BATCHED * n**3 / 3 + n * n + 2 * n * i)
     if isinstance(method, MiniBlock):
-        return o * (i**3 / 3 + i * i)
+        return o * (BATCHED * i**3 / 3 + i * i)
     return 2.0 * p * (o + i) + solved_again(s, method)
 
 
@@ -244,7 +245,7 @@ def _inverse_inner(s: Samples, method: Approximator) -> Work:
     o, i, m, p = _sizes(s)
     columns = m if by_gram(s) else 0
     if isinstance(method, MiniBlock):
-        formed = Work(o * i**3, 2 * NUMBER * o * i * i)
+        formed = Work(BATCHED * o * i**3, 2 * NUMBER * o * i * i)
         return formed + Work(columns * p * i)
     if _terms(method) > 1 and isinstance(method, ITERATED):
         solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
