@@ -131,10 +131,10 @@ class Block:
             raise ValueError(msg)
         lead = w.shape[:-2]
         if self.bias is None:
-            return {self.weight: w.reshape(*lead, *self.shape)}
+            return {self.weight: w.reshape((*lead, *self.shape))}
         return {
-            self.weight: w[..., :-1].reshape(*lead, *self.shape),
-            self.bias: w[..., -1].reshape(*lead, *self._bias_shape),
+            self.weight: w[..., :-1].reshape((*lead, *self.shape)),
+            self.bias: w[..., -1].reshape((*lead, *self._bias_shape)),
         }
 
     @property

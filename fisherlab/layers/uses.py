@@ -309,7 +309,7 @@ READERS: Mapping[Callable[..., Any], Callable[..., Iterator[Reading]]] = {
 
 
 def _all_positions(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return x[:, None] if x.dim() == 2 else x.flatten(1, -2)
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def _channels_second(x: Tensor) -> Tensor:
 
 
 def _last_axis(gradients: Tensor) -> Float[Tensor, "v n t o"]:
-    return gradients.reshape(*gradients.shape[:2], -1, gradients.shape[-1])
+    return gradients[:, :, None] if gradients.dim() == 3 else gradients.flatten(2, -2)
 
 
 def _second_axis(gradients: Tensor) -> Float[Tensor, "v n t o"]:
@@ -338,5 +338,5 @@ def _unfolded(gradients: Tensor, unfold: Rows) -> Float[Tensor, "v n t o"]:
 
 def _tokens(x: Tensor, padding: int | None) -> Tensor:
     """Return the rows looked up; the padding row has no gradient, so it counts as none."""
-    rows = x.reshape(x.shape[0], -1)
+    rows = x[:, None] if x.dim() == 1 else x.flatten(1)
     return rows if padding is None else rows.masked_fill(rows == padding, -1)

@@ -72,7 +72,11 @@ def pull(
         with view.settings():  # a checkpoint calls its part of the model again
             grads = way(view, output, leaves, column)
         pairs = zip(leaves, grads, strict=True)
-        yield {name: grad for name, grad in pairs if grad is not None}
+        yield {name: _dense(grad) for name, grad in pairs if grad is not None}
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad  # nn.Embedding(sparse=True)
 
 
 def _through_graph(

@@ -74,6 +74,7 @@ class NaturalGradient(Preconditioned):
     damping
         λ as a number or `Tikhonov(λ)`, exactly as it says; `Factored(λ)` for methods with
         Kronecker terms; `RelativeDamping(α)` for α times the mean eigenvalue of each F̂.
+        A block whose F̂ and λ are both zero (a dead layer) moves by its gradient.
     momentum
         μ.
     fisher

@@ -115,7 +115,7 @@ class QuadraticModel:
             last_slope = _dot(self.gradient, last)
             cross = self._form(pushed, before) + self.shift * _dot(direction, last)
             last_square = self._form(before, before) + self.shift * _dot(last, last)
-            determinant = square * last_square - cross**2
+            determinant = square * last_square - cross * cross  # ** raises where * is inf
             if determinant > SINGULAR * square * last_square:
                 alpha = -(last_square * slope - cross * last_slope) / determinant
                 mu = -(square * last_slope - cross * slope) / determinant

@@ -165,6 +165,8 @@ def inverted(
 
 def _inverse(operator: Any, damping: Damping, fallen: bool) -> Any:
     own = parsed(damping, operator)
+    if own == Tikhonov(0.0) and not getattr(operator, "trace", lambda: 1.0)():
+        own = Tikhonov(1.0)  # a dead layer: its gradient, zero as well, is left as it is
     plain = fallen or isinstance(own, Tikhonov)  # a user's operator may know numbers alone
     return operator.inverse(own.value if plain else own)
 

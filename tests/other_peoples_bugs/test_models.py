@@ -500,3 +500,32 @@ def test_a_metric_of_ones_own_is_a_column_and_its_failure_a_status():
     assert float(ds.trace_gap[0, 0]) == pytest.approx(gap)
     assert ds.broken.isnull().all()
     assert "nothing here" in str(ds.status.values[0, 0])
+
+
+class Routed(nn.Module):
+    """Two experts, each called with the examples it is for: at times with none."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3, sparse=True)
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        out, mine = torch.zeros(len(x), 3).to(x), x[:, 0] > 0
+        out[mine], out[~mine] = self.a(x[mine]), self.b(x[~mine])
+        return out + self.table((x[:, 1] > 0).long()) + self.table(x[:0].long()).sum()
+
+
+def test_an_expert_without_examples_and_sparse_gradients_have_their_fisher():
+    model, x = Routed().double(), torch.randn(6, 4).double()
+    x[:, 0] = x[:, 0].abs()  # the second expert never has one
+    stats = fl.collect(model, (x, None), fl.Gaussian())
+    total = sum(fl.ExactBlock()(s).trace() for s in stats.values())
+    assert_close(total, 3 * (x.square().sum(1) + 2).mean())
+    assert fl.ExactBlock()(stats["b"]).trace() == 0
+
+
+def test_experts_of_some_of_the_examples_are_refused_in_a_sentence():
+    x = torch.randn(6, 4).double()
+    with pytest.raises(fl.UnsupportedModelError, match="than the two"):
+        fl.collect(Routed().double(), (x, None), fl.Gaussian())

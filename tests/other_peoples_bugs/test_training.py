@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import math
 import pickle
 import random
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import fisherlab as fl
 from tests.oracles import assert_close
+from tests.test_full_kfac import quadratic
 from tests.test_training_optimizers import RECIPES, made, tiny
 
 OWN = [n for n, recipe in RECIPES.items() if "sgd" not in n and n != "adam"]
@@ -392,3 +394,40 @@ def test_the_full_optimiser_promises_what_a_scheduled_step_gives():
     optimiser.step(batch=(x, y))
     assert optimiser.ratio == pytest.approx(1, abs=1e-4)  # a quadratic loss
     assert not torch.equal(held(model), start)
+
+
+class Odd(nn.Module):
+    """A scalar without dimensions, and a layer that nothing reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.dead = nn.Linear(6, 3), nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.scale * self.body(x)
+
+
+@pytest.mark.parametrize("name", ["exact", "diagonal", "kl-shampoo", "muon", "kfac-full"])
+def test_a_scalar_and_a_dead_layer_do_not_end_a_training(name):
+    model = Odd().double()
+    if name in ("exact", "diagonal"):
+        optimiser = natural(model, name, damping=fl.RelativeDamping(0.1))
+    else:
+        data = points()
+        problem = fl.problems.Problem("odd", model, fl.Categorical(), data, data)
+        optimiser = fl.optimizer(name, problem)
+    dead, scale = held(model.dead), model.scale.item()
+    for _ in range(2):
+        optimiser.step(batch=points())
+    assert torch.equal(held(model.dead), dead)
+    assert model.scale.item() != scale
+
+
+def test_steps_that_overflow_when_squared_twice_are_no_traceback():
+    model = net(6, 3)
+    far = {name: torch.full_like(p, 1e80) for name, p in model.named_parameters()}
+    scales = quadratic(model, fl.Categorical(), points()).rescale(
+        far, {name: 2 * t for name, t in far.items()}
+    )
+    assert all(map(math.isfinite, scales))
