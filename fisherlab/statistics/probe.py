@@ -8,6 +8,7 @@ gradients.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -356,7 +357,7 @@ def _unfollowed(
     try:
         found = per_example.vmapped(view, blocks, pair, column[None])
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        return str(error).splitlines()[0]
+        return shorten(str(error).splitlines()[0], 100, placeholder=" …")
     lost = [name for name in blocks if _differs(found[name].sum((0, 1)), expected[name])]
     if lost:
         return f"torch.func gives other gradients than autograd for {', '.join(lost)}"
