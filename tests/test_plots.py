@@ -151,6 +151,15 @@ def test_outlines_leave_the_picture_and_a_missing_inverse_says_why():
     assert "λ = 0.1" in bar.get_ylabel()
 
 
+@pytest.mark.parametrize(("count", "drawn"), [(8, 1), (200, 0)])
+def test_a_heatmap_drops_outlines_too_small_to_see_through(count, drawn):
+    matrix = xr.DataArray(np.eye(2 * count), dims=("row", "col"))
+    squares = [(2 * k, 2 * k + 2) for k in range(count)]
+    assert len(plots.heatmap(matrix, outlines=squares).collections) == drawn
+    named = plots.heatmap(matrix, outlines={"fc": (0, 2), "out": (2, 2 * count)})
+    assert len(named.collections) == 1
+
+
 def test_losses_of_runs_are_drawn_together(ds):
     """A colour a run, none of a method's for a single one; the test set dashed."""
     one = xr.Dataset(

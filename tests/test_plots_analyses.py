@@ -30,6 +30,55 @@ def lines(ax):
     }
 
 
+# --- the canvas -------------------------------------------------------------------------
+
+MANY = comparison(steps=(0, 10, 500), layers={f"l.{i}.out_proj": (20, 21) for i in (1, 2)})
+MANY = MANY.assign_coords(
+    approximator=[
+        *MANY["approximator"].values[:-1],
+        "one's own, of a very long name indeed",
+    ]
+)
+RUNS = MANY.isel(step=[0, 0]).rename(step="run").assign_coords(run=["a long name", "b"])
+BLOCKS = {name: (20 * i, 20 * i + 20) for i, name in enumerate(MANY["layer"].values)}
+DRAWN = {
+    "errors": lambda: plots.errors(MANY),
+    "noise": lambda: plots.errors(analyses.uncertainty()),
+    "direction_cosines": lambda: plots.direction_cosines(MANY),
+    "trajectory": lambda: plots.trajectory(MANY),
+    "damping_sweep": lambda: plots.damping_sweep(MANY, layers=["l.1.out_proj"]),
+    "runs": lambda: plots.runs(RUNS),
+    "losses": lambda: plots.losses(MANY),
+    "cost": lambda: plots.cost(MANY),
+    "pareto": lambda: plots.pareto(analyses.pareto()),
+    "decomposition": lambda: plots.decomposition(analyses.decomposition()),
+    "error_sources": lambda: plots.error_sources(analyses.decomposition()),
+    "rank_curve": lambda: plots.rank_curve(analyses.rank_curve()),
+    "spectra": lambda: plots.spectra(analyses.spectra()),
+    "coverage_map": lambda: plots.coverage_map(analyses.coverage()),
+    "layer_table": lambda: plots.layer_table(analyses.decomposition()["coupling"]),
+    "inverse_heatmap": lambda: plots.inverse_heatmap(inverses({"l.1": (2, 4)})),
+    "heatmap": lambda: plots.heatmap(
+        xr.DataArray(np.eye(40), dims=("row", "col")), outlines=BLOCKS
+    ),
+}
+
+
+DEAR = {"spectra", "rank_curve", "error_sources", "inverse_heatmap", "pareto", "noise"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in DEAR else []) for n in DRAWN],
+)
+def test_everything_drawn_lies_on_the_canvas(name):
+    """So that a plain `savefig` keeps it."""
+    figure = DRAWN[name]().figure
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0
+
+
 # --- parts of the error -----------------------------------------------------------------
 
 

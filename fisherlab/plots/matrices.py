@@ -52,7 +52,8 @@ def heatmap(
     begin at 0, on a log scale at `vmin` (default: the 5th percentile of the positive
     entries, at most six decades below `vmax`). `outlines` are (start, stop) pairs of
     square blocks on the diagonal; as a mapping from names they label the axes too, e.g.
-    the layers of a network. Matrices of more than 2,000 rows are shown by the largest
+    the layers of a network. Without names they are left out where they would bury the
+    picture: below 6 pixels. Matrices of more than 2,000 rows are shown by the largest
     entry of each pixel, so that a single large entry stays visible; pixels end where
     blocks end, so that no block runs into its neighbour. The axes count entries of the
     matrix itself.
@@ -83,7 +84,8 @@ def heatmap(
     with publication():
         ax = _square_axes() if ax is None else ax
         image = _draw(ax, shown, matrix.shape, _norm(shown, top, vmin, scale))
-        outline(ax, squares, bold=bool(named))
+        pixels = max(PANEL_PIXELS, int(ax.bbox.width))
+        outline(ax, squares if named else visible(squares, pixels), bold=bool(named))
         _label_blocks(ax, named)
         if colorbar:
             as_vectors(ax.figure.colorbar(image, ax=ax, label="|entry|", shrink=0.8))
@@ -234,7 +236,9 @@ def _rows(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
     return [(o * d_in, (o + 1) * d_in) for o in range(d_out)]
 
 
-def visible(blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def visible(
+    blocks: list[tuple[int, int]], pixels: int = PANEL_PIXELS
+) -> list[tuple[int, int]]:
     """Return blocks whose outlines leave something of the picture: 6 pixels or more.
 
     Examples
@@ -245,7 +249,7 @@ def visible(blocks: list[tuple[int, int]]) -> list[tuple[int, int]]:
     if not blocks:
         return []
     size = min(stop - start for start, stop in blocks)
-    return blocks if size * PANEL_PIXELS >= 6 * blocks[-1][1] else []
+    return blocks if size * pixels >= 6 * blocks[-1][1] else []
 
 
 def _why(ds: xr.Dataset, name: str) -> str:

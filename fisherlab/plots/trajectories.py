@@ -300,6 +300,8 @@ def _finish(grid: sns.FacetGrid, metric: Quantity, x: str, shown: list[str]) -> 
 def legend_above(grid: sns.FacetGrid, shown: Sequence[str]) -> None:
     """Settle the layout and put one legend above the panels, entries in this order.
 
+    The figure grows by the height of the legend, which has as many columns as fit.
+
     Examples
     --------
     >>> import matplotlib.pyplot as plt
@@ -317,14 +319,21 @@ def legend_above(grid: sns.FacetGrid, shown: Sequence[str]) -> None:
     named = [name for name in shown if name in handles]
     if not named:
         return
+    figure = grid.figure
+    width, height = figure.get_size_inches()
     rows = -(-len(named) // (6 if len(grid.axes.flat) > 2 else 3))
-    grid.figure.legend(
-        [handles[name] for name in named],
-        named,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        ncols=-(-len(named) // rows),
-    )
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0)}
+    for columns in range(-(-len(named) // rows), 0, -1):
+        look = [handles[name] for name in named], [text(name, 40) for name in named]
+        legend = figure.legend(*look, ncols=columns, **place)
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= width * figure.dpi:
+            break
+        legend.remove()
+    room = box.height / figure.dpi
+    edges, shrink = figure.subplotpars, height / (height + room)
+    figure.set_size_inches(width, height + room)
+    figure.subplots_adjust(top=edges.top * shrink, bottom=edges.bottom * shrink)
 
 
 def space_steps(ax: Axes, steps: NDArray[Any]) -> None:
