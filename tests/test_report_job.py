@@ -19,7 +19,7 @@ from fisherlab.problems import Problem, registry
 from fisherlab.problems.data import digits
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import drawn
-from fisherlab.report import analysis, figures, job
+from fisherlab.report import analysis, figures, job, sizes
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.record import describe_run, git_commit
@@ -459,6 +459,21 @@ def test_the_last_moment_has_as_much_time_as_all_before_it():
         )
         found[time] = size.held_out
     assert found["1 s"] < found["10 s"] < found["10 min"]
+
+
+def test_a_step_that_takes_long_has_a_smaller_batch_unless_one_is_asked_for(monkeypatch):
+    problem = fl.problems.load("digits", examples=60)
+    config = ReportConfig(steps=5, examples=60)
+    size = fitted(problem, config)
+    assert size.batch == 64
+    assert not any("minibatches" in one for one in size.told)
+    monkeypatch.setattr(sizes, "_STEP", 0.0)
+    size = fitted(problem, config)
+    assert size.batch == 8
+    assert any(one.startswith("minibatches of the training hold 8") for one in size.told)
+    assert fitted(problem, replace(config, batch_size=64)).batch == 64
+    trained = analysis.attributes_of(problem, config, size)["training"]
+    assert json.loads(trained)["batch_size"] == 8
 
 
 def _left_out(problem, config, seconds):

@@ -97,7 +97,7 @@ def analyse(
     found: xr.Dataset | None = None
     ended: KeyboardInterrupt | FisherlabError | None = None
     try:
-        path = checkpoints(problem, config, phase)
+        path = checkpoints(problem, config, size, phase)
         for (step, model), seconds in zip(path, size.seconds, strict=True):
             moment = by_first(_moment, problem, model, step, config, size, phase, seconds)
             if moment is not None:
@@ -114,7 +114,7 @@ def analyse(
         return None
     with phase("inverse blocks"):
         inverses = _inverses(stats, config, size)
-    results = _joined(rows).assign_attrs(attributes_of(problem, config))
+    results = _joined(rows).assign_attrs(attributes_of(problem, config, size))
     results = results if found is None else beside(results, found)
     results.attrs["subset"] += f"; losses over at most {size.losses:,}"
     why = [] if ended is None else [f"later steps: {str(ended) or 'interrupted'}"]
@@ -129,7 +129,7 @@ def by_first(work: Callable[..., T], *given: Any) -> T | None:
 
 
 def checkpoints(
-    problem: Problem, config: ReportConfig, phase: Phases
+    problem: Problem, config: ReportConfig, size: Size, phase: Phases
 ) -> Iterable[tuple[int, nn.Module]]:
     """Train, and give (step, model) at each step that is analysed."""
     rate = learning_rate(problem, config)
@@ -139,7 +139,7 @@ def checkpoints(
         optimizer,
         config.training_steps,
         config.analysed_steps,
-        batch_size=config.batch_size,
+        batch_size=size.batch,
         seed=config.seed,
         progress=lambda step: phase.note(f"step {step} of {config.training_steps}"),
     )
@@ -261,7 +261,9 @@ def _inverses(stats: Statistics, config: ReportConfig, size: Size) -> xr.DataTre
     return tree if tree.children else None
 
 
-def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int]:
+def attributes_of(
+    problem: Problem, config: ReportConfig, size: Size
+) -> dict[str, str | int]:
     """Return what the results tell of the problem and the training."""
     known = not config.model
     network = (
@@ -274,7 +276,7 @@ def attributes_of(problem: Problem, config: ReportConfig) -> dict[str, str | int
         "optimizer": "SGD",
         "momentum": _MOMENTUM,
         "lr": learning_rate(problem, config),
-        "batch_size": config.batch_size,
+        "batch_size": size.batch,
         "steps": config.training_steps,
     }
     return {

@@ -66,7 +66,8 @@ class ReportConfig:
         seed; fewer where the time or the budget would not hold.
     batch_size, lr
         Minibatch size and learning rate of the training (SGD, momentum 0.9); by default
-        0.05 divided by the labels of an example, over which its loss sums.
+        64 examples, fewer where one step would take more than ten seconds, and 0.05
+        divided by the labels of an example, over which its loss sums.
     layers
         Blocks whose inverse is drawn; empty means those with at most 2,000 parameters.
     seed
@@ -118,7 +119,7 @@ class ReportConfig:
     alpha: tuple[float, ...] = ()
     factored: tuple[float, ...] = ()
     examples: int = 2000
-    batch_size: int = 64
+    batch_size: int | None = None
     lr: float | None = None
     layers: tuple[str, ...] = ()
     seed: int = 0
@@ -132,7 +133,8 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         for name in ("samples", "examples", "batch_size"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            count = getattr(self, name)
+            _require(count is None or count >= 1, name, "at least 1", count)
         least = 0 if self.model else 1
         _require(self.training_steps >= least, "steps", f"at least {least}", self.steps)
         if self.data and not self.model:

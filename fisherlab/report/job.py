@@ -218,11 +218,11 @@ def run_sweep(config: ReportConfig, command: str = "", executor: Workers = None)
     fallback = Path("reports") / f"sweep-{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with folder as (scratch, place), phase:
-        for step, model in checkpoints(problem, config, phase):
+        for step, model in checkpoints(problem, config, size, phase):
             stats, gradient = collected(problem, model, step, config, size, phase)
         ds = _swept(stats, gradient, config, phase, executor)
         ds = ds.assign_coords(step=config.training_steps)
-        ds = ds.assign_attrs(attributes_of(problem, config))
+        ds = ds.assign_attrs(attributes_of(problem, config, size))
         record = describe_run(config, command, started) | {"seconds": phase.seconds}
         with phase("page"):
             write_parts(ds, None, record, scratch)

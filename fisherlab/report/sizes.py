@@ -32,6 +32,10 @@ FEW: Final = 32
 DRAWN: Final = 12
 """Layers whose inverse is drawn, at most, unless they are named."""
 _LARGEST: Final = 2000
+BATCH: Final = 64
+"""Examples in a minibatch of the training, unless one step takes longer than `_STEP`."""
+_STEP: Final = 10.0
+_SMALLEST_BATCH: Final = 8
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
@@ -65,6 +69,8 @@ class Size:
         Held-out examples whose predictive variances are compared.
     losses
         Random examples that losses and accuracies are taken over, at most.
+    batch
+        Examples in a minibatch of the training.
     told
         What is left out, and how to ask for it, in sentences.
     """
@@ -77,6 +83,7 @@ class Size:
     judging: float
     held_out: int
     losses: int
+    batch: int
     told: tuple[str, ...]
 
 
@@ -104,7 +111,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         elif not found.fits:
             found = tried[-1]
     whole = _COMPARISON * parse_time(config.time)
-    whole -= min(_training(found, config), whole / 2)
+    batch = _batch(found, config)
+    whole -= min(config.training_steps * _step(found, batch), whole / 2)
     shares = _shares(whole, len(config.analysed_steps))
     left = tuple(max(share - found.passes / RATE, 1.0) for share in shares)
     judging = _PURPOSES * parse_time(config.time)
@@ -130,6 +138,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         *told(last),
         *([f"before the last moment {more} further parts of cells"] if more else []),
         *_predictive_told(problem, config, found.outputs, held_out),
+        *_batch_told(batch, config),
     )
     return Size(
         found.examples,
@@ -140,14 +149,30 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         judging,
         held_out,
         losses,
+        batch,
         sentences,
     )
 
 
-def _training(found: _Trial, config: ReportConfig) -> float:
-    """Count the seconds of training: three passes an example of every step."""
-    examples = config.training_steps * config.batch_size
-    return 3 * _PASSES * examples * found.collection.forward / RATE
+def _step(found: _Trial, batch: int) -> float:
+    """Count the seconds of one step of the training: three passes an example."""
+    return 3 * _PASSES * batch * found.collection.forward / RATE
+
+
+def _batch(found: _Trial, config: ReportConfig) -> int:
+    """Return the examples in a minibatch: those asked for, or as many as are quick."""
+    batch = config.batch_size or BATCH
+    while not config.batch_size and batch > _SMALLEST_BATCH and _step(found, batch) > _STEP:
+        batch //= 2
+    return batch
+
+
+def _batch_told(batch: int, config: ReportConfig) -> Iterator[str]:
+    if batch < (config.batch_size or BATCH) and config.training_steps:
+        yield (
+            f"minibatches of the training hold {batch} examples, not {BATCH}; ask with "
+            "--batch-size"
+        )
 
 
 def _shares(seconds: float, moments: int) -> list[float]:
