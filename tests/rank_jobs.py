@@ -4,7 +4,7 @@ import datetime
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
+from fisherlab.training.run import Run
 from tests.training_runs import small
 
 TIMEOUT = 400  # seconds until a rank that hangs ends the test
@@ -206,6 +207,47 @@ def trainings(rank, ranks, folder=None):
         found[name] = trained(OPTIMISERS["kfac"], rank, ranks, **how)
     found["uneven closure"] = trained(OPTIMISERS["kfac"], rank, ranks, closure=True)
     return found
+
+
+def recipes(rank, ranks, folder=None):
+    """Take ten steps by every named optimiser, in DDP where there are several ranks."""
+    return {name: by_recipe(name, ranks) for name in fl.training.optimizers()}
+
+
+def by_recipe(name, ranks):
+    recipe, problem = fl.training.optimizers()[name], small()
+    model, (x, y) = problem.model, problem.train
+    if ranks > 1:
+        problem = replace(problem, model=nn.parallel.DistributedDataParallel(model))
+    asked = {"warm_start": None, "statistics_fraction": 1.0}
+    asked = {key: value for key, value in asked.items() if key in recipe.settings}
+    optimiser, losses = recipe(problem, **asked), []
+    for step in range(10):
+        batch = x[step % 2 :: 2], y[step % 2 :: 2]
+        losses.append(fl.training.take_step(problem, optimiser, batch, step))
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return {"losses": torch.tensor(losses).double(), **weights}
+
+
+def killed(rank, ranks, folder):
+    """Follow a training of which the last rank dies in the middle of it."""
+    real = Run.advance
+
+    def advance(run):
+        if run.step == 7 and rank == ranks - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(run)
+
+    Run.advance = advance
+    torch.save(said(partial(gone_on, rank, ranks, folder)), folder / f"told_{rank}.pt")
+
+
+def gone_on(rank, ranks, folder):
+    """Follow that training to its end, from its last checkpoint if it has one."""
+    problem, how = small(), {"store": folder / "store", "checkpoint_seconds": 0.0}
+    ds = fl.follow(problem, "kfac", steps=12, every=4, batch_size=10, **how)
+    found = {n: v.values for n, v in ds.items() if "seconds" not in n}
+    return found | {n: p.detach().numpy() for n, p in problem.model.named_parameters()}
 
 
 def followed(rank, ranks, folder):

@@ -155,6 +155,45 @@ def test_four_ranks_one_of_them_empty_give_the_numbers_of_one(tmp_path, alone):
     require_same_approximations(found, alone["approximations"])
 
 
+# Of these, replicas alone are equal: they take a share of each rank's part for statistics,
+# or a basis of a null space, which rounding decides (examples in another order as well).
+OF_THEIR_OWN = {"kfac-full", "kfac-full-tridiagonal", "soap"}
+ITERATED = {"cg-fac", "kl-shampoo", "muon", "kpsvd-koroko", "deflation-koroko"}
+ITERATED |= {"lanczos-koroko", "kfac-corrected-koroko"}
+
+
+@pytest.mark.slow
+def test_every_named_optimiser_trains_in_ddp_as_one_process(tmp_path):
+    expected = rank_jobs.recipes(0, 1)
+    found = spawned(rank_jobs.recipes, 2, tmp_path)
+    assert len(expected) >= 31
+    for name, values in expected.items():
+        for key, value in values.items():
+            first, *others = (rank[name][key] for rank in found)
+            assert all(torch.equal(other, first) for other in others), (name, key)
+            error = float((first - value).norm() / value.norm())
+            allowed = 1e-9 if name in ITERATED else CLOSE
+            assert name in OF_THEIR_OWN or error < allowed, (name, key, error)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_after_a_rank_was_killed(tmp_path):
+    running = rank_jobs.started(rank_jobs.killed, 2, tmp_path, timeout=60)
+    for process in running.processes:
+        process.join(rank_jobs.TIMEOUT)
+        assert not process.is_alive()
+    kind, message, _ = torch.load(tmp_path / "told_0.pt", weights_only=False)
+    assert kind == "RankError"
+    assert "rank 1 of 2 died" in message
+    (tmp_path / "meeting").unlink(missing_ok=True)
+    both = spawned(rank_jobs.gone_on, 2, tmp_path)
+    record = json.loads((tmp_path / "store" / "run.json").read_text())
+    assert [session["from_step"] for session in record["sessions"]] == [0, 7]
+    for name, value in rank_jobs.gone_on(0, 1, tmp_path / "alone").items():
+        np.testing.assert_array_equal(both[0][name], both[1][name])
+        np.testing.assert_allclose(both[0][name], value, 1e-9, 1e-12, err_msg=name)
+
+
 ONE_MODULE = ["-m", "fisherlab"]
 TWO = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *ONE_MODULE]
 

@@ -1,0 +1,76 @@
+"""Weak scaling of statistics: two ranks, each with as many examples as one alone.
+
+One thread a rank, on as many cores: `OMP_NUM_THREADS=1 python -m tests.benchmarks ranks`.
+"""
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+import fisherlab as fl
+from tests.rank_jobs import spawned
+
+EXAMPLES, WIDTHS, EFFICIENCY = 6000, (784, 500, 250, 10), 0.85
+METHODS = ("kfac", "diagonal", "ekfac")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for d_in, d_out in itertools.pairwise(WIDTHS):
+        layers += [nn.Linear(d_in, d_out), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def timed(rank: int, ranks: int, folder: Path) -> dict[str, float]:
+    """Return the best of three times of every method on this rank's examples."""
+    noise = torch.Generator().manual_seed(rank)
+    x = torch.randn(EXAMPLES, WIDTHS[0], generator=noise)
+    data, model, best = (x, None), network(), dict[str, float]()
+    for method in METHODS * 4:  # of which the first warms up
+        distributed.barrier()
+        started = time.perf_counter()
+        fl.approximate(model, data, fl.Categorical(), [method], fl.MonteCarlo(2))
+        distributed.barrier()
+        seconds = time.perf_counter() - started
+        known = best.get(method)
+        best[method] = float("inf") if known is None else min(known, seconds)
+    return best
+
+
+def measure(rounds: int = 1) -> dict[str, Any]:
+    """Hold two ranks against one; the best of some rounds, one after the other."""
+    best: dict[str, dict[str, float]] = {"one": {}, "two": {}}
+    for _ in range(rounds):
+        for name, ranks in (("one", 1), ("two", 2)):
+            with tempfile.TemporaryDirectory() as folder:
+                found = spawned(timed, ranks, Path(folder))
+            for method in METHODS:
+                slowest = max(rank[method] for rank in found)
+                before = best[name].get(method, float("inf"))
+                best[name][method] = min(before, slowest)
+    targets = {}
+    for method in METHODS:
+        share = best["one"][method] / best["two"][method]
+        met = share >= EFFICIENCY
+        targets[f"{method}: weak scaling"] = {
+            "measured": round(share, 3),
+            "aim": EFFICIENCY,
+            "met": met,
+        }
+    seconds = {f"{m}, {r} rank(s)": best[r][m] for m in METHODS for r in ("one", "two")}
+    return {
+        "case": "statistics over ranks, 784-500-250-10, float32, one thread a rank",
+        "note": f"{EXAMPLES} examples a rank, two sampled labels; seconds of the slowest",
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "times_ours": {},
+        "targets": targets,
+    }
+
+
+TABLES = {"ranks": measure}
