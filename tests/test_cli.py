@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 
+import fisherlab as fl
 from fisherlab import cli
 from fisherlab.cli import commands
 from fisherlab.cli.program import parser
@@ -172,6 +174,24 @@ def test_an_estimate_names_every_parameter_and_counts_before_work(capsys):
         assert f"fc{layer}.weight" in text
         assert f"fc{layer}.bias" in text
     assert "N=100" in text
+
+
+def test_an_estimate_is_there_for_programs(capsys):
+    words = ["--examples", "100", "--approximators", "kfac,adam", "--json"]
+    assert cli.main(["estimate", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    problem = fl.problems.load("digits")
+    x, y = problem.train
+    batch = x[:100], y[:100]
+    expected = fl.estimate(problem.model, batch, problem.likelihood, ["kfac", "adam"])
+    for name in ("examples", "statistics_bytes", "result_bytes", "peak_bytes", "flops"):
+        assert found[name] == getattr(expected, name)
+    for row, cost in zip(found["rows"], expected.rows, strict=True):
+        assert (row["layer"], row["approximator"]) == (cost.layer, cost.approximator)
+        assert row["flops"] == (None if math.isnan(cost.flops) else cost.flops)
+    assert sum(row["numbers"] for row in found["coverage"]) == sum(
+        p.numel() for p in problem.model.parameters()
+    )
 
 
 def test_an_estimate_above_its_budget_says_so(capsys):

@@ -13,6 +13,11 @@ import fisherlab as fl
 
 DOCS = Path(__file__).parent.parent / "docs"
 GALLERY = sorted(DOCS.glob("gallery/*/*.py"))
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+OUTSIDE = {  # looked at by a person, as tests ask nobody elsewhere
+    "https://keepachangelog.com/en/1.1.0/",
+    "https://semver.org/",
+}
 QUICK = {"plot_errors", "plot_inverse", "plot_sharpness"}
 
 
@@ -85,11 +90,40 @@ def test_the_reference_has_every_public_name():
         assert set(parts) == set(re.findall(rf"generated/{page}/(\w+)", text))
 
 
-def test_the_readme_leads_to_files_that_are_there_and_to_small_pictures():
+def anchors(page: Path) -> set[str]:
+    """Return what links into a page may name: its headings, as GitHub writes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", head.lower()) for head in heads]
+    return {head.strip().replace(" ", "-") for head in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_to_files_and_headings_that_are_there(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        name, _, heading = target.partition("#")
+        if name.startswith("generated/"):
+            continue  # sphinx refuses those that are not made
+        home = page.parent / name if name else page
+        assert home.exists(), target
+        assert not heading or heading in anchors(home), target
+    for name in re.findall(r"\{doc\}`(?:[^`<]*<)?([\w/]+)>?`", text):
+        made = name.startswith("generated/")
+        assert made or (page.parent / f"{name}.md").exists(), name
+
+
+def test_links_that_leave_the_project_are_known():
+    found = {
+        link
+        for page in PAGES
+        for link in re.findall(r"https?://[^\s)>`\"]+", page.read_text(encoding="utf-8"))
+    }
+    assert found == OUTSIDE
+
+
+def test_the_pictures_of_the_readme_are_small():
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    assert len(named) >= 10
-    assert not [name for name in named if not (DOCS.parent / name).exists()]
-    pictures = [DOCS.parent / name for name in named if name.endswith(".png")]
+    pictures = [DOCS.parent / name for name in re.findall(r"\]\(([^)]+\.png)\)", text)]
     assert len(pictures) >= 2
     assert not [path for path in pictures if path.stat().st_size > 150_000]

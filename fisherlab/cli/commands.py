@@ -13,6 +13,8 @@ from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 
 if TYPE_CHECKING:
+    from fisherlab.analysis.coverages import Coverage
+    from fisherlab.analysis.estimates import Estimate
     from fisherlab.problems import Description
 import importlib.util
 import json
@@ -37,6 +39,7 @@ def add_estimate(commands: Any) -> None:
     ):
         estimate.add_argument(f"--{name}", default=default, help=help_text)
     estimate.add_argument("--samples", type=int, default=1, help="sampled labels")
+    estimate.add_argument("--json", action="store_true", help="print both tables as JSON")
     estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
     estimate.add_argument(
         "--approximators",
@@ -64,18 +67,31 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
     x, y = problem.train
     batch = x[: arguments.examples], y[: arguments.examples]
     with fl.frozen(problem.model) as model:
-        print(fl.coverage(model, batch))
-        print()
-        print(
-            fl.estimate(
-                model,
-                batch,
-                problem.likelihood,
-                list(chain.from_iterable(arguments.approximators)),
-                fishers[arguments.fisher],
-                budget=arguments.budget,
-            )
+        covered = fl.coverage(model, batch)
+        counted = fl.estimate(
+            model,
+            batch,
+            problem.likelihood,
+            list(chain.from_iterable(arguments.approximators)),
+            fishers[arguments.fisher],
+            budget=arguments.budget,
         )
+    print(_bill(covered, counted) if arguments.json else f"{covered}\n\n{counted}")
+
+
+def _bill(covered: Coverage, counted: Estimate) -> str:
+    """Write both tables and the totals as JSON: bytes, multiply-adds, null for none."""
+    import pandas as pd
+
+    totals = ("statistics_bytes", "result_bytes", "peak_bytes", "budget", "flops", "fits")
+    rows = pd.DataFrame([vars(row) for row in counted.rows]).astype(object)
+    rows = rows.where(rows.notna(), None)
+    found = {name: getattr(counted, name) for name in ("examples", *totals)}
+    found |= {
+        "coverage": covered.table().to_dict("records"),
+        "rows": rows.to_dict("records"),
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def add_compare(commands: Any) -> None:
