@@ -67,7 +67,7 @@ test-device: $(INSTALLED)  ## compare the library on DEVICE (sim, cuda, ...) wit
 mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
-browser: $(INSTALLED)  ## test the report's page in a headless Chromium
+browser: $(INSTALLED)  ## test the report's page, and the site if it is built, in a headless Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)
 
 lint: $(INSTALLED)  ## check style, format and the layers of the package

@@ -291,3 +291,28 @@ def test_names_are_shown_never_run(browser, tmp_path):
     heading = browser.run('return document.querySelector("h1").textContent')
     assert heading.startswith(NASTY)
     assert browser.run(WIDTH) <= 390
+
+
+# --- the site, where `make docs` has built it -------------------------------------------
+
+SITE = Path(__file__).parent.parent / "build" / "docs"
+FOUND = """return [...document.querySelectorAll("ul.search li > a")]
+    .map(link => link.getAttribute("href").split(/[?#]/)[0])"""
+
+
+@pytest.mark.skipif(not (SITE / "search.html").exists(), reason="no site: `make docs`")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_site_is_searched_from_a_folder(browser, width):
+    browser.log("browser")
+    browser.open(SITE / "index.html", width)
+    browser.ask("/url", {"url": f"{(SITE / 'search.html').as_uri()}?q=kpsvd"})
+    found = []
+    for _ in range(100):
+        time.sleep(0.1)
+        if found and found == browser.run(FOUND):
+            break
+        found = browser.run(FOUND)
+    assert any(link.endswith("approximators.KPSVD.html") for link in found)
+    assert not [link for link in found if not (SITE / link).exists()]
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.log("browser") == []
