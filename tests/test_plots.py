@@ -109,6 +109,16 @@ def test_nothing_measured_is_said_in_words(ds):
     assert "not measured" in plots.trajectory(nothing).axes.flat[0].texts[0].get_text()
 
 
+@pytest.mark.parametrize(("count", "told"), [(20, 20), (63, 32)])
+def test_layers_of_a_deep_network_are_named_where_their_names_fit(count, told):
+    deep = comparison(layers={f"block{i}.conv": (2, 3) for i in range(count)}, steps=None)
+    labels = plots.errors(deep).get_xticklabels()
+    seen = [t.get_text().split("\n")[0] for t in labels if t.get_visible()]
+    assert len(labels) == count
+    assert len(seen) == told
+    assert seen[:2] == ["block0.conv", f"block{1 if count == told else 2}.conv"]
+
+
 def test_trajectory_has_a_panel_per_layer_with_its_own_values(ds):
     grid = plots.trajectory(ds)
     assert list(grid.axes_dict) == list(ds["layer"].values)

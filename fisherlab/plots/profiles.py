@@ -1,6 +1,6 @@
 """One value per layer and approximation: profiles over the depth of the network."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -9,6 +9,10 @@ from matplotlib.axes import Axes
 from fisherlab.catalogue import FLOOR, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.style import Style, new_axes, publication, styles, text
+
+
+MOST_LABELS: Final = 32
+"""Layers named under an axis; of more, every second, third, … is, so as to be legible."""
 
 
 def errors(
@@ -186,6 +190,8 @@ def label_layers(ax: Axes, data: xr.DataArray) -> None:
             for name, o, i in zip(labels, d_out, d_in, strict=True)
         ]
     ax.set_xticks(range(len(layers)), labels, **_tilt(labels))
+    for place, label in enumerate(ax.get_xticklabels()):  # their words stay for marks
+        label.set_visible(place % -(-len(labels) // MOST_LABELS) == 0)
     ax.set_xlim(-0.5, max(len(layers), 1) - 0.5)
 
 
