@@ -112,9 +112,9 @@ def test_nothing_measured_is_said_in_words(ds):
 @pytest.mark.parametrize(("count", "told"), [(20, 20), (63, 32)])
 def test_layers_of_a_deep_network_are_named_where_their_names_fit(count, told):
     deep = comparison(layers={f"block{i}.conv": (2, 3) for i in range(count)}, steps=None)
-    labels = plots.errors(deep).get_xticklabels()
-    seen = [t.get_text().split("\n")[0] for t in labels if t.get_visible()]
-    assert len(labels) == count
+    ax = plots.errors(deep)
+    seen = [t.get_text().split("\n")[0] for t in ax.get_xticklabels()]
+    assert len(ax.get_xticks()) == count  # marks find the names of all
     assert len(seen) == told
     assert seen[:2] == ["block0.conv", f"block{1 if count == told else 2}.conv"]
 

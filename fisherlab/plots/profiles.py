@@ -10,7 +10,6 @@ from fisherlab.catalogue import FLOOR, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.style import Style, new_axes, publication, styles, text
 
-
 MOST_LABELS: Final = 32
 """Layers named under an axis; of more, every second, third, … is, so as to be legible."""
 
