@@ -393,8 +393,8 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         """Check the variance."""
-        if not self.variance > 0:
-            msg = f"Gaussian(variance={self.variance}): a positive number is expected."
+        if getattr(self.variance, "ndim", 0) or not 0 < self.variance < float("inf"):
+            msg = f"Gaussian(variance={self.variance}): one positive number is expected."
             raise ValueError(msg)
 
     def check(self, output: Tensor, target: Tensor | None) -> None:

@@ -1,6 +1,7 @@
 """Bad input: each message names the thing, what was expected, and the remedy."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -246,3 +247,51 @@ def test_misspelt_names_of_the_package_are_answered_by_the_nearest():
     assert (caught.value.name, caught.value.obj) == ("compair", fl)
     with pytest.raises(ValueError, match=r"Did you mean 'kpsvd'\?"):
         fl.compare(fl.collect(model(), (X, Y), fl.Categorical()), ["KPSVD"])
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(nn.Linear(3, 2))
+
+
+def meta():
+    return nn.Linear(3, 2, device="meta")
+
+
+class Mixed(nn.Module):
+    """A layer in float32 and one in float64, which asks for its precision itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4).float(), nn.Linear(4, 2).double()
+
+    def forward(self, x):
+        return self.last(self.first(x).double())
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: fl.blocks(scripted()), None, "TorchScript"),
+        (lambda: fl.collect(meta(), (X, Y), fl.Categorical()), None, "no numbers yet"),
+        (
+            lambda: fl.collect(nn.LazyLinear(2), (X, Y), fl.Categorical()),
+            None,
+            "no numbers",
+        ),
+        (
+            lambda: fl.collect(model(), (X, Y), fl.Categorical(), dtype=torch.int32),
+            TypeError,
+            "dtype=torch.int32: None or a real one",
+        ),
+    ],
+)
+def test_what_is_no_model_or_no_number_is_refused_in_a_sentence(call, kind, words):
+    with pytest.raises(kind or fl.UnsupportedModelError, match=words):
+        call()
+
+
+def test_layers_of_two_precisions_are_seen_in_the_wider_one():
+    stats = fl.collect(Mixed(), (X.float(), Y), fl.Categorical())
+    assert stats["first"].inputs.dtype == torch.float64

@@ -7,6 +7,7 @@ from threading import Lock, RLock
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -139,7 +140,22 @@ def uncompiled(model: nn.Module) -> nn.Module:
     >>> model = nn.Linear(3, 2)
     >>> uncompiled(torch.compile(model, backend="eager")) is model
     True
+
+    Raises
+    ------
+    TypeError
+        For what is no module.
+    UnsupportedModelError
+        For a model of TorchScript, whose calls cannot be followed.
     """
+    if not isinstance(model, nn.Module):
+        msg = f"model={model!r}: a torch.nn.Module is expected; wrap a function in one."
+        raise TypeError(msg)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "The model is TorchScript, whose layers cannot be followed; give the module "
+            "that it was made from."
+        )
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
     found = model.module if wrapped else getattr(model, "_orig_mod", model)
     if found is model or not isinstance(found, nn.Module):

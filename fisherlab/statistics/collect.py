@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError, UnsupportedModelError
-from fisherlab.layers import Block, in_turn, select
+from fisherlab.layers import Block, in_turn, select, uncompiled
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
@@ -155,7 +155,9 @@ def collect(
     >>> stats["2"].gradients.shape
     torch.Size([1, 5, 1, 2])
     """
-    limit = parse_budget(budget, next(model.parameters(), torch.empty(0)).device)
+    limit = parse_budget(
+        budget, next(uncompiled(model).parameters(), torch.empty(0)).device
+    )
     kept: dict[str, Held] = {}
     examples = length(data)
     remedy = "Use fewer layers or MonteCarlo, or approximate()."
@@ -221,8 +223,8 @@ def stream(
     >>> [(name, p.count) for piece in pieces for name, p in piece.items()]
     [('weight', 5)]
     """
-    if chunk_size is not None and chunk_size < 1:
-        msg = f"chunk_size={chunk_size}: a positive number of examples is expected."
+    if chunk_size is not None and (chunk_size < 1 or chunk_size != int(chunk_size)):
+        msg = f"chunk_size={chunk_size}: a whole, positive number of examples is expected."
         raise ValueError(msg)
     require_kinds(likelihood, fisher)
     seen = view(model, dtype)

@@ -1,6 +1,7 @@
 """Which Fisher: exact, sampled, or empirical. Each yields weighted output columns."""
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Protocol, final, runtime_checkable
 
 import numpy as np
@@ -111,6 +112,9 @@ class MonteCarlo:
         if self.samples < 1:
             msg = f"MonteCarlo(samples={self.samples}): at least one draw is needed."
             raise ValueError(msg)
+        if not all(isinstance(n, Integral) for n in (self.samples, self.seed, self.step)):
+            msg = f"{self!r}: whole numbers are expected."
+            raise TypeError(msg)
 
     def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
         """Return k."""

@@ -5,11 +5,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
 from fisherlab.errors import UnsupportedModelError
@@ -133,6 +135,9 @@ def require_gradients() -> None:
 
 
 def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        msg = f"dtype={dtype!r}: None or a real one such as torch.float64 is expected."
+        raise TypeError(msg)
     require_independent_examples(model)
     named = dict(model.named_parameters())
     if not named:
@@ -140,7 +145,7 @@ def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     _check_parameters(named)
     floats = [p for p in named.values() if p.is_floating_point()]
     trained = [p for p in floats if p.requires_grad]  # adapters, whatever their base is
-    chosen = dtype or (trained or floats)[0].dtype
+    chosen = dtype or reduce(torch.promote_types, (p.dtype for p in trained or floats))
     model = _in_precision(model, chosen)
     own = dict(model.named_parameters())
     parameters = {name: p.detach() for name, p in own.items()}
@@ -151,6 +156,11 @@ def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
 
 def _check_parameters(named: Mapping[str, Tensor]) -> None:
     for name, parameter in named.items():
+        if parameter.is_meta or isinstance(parameter, UninitializedParameter):
+            raise UnsupportedModelError(
+                f"The parameter {name!r} holds no numbers yet: run a lazy model on a batch "
+                "first, and move one of the device 'meta' to another (`to_empty`)."
+            )
         if parameter.is_complex():
             raise UnsupportedModelError(
                 f"The parameter {name!r} is complex; real parameters are expected. Hold "
