@@ -154,6 +154,10 @@ Linear.__init__() missing 2 required positional arguments: 'in_features' and \
         raise ValueError("--model needs --data: a file with x and y, or module:function.")
     meant = likelihood(config.likelihood)
     train, test = (_fit(pair, config.data, meant) for pair in _data(config.data))
+    for parameter in made.parameters():
+        if parameter.is_floating_point():  # numpy saves float64, torch makes float32
+            train, test = _cast(train, parameter.dtype), _cast(test, parameter.dtype)
+            break
     _try(made, train[0][:2], config)
     return Problem(config.subject, made, meant, train, test)
 

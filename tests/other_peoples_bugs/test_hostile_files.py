@@ -23,7 +23,6 @@ MODELS = {
     "endless": "def net(): return net()\n",
     "key-in-forward": FORWARD.format("{}['a']"),
     "exit-in-forward": FORWARD.format("raise SystemExit(0)"),
-    "other-dtype": "def net(): return nn.Linear(4, 2)\n",
     "other-width": "def net(): return nn.Linear(5, 2).double()\n",
 }
 
@@ -108,3 +107,9 @@ def test_a_model_is_tried_on_a_copy_with_generators_as_they_were():
     assert model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_numbers_of_numpy_are_read_in_the_precision_of_a_model_of_torch(here, capsys):
+    (here / "m.py").write_text("from torch import nn\ndef net(): return nn.Linear(4, 2)\n")
+    assert cli.main(["estimate", "--model", "m.py:net", "--data", "good.npz"]) == 0
+    assert "weight" in capsys.readouterr().out
