@@ -165,7 +165,7 @@ def chosen(
 
 
 def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:
-    need = [f"{work.flops:.1g} multiply-adds", f"about {_duration(work.flops / RATE)}"]
+    need = [f"{work.flops:.1g} multiply-adds", _duration(work.flops / RATE)]
     need += [readable(work.bytes)] if heavy else []
     ask = ["--budget"] * heavy + ["--time"] * late
     return (
@@ -175,9 +175,13 @@ def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than 1 s"
     if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+        return f"about {seconds:.0f} s"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.0f} h"
 
 
 def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:

@@ -181,7 +181,7 @@ def _spread(count: int) -> NDArray[Any]:
 
 
 def _reasons(ax: Axes, table: xr.Dataset, purpose: str) -> None:
-    """Say at the right of every row in how many layers numbers lack, and why."""
+    """Say at the right of every row in how many layers numbers lack, and why: two lines."""
     if "status" not in table:
         return
     lacks = table["value"].isnull().any("measure")
@@ -190,7 +190,11 @@ def _reasons(ax: Axes, table: xr.Dataset, purpose: str) -> None:
         missing = cells[lacks.sel(approximator=name).values]
         counts = Counter(brief(str(cell)) for cell in missing)
         if counts:
-            told = ",\n".join(f"{why} ({n})" for why, n in counts.items())
+            (why, n), *more = counts.most_common()
+            rest = more[0][0] if len(more) == 1 else "other reasons"
+            lines = [f"{why} ({n})"]
+            lines += [f"{rest} ({sum(count for _, count in more)})"] if more else []
+            told = ",\n".join(lines)
             ax.annotate(
                 f"× {told}",
                 (1.05, y),
