@@ -283,3 +283,14 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
     (tmp_path / "text.nc").write_text("no netCDF")
     with pytest.raises(fl.DataError, match=r"text\.nc.*not a readable netCDF"):
         fl.open(tmp_path / "text.nc")
+
+
+def test_a_comparison_that_takes_long_says_so_beforehand(stats, monkeypatch, recwarn):
+    fl.compare(stats, ["kfac"])
+    assert not recwarn
+    monkeypatch.setattr("fisherlab.analysis.comparison.LONG", 0.0)
+    with pytest.warns(UserWarning, match=r"minutes are counted.*MonteCarlo"):
+        fl.compare(stats, ["kfac"])
+    fl.compare(stats, ["kfac"], time="1 min")
+    fl.compare(stats, ["kfac"], progress=lambda *_: None)
+    assert not recwarn

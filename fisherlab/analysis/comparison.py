@@ -1,14 +1,15 @@
 """Every approximation beside the exact block, or the exact network, as one Dataset."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.allowances import Allowance, Cut, cut
+from fisherlab.analysis.allowances import RATE, Allowance, Cut, cut
 from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.executors import Workers, filled
@@ -37,6 +38,9 @@ from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import FactoredFisher
 from fisherlab.purposes import Purpose
 from fisherlab.statistics import LayerStatistics, Statistics
+
+LONG: Final = 60.0
+"""Seconds from which on a comparison without progress or time says so beforehand."""
 
 
 def compare(
@@ -98,7 +102,8 @@ def compare(
         measures take the place of metrics, in a table as `fisherlab.purposes` tells.
     progress
         Whether to show a bar over layers; of a model also a callable that is given
-        ``(layer, done, layers, seconds)``.
+        ``(layer, done, layers, seconds)``. Without it, statistics that are counted to take
+        more than a minute give a warning beforehand.
     executor
         What does the layers: anything with ``submit``, such as a `ProcessPoolExecutor` or
         a ``dask.distributed.Client``, or a function that begins one. The numbers are the
@@ -169,8 +174,10 @@ def compare(
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
-    if time is not None:
-        cells.left_out = _cut(stats, asked, chosen, Allowance.of(time, limit)).reasons
+    allowed = _cut(stats, asked, chosen, Allowance.of(time, limit))
+    cells.left_out = {} if time is None else allowed.reasons
+    if time is None and progress is False:
+        _foretell(allowed.flops / RATE)
     for name in watched(stats, progress):
         exact = ExactBlock()((reference or stats)[name])
         _fill_layer(cells, asked, stats[name], exact, chosen, limit)
@@ -298,6 +305,17 @@ def _alone(
                 "twice."
             )
     return purpose if isinstance(purpose, Sequence) else [purpose]
+
+
+def _foretell(seconds: float) -> None:
+    """Warn before a comparison that is counted to take long, and would say nothing."""
+    if seconds > LONG:
+        warnings.warn(
+            f"compare: about {seconds / 60:.0f} minutes are counted. progress=True shows "
+            "how far it is; time='1 min' leaves out what is dearest; statistics of "
+            "fl.MonteCarlo(1) or of fewer examples have fewer columns.",
+            stacklevel=3,
+        )
 
 
 def _whole_time(time: float | str | None) -> None:
