@@ -224,7 +224,7 @@ def stream(
     [('weight', 5)]
     """
     if chunk_size is not None and (chunk_size < 1 or chunk_size != int(chunk_size)):
-        msg = f"chunk_size={chunk_size}: a whole, positive number of examples is expected."
+        msg = f"chunk_size={chunk_size}: a positive number of whole examples is expected."
         raise ValueError(msg)
     require_kinds(likelihood, fisher)
     seen = view(model, dtype)
