@@ -357,7 +357,7 @@ def _unfollowed(
     try:
         found = per_example.vmapped(view, blocks, pair, column[None])
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        return shorten(str(error).splitlines()[0], 100, placeholder=" …")
+        return shorten(str(error).splitlines()[0], 160, placeholder=" …")
     lost = [name for name in blocks if _differs(found[name].sum((0, 1)), expected[name])]
     if lost:
         return f"torch.func gives other gradients than autograd for {', '.join(lost)}"

@@ -459,8 +459,8 @@ STATISTICS = [
     mutant(
         "chunk_size 0 is taken for the default",
         "statistics/collect.py",
-        "if chunk_size is not None and chunk_size < 1:",
-        "if chunk_size is not None and chunk_size < 0:",
+        "chunk_size is not None and (chunk_size < 1 or",
+        "chunk_size is not None and (chunk_size < 0 or",
         "statistics::a_chunk_is_never_larger_than_asked_for",
     ),
     mutant(
