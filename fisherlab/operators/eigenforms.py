@@ -115,8 +115,9 @@ class KroneckerEigen(InBasis):
         """The eigenform."""
         bases = self.row_basis, self.column_basis
         shape = len(self.row_basis), len(self.column_basis)
-        values = self.entries.reshape(1, -1)
-        return Eigenform(Modes(bases, shape, shape), (values,), shape, 0.0, self.provenance)
+        values, size = self.entries.reshape(1, -1), sum(shape)  # two factors are rounded
+        basis = Modes(bases, shape, shape)
+        return Eigenform(basis, (values,), shape, 0.0, self.provenance, size)
 
 
 @final

@@ -200,7 +200,8 @@ class KroneckerSum(Operator):
             require_finite(cols, Label("a column factor of {}", self))
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
-        require_positive(values, damping, self, self.shape[0])
+        size = sum(self.weight_shape) if len(self.terms) == 1 else self.shape[0]
+        require_positive(values, damping, self, size)
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (Σ + damping)⁻¹, an `Eigenform` for one term.

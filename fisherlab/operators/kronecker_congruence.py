@@ -133,7 +133,7 @@ class KroneckerCongruence(Operator):
         for basis in (self.row_basis, self.column_basis):
             sizes = factorised("svdvals", basis, self).double().square()
             values = values * torch.stack([sizes[-1], sizes[0]])
-        require_positive(values.to(self.dtype), 0.0, self, self.shape[0])
+        require_positive(values.to(self.dtype), 0.0, self, sum(self.weight_shape))
 
     def inverted(self) -> "KroneckerCongruence":
         """Return M⁻¹ of what is positive definite as it was made.

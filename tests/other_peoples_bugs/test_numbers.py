@@ -346,3 +346,18 @@ def test_large_blocks_are_refused_by_their_norm_not_by_their_eigenvalues(monkeyp
     monkeypatch.setattr(operators.Diagonal, "eigenvalues", None)
     with pytest.raises(fl.NumericalError, match="three digits"):
         Pair(one, two).damped(1e-6)
+
+
+def test_a_large_product_in_float32_is_refused_for_the_rounding_of_all_its_rows():
+    """Two factors of 400 and 785 rows round as so many rows, not as 314,000."""
+    rows, cols = torch.linspace(0.2, 1.5, 400), torch.linspace(0.3, 1.5, 785)
+    inside = torch.outer(rows, cols)
+    expected = float(inside.double().reciprocal().sum())
+    for op in (
+        operators.KroneckerEigen(torch.eye(400), torch.eye(785), inside),
+        operators.KroneckerSum(((torch.diag(rows), torch.diag(cols)),), (400, 785)),
+    ):
+        assert op.inverse(0.0).trace() == pytest.approx(expected, rel=1e-4)
+    nothing = torch.where(inside == inside.min(), 1e-9, inside)
+    with pytest.raises(fl.NumericalError, match="damping 0"):
+        operators.KroneckerEigen(torch.eye(400), torch.eye(785), nothing).inverse(0.0)
