@@ -132,13 +132,20 @@ def described(ds: xr.Dataset, labels: Mapping[str, str] | None = None) -> xr.Dat
 
 def layer_coordinates(stats: Statistics) -> dict[str, Any]:
     """Return the layers with their shapes and positions."""
-    shapes = [stats[name].weight_shape for name in stats]
-    positions = [round(s.positions / max(s.count, 1)) for s in stats.values()]
-    return {
-        "layer": list(stats),
-        "d_out": ("layer", [shape[0] for shape in shapes]),
-        "d_in": ("layer", [shape[1] for shape in shapes]),
-        "positions": ("layer", positions),
+    return located(
+        {
+            name: (*layer.weight_shape, round(layer.positions / max(layer.count, 1)))
+            for name, layer in stats.items()
+        }
+    )
+
+
+def located(layers: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
+    """Return names, d_out, d_in and positions of layers as coordinates."""
+    names = "d_out", "d_in", "positions"
+    return {"layer": list(layers)} | {
+        name: ("layer", [sizes[place] for sizes in layers.values()])
+        for place, name in enumerate(names)
     }
 
 
@@ -184,9 +191,8 @@ def attributes(
     stats: Statistics, approximators: Mapping[str, object], **more: str
 ) -> dict[str, str | int]:
     """Return netCDF attributes: who made it, from what, with which methods."""
-    first = next(iter(stats.values()))
-    device = first.samples.device
-    return made_of(stats.provenance, first.dtype, device, approximators, **more)
+    dtype = next(iter(stats.values())).dtype
+    return made_of(stats.provenance, dtype, stats.device, approximators, **more)
 
 
 def made_of(

@@ -9,15 +9,20 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.allowances import RATE, Allowance, Cut, cut
-from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, reason
+from fisherlab.analysis.allowances import RATE, Allowance, cut
+from fisherlab.analysis.cells import (
+    Cells,
+    attributes,
+    layer_coordinates,
+    located,
+    reason,
+)
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.layer_store import joined
 from fisherlab.analysis.layerwise import Request, Source, compare_layers
 from fisherlab.analysis.metric_table import (
     Metrics,
-    Question,
     begin,
     fill,
     mean_gradients,
@@ -35,9 +40,8 @@ from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
-from fisherlab.operators import FactoredFisher
 from fisherlab.purposes import Purpose
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Statistics
 
 LONG: Final = 60.0
 """Seconds from which on a comparison without progress or time says so beforehand."""
@@ -160,27 +164,38 @@ def compare(
             request.source, request.methods, several, request.limit, progress
         )
     approximators = _chosen_of(given, approximators, source)
+    limit = parse_budget(budget, stats.device)
     if purpose is not None:
         several = _alone(purpose, asked_of, reference=reference, executor=executor)
-        return judge(
-            stats, approximators, several, _allowance(stats, budget, time), progress
-        )
-    chosen, limit = by_name(approximators), parse_budget(budget, _device(stats))
+        limited = budget is not None or time is not None
+        allowed = Allowance.of(time, limit) if limited else None
+        return judge(stats, approximators, several, allowed, progress)
+    chosen = by_name(approximators)
     if executor is not None:
-        _whole_time(time)
+        if time is not None:
+            raise ValueError(
+                "compare: time= is counted over all layers, which executor= does apart. "
+                "Leave one of them out."
+            )
         measure = partial(_measured, chosen, {**asked_of, "gradient": None}, limit=limit)
         return _over(executor, measure, stats, reference, gradient, progress)
     levels = dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
-    allowed = _cut(stats, asked, chosen, Allowance.of(time, limit))
-    cells.left_out = {} if time is None else allowed.reasons
+    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
+    parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
+    counted = cut(samples, chosen, parts, Allowance.of(time, limit), len(levels.each) or 1)
+    cells.left_out = {} if time is None else counted.reasons
     if time is None and progress is False:
-        _foretell(allowed.flops / RATE)
+        _foretell(counted.flops / RATE)
     for name in watched(stats, progress):
-        exact = ExactBlock()((reference or stats)[name])
-        _fill_layer(cells, asked, stats[name], exact, chosen, limit)
+        exact = ExactBlock()((reference or stats)[name]).to(torch.float64)
+        with decomposed_once(*stats[name].rows):  # for all methods
+            pairs = pairs_of(
+                cells, "compare", stats[name], exact, chosen, mixed=asked.mixed, limit=limit
+            )
+            fill(cells, asked, (name, exact), pairs, limit)
     made = attributes(stats, chosen, analysis="compare", damping_kind=levels.kind)
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher
@@ -280,19 +295,6 @@ def _store(request: Request, source: Mapping[str, Any]) -> Any:
     return source.get("store") if ranks is None or not ranks.rank else None
 
 
-def _device(stats: Statistics) -> Any:
-    return next((layer.samples.device for layer in stats.values()), "cpu")
-
-
-def _allowance(
-    stats: Statistics, budget: Budget, time: float | str | None
-) -> Allowance | None:
-    """Return what purposes may take; None where nothing is limited."""
-    if budget is None and time is None:
-        return None
-    return Allowance.of(time, parse_budget(budget, _device(stats)))
-
-
 def _alone(
     purpose: Purpose | Sequence[Purpose], asked: Mapping[str, Any], **more: object
 ) -> Sequence[Purpose]:
@@ -316,44 +318,6 @@ def _foretell(seconds: float) -> None:
             "fl.MonteCarlo(1) or of fewer examples have fewer columns.",
             stacklevel=3,
         )
-
-
-def _whole_time(time: float | str | None) -> None:
-    """Refuse a time, which is counted over all layers, for layers that are done apart."""
-    if time is not None:
-        raise ValueError(
-            "compare: time= is counted over all layers, which executor= does apart. "
-            "Leave one of them out."
-        )
-
-
-def _cut(
-    stats: Statistics,
-    asked: Question,
-    chosen: Mapping[str, Approximator],
-    allowance: Allowance,
-) -> Cut:
-    """Choose what fits the allowance."""
-    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
-    parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
-    return cut(samples, chosen, parts, allowance, max(1, len(asked.dampings.labels)))
-
-
-def _fill_layer(
-    cells: Cells,
-    asked: Question,
-    statistics: LayerStatistics,
-    exact: FactoredFisher,
-    chosen: Mapping[str, Approximator],
-    limit: int,
-) -> None:
-    """Fill the cells of one layer, whose factors are decomposed once for all methods."""
-    double = exact.to(torch.float64)
-    with decomposed_once(*statistics.rows):
-        pairs = pairs_of(
-            cells, "compare", statistics, double, chosen, mixed=asked.mixed, limit=limit
-        )
-        fill(cells, asked, (statistics.name, double), pairs, limit)
 
 
 NETWORK = "network"
@@ -420,10 +384,4 @@ def compare_networks(
             cells.blame(NETWORK, method, reason(error))
     fill(cells, asked, (NETWORK, exact), pairs, parse_budget(budget, exact.device))
     made = attributes(stats, chosen, analysis="compare_networks", damping_kind=levels.kind)
-    rows = {
-        "layer": [NETWORK],
-        "d_out": ("layer", [exact.shape[0]]),
-        "d_in": ("layer", [1]),
-        "positions": ("layer", [1]),
-    }
-    return cells.dataset(rows, made)
+    return cells.dataset(located({NETWORK: (exact.shape[0], 1, 1)}), made)

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import pandas as pd
 from torch import Tensor, nn
 
+from fisherlab.analysis.wording import aligned
 from fisherlab.layers import Block, alone, blocks, uncompiled
 from fisherlab.showing import html_table
 from fisherlab.statistics.batches import batches
@@ -80,7 +81,7 @@ class Coverage:
     def __repr__(self) -> str:
         """Return a plain-text table."""
         cells = [[str(getattr(row, name)) for name in COLUMNS] for row in self.rows]
-        return "\n".join([self._summary, text_table(COLUMNS, cells)])
+        return "\n".join([self._summary, aligned([COLUMNS, *cells])])
 
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""
@@ -208,21 +209,3 @@ def _refused(model: nn.Module, block: Block) -> bool:
 
 def _unsupported(parameter: Tensor) -> str:
     return "" if parameter.is_floating_point() else f"dtype {parameter.dtype}"
-
-
-def text_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Lay out cells in columns of equal width.
-
-    Examples
-    --------
-    >>> print(text_table(["a", "bcd"], [["12", "3"]]))
-    a   bcd
-    12  3
-    """
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)

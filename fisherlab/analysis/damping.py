@@ -38,7 +38,8 @@ class Dampings:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Which kind each is: absolute (λ beside the matrix), relative or factored."""
-        return tuple(_kind(one) for one in self.each)
+        named = {RelativeDamping: "relative", Factored: "factored"}
+        return tuple(named.get(type(one), "absolute") for one in self.each)
 
     @cached_property
     def kind(self) -> str:
@@ -102,8 +103,12 @@ def dampings(damping: Damping) -> Dampings:
     """
     if damping is None:
         return Dampings(())
+    single = isinstance(damping, (str, Tikhonov, Factored, RelativeDamping))
+    if getattr(damping, "ndim", None) == 0 or not hasattr(damping, "__iter__"):
+        single = True
+    given: Any = (damping,) if single else damping
     found: list[One] = []
-    for one in _listed(damping):
+    for one in given:
         if isinstance(one, RelativeDamping):
             assert isinstance(one.alphas, tuple)
             found += [RelativeDamping(alpha) for alpha in one.alphas]
@@ -112,19 +117,6 @@ def dampings(damping: Damping) -> Dampings:
     if not found or any(not _size(one) > 0 for one in found):
         raise ValueError(f"damping={damping!r}: positive dampings are expected.")
     return Dampings(tuple(found))
-
-
-def _listed(damping: Any) -> Iterable[One]:
-    single = isinstance(damping, (str, Tikhonov, Factored, RelativeDamping))
-    if single or getattr(damping, "ndim", None) == 0 or not hasattr(damping, "__iter__"):
-        return (damping,)
-    return tuple(damping)
-
-
-def _kind(damping: One) -> str:
-    if isinstance(damping, RelativeDamping):
-        return "relative"
-    return "factored" if isinstance(damping, Factored) else "absolute"
 
 
 def _size(damping: One) -> float:

@@ -118,8 +118,7 @@ def density(
         msg = f"density: probes={probes} and steps={steps}; at least 1 each is expected."
         raise ValueError(msg)
     chosen: dict[str, Any] = {"exact": ExactBlock(), **by_name(approximators)}
-    device = next((layer.samples.device for layer in stats.values()), "cpu")
-    effort = _Effort(probes, steps, whole, seed, parse_budget(budget, device))
+    effort = _Effort(probes, steps, whole, seed, parse_budget(budget, stats.device))
     nodes = {n: _node(stats[n], chosen, effort) for n in watched(stats, progress)}
     made = attributes(stats, chosen, analysis="density")
     sizes = {"probes": probes, "steps": steps, "probe_seed": seed}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fisherlab.analysis.cost import Collection, Plan, Probed, route
-from fisherlab.analysis.coverages import text_table
+from fisherlab.analysis.wording import aligned
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.base import facts
 from fisherlab.approximators.costs import cost_of
@@ -164,8 +164,8 @@ class Estimate:
 
     def __repr__(self) -> str:
         """Return a plain-text table with the totals on top."""
-        table = f"{self._summary}\n{text_table(HEAD, map(self._cells, self.rows))}"
-        return f"{table}\n{self.advice}".rstrip()
+        table = aligned([HEAD, *map(self._cells, self.rows)])
+        return f"{self._summary}\n{table}\n{self.advice}".rstrip()
 
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fisherlab.analysis.cells import REFUSALS, made_of, reason
+from fisherlab.analysis.cells import REFUSALS, located, made_of, reason
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.executors import Workers, filled, told
 from fisherlab.analysis.layer_schedule import Schedule
@@ -127,6 +127,14 @@ class Source:
         return mean_gradient(
             self.model, self.data, self.likelihood, layers=layers, dtype=self.dtype
         )
+
+    def attributes(
+        self, plan: Schedule, methods: Mapping[str, Any], **more: str
+    ) -> dict[str, Any]:
+        """Return what a table says of its making, before anything is collected."""
+        made = Provenance.of(self.fisher, self.likelihood, plan.collection.examples)
+        dtype = next(iter(plan.plans.values())).samples.dtype
+        return dict(made_of(made, dtype, self.device, methods, **more))
 
     def fingerprint(self) -> str:
         """Return a digest of all weights and all data."""
@@ -244,29 +252,15 @@ class Request:
     def refusal(self, plan: Schedule, name: str, why: str) -> xr.Dataset:
         """Return the row of a layer that is not served, with the reason as its status."""
         one, listed = plan.plans[name], list(self.methods)
-        o, i = one.weight_shape
         dims = ("layer", "approximator")
         texts = {
             key: (dims, np.full((1, len(listed)), text, dtype=object))
             for key, text in (("floored", ""), ("status", why))
         }
-        coords = {
-            "layer": [name],
-            "d_out": ("layer", [o]),
-            "d_in": ("layer", [i]),
-            "positions": ("layer", [one.positions]),
-            "approximator": listed,
-        }
-        made = Provenance(
-            fisher=repr(self.source.fisher),
-            likelihood=repr(self.source.likelihood),
-            examples=plan.collection.examples,
-            seed=getattr(self.source.fisher, "seed", None),
-        )
-        dtype, device = one.samples.dtype, self.source.device
-        attrs = made_of(made, dtype, device, self.methods, analysis="compare")
+        coords = located({name: (*one.weight_shape, one.positions)})
+        attrs = self.source.attributes(plan, self.methods, analysis="compare")
         more = {"damping_kind": self.kind, "refused": 1}
-        return xr.Dataset(texts, coords, attrs | more)
+        return xr.Dataset(texts, {**coords, "approximator": listed}, attrs | more)
 
 
 def compare_layers(

@@ -285,7 +285,10 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
     """Fill what needs no damping."""
     approx = pair.source
     cells.put("stored_numbers", approx.stored_numbers, *cell)
-    cells.put("converged", _converged(approx), *cell)
+    converged = -1.0
+    if isinstance(approx, (KroneckerSum, Stacked)) and approx.iterations:
+        converged = float(approx.converged)
+    cells.put("converged", converged, *cell)
     for entry in asked.of("matrix"):
         try:
             cells.put(entry.facts.name, entry.of(pair), *cell)
@@ -386,9 +389,3 @@ def locate(cells: Cells, name: str, exact: Operator) -> None:
     cells.put("mean_eigenvalue", exact.trace() / max(exact.shape[0], 1), name)
     for level, damping in enumerate(cells.dampings.values(exact)):
         cells.put("lambda", damping, name, level)
-
-
-def _converged(approx: Operator) -> float:
-    if not isinstance(approx, (KroneckerSum, Stacked)) or approx.iterations == 0:
-        return -1.0
-    return float(approx.converged)

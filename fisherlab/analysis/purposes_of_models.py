@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import xarray as xr
 
 from fisherlab.analysis.allowances import Allowance
-from fisherlab.analysis.cells import made_of, reason
+from fisherlab.analysis.cells import located, reason
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.progress import Telling, teller
 from fisherlab.analysis.purposes import Answered, answered, each_once, table, told
 from fisherlab.approximators import Approximator
 from fisherlab.errors import BudgetError
-from fisherlab.operators.base import Provenance
 from fisherlab.purposes import Purpose
 
 
@@ -56,8 +54,9 @@ def judge_model(
         found.reasons.update({(name, m, p): why for m in methods for p in asked})
     for name in plan.refused:
         tell(name)
-    made = {**_made(source, plan, methods, told(asked)), "budget_bytes": limit}
-    return table(found, methods, asked, _coordinates(plan), made)
+    rows = {name: (*one.weight_shape, one.positions) for name, one in plan.plans.items()}
+    made = source.attributes(plan, methods, **told(asked)) | {"budget_bytes": limit}
+    return table(found, methods, asked, located(rows), made)
 
 
 def _answered(
@@ -78,26 +77,3 @@ def _answered(
             yield from _answered(source, [name], methods, purposes, limit)
     else:
         yield group, answered(stats, methods, purposes, Allowance.of(None, limit))
-
-
-def _coordinates(plan: Schedule) -> dict[str, Any]:
-    plans = plan.plans.values()
-    return {
-        "layer": list(plan.plans),
-        "d_out": ("layer", [one.weight_shape[0] for one in plans]),
-        "d_in": ("layer", [one.weight_shape[1] for one in plans]),
-        "positions": ("layer", [one.positions for one in plans]),
-    }
-
-
-def _made(
-    source: Source, plan: Schedule, methods: Mapping[str, Approximator], told: Any
-) -> dict[str, Any]:
-    made = Provenance(
-        fisher=repr(source.fisher),
-        likelihood=repr(source.likelihood),
-        examples=plan.collection.examples,
-        seed=getattr(source.fisher, "seed", None),
-    )
-    first = next(iter(plan.plans.values()))
-    return dict(made_of(made, first.samples.dtype, source.device, methods, **told))

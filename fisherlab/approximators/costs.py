@@ -72,19 +72,19 @@ def result_numbers(method: Any, samples: Samples) -> int | None:
 
 def input_flops(s: Samples) -> int:
     """Count Σ a aᵀ, about half of it through symmetry."""
-    return symmetric_flops(s.weight_shape[1], s.examples * _positions(s))
+    return symmetric_flops(s.weight_shape[1], s.examples * s.positions)
 
 
 def factor_flops(s: Samples) -> int:
     """Count Σ g gᵀ and Σ a aᵀ, about half of each through symmetry."""
-    rows = s.columns * s.examples * _positions(s)
+    rows = s.columns * s.examples * s.positions
     return symmetric_flops(s.weight_shape[0], rows) + input_flops(s)
 
 
 def rotation_flops(s: Samples) -> int:
     """Count gradients and inputs in another basis, and the squares there."""
     o, i = s.weight_shape
-    rows = s.examples * _positions(s)
+    rows = s.examples * s.positions
     return s.columns * rows * o * o + rows * i * i + square_flops(s)
 
 
@@ -154,10 +154,6 @@ def pair_numbers(s: Samples) -> int:
     return s.weight_shape[0] ** 2 + s.weight_shape[1] ** 2
 
 
-def _positions(s: Samples) -> int:
-    return s.positions
-
-
 def _forming(s: Samples) -> int:
     """Count the matrices D themselves."""
-    return s.columns * s.examples * entry_count(s) * _positions(s)
+    return s.columns * s.examples * entry_count(s) * s.positions

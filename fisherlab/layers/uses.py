@@ -127,6 +127,11 @@ class Use:
             return found
         return _with_last_column(found, float(self.ones), self.form.groups)
 
+    @property
+    def positions(self) -> int:
+        """How many outputs the call has, of all examples."""
+        return self.features().shape[:2].numel()
+
     def evidence(self) -> Tensor:
         """Return rows (n, t, ...) that tell examples apart; of a bias the layer's input."""
         reading = self.reading

@@ -325,7 +325,11 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
         )
         raise ValueError(msg)
     one, other = exact.to(torch.float64), approx.to(torch.float64)
-    if exact is approx or _one_block(one, other):
+    if isinstance(one, FactoredFisher) and isinstance(other, FactoredFisher):
+        same = one.samples is other.samples and one.count == other.count
+    else:
+        same = exact is approx
+    if same:
         return Pair(one, one)
     single = approx.dtype != torch.float64 and _rests_on_bases(approx)
     floor = SINGLE_FLOOR if single else FLOOR
@@ -344,13 +348,6 @@ def _settled(operator: Operator) -> Operator:
     if isinstance(operator, KroneckerSum) and operator.cancels:
         return Dense(operator.to_dense(), operator.weight_shape, operator.provenance)
     return operator
-
-
-def _one_block(one: Operator, other: Operator) -> bool:
-    """Whether two exact blocks stand on the same samples."""
-    if not (isinstance(one, FactoredFisher) and isinstance(other, FactoredFisher)):
-        return False
-    return one.samples is other.samples and one.count == other.count
 
 
 def _rests_on_bases(operator: Operator) -> bool:

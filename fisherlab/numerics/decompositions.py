@@ -65,16 +65,11 @@ class _Made:
     def spectrum(self, matrix: Float[Tensor, "d d"], what: object) -> Spectrum:
         key = checksum(matrix)
         if key not in self.known:
-            self.known[key] = self._found(matrix, what)
+            spans = (s for s in self.spans if s.rows.shape[1] == len(matrix))
+            inside = (span.spectrum(matrix, what) for span in spans)
+            found = next((one for one in inside if one is not None), None)
+            self.known[key] = found or eigh(matrix, what)
         return self.known[key]
-
-    def _found(self, matrix: Float[Tensor, "d d"], what: object) -> Spectrum:
-        for span in self.spans:
-            if span.rows.shape[1] == len(matrix):
-                found = span.spectrum(matrix, what)
-                if found is not None:
-                    return found
-        return eigh(matrix, what)
 
 
 _MADE: ContextVar[_Made | None] = ContextVar("decompositions", default=None)

@@ -160,11 +160,6 @@ class _Workspace:
             return pack_outer(self.gradients[:, part], *piece, self.output_pairs[:, :n])
         return pack_sums(self.gradients[part], *piece, self.output_pairs[:n])
 
-    def packed_inputs(self, part: slice, piece: tuple[int, int]) -> Tensor:
-        """Return pairs of a aᵀ × examples."""
-        n = part.stop - part.start
-        return pack_outer(self.inputs[:, part], *piece, self.input_pairs[:, :n])
-
 
 def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
     """Return how many numbers `kronecker_sum_` holds beside the block."""
@@ -189,9 +184,10 @@ def _product_rows(space: _Workspace, piece: tuple[int, int], scale: float) -> Te
     m, examples = space.inputs.shape
     result = space.product[: _pairs_between(space.outputs, *piece)]
     for part in chunks(examples, EXAMPLES):
-        left = space.packed_outputs(part, piece)
+        left, inputs = space.packed_outputs(part, piece), space.inputs[:, part]
         for start, stop in space.input_pieces:
-            right = space.packed_inputs(part, (start, stop))
+            room = space.input_pairs[:, : inputs.shape[1]]
+            right = pack_outer(inputs, start, stop, room)  # pairs of a aᵀ × examples
             at = pair_offset(m, start)
             columns = result[:, at : at + right.shape[0]]
             columns.addmm_(left, right.T, beta=float(part.start > 0), alpha=scale)

@@ -53,6 +53,12 @@ class Provenance:
         parts += [f"N={self.examples}"] if self.examples else []
         return (f"{self.layer!r}: " if self.layer else "") + ", ".join(parts)
 
+    @classmethod
+    def of(cls, fisher: object, likelihood: object, examples: int = 0) -> Provenance:
+        """Return that of statistics: of which labels, of which loss, of how many."""
+        seed = getattr(fisher, "seed", None)
+        return cls("", repr(fisher), repr(likelihood), examples, seed)
+
     def by(self, method: str) -> Provenance:
         """Return the same with the name of the method that made the value."""
         return replace(self, method=method)

@@ -206,7 +206,10 @@ class Samples(Held, ABC):
         for columns in chunks(self.columns, width):
             some = self.some_columns(columns)
             for part in some.parts(limit):
-                yield _in_memory_order(some.matrices(part))
+                formed = some.matrices(part)
+                turned = formed.transpose(0, 1)  # sums do not mind the order
+                chosen = turned if turned.is_contiguous() else formed
+                yield chosen.flatten(0, 1)  # without a copy
 
     def flat(self, part: slice = WHOLE) -> Float[Tensor, "m p"]:
         """Return the matrices of some examples as rows vec(D), v-major."""
@@ -222,13 +225,6 @@ class Samples(Held, ABC):
         if total is None:  # no examples: an empty chunk has the right shape
             total = term(self.matrices(slice(0, 0)).flatten(0, 1))
         return total
-
-
-def _in_memory_order(matrices: Float[Tensor, "v n o i"]) -> Float[Tensor, "m o i"]:
-    """Return a stack in the order that needs no copy; sums do not mind."""
-    turned = matrices.transpose(0, 1)
-    chosen = turned if turned.is_contiguous() else matrices
-    return chosen.flatten(0, 1)
 
 
 def row_product(

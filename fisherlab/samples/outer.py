@@ -149,9 +149,10 @@ class OuterSamples(Samples):
     @property
     def packed_is_cheaper(self) -> bool:
         """Whether the packed rearrangement is small and costs less than the Grams."""
-        o, i = self.weight_shape
+        (o, i), v = self.weight_shape, self.columns
         size = pair_count(o) * pair_count(i)
-        gram = self.examples * (i + self._output_gram_cost()) // 2
+        outputs = pair_count(o) if self._packs_outputs() else v * v * o
+        gram = self.examples * (i + outputs) // 2
         return size <= KEPT_PAIRS and size <= gram
 
     def squared_grams(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
@@ -219,10 +220,6 @@ class OuterSamples(Samples):
         o, v = self.weight_shape[0], self.columns
         return v > 1 and pair_count(o) < v * v * o
 
-    def _output_gram_cost(self) -> int:
-        o, v = self.weight_shape[0], self.columns
-        return pair_count(o) if self._packs_outputs() else v * v * o
-
     def _output_rows(self, part: slice) -> Tensor:
         """Return svec(G_n) (n, pairs) where that is shorter, else g as (n, v, o)."""
         columns = self.gradients[:, part].transpose(0, 1)
@@ -237,15 +234,11 @@ class OuterSamples(Samples):
         """Return ⟨G_n, G_m⟩ from rows of either kind."""
         if left.dim() == 2:
             return left @ right.T
-        products = left.flatten(0, 1) @ right.flatten(0, 1).T
-        return self._over_columns(products.square_())
-
-    def _over_columns(self, table: Tensor) -> Tensor:
-        """Add up a table over pairs of (example, column) for each pair of examples."""
+        products = (left.flatten(0, 1) @ right.flatten(0, 1).T).square_()
         v = self.columns
         if v == 1:
-            return table
-        return table.view(len(table) // v, v, table.shape[1] // v, v).sum((1, 3))
+            return products
+        return products.view(len(left), v, len(right), v).sum((1, 3))
 
     def dense_flops(self) -> int:
         """Count the multiply-adds of the packed product; columns never enter."""

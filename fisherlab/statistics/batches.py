@@ -46,19 +46,16 @@ class Batch:
 
         A dict holds keyword arguments, unless the model knows none of its keys.
         """
-        if isinstance(self.x, dict) and _takes_some(model, self.x):
-            return (), self.x
+        if isinstance(self.x, dict):
+            known = inspect.signature(model.forward).parameters
+            anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
+            if anything or not known.keys().isdisjoint(self.x):
+                return (), self.x
         return (self.x if isinstance(self.x, tuple) else (self.x,)), {}
 
     def tensors(self) -> list[Tensor]:
         """Return the input tensors, in order."""
         return list(_leaves(self.x))
-
-
-def _takes_some(model: nn.Module, named: Mapping[str, Any]) -> bool:
-    known = inspect.signature(model.forward).parameters
-    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
-    return anything or not known.keys().isdisjoint(named)
 
 
 def map_inputs(x: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
@@ -218,7 +215,8 @@ def _pairs(data: Any) -> Iterable[Any]:
 
 def _checked(item: Any, first: int) -> Batch:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
-        what = f"{type(item).__name__} of length {len(item)}" if _sized(item) else item
+        sized = hasattr(item, "__len__")
+        what = f"{type(item).__name__} of length {len(item)}" if sized else item
         msg = f"data: each item must be a pair (x, y); {what} was given."
         raise ValueError(msg)
     x, y = _plain(item[0]), item[1]
@@ -242,20 +240,14 @@ def _checked(item: Any, first: int) -> Batch:
     if sizes[0] == 0:
         raise ValueError("data: a batch is empty.")
     for tensor in tensors:
-        if tensor.is_floating_point() and not _is_finite(tensor):
-            bad = int((~torch.isfinite(tensor)).reshape(sizes[0], -1).any(1).sum())
+        # Where the sum is finite all are; else each is looked at.
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        bad = int((~torch.isfinite(tensor)).reshape(sizes[0], -1).any(1).sum())
+        if bad:
             msg = f"data: x holds NaN or infinity in {bad} of {sizes[0]} examples."
             raise ValueError(msg)
     return Batch(x, y, first)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Tell whether all numbers are finite: their sum is, or else each is looked at."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def _sized(item: Any) -> bool:
-    return hasattr(item, "__len__")
 
 
 def length(data: Any) -> int:

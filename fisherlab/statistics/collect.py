@@ -233,7 +233,7 @@ def stream(
         select(blocks_of(model), layers),
         likelihood,
         fisher or Exact(),
-        _provenance(likelihood, fisher or Exact()),
+        Provenance.of(fisher or Exact(), likelihood),
         chunk_size,
         parse_budget(budget, seen.device),
         by_column,
@@ -315,11 +315,7 @@ def _passed(job: _Job, found: Probe, blocks: Mapping[str, Block], batch: Batch) 
     UnsupportedModelError
         If they do not: what was found out about the model does not hold for them.
     """
-    leaves = {
-        name: job.view.parameters[name].detach().requires_grad_()
-        for block in blocks.values()
-        for name in block.parameters
-    }
+    leaves = job.view.leaves(blocks)
     done = recorder.forward(job.view, blocks, batch, leaves)
     left = per_example.leads_to(done.output, leaves)
     for name, block in blocks.items():
@@ -394,8 +390,3 @@ def _check_output(job: _Job, output: Tensor, batch: Batch) -> None:
             "finite. Look for an overflow in the forward pass."
         )
     job.likelihood.check(output, batch.y)
-
-
-def _provenance(likelihood: Likelihood, fisher: Fisher) -> Provenance:
-    seed = getattr(fisher, "seed", None)
-    return Provenance(fisher=repr(fisher), likelihood=repr(likelihood), seed=seed)

@@ -19,7 +19,6 @@ from fisherlab.statistics.fishers import (
     Empirical,
     Exact,
     Fisher,
-    MonteCarlo,
     require_kinds,
 )
 from fisherlab.statistics.model_view import ModelView, require_repeatable, view
@@ -81,13 +80,7 @@ def mean_gradient(
             count += part.stop - part.start
             report(part.stop - part.start)
     finish()
-    made = Provenance(
-        fisher=repr(fisher or Empirical()),
-        likelihood=repr(likelihood),
-        examples=count,
-        seed=fisher.seed if isinstance(fisher, MonteCarlo) else None,
-        method="mean gradient",
-    )
+    made = Provenance.of(fisher or Empirical(), likelihood, count).by("mean gradient")
     means = {name: total / count for name, total in totals.items()}
     return {
         name: MeanGradient(block, block.pack(means), count, replace(made, layer=name))

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import exclusive, require_independent_examples, uncompiled
+from fisherlab.layers import Block, exclusive, require_independent_examples, uncompiled
 from fisherlab.numerics.devices import generator_states, generators_kept
 from fisherlab.statistics.batches import Batch, map_inputs
 
@@ -34,6 +34,14 @@ class ModelView:
     device: torch.device
     dtype: torch.dtype
     copies_data: bool = False
+
+    def leaves(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
+        """Return the parameters of some blocks, each the beginning of a graph."""
+        return {
+            name: self.parameters[name].detach().requires_grad_()
+            for block in blocks.values()
+            for name in block.parameters
+        }
 
     def __call__(
         self, batch: Batch, replaced: Mapping[str, Tensor] | None = None
@@ -89,7 +97,7 @@ class ModelView:
         recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_no_encoder_fast_path())
+            stack.enter_context(_replaced(torch.backends.mha, _is_fastpath_enabled=False))
             stack.enter_context(_replaced(checkpoint, **_KEEPING))
             stack.enter_context(gradients_kept(self.model))
             stack.enter_context(warnings.catch_warnings())
@@ -286,16 +294,6 @@ def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
                 if not tensor.is_leaf:
                     del vars(module)[name]
         yield
-
-
-@contextmanager
-def _no_encoder_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 (checkpointing, old-style autograd functions, parameters it cannot see), a loop.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,10 +67,15 @@ def pull(
     """Pull columns one by one back to the parameters that the output depends on."""
     if not output.requires_grad:
         return
-    way = _through_attributes if _calls_python(output) else _through_graph
+    python, ends = _calls_python(output), list(leaves.values())
     for column in columns:
         with view.settings():  # a checkpoint calls its part of the model again
-            grads = way(view, output, leaves, column)
+            if python:
+                grads = _through_attributes(view, output, ends, column)
+            else:
+                grads = torch.autograd.grad(
+                    output, ends, column, retain_graph=True, allow_unused=True
+                )
         pairs = zip(leaves, grads, strict=True)
         yield {name: _dense(grad) for name, grad in pairs if grad is not None}
 
@@ -79,23 +84,15 @@ def _dense(grad: Tensor) -> Tensor:
     return grad.to_dense() if grad.is_sparse else grad  # nn.Embedding(sparse=True)
 
 
-def _through_graph(
-    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], column: Tensor
-) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(
-        output, list(leaves.values()), column, retain_graph=True, allow_unused=True
-    )
-
-
 def _through_attributes(
-    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], column: Tensor
+    view: ModelView, output: Tensor, leaves: Sequence[Tensor], column: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Go through ``.grad``, the only way that re-entrant checkpoints offer."""
     with gradients_kept(view.model):
         for parameter in view.model.parameters():
             parameter.grad = None
         output.backward(column, retain_graph=True)
-        return tuple(leaf.grad for leaf in leaves.values())
+        return tuple(leaf.grad for leaf in leaves)
 
 
 def differentiable(batch: Batch) -> Batch:

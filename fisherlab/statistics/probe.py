@@ -231,11 +231,7 @@ def _forms(
     expected: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tapped], dict[str, str]]:
     """Return the blocks that can be tapped, and the reasons of the others."""
-    leaves = {
-        name: view.parameters[name].detach().requires_grad_()
-        for block in blocks.values()
-        for name in block.parameters
-    }
+    leaves = view.leaves(blocks)
     apart = torch.stack([column, column])
     apart[0, 1], apart[1, 0] = 0, 0  # a column of each example
     try:
@@ -290,14 +286,10 @@ def _example_last(
         return None
     each = [_fitting(*one) for one in zip(calls, alone, reached, strict=True)]
     fitting = {False, True}.intersection(*each)
-    in_axis_0 = all(2 in (call.use.shape[0], _places(call)) for call in calls)
+    in_axis_0 = all(2 in (call.use.shape[0], call.use.positions) for call in calls)
     if False in fitting and (in_axis_0 or True not in fitting):
         return False
     return True if fitting == {True} else None
-
-
-def _places(call: Call) -> int:
-    return call.use.features().shape[:2].numel()
 
 
 def _fitting(call: Call, alone: Call, gradients: Tensor) -> set[bool]:

@@ -165,7 +165,8 @@ def _weight_use(
 ) -> Use | None:
     """Return how a call uses a block's weight, None where that is not known."""
     linear = reading.kind == "linear"
-    whole = place == Place((0, block.rows), (0, _width(block)))
+    width = block.weight_shape[1] - (block.bias is not None)
+    whole = place == Place((0, block.rows), (0, width))
     if (place.turned and not linear) or (reading.groups > 1 and not whole):
         return None
     form = Form(
@@ -178,10 +179,6 @@ def _weight_use(
 
 def _bias_use(reading: Reading, parameter: Tensor, block: Block, place: Place) -> Use:
     return Use(reading, block, parameter, Form(), place.rows, None, ones=True)
-
-
-def _width(block: Block) -> int:
-    return block.weight_shape[1] - (block.bias is not None)
 
 
 def _cut(value: Any, own: Sequence[Tensor | None]) -> Any:

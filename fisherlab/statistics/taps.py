@@ -90,7 +90,7 @@ class Tapped:
             kinds.setdefault((rows[call.use.rows], call.use.form), []).append(number)
         parts = []
         for (span, form), own in kinds.items():
-            positions = sum(_positions(calls[k]) for k in own) // examples
+            positions = sum(calls[k].use.positions for k in own) // examples
             parts.append(Part(form, span, tuple(own), positions))
         ordered = tuple(sorted(parts, key=lambda part: part.rows))
         return cls(ordered, sizes, _rule(calls, ordered), example_last)
@@ -104,6 +104,17 @@ class Tapped:
         """Tell whether a block was used as often, and on as much, as expected."""
         return [call.numbers for call in calls] == [examples * s for s in self.sizes]
 
+    def stacked(
+        self, read: Callable[[int, Span], Tensor], axis: int, examples: int
+    ) -> list[Tensor]:
+        """Return what is read of the calls of every part, stacked along positions."""
+        found = []
+        for part in self.parts:
+            each = (read(call, part.rows) for call in part.calls)
+            rows = [self.by_example(one, axis, examples) for one in each]
+            found.append(rows[0] if len(rows) == 1 else torch.cat(rows, axis + 1))
+        return found
+
     def by_example(self, rows: Tensor, axis: int, examples: int) -> Tensor:
         """Return rows whose axes (call, position) at `axis` are (example, position)."""
         if self.example_last:
@@ -112,12 +123,6 @@ class Tapped:
         if rows.shape[axis] == examples:
             return rows
         return rows.flatten(axis, axis + 1).unflatten(axis, (examples, -1))
-
-
-def _positions(call: Call) -> int:
-    """Return how many outputs a call has, of all examples."""
-    n, t = call.use.features().shape[:2]
-    return n * t
 
 
 def _rule(calls: Sequence[Call], parts: Sequence[Part]) -> str:
@@ -139,14 +144,10 @@ def rows_of(
 ) -> list[Tensor]:
     """Return (v, n, t, d_out) of every part, its calls stacked along positions."""
 
-    def joined(part: Part) -> Tensor:
-        rows = [
-            tap.by_example(calls[k].use.gradients(gradients[k], part.rows), 1, examples)
-            for k in part.calls
-        ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+    def read(call: int, rows: Span) -> Tensor:
+        return calls[call].use.gradients(gradients[call], rows)
 
-    return [joined(part) for part in tap.parts]
+    return tap.stacked(read, 1, examples)
 
 
 def features(tap: Tapped, calls: Sequence[Call], examples: int) -> list[Tensor]:
@@ -154,15 +155,7 @@ def features(tap: Tapped, calls: Sequence[Call], examples: int) -> list[Tensor]:
 
     For embeddings (n, t), the rows looked up.
     """
-
-    def joined(part: Part) -> Tensor:
-        rows = [
-            tap.by_example(calls[k].use.features(part.rows), 0, examples)
-            for k in part.calls
-        ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-
-    return [joined(part) for part in tap.parts]
+    return tap.stacked(lambda call, rows: calls[call].use.features(rows), 0, examples)
 
 
 def described(
@@ -329,10 +322,7 @@ def pull(
                 found = rows_of(tap, done.calls[name], pulled[name], len(done.output))
                 if not out[name]:
                     sizes = len(columns), _examples(passes)
-                    out[name] = [
-                        rows if whole and _is_plain(rows) else _room(rows, *sizes)
-                        for rows in found
-                    ]
+                    out[name] = [_room(rows, *sizes, whole=whole) for rows in found]
                 for room, rows in zip(out[name], found, strict=True):
                     if room is not rows:  # written while the column is still in cache
                         room[part, here] = rows
@@ -351,21 +341,20 @@ def _placed(passes: Sequence[Pass]) -> Iterator[tuple[Pass, slice]]:
         first += len(done.output)
 
 
-def _room(rows: Tensor, columns: int, examples: int) -> Tensor:
+def _room(rows: Tensor, columns: int, examples: int, *, whole: bool) -> Tensor:
     """Return space for all columns and examples, in the order that later work reads.
+
+    Where `rows` are whole and lie like that, they are the space themselves.
 
     Where positions come last in memory (convolutions) they stay there, as a transposing
     copy costs twice, and the columns of an example lie together, so that one product an
     example forms its gradients.
     """
     _, _, t, o = rows.shape
+    positions_last = len(rows) == 1 and rows.transpose(2, 3).is_contiguous()
+    if whole and (rows.is_contiguous() or positions_last):  # no number repeated, as a sum's
+        return rows
     if rows.stride(2) == 1 and t > 1:
         room = empty((examples, columns, o, t), rows.dtype, rows.device)
         return room.permute(1, 0, 3, 2)
     return empty((columns, examples, t, o), rows.dtype, rows.device)
-
-
-def _is_plain(rows: Tensor) -> bool:
-    """Tell whether gradients lie as in `_room`: a sum's, say, are one number repeated."""
-    positions_last = rows.shape[0] == 1 and rows.transpose(2, 3).is_contiguous()
-    return rows.is_contiguous() or positions_last

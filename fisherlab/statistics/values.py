@@ -360,6 +360,12 @@ class Statistics(Mapping[str, LayerStatistics]):
         """Bytes held by all blocks."""
         return sum(layer.nbytes for layer in self.values())
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are held."""
+        each = (layer.device for layer in self.values())
+        return next(each, torch.device("cpu"))
+
     def __repr__(self) -> str:
         """Return one line."""
         made = str(self.provenance)

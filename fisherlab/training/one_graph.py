@@ -138,12 +138,7 @@ def together(
     fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
     if recorder.unseen or not all(fits):
         return Passed(loss, pulled(losses.mean(), model, names), None)
-    made = Provenance(
-        fisher=repr(fisher),
-        likelihood=repr(likelihood),
-        examples=len(batch),
-        seed=getattr(fisher, "seed", None),
-    )
+    made = Provenance.of(fisher, likelihood, len(batch))
     mask = likelihood.mask(output, batch.y) if tapped else None
     layers = taps.described(watched, tapped, [done], batch, mask, made)
     if isinstance(fisher, Empirical):

@@ -359,12 +359,7 @@ class Passes:
     ) -> dict[str, MeanGradient]:
         """Return the gradient that is known as the statistic of every block."""
         named = dict(self.model.named_parameters())
-        made = Provenance(
-            fisher=repr(self.fisher),
-            likelihood=repr(self.likelihood),
-            examples=count,
-            method="mean gradient",
-        )
+        made = Provenance.of(self.fisher, self.likelihood, count).by("mean gradient")
         found = {}
         for name, block in blocks.items():
             parts = {
