@@ -294,3 +294,14 @@ def test_a_comparison_that_takes_long_says_so_beforehand(stats, monkeypatch, rec
     fl.compare(stats, ["kfac"], time="1 min")
     fl.compare(stats, ["kfac"], progress=lambda *_: None)
     assert not recwarn
+
+
+def test_what_is_undefined_for_a_zero_block_is_named_in_its_status():
+    """A dead layer had NaN for cosines, with the status "ok"."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    nn.init.constant_(net[0].bias, -100.0)
+    stats = fl.collect(net, (torch.randn(9, 4).double(), None), fl.Categorical())
+    ds = fl.compare(stats, ["exact", "kfac", "diagonal"], damping=1e-2)
+    named = "undefined for a zero matrix, or after overflow: cosine_similarity, trace_ratio"
+    assert all(str(s).startswith(named) for s in ds.status.sel(layer="0").values)
+    assert (ds.status.sel(layer="2") == "ok").all()

@@ -69,6 +69,21 @@ class Cells:
         if reason not in known:
             known.append(reason)
 
+    def blame_undefined(self, layer: str, method: str) -> None:
+        """Name the metrics of a cell that are no numbers although nothing failed."""
+        if (layer, method) in self.reasons:
+            return
+        place = self.layers.index(layer), self.methods.index(method)
+        several = {name: a for name, a in self.arrays.items() if name not in OF_EXACT}
+        undefined = [
+            name
+            for name, array in several.items()
+            if array.ndim > 1 and np.isnan(array[place]).any()
+        ]
+        if undefined:
+            told = f"undefined for a zero matrix, or after overflow: {', '.join(undefined)}"
+            self.blame(layer, method, told)
+
     def leaves_out(self, layer: str, method: str, part: Needs) -> bool:
         """Say whether a part of a cell is left out for its size, and note it."""
         why = self.left_out.get((layer, method, part))

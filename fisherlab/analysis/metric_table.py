@@ -235,6 +235,8 @@ def fill(
                 _fill_damped(cells, asked, cell, pair.damped(damping), taken, limit)
             except REFUSALS as error:
                 cells.blame_damping(name, method, level, error)
+    for method in pairs:
+        cells.blame_undefined(name, method)
 
 
 def _curves(

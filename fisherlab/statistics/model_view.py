@@ -118,7 +118,7 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     ------
     UnsupportedModelError
         For train-mode batch norm, active dropout, a model without parameters, complex
-        parameters, or inside of `torch.inference_mode`.
+        parameters, or inside of `torch.inference_mode` or `torch.autocast`.
     ValueError
         If a parameter holds NaN or infinity.
     """
@@ -142,6 +142,17 @@ def require_gradients() -> None:
         )
 
 
+def _require_own_precision(device: torch.device) -> None:
+    """Refuse autocast: gradients would be those of a rounded forward pass."""
+    if torch.is_autocast_enabled(device.type):
+        rounded = torch.get_autocast_dtype(device.type)
+        raise UnsupportedModelError(
+            f"torch.autocast is on, and the forward pass would be rounded to {rounded} "
+            "without a word in the result; leave autocast, or pass dtype= to take the "
+            "statistics of a model in another precision."
+        )
+
+
 def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
         msg = f"dtype={dtype!r}: None or a real one such as torch.float64 is expected."
@@ -159,6 +170,7 @@ def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     parameters = {name: p.detach() for name, p in own.items()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     device = floats[0].device
+    _require_own_precision(device)
     return ModelView(model, own, parameters, buffers, device, chosen)
 
 

@@ -447,6 +447,18 @@ def test_inference_mode_is_refused_around_a_call_and_its_data_are_taken(call):
         use(model, made)
 
 
+@pytest.mark.parametrize("call", [c for c in CALLS if c != "an exception"])
+def test_autocast_is_refused_around_a_call(call):
+    """The Fisher of a rounded forward pass was returned as that of the model."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    data = torch.randn(6, 4), torch.randint(0, 3, (6,))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(fl.UnsupportedModelError, match="autocast is on"),
+    ):
+        CALLS[call](model, data)
+
+
 class Shifted(nn.Module):
     """A float32 network with one buffer in another precision."""
 
