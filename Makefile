@@ -26,7 +26,7 @@ UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install report reproduce-quick test test-all test-device mutants lint types browser bench \
+.PHONY: help install report reproduce-quick test test-all test-device gpu mutants lint types browser bench \
 	peers lab docs clean
 
 help:  ## list the targets
@@ -63,6 +63,11 @@ test-all: $(INSTALLED)  ## run every test this machine can run
 test-device: $(INSTALLED)  ## compare the library on DEVICE (sim, cuda, ...) with the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m device tests/on_device \
 		--device $(DEVICE) --jaxtyping-packages= $(ARGS)
+
+# What a short loan of a card should bring home; `ARGS=--tiny` with DEVICE=sim rehearses it.
+gpu: DEVICE = cuda
+gpu: test-device  ## on a GPU: the laws above, then benchmarks; every part is written at once
+	$(BIN)/python -m tests.benchmarks.accelerator --device $(DEVICE) $(ARGS)
 
 mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)

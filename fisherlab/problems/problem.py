@@ -112,7 +112,8 @@ def drawn(pair: Pair, examples: int | None, seed: int = 0) -> Pair:
     x, y = pair
     if examples is None or examples >= len(x):
         return pair
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(x), generator=generator, device="cpu")
     chosen = order[:examples].sort().values.to(x.device)
     part = x[chosen]
     return part, part if y is x else y[chosen.to(y.device)]
@@ -130,9 +131,9 @@ def thinned(pair: Pair, examples: int) -> Pair:
     x, y = pair
     if examples >= len(x):
         return pair
-    chosen = torch.arange(examples) * len(x) // examples
+    chosen = torch.arange(examples, device=x.device) * len(x) // examples
     part = x[chosen]
-    return part, part if y is x else y[chosen]
+    return part, part if y is x else y[chosen.to(y.device)]
 
 
 @final
@@ -173,8 +174,8 @@ class CropAndFlip:
     ) -> Float[Tensor, "n c h w"]:
         """Return changed images; draws on the generator's device."""
         n, _, height, width = x.shape
-        rows = self._offsets(n, generator) + torch.arange(height)
-        columns = self._offsets(n, generator) + torch.arange(width)
+        rows = self._offsets(n, generator) + torch.arange(height, device="cpu")
+        columns = self._offsets(n, generator) + torch.arange(width, device="cpu")
         if self.flip:
             mirrored = torch.rand(n, 1, generator=generator, device=generator.device) < 0.5
             columns = torch.where(mirrored.cpu(), columns.flip(1), columns)

@@ -102,11 +102,12 @@ def load(
     description = describe(name)
     if examples is not None and examples < 1:
         raise ValueError(f"examples={examples} is given; a positive number is expected.")
-    train, test = description.data(None if data_dir is None else Path(data_dir), dtype)
-    if examples is not None:
-        train, test = thinned(train, examples), thinned(test, examples)
-    model = description.build(seed=seed, dtype=dtype)
-    settle(model, thinned(train, _SETTLING)[0])
+    with torch.device("cpu"):  # whatever the default device: `Problem.to` moves it
+        train, test = description.data(None if data_dir is None else Path(data_dir), dtype)
+        if examples is not None:
+            train, test = thinned(train, examples), thinned(test, examples)
+        model = description.build(seed=seed, dtype=dtype)
+        settle(model, thinned(train, _SETTLING)[0])
     return Problem(name, model, description.likelihood, train, test, description.augment)
 
 

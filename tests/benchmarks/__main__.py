@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,25 +24,32 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(key: str, case: Case, rounds: int) -> dict[str, object]:
+    """Time one case and take its memory, and hold both against its targets."""
+    return measured(case, rounds, of_case(key))
+
+
+def measured(case: Case, rounds: int, memory: int | None = None) -> dict[str, object]:
     """Time one case and hold it against its targets."""
     work = {"fisherlab": case.ours}
     if case.arithmetic is not None:
         work["GEMM"] = case.arithmetic
     seconds = interleaved(work | case.rivals, rounds)
-    memory = of_case(key)
     ours = seconds["fisherlab"]
     ratios = {name: best / ours for name, best in seconds.items() if name != "fisherlab"}
+    held = {} if memory is None else {"peak_bytes_above_base": memory}
     return {
         "case": case.name,
         "note": case.note,
         "seconds": {name: round(best, 4) for name, best in seconds.items()},
         "times_ours": {name: round(ratio, 2) for name, ratio in ratios.items()},
-        "peak_bytes_above_base": memory,
+        **held,
         "targets": _targets(case, seconds, memory),
     }
 
 
-def _targets(case: Case, seconds: dict[str, float], memory: int) -> dict[str, object]:
+def _targets(
+    case: Case, seconds: dict[str, float], memory: int | None
+) -> dict[str, object]:
     ours, found = seconds["fisherlab"], {}
     rivals = {n: s for n, s in seconds.items() if n not in ("fisherlab", "GEMM")}
     for name, aim in case.targets.items():
@@ -50,6 +58,8 @@ def _targets(case: Case, seconds: dict[str, float], memory: int) -> dict[str, ob
         elif name == "seconds":
             value, good = ours, ours <= aim
         elif name == "bytes":
+            if memory is None:
+                continue
             value, good = float(memory), memory <= aim
         else:
             chosen = [s for n, s in rivals.items() if name == "peer" or n.startswith(name)]
@@ -76,11 +86,11 @@ def show(row: dict[str, object]) -> None:
         print(f"  {mark:6s} {name}: {target['measured']:g} (aim {target['aim']:g})")
 
 
-def machine() -> dict[str, object]:
+def machine(device: str = "cpu") -> dict[str, object]:
     """Describe where the numbers come from."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    cuda = torch.device(device).type == "cuda"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if cuda else device,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -127,16 +137,24 @@ def main() -> int:
         rows.append(measure(name, case, arguments.rounds))
         show(rows[-1])
     if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"{arguments.save}.json"
-        old = json.loads(file.read_text())["cases"] if file.exists() else []
-        kept = [r for r in old if r["case"] not in {row["case"] for row in rows}]
-        text = json.dumps({"machine": machine(), "cases": kept + rows}, indent=1)
-        partial_file = file.with_suffix(".part")
-        partial_file.write_text(text + "\n")
-        os.replace(partial_file, file)
-        print(f"\nwritten: {file}")
+        save(machine(), rows, RESULTS / f"{arguments.save}.json")
     return 0
+
+
+def save(
+    where: dict[str, object], rows: list[dict[str, object]], file: Path | None
+) -> None:
+    """Put rows beside those of other cases, in the file of the device if none is named."""
+    name = re.sub(r"\W+", "-", str(where["device"]).lower())
+    file = file or RESULTS / f"{name}.json"
+    file.parent.mkdir(exist_ok=True)
+    old = json.loads(file.read_text())["cases"] if file.exists() else []
+    kept = [r for r in old if r["case"] not in {row["case"] for row in rows}]
+    text = json.dumps({"machine": where, "cases": kept + rows}, indent=1)
+    partial_file = file.with_suffix(".part")
+    partial_file.write_text(text + "\n")
+    os.replace(partial_file, file)
+    print(f"\nwritten: {file}")
 
 
 if __name__ == "__main__":

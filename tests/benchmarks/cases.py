@@ -152,7 +152,7 @@ def conv(n: int = 512) -> Case:
     rivals = _rivals(peers.BLOCKS, frozen, x, [128, 512])
     targets = {"peer": 1.8, "BackPACK": 5, "vmap(jacrev)": 5}
     return Case(
-        "dense blocks, Conv2d 3-16-32, 3x3, 16x16, N=512, float64",
+        f"dense blocks, Conv2d 3-16-32, 3x3, 16x16, N={n}, float64",
         "two convolutions",
         ours,
         gemm(half, x.dtype),
@@ -161,16 +161,18 @@ def conv(n: int = 512) -> Case:
     )
 
 
-def kfac(dtype: torch.dtype, target: float) -> Case:
-    n, widths = 8000, [784, 256, 64, 10]
-    model, x = mlp(widths, dtype), torch.randn(n, 784, dtype=dtype)
+def kfac(
+    dtype: torch.dtype, target: float, n: int = 8000, widths: list[int] | None = None
+) -> Case:
+    widths = widths or [784, 256, 64, 10]
+    model, x = mlp(widths, dtype), torch.randn(n, widths[0], dtype=dtype)
     name = str(dtype).removeprefix("torch.")
     pairs = list(itertools.pairwise(widths))
     shapes = [(i + 1, n // 2, i + 1) for i, _ in pairs] + [
         (o, 9 * n // 2, o) for _, o in pairs
     ]
     return Case(
-        f"KFAC factors, 784-256-64-10, N={n}, {name}",
+        f"KFAC factors, {'-'.join(map(str, widths))}, N={n}, {name}",
         "exact Fisher, all columns",
         partial(kfac_factors, model, x),
         gemm(shapes, dtype),

@@ -40,9 +40,9 @@ def statistics(dtype: torch.dtype, n: int = EXAMPLES) -> list[Any]:
 
 
 def _synthetic(o: int, i: int, n: int, dtype: torch.dtype) -> Any:
-    generator = torch.Generator().manual_seed(o + i)
-    inputs = torch.rand(n, 1, i, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(1, n, 1, o, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(o + i)
+    drawn: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    inputs, gradients = torch.rand(n, 1, i, **drawn), torch.randn(1, n, 1, o, **drawn)
     block = fl.blocks(torch.nn.Linear(i, o, bias=False, device="meta"))["weight"]
     held = fl.LayerStatistics(block, n, inputs=inputs, gradients=gradients, positions=n)
     return held.to(dtype)

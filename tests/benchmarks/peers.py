@@ -63,6 +63,7 @@ def nngeometry_blocks(model: nn.Sequential, x: Tensor, batch: int) -> Blocks:
             PMatBlockDiag,
             variant="classif_logits",
             layer_collection=layers,
+            device=x.device,
         )
     return list(found.data.values())
 
@@ -72,7 +73,8 @@ def nngeometry_kfac(model: nn.Module, x: Tensor, batch: int) -> list[tuple[Tenso
     from nngeometry.object import PMatKFAC
 
     with default_dtype(x.dtype):
-        found = FIM(model, _loader(x, batch), PMatKFAC, variant="classif_logits")
+        options = {"variant": "classif_logits", "device": x.device}
+        found = FIM(model, _loader(x, batch), PMatKFAC, **options)
     return list(found.data.values())
 
 

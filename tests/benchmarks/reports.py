@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,22 +39,21 @@ PIXELS = {"faces": 625, "curves": 784, "mnist": 784}
 
 def random_data(name: str, dtype: torch.dtype) -> tuple[object, object]:
     """Return a training and a test pair of the shapes of a problem."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn: Any = {"generator": generator, "device": "cpu"}
     autoencoder = "autoencoder" in name
     known = next((n for n in CLASSES if name.startswith(n)), None)
     if autoencoder:
-        x = torch.rand(
-            COUNT, PIXELS[name.partition("-")[0]], generator=generator, dtype=dtype
-        )
+        x = torch.rand(COUNT, PIXELS[name.partition("-")[0]], dtype=dtype, **drawn)
         y = x
     elif known is not None:
         shape, classes = CLASSES[known]
-        x = torch.rand(COUNT, *shape, generator=generator, dtype=dtype)
-        y = torch.randint(0, classes, (COUNT,), generator=generator)
+        x = torch.rand(COUNT, *shape, dtype=dtype, **drawn)
+        y = torch.randint(0, classes, (COUNT,), **drawn)
     else:
         model = registry.describe(name).build(seed=0, dtype=dtype)
         length = dict(model.named_parameters())["position"].shape[0]
-        letters = torch.randint(0, 60, (COUNT, length + 1), generator=generator)
+        letters = torch.randint(0, 60, (COUNT, length + 1), **drawn)
         x, y = letters[:, :-1], letters[:, 1:]
     return (x, y), (x[:100], y[:100])
 

@@ -81,9 +81,10 @@ def images(examples: int, size: int) -> Tensor:
         found = fl.problems.load("mnist-autoencoder", dtype=torch.float32).train[0]
     except fl.DataError:
         found = torch.empty(0, 0)
-    if found.shape[1:] == (size,):
-        return found[:examples].contiguous()
-    return torch.rand(examples, size, generator=torch.Generator().manual_seed(0))
+    if found.shape[1:] != (size,):
+        drawn = torch.Generator("cpu").manual_seed(0)
+        found = torch.rand(examples, size, generator=drawn, device="cpu")
+    return found[:examples].contiguous().to(torch.get_default_device())
 
 
 class HookKFAC:
@@ -213,7 +214,9 @@ def flops(action: Action) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(batch: int, rounds: int, widths: list[int] | None = None) -> dict[str, object]:
+def measure(
+    batch: int, rounds: int, widths: list[int] | None = None, *, neighbours: bool = True
+) -> dict[str, object]:
     """Time all methods in turn, in float32; return a row as the other cases do."""
     widths = widths or WIDTHS
     x = images(batch, widths[0])
@@ -221,7 +224,7 @@ def measure(batch: int, rounds: int, widths: list[int] | None = None) -> dict[st
         name: three_steps(m.make(autoencoder(widths)), x) for name, m in METHODS.items()
     }
     steps["hook KFAC"] = hook_steps(autoencoder(widths), x)
-    if peers.installed("singd"):
+    if neighbours and peers.installed("singd"):
         steps["singd"] = singd_steps(autoencoder(widths), x)
     momentum = partial(torch.optim.SGD, momentum=0.9)
     sgd = first_order_step(momentum, autoencoder(widths), x)

@@ -7,6 +7,7 @@ import fisherlab as fl
 from fisherlab.catalogue import METRICS
 from fisherlab.cli import main
 from fisherlab.numerics.devices import available_devices
+from fisherlab.problems.problem import CropAndFlip, drawn
 from tests import training_runs
 from tests.cases import METHODS
 from tests.on_device.both import LIKELIHOOD, assert_same, data, network, on_both
@@ -137,6 +138,35 @@ def test_nor_in_training(name, device):
     torch.set_default_device(device)
     try:
         assert_same(dict(enumerate(expected)), dict(enumerate(work())))
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("name", ["digits", "prose-gpt"])
+def test_nor_with_a_problem_that_is_loaded_and_cut(name, device):
+    def work():
+        problem = fl.problems.load(name, examples=9)
+        parts = [*problem.train, *drawn(problem.train, 4), *problem.model.parameters()]
+        return dict(enumerate(parts))
+
+    expected = work()
+    torch.set_default_device(device)
+    try:
+        assert_same(expected, work())
+    finally:
+        torch.set_default_device(None)
+
+
+def test_images_are_moved_and_mirrored_under_a_default_device(device):
+    change, x = CropAndFlip(2, True, (0.0,)), torch.rand(3, 1, 8, 8)
+
+    def work():
+        return change(x, torch.Generator("cpu").manual_seed(0))
+
+    expected = work()
+    torch.set_default_device(device)
+    try:
+        assert torch.equal(work(), expected)
     finally:
         torch.set_default_device(None)
 

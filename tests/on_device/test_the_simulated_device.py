@@ -2,8 +2,12 @@
 
 import copy
 import io
+import json
 import pickle
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from tests import simulated_device
+from tests.benchmarks import accelerator
+from tests.on_device import transfers
 
 pytestmark = pytest.mark.device
 
@@ -355,3 +361,27 @@ def test_what_moves_or_waits_is_counted(name, device):
         pass
     here.cpu()
     assert before == simulated_device.Moves()
+
+
+# --- what is written and rehearsed ---
+
+HERE = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", accelerator.PARTS)
+def test_the_run_on_a_card_is_rehearsed(part, tmp_path):
+    command = [sys.executable, "-m", "tests.benchmarks.accelerator", "--device", "sim"]
+    command += ["--tiny", "--out", str(tmp_path / "sim.json"), part]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "sim.json").read_text())["cases"]
+    assert rows
+    assert all(seconds > 0 for row in rows for seconds in row["seconds"].values())
+
+
+@pytest.mark.slow
+def test_the_table_of_transfers_is_what_is_counted(device):
+    page = (HERE / "docs" / "transfers.md").read_text()
+    missing = [line for line in transfers.table(device) if line not in page]
+    assert not missing, f"`python -m tests.on_device.transfers` prints {missing}"
