@@ -22,7 +22,7 @@ from fisherlab.problems.problem import drawn
 from fisherlab.report import analysis, figures, job, sizes
 from fisherlab.report.config import ReportConfig, logarithmic
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.record import describe_run, git_commit
+from fisherlab.report.record import Phases, describe_run, git_commit
 from fisherlab.report.sizes import fitted
 
 QUICK = ReportConfig(
@@ -459,6 +459,19 @@ def test_the_last_moment_has_as_much_time_as_all_before_it():
         )
         found[time] = size.held_out
     assert found["1 s"] < found["10 s"] < found["10 min"]
+
+
+def test_moments_are_left_out_before_the_last_one_has_nothing():
+    """The page of a large network showed four moments of empty tables."""
+    problem = fl.problems.load("digits", examples=60)
+    config = ReportConfig(steps=5, checkpoints=(0, 2, 5), examples=60, time="0.001 s")
+    size = fitted(problem, config)
+    assert size.moments == (5,)
+    assert "the network after 0, 2 steps of training; ask with --time" in size.told
+    assert fitted(problem, replace(config, time="1 min")).moments == (0, 2, 5)
+    with Phases(analysis.count_phases(config), quiet=True) as phase:
+        found = analysis.analyse(problem, config, size, phase).results
+    assert found["step"].values.tolist() == [5]
 
 
 def test_a_step_that_takes_long_has_a_smaller_batch_unless_one_is_asked_for(monkeypatch):

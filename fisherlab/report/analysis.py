@@ -138,12 +138,12 @@ def checkpoints(
         problem,
         optimizer,
         config.training_steps,
-        config.analysed_steps,
+        size.moments,
         batch_size=size.batch,
         seed=config.seed,
         progress=lambda step: phase.note(f"step {step} of {config.training_steps}"),
     )
-    for _ in config.analysed_steps:
+    for _ in size.moments:
         with phase("train"):
             arrived = next(path)
         yield arrived

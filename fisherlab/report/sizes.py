@@ -8,7 +8,6 @@ from math import prod
 from typing import Any, Final
 
 import numpy as np
-from torch import nn
 
 import fisherlab as fl
 from fisherlab.analysis.allowances import (
@@ -56,9 +55,12 @@ class Size:
         Training examples that make up the Fisher.
     fisher
         Which Fisher.
+    moments
+        Steps after which the network is analysed: the last of those asked for, where passes
+        through the network leave no time for all.
     seconds
-        Counted time of the comparison of each analysed moment: the last one, which the
-        page shows, has as much as all others.
+        Counted time of the comparison of each of them: the last one, which the page shows,
+        has as much as all others.
     budget
         Bytes of one comparison's largest request.
     drawn
@@ -77,6 +79,7 @@ class Size:
 
     examples: int
     fisher: Any
+    moments: tuple[int, ...]
     seconds: tuple[float, ...]
     budget: int
     drawn: tuple[str, ...]
@@ -101,19 +104,19 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     >>> fitted(problem, ReportConfig(steps=3)).examples
     50
     """
+    pair = drawn(problem.train, 2, config.seed)
     with fl.frozen(problem.model) as model:
-        tried = list(_tried(problem, model, config))
-    found = next((one for one in tried if one.fits), tried[-1])
-    if config.fisher == "auto" and found.fisher == fl.Exact():
-        sampled = [one for one in tried if one.fisher != fl.Exact() and one.fits]
-        if sampled and found.examples < min(FEW, tried[0].examples):
-            found = sampled[0]
-        elif not found.fits:
-            found = tried[-1]
+        probed = Probed.of(model, pair, problem.likelihood)
+    asked = moments = config.analysed_steps
+    most = min(config.examples, len(problem.train[0]))
+    found, first = _chosen(probed, config, most, len(moments))
+    while found.work > found.flops and len(moments) > 1:
+        moments = moments[1:]
+        found, first = _chosen(probed, config, most, len(moments))
     whole = _COMPARISON * parse_time(config.time)
     batch = _batch(found, config)
     whole -= min(config.training_steps * _step(found, batch), whole / 2)
-    shares = _shares(whole, len(config.analysed_steps))
+    shares = _shares(whole, len(moments))
     left = tuple(max(share - found.passes / RATE, 1.0) for share in shares)
     judging = _PURPOSES * parse_time(config.time)
     memory = parse_budget(config.budget)
@@ -134,7 +137,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     held_out = _held_out(found, judging)
     more = len(set(early) - set(last))
     sentences = (
-        *_sizes_told(found, tried[0], losses, config),
+        *_sizes_told(found, first, losses, config),
+        *_moments_told(asked, moments),
         *told(last),
         *([f"before the last moment {more} further parts of cells"] if more else []),
         *_predictive_told(problem, config, found.outputs, held_out),
@@ -143,6 +147,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     return Size(
         found.examples,
         found.fisher,
+        moments,
         left,
         memory // 2,
         layers,
@@ -246,13 +251,28 @@ class _Trial:
         return self.bytes <= self.room and self.work <= self.flops
 
 
-def _tried(problem: Problem, model: nn.Module, config: ReportConfig) -> Iterator[_Trial]:
+def _chosen(
+    probed: Probed, config: ReportConfig, most: int, moments: int
+) -> tuple[_Trial, _Trial]:
+    """Return the trial that fits, or the last, beside the one with all examples."""
+    tried = list(_tried(probed, config, most, moments))
+    found = next((one for one in tried if one.fits), tried[-1])
+    if config.fisher == "auto" and found.fisher == fl.Exact():
+        sampled = [one for one in tried if one.fisher != fl.Exact() and one.fits]
+        if sampled and found.examples < min(FEW, tried[0].examples):
+            found = sampled[0]
+        elif not found.fits:
+            found = tried[-1]
+    return found, tried[0]
+
+
+def _tried(
+    probed: Probed, config: ReportConfig, most: int, moments: int
+) -> Iterator[_Trial]:
     """Yield sizes from the most examples to few, and then those with sampled labels."""
     memory = parse_budget(config.budget)
-    flops = parse_time(config.time) * RATE / len(config.analysed_steps) / 2
+    flops = parse_time(config.time) * RATE / moments / 2
     methods = tuple(fl.approximators()[name] for name in config.approximators)
-    most = min(config.examples, len(problem.train[0]))
-    probed = Probed.of(model, drawn(problem.train, 2, config.seed), problem.likelihood)
     outputs = max(probe.output[0].numel() for probe in probed.probes.values())
     for fisher in fishers(config):
         count = most
@@ -293,6 +313,12 @@ def _drawn(
     count = min(len(small), DRAWN, max(1, int(memory / (64 * largest**2))))
     places = np.linspace(0, len(small) - 1, count).round().astype(int)
     return tuple(small[place] for place in places)
+
+
+def _moments_told(asked: tuple[int, ...], kept: tuple[int, ...]) -> Iterator[str]:
+    if kept != asked:
+        steps = ", ".join(map(str, asked[: -len(kept)]))
+        yield f"the network after {steps} steps of training; ask with --time"
 
 
 def _sizes_told(
