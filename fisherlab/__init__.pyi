@@ -115,6 +115,7 @@ from fisherlab.operators import NetworkOperator as NetworkOperator
 from fisherlab.operators import Partition as Partition
 from fisherlab.operators import RelativeDamping as RelativeDamping
 from fisherlab.operators import Tikhonov as Tikhonov
+from fisherlab.plots import explore as explore
 from fisherlab.purposes import EWC as EWC
 from fisherlab.purposes import HeldOut as HeldOut
 from fisherlab.purposes import Influence as Influence
@@ -191,6 +192,7 @@ __all__ = [
     "decompose",
     "density",
     "estimate",
+    "explore",
     "follow",
     "frozen",
     "full_matrix",

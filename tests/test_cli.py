@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -165,6 +166,51 @@ def test_approximators_are_listed(capsys):
     assert cli.main(["approximators"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("exact", "kfac", "kpsvd-2", "mini-block"))
+
+
+ASKED = (  # a line up to the tab key, and what it may go on with
+    (["re"], {"report", "reproduce"}),
+    (["report", "--pro"], {"--problem"}),
+    (["report", "--problem", "digits-"], {"digits-vit"}),
+    (["follow", "--optimizer", "kfac-k"], {"kfac-koroko"}),
+)
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
+def test_a_shell_completes_commands_options_and_names(shell, capsys, tmp_path):
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell}")
+    assert cli.main(["completion", shell]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    if shell == "zsh":  # its line editor answers in terminals alone
+        assert subprocess.run([program, "-n", str(script)], check=False).returncode == 0
+        found = script.read_text()
+        assert all(word in found for _, expected in ASKED for word in expected)
+        return
+    asks = [f". {script}"]
+    for words, _ in ASKED:
+        if shell == "fish":
+            asks.append(f"complete -C 'fisherlab {' '.join(words)}'; echo")
+        else:
+            asks.append(
+                f"COMP_WORDS=(fisherlab {' '.join(words)}); COMP_CWORD={len(words)}; "
+                f"COMPREPLY=(); _shtab_fisherlab fisherlab {words[-1]}; "
+                r"printf '%s\n' ${COMPREPLY[@]} ''"
+            )
+    told = subprocess.run(
+        [program, "-c", "\n".join(asks)], capture_output=True, text=True, check=True
+    ).stdout
+    answers = [block.splitlines() for block in told.split("\n\n")]
+    for (_, expected), lines in zip(ASKED, answers[: len(ASKED)], strict=True):
+        assert {line.split("\t")[0] for line in lines if line} == expected
+
+
+def test_without_shtab_the_remedy_is_told(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert "pip install 'fisherlab[completion]'" in fails_with(capsys, "completion", "bash")
+    assert "bash" in fails_with(capsys, "completion", "bahs")
 
 
 def test_an_estimate_names_every_parameter_and_counts_before_work(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_follow_writes_a_store_that_opens_and_goes_on(tmp_path, capsys):
     assert ds.frobenius_error.dims == ("step", "layer", "approximator")
     assert cli.main([*words, "--steps", "4", "--quiet"]) == 0
     assert capsys.readouterr().out.strip() == out
+    assert cli.main([*words, "--steps", "4", "--json"]) == 0
+    told, where = capsys.readouterr()
+    assert where.splitlines()[-1] == out
+    rows = json.loads(told)
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert [row["test_loss"] for row in rows] == ds.test_loss.values.tolist()
 
 
 def test_follow_takes_the_damping_of_either_kind(tmp_path, monkeypatch):

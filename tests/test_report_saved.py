@@ -357,7 +357,7 @@ def test_what_does_not_fit_is_told_in_one_line(here, capsys, arguments, told):
 # --- two runs ---------------------------------------------------------------------------
 
 
-def test_two_runs_are_set_side_by_side(tmp_path, capsys):
+def test_two_runs_are_set_side_by_side(tmp_path, capsys, monkeypatch):
     one, two = comparison(layers=SMALL), comparison(layers=SMALL, seed=3)
     two["frobenius_error"].loc[{"approximator": "kfac"}] = 0.01
     two.attrs["examples"] = 50
@@ -369,6 +369,13 @@ def test_two_runs_are_set_side_by_side(tmp_path, capsys):
     for run, ds in (("one", one), ("two", two)):
         expected = ds["frobenius_error"].isel(step=-1)
         np.testing.assert_array_equal(pair["frobenius_error"].sel(run=run), expected)
+    monkeypatch.setattr("fisherlab.report.two_runs.compare_runs", lambda *_, **__: page)
+    assert cli.main(["compare", *map(str, paths), "--json"]) == 0
+    told, where = capsys.readouterr()
+    assert where == f"{page}\n"
+    for row in json.loads(told):
+        cell = {name: row[name] for name in ("run", "layer", "approximator")}
+        assert row["frobenius_error"] == pair["frobenius_error"].sel(cell).item()
     text = words(page)
     assert "examples 1797 50" in text
     assert "In two : kfac is the closest to the exact block, relative error 0.01," in text

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from fisherlab.cli.parsing import add_command, add_subject, many, subject
+from fisherlab.cli.parsing import (
+    add_command,
+    add_json,
+    add_subject,
+    as_json,
+    many,
+    show,
+    subject,
+)
 from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 
@@ -17,7 +24,6 @@ if TYPE_CHECKING:
     from fisherlab.analysis.estimates import Estimate
     from fisherlab.problems import Description
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -39,7 +45,7 @@ def add_estimate(commands: Any) -> None:
     ):
         estimate.add_argument(f"--{name}", default=default, help=help_text)
     estimate.add_argument("--samples", type=int, default=1, help="sampled labels")
-    estimate.add_argument("--json", action="store_true", help="print both tables as JSON")
+    add_json(estimate)
     estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
     estimate.add_argument(
         "--approximators",
@@ -81,17 +87,13 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
 
 def _bill(covered: Coverage, counted: Estimate) -> str:
     """Write both tables and the totals as JSON: bytes, multiply-adds, null for none."""
-    import pandas as pd
-
     totals = ("statistics_bytes", "result_bytes", "peak_bytes", "budget", "flops", "fits")
-    rows = pd.DataFrame([vars(row) for row in counted.rows]).astype(object)
-    rows = rows.where(rows.notna(), None)
     found = {name: getattr(counted, name) for name in ("examples", *totals)}
     found |= {
         "coverage": covered.table().to_dict("records"),
-        "rows": rows.to_dict("records"),
+        "rows": [vars(row) for row in counted.rows],
     }
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    return as_json(found)
 
 
 def add_compare(commands: Any) -> None:
@@ -109,6 +111,7 @@ def add_compare(commands: Any) -> None:
         help="folder of the page (default: a new one, reports/compare-<time>)",
     )
     compare.add_argument("--overwrite", action="store_true", help="replace a page in --out")
+    add_json(compare)
 
 
 def _compare(arguments: argparse.Namespace, command: str) -> None:
@@ -117,7 +120,13 @@ def _compare(arguments: argparse.Namespace, command: str) -> None:
     page = compare_runs(
         arguments.first, arguments.second, arguments.out, overwrite=arguments.overwrite
     )
-    print(page)
+    if arguments.json:
+        import fisherlab as fl
+
+        pair: Any = fl.open(page.with_name("runs.nc"))
+        table = fl.plots.table(pair)
+        show([list(table), *table.values.tolist()], arguments)
+    print(page, file=sys.stderr if arguments.json else sys.stdout)
 
 
 def add_reproduce(commands: Any) -> None:
@@ -128,7 +137,7 @@ def add_reproduce(commands: Any) -> None:
     )
     command = add_command(commands, "reproduce", _reproduce, text)
     command.add_argument("name", nargs="?", default="list", help="an id, `list` or `all`")
-    command.add_argument("--json", action="store_true", help="print the list as JSON")
+    add_json(command)
     size = command.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="minutes on two cores")
     size.add_argument("--paper", action="store_true", help="the paper's size (default)")
@@ -147,14 +156,12 @@ def add_reproduce(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace, command: str) -> None:
-    from fisherlab.analysis.wording import aligned
     from fisherlab.numerics.devices import require_device
     from fisherlab.reproduce import catalogue
     from fisherlab.reproduce.experiment import Setting
 
     if arguments.name == "list":
-        rows = _rows_listed(arguments.data_dir)
-        print(as_json(rows) if arguments.json else aligned(rows))
+        show(_rows_listed(arguments.data_dir), arguments)
         return
     require_device(arguments.device)
     setting = Setting(
@@ -213,12 +220,11 @@ def add_listings(commands: Any) -> None:
     text = "List the approximations."
     approximations = add_command(commands, "approximators", _approximators, text)
     for each in (parser, approximations):
-        each.add_argument("--json", action="store_true", help="print the table as JSON")
+        add_json(each)
 
 
 def _problems(arguments: argparse.Namespace, command: str) -> None:
     from fisherlab import problems
-    from fisherlab.analysis.wording import aligned
 
     if arguments.download is not None:
         paths = problems.download(arguments.download, arguments.data_dir)
@@ -230,7 +236,7 @@ def _problems(arguments: argparse.Namespace, command: str) -> None:
         likelihood = type(known.likelihood).__name__
         files = _files(known, arguments.data_dir)
         rows.append((name, known.network, known.summary, likelihood, files))
-    print(as_json(rows) if arguments.json else aligned(rows))
+    show(rows, arguments)
 
 
 def _files(known: Description, data_dir: Path | None) -> str:
@@ -246,26 +252,62 @@ def _files(known: Description, data_dir: Path | None) -> str:
 
 def _approximators(arguments: argparse.Namespace, command: str) -> None:
     import fisherlab as fl
-    from fisherlab.analysis.wording import aligned
 
     rows = [("name", "what it is", "in Python")]
     for name, value in fl.approximators().items():
         summary = (type(value).__doc__ or "").strip().partition("\n")[0]
         rows.append((name, summary, repr(value)))
-    print(as_json(rows) if arguments.json else aligned(rows))
+    show(rows, arguments)
 
 
-def as_json(rows: Sequence[tuple[str, ...]]) -> str:
-    """Write a table as a list of objects, whose keys are its head.
+SHELLS: Final = ("bash", "zsh", "fish")
 
-    Examples
-    --------
-    >>> json.loads(as_json([("name", "data"), ("digits", "none")]))
-    [{'name': 'digits', 'data': 'none'}]
-    """
-    head, *body = rows
-    found = [dict(zip(head, row, strict=True)) for row in body]
-    return json.dumps(found, indent=1, ensure_ascii=False)
+
+def add_completion(commands: Any) -> None:
+    """Add the command."""
+    text = (
+        "Print what a shell needs to complete commands, options and names at the tab key: "
+        "bash, zsh or fish."
+    )
+    completion = add_command(commands, "completion", _completion, text)
+    completion.add_argument("shell", choices=SHELLS, help="the shell")
+
+
+def _completion(arguments: argparse.Namespace, command: str) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ValueError(
+            "completion needs shtab: pip install 'fisherlab[completion]'."
+        ) from error
+    from fisherlab.cli.program import parser
+
+    program, known = parser(), _known_names()
+    taken = [a.choices for a in program._actions if isinstance(a.choices, dict)]
+    each = chain.from_iterable(one._actions for one in taken[0].values())
+    for action in each:
+        if action.dest in known:
+            action.choices = known[action.dest]
+        elif action.type is Path:
+            action.complete = shtab.FILE
+    print(shtab.complete(program, arguments.shell))
+
+
+def _known_names() -> dict[str, list[str]]:
+    """Return the words that options take, by what the parser calls them."""
+    import fisherlab as fl
+    from fisherlab.cli.follow import PROBES
+    from fisherlab.report.config import LIKELIHOODS, PURPOSES
+
+    return {
+        "problem": list(fl.problems.names()),
+        "approximators": list(fl.approximators()),
+        "optimizer": list(fl.optimizers()),
+        "optimizers": list(fl.optimizers()),
+        "likelihood": list(LIKELIHOODS),
+        "purpose": list(PURPOSES),
+        "probes": list(PROBES),
+    }
 
 
 def add_lab(commands: Any) -> None:

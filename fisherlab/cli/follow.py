@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from fisherlab.cli.parsing import add_command, add_subject, many, subject
+from fisherlab.cli.parsing import (
+    Rows,
+    add_command,
+    add_json,
+    add_subject,
+    many,
+    show,
+    subject,
+)
 from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
@@ -123,6 +132,7 @@ def add_output(group: Any, default: str) -> None:
         "--out", type=Path, metavar="FOLDER", help=f"the store (default: {default})"
     )
     group.add_argument("--quiet", action="store_true", help="show no bar and no table")
+    add_json(group)
 
 
 def _follow(arguments: argparse.Namespace, command: str) -> None:
@@ -155,10 +165,8 @@ def _follow(arguments: argparse.Namespace, command: str) -> None:
         deterministic=arguments.deterministic,
         progress=not arguments.quiet,
     )
-    if not arguments.quiet:
-        print(table(results), end="\n\n")
     if first_of_all():
-        print(out)
+        _tell(_by_moment(results), out, arguments)
 
 
 def _moments(arguments: argparse.Namespace) -> Any:
@@ -220,25 +228,22 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     return [makers[word]() for word in dict.fromkeys(words)]
 
 
-def table(results: Any) -> str:
-    """Return the results that are one number a moment as text, a row for each.
+def _tell(rows: Rows, out: Path, arguments: argparse.Namespace) -> None:
+    """Print a table and where the results are; with JSON on stdout, this on stderr."""
+    if arguments.json or not arguments.quiet:
+        show(rows, arguments, numbers=True)
+    if arguments.json:
+        print(out, file=sys.stderr)
+    else:
+        print(out if arguments.quiet else f"\n{out}")
 
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> print(table(xr.Dataset({"loss": ("step", [2.5, 1.25])}, {"step": [0, 9]})))
-    step  loss
-    0      2.5
-    9     1.25
-    """
-    from fisherlab.analysis.wording import aligned
 
+def _by_moment(results: Any) -> Rows:
+    """Return the results that are one number a moment, a row for each."""
     names = [str(n) for n, v in results.data_vars.items() if v.dims == ("step",)]
-    rows = [
-        [str(int(step)), *(f"{float(results[n].sel(step=step)):.4g}" for n in names)]
-        for step in results["step"].values
-    ]
-    return aligned([["step", *names], *rows], numbers=True)
+    numbers = [results[name].values.astype(float).tolist() for name in names]
+    steps = results["step"].values.tolist()
+    return [["step", *names], *zip(steps, *numbers, strict=True)]
 
 
 def add_tune(commands: Any) -> None:
@@ -310,9 +315,7 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
         progress=not arguments.quiet,
         executor=executor_of(arguments, out / "jobs"),
     )
-    if not arguments.quiet:
-        print(_table(tuned), end="\n\n")
-    print(out / "results.nc")
+    _tell(_best(tuned), out / "results.nc", arguments)
 
 
 def _check_names(names: list[str]) -> None:
@@ -338,12 +341,10 @@ def _grids(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     return grids
 
 
-def _table(tuned: Any) -> str:
-    """Return the best setting of every optimiser as text."""
-    from fisherlab.analysis.wording import aligned
-
+def _best(tuned: Any) -> Rows:
+    """Return the best setting of every optimiser, a row for each."""
     names = [n for n in ("lr", "damping") if n in tuned.coords]
-    rows = [["optimizer", *names, str(tuned.attrs["objective"])]]
+    rows: list[list[Any]] = [["optimizer", *names, str(tuned.attrs["objective"])]]
     for optimizer in tuned["optimizer"].values:
         one = tuned.sel(optimizer=optimizer)
         best = int(one["best"])
@@ -351,5 +352,5 @@ def _table(tuned: Any) -> str:
             rows.append([str(optimizer), *("" for _ in names), "none finished"])
             continue
         values = [float(one[n][best]) for n in (*names, "objective")]
-        rows.append([str(optimizer), *(f"{v:.4g}" for v in values)])
-    return aligned(rows, numbers=True)
+        rows.append([str(optimizer), *values])
+    return rows

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from fisherlab.errors import meant
 from fisherlab.report.config import LIKELIHOODS, ReportConfig
+
+Rows = Sequence[Sequence[Any]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,6 +87,58 @@ def subject(arguments: argparse.Namespace, seed: int = 0) -> ReportConfig:
     """Return which problem or model the options name, with the weights of a seed."""
     given = {name: getattr(arguments, name) for name in (*OWN, "data_dir")}
     return ReportConfig(**given, seed=seed)
+
+
+def add_json(parser: Any) -> None:
+    """Add the option of every command that prints a table; `show` heeds it."""
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def show(rows: Rows, arguments: argparse.Namespace, *, numbers: bool = False) -> None:
+    """Print a table, whose first row is its head: as lines of text, or as JSON.
+
+    Examples
+    --------
+    >>> rows = [("layer", "error"), ("fc", 0.51234), ("out", float("nan"))]
+    >>> show(rows, argparse.Namespace(json=False))
+    layer  error
+    fc     0.5123
+    out    nan
+    >>> show(rows[:2], argparse.Namespace(json=True))
+    [
+     {
+      "layer": "fc",
+      "error": 0.51234
+     }
+    ]
+    """
+    from fisherlab.analysis.wording import aligned
+
+    if arguments.json:
+        head, *body = rows
+        print(as_json([dict(zip(head, row, strict=True)) for row in body]))
+        return
+    text = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    print(aligned(text, numbers=numbers))
+
+
+def as_json(found: Any) -> str:
+    """Write what was found as JSON, which has null for numbers that are not finite.
+
+    Examples
+    --------
+    >>> as_json({"a": (1.5, float("nan"), 3)}).split()
+    ['{', '"a":', '[', '1.5,', 'null,', '3', ']', '}']
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(found), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

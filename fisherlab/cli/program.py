@@ -21,6 +21,7 @@ COMMANDS = (
     commands.add_estimate,
     commands.add_listings,
     commands.add_lab,
+    commands.add_completion,
 )
 
 

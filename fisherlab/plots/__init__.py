@@ -16,7 +16,10 @@ from fisherlab.plots.curves import rank_curve as rank_curve
 from fisherlab.plots.curves import spectra as spectra
 from fisherlab.plots.decomposition import decomposition as decomposition
 from fisherlab.plots.decomposition import error_sources as error_sources
+from fisherlab.plots.explorer import Explorer as Explorer
+from fisherlab.plots.explorer import explore as explore
 from fisherlab.plots.frames import table as table
+from fisherlab.plots.live import Live as Live
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap
 from fisherlab.plots.profiles import direction_cosines as direction_cosines

@@ -1,7 +1,6 @@
 """From a result to what a figure needs: one step, one damping, tidy rows."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,11 +132,15 @@ def pick(
         return data.isel({dim: index})
     known = [item.item() for item in np.asarray(data[dim].values)]
     words = isinstance(value, str) or any(isinstance(item, str) for item in known)
-    alike = (lambda item: item == value) if words else partial(np.isclose, value)
-    matches = [i for i, item in enumerate(known) if alike(item)]
-    if not matches:
+    # Without an absolute tolerance: all dampings below it would be one.
+    near = [
+        (0.0 if words else abs(item - value), i)
+        for i, item in enumerate(known)
+        if (item == value if words else np.isclose(value, item, atol=0.0))
+    ]
+    if not near:
         raise ValueError(f"{dim} {value!r} is not in the result; it has: {known}")
-    return data.isel({dim: matches[0]})
+    return data.isel({dim: min(near)[1]})
 
 
 def _with_dims(data: xr.DataArray) -> xr.DataArray:

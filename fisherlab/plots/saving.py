@@ -151,6 +151,23 @@ def _rows(data: Numbers) -> pd.DataFrame:
     return data.to_series().rename(str(data.name or "value")).reset_index()
 
 
+def picture(figure: Figure, dpi: int = 110) -> bytes:
+    """Return a figure as the bytes of a PNG, cut to what is drawn.
+
+    Examples
+    --------
+    >>> from fisherlab.plots.style import new_axes
+    >>> ax = new_axes()
+    >>> picture(ax.figure)[1:4]
+    b'PNG'
+    >>> plt.close(ax.figure)
+    """
+    written = io.BytesIO()
+    with publication():
+        figure.savefig(written, format="png", dpi=dpi, bbox_inches="tight")
+    return written.getvalue()
+
+
 MOST: Final = 3000
 """Marks a picture tells of at most; more would outweigh the picture itself."""
 

@@ -102,7 +102,8 @@ def follow(
     progress
         Whether to show a bar with the loss and the time left.
     callback
-        Called with the results so far after every moment, for a live figure.
+        Called with the results so far after every moment, such as `fl.plots.Live()`, which
+        redraws a figure of them.
 
     Returns
     -------
