@@ -44,7 +44,7 @@ def interval(
     metric: str,
     *,
     step: int | None = None,
-    damping: float | None = None,
+    damping: float | str | None = None,
 ) -> tuple[xr.DataArray, xr.DataArray] | None:
     """Return the confidence interval of a metric's mean, None if there is none.
 

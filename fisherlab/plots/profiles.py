@@ -20,7 +20,7 @@ def errors(
     ax: Axes | None = None,
     *,
     step: int | None = None,
-    damping: float | None = None,
+    damping: float | str | None = None,
 ) -> Axes:
     """Draw a metric per layer, one line with markers per approximation.
 
@@ -62,7 +62,7 @@ def direction_cosines(
     ax: Axes | None = None,
     *,
     step: int | None = None,
-    damping: float | None = None,
+    damping: float | str | None = None,
 ) -> Axes:
     """Draw per layer how well each damped natural gradient points the exact way.
 

@@ -23,7 +23,7 @@ def trajectory(
     metric: str = "frobenius_error",
     *,
     layers: Sequence[str] | None = None,
-    damping: float | None = None,
+    damping: float | str | None = None,
     col_wrap: int = 3,
 ) -> sns.FacetGrid:
     """Draw a metric along the steps of training, one panel per layer.
