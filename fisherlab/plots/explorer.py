@@ -138,8 +138,9 @@ class Explorer:
         """Let nobody move what the chosen quantity does not depend on."""
         if "quantity" in chosen:
             dims = self._result[chosen["quantity"]].dims
-            for name in {"step", "damping"} & set(self.controls):
-                self.controls[name].disabled = name not in dims
+            for name in ("step", "damping"):
+                if name in self.controls:
+                    self.controls[name].disabled = name not in dims
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         """Give a live notebook the controls, and one that was saved the picture."""
