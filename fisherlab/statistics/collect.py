@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fisherlab.statistics.batches import Batch, Progress, batches, length, repor
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Held, foretold, held_bytes, require_equal
 from fisherlab.statistics.model_view import ModelView, view
-from fisherlab.statistics.probe import Probe, probe, require_independence
+from fisherlab.statistics.probe import OtherUses, Probe, probe, require_independence
 from fisherlab.statistics.recorder import Pass
 from fisherlab.statistics.values import LayerStatistics, Statistics
 
@@ -241,27 +242,33 @@ def stream(
     )
     report, finish = reporter(progress)
     known: dict[Any, tuple[_Job, Probe]] = {}
+    kept = {} if probes is None else probes
     found_in = batches(data, seen.device, seen.dtype, first, seen.model)
     try:
         for number, batch in enumerate(found_in):
             checked = check_deterministic and number < 2
             if batch.signature not in known:
-                known[batch.signature] = _probed(job, batch, checked, probes)
+                known[batch.signature] = _probed(job, batch, checked, kept)
             job, found = known[batch.signature]
             for part in chunks(len(batch), job.chunk_size or run_length(found, job.budget)):
+                run = batch.part(part)
+                pieces = _pieces(job, found, run)
+                if run.first == first:
+                    found, pieces = _begun(job, found, run)
+                    known[batch.signature] = job, found
+                    kept[batch.signature] = found.settled()
                 if checked and part.start == 0:
-                    _require_same(job, found, batch.part(part))
-                yield from _pieces(job, found, batch.part(part))
+                    _require_same(job, found, run)
+                yield from pieces
                 report(part.stop - part.start)
     finally:
         finish()
 
 
 def _probed(
-    job: _Job, batch: Batch, checked: bool, probes: dict[Any, Probe] | None
+    job: _Job, batch: Batch, checked: bool, kept: dict[Any, Probe]
 ) -> tuple[_Job, Probe]:
     """Decide the forms of the blocks, and refuse examples that are not independent."""
-    kept = {} if probes is None else probes
     known = kept.get(batch.signature)
     found = known or probe(job.view, job.blocks, batch)
     job = replace(job, view=replace(job.view, copies_data=found.overwrites_data))
@@ -271,6 +278,26 @@ def _probed(
         require_independence(found)
         kept[batch.signature] = found.settled()
     return job, found
+
+
+def _begun(
+    job: _Job, found: Probe, batch: Batch
+) -> tuple[Probe, Iterator[dict[str, LayerStatistics]]]:
+    """Collect the first piece of all, and take blocks example by example if it needs to.
+
+    Experts that not all examples are sent to have no shared form, which two examples do
+    not show.
+    """
+    apart: list[str] = []
+    while True:
+        pieces = _pieces(job, found, batch)
+        try:
+            begun = next(pieces)
+        except OtherUses as other:
+            apart += other.names
+            found = probe(job.view, job.blocks, batch, apart)
+        else:
+            return found, chain([begun], pieces)
 
 
 def _require_same(job: _Job, found: Probe, batch: Batch) -> None:
@@ -312,23 +339,21 @@ def _passed(job: _Job, found: Probe, blocks: Mapping[str, Block], batch: Batch) 
 
     Raises
     ------
-    UnsupportedModelError
+    OtherUses
         If they do not: what was found out about the model does not hold for them.
     """
     leaves = job.view.leaves(blocks)
     done = recorder.forward(job.view, blocks, batch, leaves)
     left = per_example.leads_to(done.output, leaves)
-    for name, block in blocks.items():
-        fits = found.tapped[name].fits(done.calls[name], len(batch))
-        if fits and name not in done.unseen and left.isdisjoint(block.parameters):
-            continue
-        last = batch.first + len(batch) - 1
-        raise UnsupportedModelError(
-            f"Examples {batch.first} to {last} use the weight of {name!r} otherwise than "
-            "the two that were looked at first (more or other calls), so its statistics "
-            "would be wrong. Collect such examples apart, or leave the block out with "
-            "layers=[...]."
-        )
+    other = [
+        name
+        for name, block in blocks.items()
+        if not found.tapped[name].fits(done.calls[name], len(batch))
+        or name in done.unseen
+        or not left.isdisjoint(block.parameters)
+    ]
+    if other:
+        raise OtherUses(other, batch.first, batch.first + len(batch) - 1)
     return done
 
 

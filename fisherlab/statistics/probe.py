@@ -25,6 +25,21 @@ from fisherlab.statistics.recorder import Call, Pass
 from fisherlab.statistics.taps import Tapped, generic
 
 APART = "its examples are coupled, or no axis of its calls holds them"
+OTHERWISE = "not all examples use it alike"
+
+
+class OtherUses(UnsupportedModelError):
+    """Examples use weights otherwise than those looked at before."""
+
+    def __init__(self, names: Sequence[str], first: int, last: int) -> None:
+        self.names = tuple(names)
+        listed = ", ".join(map(repr, names))
+        super().__init__(
+            f"Examples {first} to {last} use the weight of {listed} otherwise than those "
+            "before them (more or other calls), so its statistics would be wrong. Let the "
+            "first batch hold such examples (shuffle the data), collect them apart, or "
+            "leave the block out with layers=[...]."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +101,14 @@ class Probe:
         return replace(self, output=output, alone=alone)
 
 
-def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
+def probe(
+    view: ModelView, blocks: Mapping[str, Block], batch: Batch, apart: Collection[str] = ()
+) -> Probe:
     """Run two examples and decide the form of every block.
 
     What the chosen forms give is compared with autograd on the model's own parameters,
-    so that no gradient is lost in silence.
+    so that no gradient is lost in silence. Blocks of `apart` are taken example by example,
+    for further examples use them otherwise.
 
     Raises
     ------
@@ -110,6 +128,9 @@ def probe(view: ModelView, blocks: Mapping[str, Block], batch: Batch) -> Probe:
     expected = _sums(view, blocks, direct, column)
     alone, overwrites = _alone(view, blocks, batch.part([0]))
     tapped, general = _forms(view, blocks, pair, alone, column, expected)
+    for name in tapped.keys() & set(apart):
+        del tapped[name]
+        general[name] = OTHERWISE
     remaining = {name: block for name, block in blocks.items() if name in general}
     unfollowed = _unfollowed(view, remaining, pair, column, expected)
     for name in remaining:

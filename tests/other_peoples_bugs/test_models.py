@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fisherlab as fl
-from tests.oracles import assert_close
+from tests.oracles import assert_close, brute_force_fisher
 
 
 class Aliased(nn.Module):
@@ -537,7 +537,31 @@ def test_an_expert_without_examples_and_sparse_gradients_have_their_fisher():
     assert fl.ExactBlock()(stats["b"]).trace() == 0
 
 
-def test_experts_of_some_of_the_examples_are_refused_in_a_sentence():
-    x = torch.randn(6, 4).double()
-    with pytest.raises(fl.UnsupportedModelError, match="than the two"):
-        fl.collect(Routed().double(), (x, None), fl.Gaussian())
+class Sent(nn.Module):
+    """Two experts, each for the examples of one sign."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        out, positive = x.new_zeros(len(x), 3), x[:, 0] > 0
+        for expert, chosen in ((self.a, positive), (self.b, ~positive)):
+            if chosen.any():
+                out[chosen] = expert(x[chosen])
+        return out
+
+
+def test_experts_that_few_examples_are_sent_to_are_taken_example_by_example():
+    """They were refused where the first two examples did not use them all."""
+    x = torch.randn(9, 4).double()
+    x[:, 0] = x[:, 0].abs()
+    x[5:, 0] *= -1
+    model, likelihood = Sent().double(), fl.Categorical()
+    stats = fl.collect(model, (x, None), likelihood)
+    for name, layer in stats.items():
+        expected = brute_force_fisher(model, x, likelihood, fl.blocks(model)[name])
+        assert_close(fl.ExactBlock()(layer).to_dense(), expected, 1e-12)
+    later = [(x[:5], None), (x[5:], None)]
+    with pytest.raises(fl.UnsupportedModelError, match="Let the first batch hold such"):
+        fl.collect(model, later, likelihood)
