@@ -424,8 +424,8 @@ STATISTICS = [
     mutant(
         "a later use goes unnoticed",
         "statistics/collect.py",
-        "if fits and name not in done.unseen and left.isdisjoint(block.parameters):",
-        "if fits and name not in done.unseen:",
+        "or not left.isdisjoint(block.parameters)",
+        "",
         "uses::a_use_that_only_later_examples_reach_is_refused",
     ),
     mutant(
