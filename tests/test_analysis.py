@@ -11,6 +11,10 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.analysis.allowances import LONG, RATE, Allowance, cut, may_be_long
+from fisherlab.approximators.register import by_name
+from fisherlab.catalogue import NEEDS
+from fisherlab.statistics.values import pair_samples
 from tests import cases, oracles
 from tests.cases import normal
 from tests.oracles import assert_close
@@ -277,6 +281,18 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(result, tmp_path):
     assert os.listdir(tmp_path) == ["results.nc"]
 
 
+@pytest.mark.parametrize(
+    "sizes", [(1, 600, 1, 300, 300), (400, 1, 10, 20, 300), (40, 50, 10, 200, 1)]
+)
+def test_a_long_comparison_is_large_by_its_sizes_alone(sizes):
+    o, i, v, n, t = sizes
+    held = [torch.empty(*s, device="meta") for s in ((n, t, i), (v, n, t, o))]
+    layers, methods = {"a": pair_samples(*held)}, by_name(None)
+    counted = cut(layers, methods, list(NEEDS), Allowance(np.inf, np.inf)).flops
+    assert counted > LONG * RATE
+    assert may_be_long(layers, len(methods))
+
+
 def test_a_missing_or_foreign_file_is_named(tmp_path):
     with pytest.raises(fl.DataError, match=r"nothing\.nc"):
         fl.open(tmp_path / "nothing.nc")
@@ -288,7 +304,8 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
 def test_a_comparison_that_takes_long_says_so_beforehand(stats, monkeypatch, recwarn):
     fl.compare(stats, ["kfac"])
     assert not recwarn
-    monkeypatch.setattr("fisherlab.analysis.comparison.LONG", 0.0)
+    for place in ("allowances", "comparison"):
+        monkeypatch.setattr(f"fisherlab.analysis.{place}.LONG", 0.0)
     with pytest.warns(UserWarning, match=r"minutes are counted.*MonteCarlo"):
         fl.compare(stats, ["kfac"])
     fl.compare(stats, ["kfac"], time="1 min")

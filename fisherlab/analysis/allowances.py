@@ -15,6 +15,8 @@ from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import Samples
 
+LONG = 60.0  # seconds from which on a comparison without progress says so beforehand
+CUBES = 200  # multiply-adds of a large cell over (p + M + T)³, at most
 RATE = 2e10  # multiply-adds a second that two plain cores do in float64, about
 
 # What is read first is computed first, at the same price.
@@ -162,6 +164,23 @@ def chosen(
         if part != "matrix" and (layer, method, "matrix") in reasons:
             reasons[layer, method, part] = reasons[layer, method, "matrix"]
     return Cut(reasons, spent)
+
+
+def may_be_long(layers: Mapping[str, Samples], cells: int) -> bool:
+    """Tell from sizes alone whether `cut` may count more than a minute.
+
+    Parameters
+    ----------
+    layers
+        Samples of the exact blocks.
+    cells
+        Approximations times dampings.
+    """
+    sizes = (
+        s.weight_shape[0] * s.weight_shape[1] + s.columns * s.examples + s.positions
+        for s in layers.values()
+    )
+    return CUBES * cells * sum(size**3 for size in sizes) > LONG * RATE
 
 
 def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:

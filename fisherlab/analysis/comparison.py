@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.allowances import RATE, Allowance, cut
+from fisherlab.analysis.allowances import LONG, RATE, Allowance, cut, may_be_long
 from fisherlab.analysis.cells import (
     Cells,
     attributes,
@@ -42,9 +42,6 @@ from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.purposes import Purpose
 from fisherlab.statistics import Statistics
-
-LONG: Final = 60.0
-"""Seconds from which on a comparison without progress or time says so beforehand."""
 
 
 def compare(
@@ -184,11 +181,14 @@ def compare(
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
     samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
-    parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
-    counted = cut(samples, chosen, parts, Allowance.of(time, limit), len(levels.each) or 1)
-    cells.left_out = {} if time is None else counted.reasons
-    if time is None and progress is False:
-        _foretell(counted.flops / RATE)
+    count = len(levels.each) or 1
+    silent = time is None and progress is False
+    if time is not None or (silent and may_be_long(samples, len(chosen) * count)):
+        parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
+        counted = cut(samples, chosen, parts, Allowance.of(time, limit), count)
+        cells.left_out = {} if time is None else counted.reasons
+        if silent:
+            _foretell(counted.flops / RATE)
     for name in watched(stats, progress):
         exact = ExactBlock()((reference or stats)[name]).to(torch.float64)
         with decomposed_once(*stats[name].rows):  # for all methods

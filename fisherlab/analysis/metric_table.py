@@ -1,8 +1,8 @@
 """Metrics of operator pairs, put into a table: what is asked, and one row at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,10 @@ class Question:
         """Return the metrics that need one of some things, in order."""
         return tuple(entry for entry in self.metrics if entry.facts.needs in needs)
 
+    def lacks(self, known: Container[str]) -> bool:
+        """Tell whether a metric along the gradient is not known."""
+        return any(entry.name not in known for entry in self.of("gradient"))
+
 
 def question(
     wanted: Metrics | None,
@@ -65,29 +69,19 @@ def question(
         For unknown metrics, metrics without what they need, or unfit gradients.
     """
     directions = mean_gradients(gradient, stats) if joined is None else joined
-    chosen = _metrics(wanted, levels, directions, entries(k))
-    return Question(chosen, levels, directions, mixed)
-
-
-def _metrics(
-    wanted: Metrics | None,
-    levels: Dampings,
-    gradient: Mapping[str, Tensor],
-    known: Mapping[str, Entry],
-) -> tuple[Entry, ...]:
-    given = {"matrix": True, "damping": bool(levels.labels)}
-    given["gradient"] = given["damping"] and bool(gradient)
+    known, damped = dict(entries(k)), bool(levels.labels)
+    given = {"matrix": True, "damping": damped, "gradient": damped and bool(directions)}
     if wanted is None:
-        return tuple(e for e in known.values() if e.facts.default and given[e.needs])
+        usual = tuple(e for e in known.values() if e.facts.default and given[e.needs])
+        return Question(usual, levels, directions, mixed)
     named = _named(wanted)
-    known = {**known, **{name: _own(name, f) for name, f in named.items() if f}}
-    names = list(named)
-    unknown = [name for name in names if name not in known]
+    known |= {name: _own(name, metric) for name, metric in named.items() if metric}
+    unknown = [name for name in named if name not in known]
     if unknown:
         msg = f"compare: metrics {unknown} are unknown; known: {', '.join(known)}."
         msg += meant(str(unknown[0]), known)
         raise ValueError(msg)
-    lacking = [name for name in names if not given[known[name].needs]]
+    lacking = [name for name in named if not given[known[name].needs]]
     if lacking:
         along = any(known[name].needs == "gradient" for name in lacking)
         msg = (
@@ -95,7 +89,8 @@ def _metrics(
             f"{' and `gradient`' if along else ''}."
         )
         raise ValueError(msg)
-    return tuple(known[name] for name in names)
+    chosen = tuple(known[name] for name in named)
+    return Question(chosen, levels, directions, mixed)
 
 
 def _named(wanted: Metrics) -> dict[str, Callable[..., Any] | None]:
@@ -210,29 +205,33 @@ def fill(
         Bytes that inverses may take.
     """
     name, exact = reference
-    locate(cells, name, exact)
+    levels = asked.dampings.read(exact)
+    shifts = [one.value for one in levels]
+    locate(cells, name, exact, shifts)
     cells.put("fisher_norm", exact.frobenius_norm(), name)
     for method, pair in pairs.items():
         _fill_plain(cells, asked, (name, method), pair)
-    levels = asked.dampings.read(exact)
     curves: dict[str, dict[str, list[float]]] = {}
     if len(levels) >= SEVERAL:
         kept = {m: p for m, p in pairs.items() if not cells.leaves_out(name, m, "damping")}
-        shifts = [one.value for one in levels]
         curves = _curves(asked, name, kept, shifts, limit)
     for level, damping in enumerate(levels):
         best: Tensor | None = None
         for method, pair in pairs.items():
             shifted = isinstance(damping, Factored)  # a matrix of its own
             told = {} if shifted else curves.get(method, {})
-            known = {key: values[level] for key, values in told.items()}
-            cell = _DampedCell(name, method, level, known)
+            here = {key: values[level] for key, values in told.items()}
+            known = {
+                key: value
+                for key, value in here.items()
+                if not (isnan(value) or isinstance(value, BelowFloor))
+            }
             along = asked.of("gradient") and not cells.leaves_out(name, method, "gradient")
             try:
-                if best is None and along and cell.lacks(asked.of("gradient")):
+                if best is None and along and asked.lacks(known):
                     best = exact.solve(asked.gradient[name].double(), damping.value)
-                taken = best if along else None
-                _fill_damped(cells, asked, cell, pair.damped(damping), taken, limit)
+                taken, cell = best if along else None, (name, method, level)
+                _fill_damped(cells, asked, cell, known, pair.damped(damping), taken, limit)
             except REFUSALS as error:
                 cells.blame_damping(name, method, level, error)
     for method in pairs:
@@ -300,57 +299,42 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
         cells.blame(*cell, f"not converged (residual {approx.residual:.1g})")
 
 
-@dataclass(frozen=True)
-class _DampedCell:
-    """One (layer, approximator, damping)."""
-
-    layer: str
-    method: str
-    level: int
-    known: Mapping[str, float]
-
-    def told(self, metric: str) -> bool:
-        """Whether the number is known from eigenbases."""
-        value = self.known.get(metric, nan)
-        return not isnan(value) and not isinstance(value, BelowFloor)
-
-    def lacks(self, metrics: Sequence[Entry]) -> bool:
-        """Whether one of the metrics is not."""
-        return any(not self.told(entry.facts.name) for entry in metrics)
-
-
 def _fill_damped(
     cells: Cells,
     asked: Question,
-    cell: _DampedCell,
+    cell: tuple[str, str, int],
+    known: Mapping[str, float],
     damped: Damped,
     best: Tensor | None,
     limit: int,
 ) -> None:
-    """Fill what needs a damping; an indefinite matrix ends it, other refusals do not."""
-    place = cell.layer, cell.method
+    """Fill what needs a damping; an indefinite matrix ends it, other refusals do not.
+
+    What eigenbases tell is `known`.
+    """
+    layer, method, _ = cell
+    place = layer, method
     inverts = not cells.leaves_out(*place, "damping")
     if cells.lacks("solve_flops", *place) and (inverts or best is not None):
         source = damped.pair.source
         formed = inverts and _blocks_bytes(source) <= limit
         cells.put("solve_flops", solve_flops(source, damped.damping, formed), *place)
     for entry in asked.metrics:
-        if cell.told(entry.facts.name):
-            cells.put(entry.facts.name, cell.known[entry.facts.name], *place, cell.level)
-    if best is not None and cell.lacks(asked.of("gradient")):
-        step = damped.along(asked.gradient[cell.layer], best)
+        if entry.name in known:
+            cells.put(entry.name, known[entry.name], *cell)
+    if best is not None and asked.lacks(known):
+        step = damped.along(asked.gradient[layer], best)
         for entry in asked.of("gradient"):
-            cells.put(entry.facts.name, entry.of(step), *place, cell.level)
-    for entry in asked.of("damping") if inverts else ():
-        if cell.told(entry.facts.name):
-            continue
+            cells.put(entry.name, entry.of(step), *cell)
+    left = [entry for entry in asked.of("damping") if entry.name not in known]
+    for entry in left if inverts else ():
         try:
-            require_inverses(entry.facts.name, damped.pair, limit)
-            cells.put(entry.facts.name, entry.of(damped), *place, cell.level)
+            require_inverses(entry.name, damped.pair, limit)
+            cells.put(entry.name, entry.of(damped), *cell)
         except IndefiniteError:
             raise
         except REFUSALS as error:
-            cells.blame_damping(*place, cell.level, error, entry.facts.name)
+            cells.blame_damping(*cell, error, entry.name)
 
 
 def _blocks_bytes(approx: Operator) -> int:
@@ -386,8 +370,8 @@ def require_inverses(metric: str, pair: Pair, limit: int) -> None:
         )
 
 
-def locate(cells: Cells, name: str, exact: Operator) -> None:
+def locate(cells: Cells, name: str, exact: Operator, shifts: Sequence[float]) -> None:
     """Fill the scale of a row: its mean eigenvalue, and every damping as a λ."""
     cells.put("mean_eigenvalue", exact.trace() / max(exact.shape[0], 1), name)
-    for level, damping in enumerate(cells.dampings.values(exact)):
+    for level, damping in enumerate(shifts):
         cells.put("lambda", damping, name, level)

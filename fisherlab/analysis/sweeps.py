@@ -154,9 +154,9 @@ def _swept(
     if "slope" in wanted:
         cells.begin("exact_slope", 0)
     exact = ExactBlock()(layer).to(torch.float64)
-    locate(cells, layer.name, exact)
     pairs = pairs_of(cells, "sweep", layer, exact, chosen)
     row = _Row(layer.name, exact, levels, None if gradient is None else gradient.double())
+    locate(cells, layer.name, exact, row.shifts)
     _fill(cells, row, pairs, wanted)
     made = attributes(stats, chosen, analysis="sweep", damping_kind=levels.kind)
     return cells.dataset(layer_coordinates(stats), made)

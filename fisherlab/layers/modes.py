@@ -44,7 +44,11 @@ def require_independent_examples(model: nn.Module) -> None:
     UnsupportedModelError
         Naming the modules and the remedy.
     """
-    coupled = [name for name, m in model.named_modules() if _couples(m)]
+    coupled = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)
+    ]
     if coupled:
         raise UnsupportedModelError(
             f"Batch statistics couple the examples in {_names(coupled)}, so they have "
@@ -57,12 +61,6 @@ def require_independent_examples(model: nn.Module) -> None:
             f"Dropout is active in {_names(random)}, so the Fisher would be random. "
             "Use `with fisherlab.frozen(model):` (eval mode)."
         )
-
-
-def _couples(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and (
-        module.training or module.running_mean is None
-    )
 
 
 def _randomises(module: nn.Module) -> bool:

@@ -172,17 +172,14 @@ def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
 
 
 def _longest(size: int, pieces: list[tuple[int, int]]) -> int:
-    return max(_pairs_between(size, *piece) for piece in pieces)
-
-
-def _pairs_between(size: int, start: int, stop: int) -> int:
-    return pair_offset(size, stop) - pair_offset(size, start)
+    return max(pair_offset(size, b) - pair_offset(size, a) for a, b in pieces)
 
 
 def _product_rows(space: _Workspace, piece: tuple[int, int], scale: float) -> Tensor:
     """Return rows of scale · Σ_n pairs(G_n) pairs(a_n a_nᵀ)ᵀ, valid until the next call."""
     m, examples = space.inputs.shape
-    result = space.product[: _pairs_between(space.outputs, *piece)]
+    first, end = (pair_offset(space.outputs, row) for row in piece)
+    result = space.product[: end - first]
     for part in chunks(examples, EXAMPLES):
         left, inputs = space.packed_outputs(part, piece), space.inputs[:, part]
         for start, stop in space.input_pieces:

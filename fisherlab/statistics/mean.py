@@ -62,7 +62,12 @@ def mean_gradient(
     (2, 5)
     """
     require_kinds(likelihood, fisher)
-    _check(fisher)
+    if isinstance(fisher, Exact):
+        msg = (
+            "mean_gradient with Exact(): the mean over the model's own labels is zero. "
+            "Use Empirical() or MonteCarlo(1)."
+        )
+        raise ValueError(msg)
     seen = replace(view(model, dtype), copies_data=True)
     blocks = select(blocks_of(model), layers)
     named = dict(seen.model.named_parameters())
@@ -88,36 +93,23 @@ def mean_gradient(
     }
 
 
-def _check(fisher: Fisher | None) -> None:
-    if isinstance(fisher, Exact):
-        msg = (
-            "mean_gradient with Exact(): the mean over the model's own labels is zero. "
-            "Use Empirical() or MonteCarlo(1)."
-        )
-        raise ValueError(msg)
-
-
 def _column(
     seen: ModelView, batch: Batch, likelihood: Likelihood, fisher: Fisher | None
 ) -> tuple[Tensor, Tensor]:
     """Return what is differentiated, and the column that is pulled back from it."""
-    if fisher is None or isinstance(fisher, Empirical):
-        loss = _loss(seen, batch, likelihood)
-        return loss, torch.ones_like(loss)
+    of_labels = fisher is None or isinstance(fisher, Empirical)
+    if of_labels and batch.y is None:
+        msg = "mean_gradient needs the data's labels, but y is None."
+        raise ValueError(msg)
     output = seen.directly(per_example.differentiable(batch))
     likelihood.check(output, batch.y)
+    if of_labels and batch.y is not None:
+        with torch.enable_grad():
+            loss = likelihood.loss(output, batch.y).sum()
+        return loss, torch.ones_like(loss)
+    assert fisher is not None
     held = output.detach()
     every = slice(0, fisher.column_count(likelihood, held))
     columns = fisher.columns(likelihood, held, batch.y, batch.first, every)
     # A column of k draws carries 1/√k, so that outer products add up to a mean.
     return output, columns.sum(0) / len(columns) ** 0.5
-
-
-def _loss(seen: ModelView, batch: Batch, likelihood: Likelihood) -> Tensor:
-    if batch.y is None:
-        msg = "mean_gradient needs the data's labels, but y is None."
-        raise ValueError(msg)
-    output = seen.directly(per_example.differentiable(batch))
-    likelihood.check(output, batch.y)
-    with torch.enable_grad():
-        return likelihood.loss(output, batch.y).sum()

@@ -291,7 +291,7 @@ def _joined_features(name: str, tap: Tapped, passes: Sequence[Pass]) -> list[Ten
         if len(passes) == 1:
             return found
         if not rooms:
-            size = _examples(passes)
+            size = sum(len(one.output) for one in passes)
             rooms = [empty((size, *r.shape[1:]), r.dtype, r.device) for r in found]
         for room, rows in zip(rooms, found, strict=True):
             room[here] = rows
@@ -321,16 +321,12 @@ def pull(
             for name, tap in tapped.items():
                 found = rows_of(tap, done.calls[name], pulled[name], len(done.output))
                 if not out[name]:
-                    sizes = len(columns), _examples(passes)
+                    sizes = len(columns), sum(len(one.output) for one in passes)
                     out[name] = [_room(rows, *sizes, whole=whole) for rows in found]
                 for room, rows in zip(out[name], found, strict=True):
                     if room is not rows:  # written while the column is still in cache
                         room[part, here] = rows
     return out
-
-
-def _examples(passes: Sequence[Pass]) -> int:
-    return sum(len(done.output) for done in passes)
 
 
 def _placed(passes: Sequence[Pass]) -> Iterator[tuple[Pass, slice]]:
