@@ -14,6 +14,9 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.analysis.cost import Probed
+from fisherlab.analysis.shares import shares
+from fisherlab.numerics.memory import readable
 
 ROOT = Path(__file__).parent.parent
 FAMILIES = {  # titles of the packages and modules of fisherlab/approximators
@@ -200,6 +203,27 @@ def benchmarks() -> str:
             text += f"\n### A step, {part}\n\n" if rows else ""
             text += table(("optimiser", "milliseconds", "times Adam"), rows)
     return text
+
+
+def ranks() -> str:
+    """Return what a rank holds, sends and computes in a step, from one to thousands."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(784, 1000), torch.nn.Tanh(), torch.nn.Linear(1000, 10)
+    )
+    fisher, sizes = fl.MonteCarlo(), (1, 8, 64, 1024, 4096)
+    probed = Probed.of(model, (torch.zeros(2, 784), None), fl.Categorical())
+    own, collection = probed.plans(fisher, 2**30, examples=64)
+    rows = []
+    for name in ("diagonal", "kfac", "ekfac", "kpsvd-2", "exact"):
+        method, found = fl.approximators()[name], []
+        for size in sizes:
+            whole, _ = probed.plans(fisher, 2**30, examples=64 * size)
+            found.append(shares({name: method}, whole, own, collection, size, 4))
+        rows.append((f"`{name}`", "held", *(readable(one.bytes) for one in found)))
+        rows.append(("", "sent", *(readable(one.step_bytes) for one in found)))
+        rows.append(("", "received", *(readable(one.wire_bytes) for one in found)))
+        rows.append(("", "multiply-adds", *(f"{one.flops:.2g}" for one in found)))
+    return table(("method", "a rank's", *(f"R = {size:,}" for size in sizes)), rows)
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

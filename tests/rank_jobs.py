@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
+from fisherlab.numerics.ranks import counted
 from fisherlab.training.run import Run
 from tests.training_runs import small
 
@@ -127,6 +129,66 @@ def approximations(rank, ranks, folder=None):
     batches = fl.approximate(model, pairs, lik, small, fl.MonteCarlo(), first=4)
     found = {"exact": dense(exact), "sampled": dense(sampled), "batches": dense(batches)}
     return found | {"means": dense(means), "labels": noted.drawn}
+
+
+TOGETHER = ["exact", "mini-block", "ekfac"]  # the first two share samples
+
+
+def one_by_one():
+    """Return every registered method of blocks, and data that ranks share evenly."""
+    methods = {**fl.approximators(), **fl.preconditioners()}
+    model, x, y = network()
+    return model, (x[:8], y[:8]), fl.Categorical(), methods, fl.MonteCarlo()
+
+
+def sent(rank, ranks, folder=None):
+    """Count what is sent for every method by itself, and for three together."""
+    model, batch, lik, methods, fisher = one_by_one()
+    here = slice(8 * rank // ranks, 8 * (rank + 1) // ranks)
+    own = batch[0][here], batch[1][here]
+    found = {}
+    for name, chosen in (*((one, [one]) for one in methods), ("together", TOGETHER)):
+        with counted() as told:
+            fl.approximate(model, own, lik, chosen, fisher)
+        found[name] = told
+    return found
+
+
+def steps(rank, ranks, folder=None):
+    """Count what a first step of every method sends."""
+    _, batch, lik, _, fisher = one_by_one()
+    here, found = slice(8 * rank // ranks, 8 * (rank + 1) // ranks), {}
+    for name in fl.approximators():
+        how = {"damping": 10.0, "fisher": fisher, "average": 0.0}
+        optimiser = fl.NaturalGradient(network()[0], lik, name, lr=0.1, **how)
+        with counted() as told:
+            optimiser.step(batch=(batch[0][here], batch[1][here]))
+        found[name] = sum(told.values())
+    return found
+
+
+def wide(kind):
+    """Return a network, data and a method of which the sums, or the samples, are large."""
+    sizes, method = {"sums": ((2000, 1500), "kfac"), "samples": ((500, 300), "exact")}[kind]
+    model = nn.Sequential(nn.Linear(*sizes), nn.Tanh(), nn.Linear(sizes[1], 10)).double()
+    count = 400 if kind == "sums" else 8000
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(count, sizes[0], generator=noise, dtype=torch.float64)
+    return model, (x, torch.arange(count) % 10), fl.Categorical(), method, fl.MonteCarlo()
+
+
+def peak(rank, ranks, folder, kind):
+    """Return how many bytes this process has grown by at most, while it approximates."""
+    model, (x, y), lik, method, fisher = wide(kind)
+    own = x[rank * len(x) // ranks :][: len(x) // ranks].clone(), y[: len(x) // ranks]
+    few = own[0][:2, :3], own[1][:2]
+    fl.approximate(nn.Linear(3, 10).double(), few, lik, method, fisher)
+    del x
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    kept = fl.approximate(model, own, lik, method, fisher)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    del kept
+    return grown
 
 
 def comparison(rank, ranks, folder):
@@ -333,6 +395,7 @@ def everything(rank, ranks, folder):
         "trainings": trainings(rank, ranks),
         "followed": followed(rank, ranks, folder),
         "approximations": approximations(rank, ranks),
+        "sent": sent(rank, ranks) if ranks > 1 else {},
         "refusals": refusals(rank, ranks) if ranks > 1 else {},
         "unequal": unequal(rank, ranks) if ranks > 1 else None,
     }

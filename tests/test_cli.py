@@ -240,6 +240,20 @@ def test_an_estimate_is_there_for_programs(capsys):
     )
 
 
+def test_an_estimate_of_several_ranks_says_what_one_of_them_sends(capsys):
+    words = ["--examples", "100", "--approximators", "kfac,exact", "--ranks", "8"]
+    assert cli.main(["estimate", *words]) == 0
+    assert "8 ranks, 13 examples each" in capsys.readouterr().out
+    assert cli.main(["estimate", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["shares"]
+    sizes = [(row["added"], row["gathered"]) for row in found["rows"]]
+    assert found["sent"] == dict(
+        zip(("added", "gathered"), map(sum, zip(*sizes, strict=True)), strict=True)
+    )
+    told = fails_with(capsys, "estimate", "--examples", "4", "--ranks", "8")
+    assert "ranks=8 share 4 examples" in told
+
+
 def test_an_estimate_above_its_budget_says_so(capsys):
     assert cli.main(["estimate", "--budget", "1KiB"]) == 0
     assert "more than the budget" in capsys.readouterr().out

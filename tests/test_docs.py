@@ -72,10 +72,20 @@ def test_names_of_the_package_exist(page):
             value = getattr(value, part)
 
 
-def test_the_reference_has_every_public_name():
+@pytest.fixture(scope="module")
+def generate():
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_table_of_ranks_is_the_one_that_is_computed(generate):
+    assert generate.ranks() in (DOCS / "ranks.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name(generate):
     listed = {name for module in fl._MODULES for name in generate.public_names(module)}
     assert set(fl._NAMES) <= listed
     families = {

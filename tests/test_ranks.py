@@ -113,6 +113,46 @@ def test_two_ranks_approximate_as_one(two, alone):
     require_same_approximations(of(two, "approximations"), alone["approximations"])
 
 
+def require_foretold(found, ranks):
+    model, batch, lik, methods, fisher = rank_jobs.one_by_one()
+    told = fl.estimate(model, batch, lik, methods, fisher, ranks=ranks).shares
+    some = fl.estimate(model, batch, lik, rank_jobs.TOGETHER, fisher, ranks=ranks).shares
+    expected = {name: {"added": 0, "gathered": 0} for name in methods}
+    for row in told.rows:
+        expected[row.approximator]["added"] += row.added
+        expected[row.approximator]["gathered"] += row.gathered
+    expected["together"] = vars(some.sent)
+    assert all(sent == expected for sent in found), (found[0], expected)
+    assert all(map(any, (sent.values() for sent in expected.values())))
+
+
+def test_the_bytes_that_are_sent_are_those_of_the_estimate(two):
+    require_foretold(of(two, "sent"), 2)
+
+
+@pytest.mark.slow
+def test_four_ranks_send_the_bytes_of_the_estimate(tmp_path):
+    require_foretold(spawned(rank_jobs.sent, 4, tmp_path), 4)
+
+
+@pytest.mark.slow
+def test_a_step_sends_the_bytes_of_the_estimate(tmp_path):
+    model, batch, lik, _, fisher = rank_jobs.one_by_one()
+    for found in spawned(rank_jobs.steps, 4, tmp_path):
+        for name, bytes_ in found.items():
+            told = fl.estimate(model, batch, lik, [name], fisher, ranks=4).shares
+            assert told.step_bytes == bytes_, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sums", "samples"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_rank_holds_the_bytes_of_the_estimate(tmp_path, ranks, kind):
+    grown = spawned(partial(rank_jobs.peak, kind=kind), ranks, tmp_path)
+    told = fl.estimate(*rank_jobs.wide(kind), ranks=ranks).shares
+    assert told.bytes == pytest.approx(max(grown), rel=0.2)
+
+
 @pytest.mark.parametrize("case", SAID)
 def test_what_one_rank_cannot_do_all_ranks_refuse_alike(two, case):
     kind, message = SAID[case]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
@@ -13,25 +14,21 @@ from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
 from fisherlab.samples import (
-    GroupedSamples,
-    MatrixSamples,
     OuterSamples,
     Samples,
     SharedSamples,
-    SummedSamples,
-    TokenSamples,
     TurnedSamples,
     pairs,
 )
 from fisherlab.samples.base import CHUNK_BYTES
-from fisherlab.statistics import Exact, Fisher, recorder, taps
+from fisherlab.statistics import Exact, Fisher, LayerStatistics, recorder, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
 from fisherlab.statistics.fishers import require_kinds
+from fisherlab.statistics.gathered import join_columns
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.taps import Part, Tapped
-from fisherlab.statistics.values import pair_samples
 
 Route = Literal["packed GEMM", "per-example SYRK", "position pairs", "Gram"]
 
@@ -45,8 +42,8 @@ class Plan:
     ----------
     layer
         Block name.
-    samples
-        The layer's samples, without storage.
+    statistics
+        The layer's statistics, without storage and with all columns.
     positions
         T, positions that share the weight (1 in per-example form).
     columns
@@ -60,11 +57,21 @@ class Plan:
     """
 
     layer: str
-    samples: Samples
+    statistics: LayerStatistics
     positions: int
     columns: int
     column_bytes: int
     route: Route
+
+    @cached_property
+    def held(self) -> LayerStatistics:
+        """The statistics that `collect` returns, without storage."""
+        return join_columns([self.statistics])
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Their samples."""
+        return self.held.samples
 
     @property
     def weight_shape(self) -> tuple[int, int]:
@@ -74,7 +81,7 @@ class Plan:
     @property
     def statistics_bytes(self) -> int:
         """Bytes the statistics hold."""
-        return self.samples.nbytes
+        return self.held.nbytes
 
     @property
     def dense_bytes(self) -> int:
@@ -241,48 +248,49 @@ def _longest(probes: Mapping[Any, Probe]) -> Probe:
 def _plan(seen: ModelView, block: Block, found: Probe, n: int, columns: int) -> Plan:
     tap = found.tapped.get(block.name)
     positions = 1 if tap is None else sum(part.positions for part in tap.parts)
-    samples = _samples(seen.dtype, block, tap, n, columns)
-    alone = _samples(seen.dtype, block, tap, n, min(columns, 1)).nbytes
-    return Plan(block.name, samples, positions, columns, alone, route(samples, "auto"))
+    every = _statistics(seen.dtype, block, tap, n, columns)
+    alone = _statistics(seen.dtype, block, tap, n, min(columns, 1)).nbytes
+    way = route(join_columns([every]).samples, "auto")
+    return Plan(block.name, every, positions, columns, alone, way)
 
 
-def _samples(
+def _statistics(
     dtype: torch.dtype, block: Block, tap: Tapped | None, n: int, columns: int
-) -> Samples:
-    """Return the samples that `collect` would hold, without storage."""
+) -> LayerStatistics:
+    """Return the statistics that `collect` makes, without storage and with all columns."""
     if tap is None:
-        numbers = torch.empty(columns, n, *block.weight_shape, dtype=dtype, device="meta")
-        return MatrixSamples(numbers)
-    single = len(tap.parts) == 1
-    parts = [
-        _part_samples(dtype, block.some_rows(*part.rows), part, n, columns, single)
-        for part in tap.parts
-    ]
-    if single:
+        shape = (columns, n, *block.weight_shape)
+        return LayerStatistics(block, n, matrices=_empty(dtype, *shape), positions=n)
+    parts = [_part_statistics(dtype, block, part, n, columns) for part in tap.parts]
+    if len(parts) == 1:
         return parts[0]
-    apart = parts[0].weight_shape != block.weight_shape
-    return GroupedSamples(tuple(parts)) if apart else SummedSamples(tuple(parts))
+    positions = sum(part.positions for part in parts)
+    return LayerStatistics(block, n, parts=tuple(parts), positions=positions)
 
 
-def _part_samples(
-    dtype: torch.dtype, block: Block, part: Part, n: int, columns: int, single: bool
-) -> Samples:
-    """Return the samples of alike uses; columns are compressed where they are all."""
-    (o, i), t, form = block.weight_shape, part.positions, part.form
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
-    least = i if form.looked_up else o if not form.turned else i * form.groups
-    kept = min(columns, least) if single and t == 1 else columns
+def _part_statistics(
+    dtype: torch.dtype, block: Block, part: Part, n: int, columns: int
+) -> LayerStatistics:
+    own, t, form = block.some_rows(*part.rows), part.positions, part.form
+    o, i = own.weight_shape
     if form.looked_up:
-        tokens = torch.empty(n, t, dtype=torch.long, device="meta")
-        return TokenSamples(tokens, empty(kept, n, t, i), o)
+        tokens, found = _empty(torch.long, n, t), _empty(dtype, columns, n, t, i)
+        return LayerStatistics(own, n, tokens=tokens, gradients=found, positions=n * t)
     rows = o // form.groups
     inside, outside = (rows, i) if form.turned else (i, rows)
-    pair = pair_samples(empty(n, t, inside), empty(kept, n, t, outside))
-    one = TurnedSamples(pair) if form.turned else pair
-    return one if form.groups == 1 else GroupedSamples((one,) * form.groups)
+    return LayerStatistics(
+        own,
+        n,
+        inputs=_empty(dtype, n, t, form.groups * inside),
+        gradients=_empty(dtype, columns, n, t, form.groups * outside),
+        positions=n * t,
+        groups=form.groups,
+        turned=form.turned,
+    )
+
+
+def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
 
 
 def route(samples: Samples, form: Form) -> Route:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fisherlab.analysis.cost import Collection, Plan, Probed, route
+from fisherlab.analysis.shares import Shares, shares
 from fisherlab.analysis.wording import aligned
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.base import facts
@@ -83,6 +84,8 @@ class Estimate:
         Whether every operator is also formed as a dense matrix and kept.
     budget
         Bytes allowed.
+    shares
+        What one of several ranks takes, where `ranks` was given.
     """
 
     collection: Collection
@@ -92,6 +95,7 @@ class Estimate:
     held: bool
     dense: bool
     budget: int
+    shares: Shares | None = None
 
     @property
     def examples(self) -> int:
@@ -165,7 +169,8 @@ class Estimate:
     def __repr__(self) -> str:
         """Return a plain-text table with the totals on top."""
         table = aligned([HEAD, *map(self._cells, self.rows)])
-        return f"{self._summary}\n{table}\n{self.advice}".rstrip()
+        shares = "" if self.shares is None else f"\n{self.shares!r}"
+        return f"{table}\n{self.advice}".rstrip() + shares
 
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""
@@ -211,6 +216,7 @@ def estimate(
     layers: Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     dense: bool = False,
+    ranks: int | None = None,
 ) -> Estimate:
     """Count bytes and flops of a request from two examples; nothing large is allocated.
 
@@ -226,6 +232,9 @@ def estimate(
         Bytes for everything, a number or "4 GiB"; half of the free memory by default.
     dense
         Whether `to_dense()` of every operator is to be held as well.
+    ranks
+        Processes that share the batch out: `shares` has what one of them holds, sends
+        and computes.
 
     Returns
     -------
@@ -236,7 +245,7 @@ def estimate(
     Raises
     ------
     ValueError, UnsupportedModelError
-        As `collect`.
+        As `collect`; for `ranks` that are no whole number from 1 to N.
 
     Examples
     --------
@@ -260,7 +269,23 @@ def estimate(
     others = [m for m in chosen.values() if not isinstance(m, ExactBlock)]
     held = any(facts(streaming(method)).holds_samples for method in others)
     forms = frozenset(method.form for method in blocks)
-    return Estimate(collection, planned, rows, forms, held, dense, limit)
+    told = None
+    if ranks is not None:
+        part = _part(collection.examples, ranks)
+        own, alone_ = probed.plans(fisher, limit, by_column=alone, examples=part)
+        tensors = sum(len(block.parameters) for block in probed.found.values())
+        told = shares(chosen, planned, own, alone_, ranks, tensors)
+    return Estimate(collection, planned, rows, forms, held, dense, limit, told)
+
+
+def _part(examples: int, ranks: int) -> int:
+    """Return the most examples that one of some ranks has."""
+    if not (isinstance(ranks, int) and 1 <= ranks <= examples):
+        raise ValueError(
+            f"estimate: ranks={ranks!r} share {examples} examples: a whole number from 1 "
+            "to the number of examples is expected. Give more examples, or fewer ranks."
+        )
+    return -(-examples // ranks)
 
 
 def _cost(plan: Plan, name: str, method: Approximator) -> Cost:

@@ -1,23 +1,25 @@
 """The states of a stream over several processes: sums are added, kept samples gathered.
 
-Methods know nothing of it: a state that is `Sums` is all-reduced, any other is gathered
-and put together by the method's own ``merge``, in the order of the ranks.
+Methods know nothing of it: `Sums` are all-reduced, also those `Within` something that all
+ranks have; any other state is gathered and put together by the method's own ``merge``, in
+the order of the ranks.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import OfSums, Streaming
-from fisherlab.approximators.states import Sums
+from fisherlab.approximators.states import Sums, Within
 from fisherlab.codes import checksum
 from fisherlab.errors import RankError
 from fisherlab.numerics.memory import Budget, parse_budget, require
-from fisherlab.numerics.ranks import Ranks
+from fisherlab.numerics.ranks import Ranks, held_tensors
 from fisherlab.operators import Operator
 from fisherlab.statistics import (
     Empirical,
@@ -116,23 +118,34 @@ class _Outline:
         Of its tensors, with their precisions.
     nbytes
         Bytes of samples that it holds.
+    within
+        A checksum of what the sums are within.
     """
 
     sums: Sums | None
     shapes: tuple[tuple[torch.Size, torch.dtype], ...] = ()
     nbytes: int = 0
+    within: str = ""
 
     @classmethod
     def of(cls, state: Any) -> "_Outline":
         """Outline a state."""
-        if not isinstance(state, Sums):
+        sums = _sums(state)
+        if sums is None:
             return cls(None, nbytes=state.nbytes if isinstance(state, Held) else 0)
-        shapes = tuple((tensor.shape, tensor.dtype) for tensor in state.tensors)
-        return cls(replace(state, tensors=()), shapes)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in sums.tensors)
+        standing = held_tensors(state.summing(None)) if isinstance(state, Within) else []
+        return cls(replace(sums, tensors=()), shapes, within=checksum(*standing))
 
     def zeros(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tensors of a rank that has seen no example."""
         return tuple(torch.zeros(s, dtype=d, device=device) for s, d in self.shapes)
+
+
+def _sums(state: Any) -> Sums | None:
+    """Return the sums that a state is, or has; None of any other."""
+    found = state.sums if isinstance(state, Within) else state
+    return found if isinstance(found, Sums) else None
 
 
 def merged(
@@ -141,6 +154,7 @@ def merged(
     ranks: Ranks,
     device: torch.device,
     budget: Budget = None,
+    begun: States = MappingProxyType({}),
 ) -> dict[Key, Any]:
     """Return the states of all data, the same bits on every rank.
 
@@ -154,13 +168,15 @@ def merged(
         Where this rank computes.
     budget
         Bytes that gathered samples may take.
+    begun
+        What a further pass went on from, which all ranks have.
 
     Raises
     ------
     ValueError
         If no rank has an example.
     RankError
-        If the ranks have other methods or blocks.
+        If the ranks have other methods or blocks, or other bases from equal sums.
     BudgetError
         If the samples of all ranks exceed the budget.
     """
@@ -179,8 +195,14 @@ def merged(
     remedy = "Methods that are sums hold none, nor does KPSVD(solver=Passes())."
     require(held, limit, "Samples gathered from all ranks", remedy)
     by_key = {key: [outlines[key] for outlines in seeing] for key in keys}
-    added = {key for key, outlines in by_key.items() if _alike(outlines)}
-    found = _added({k: by_key[k] for k in keys if k in added}, states, ranks, device)
+    everywhere = len(seeing) == len(told)
+    added = {
+        key: outlines
+        for key, outlines in by_key.items()
+        if _alike(outlines) and (everywhere or not outlines[0].within or key in begun)
+    }
+    totals = _added(added, states, ranks, device)
+    found = {key: _within(states.get(key, begun.get(key)), totals[key]) for key in added}
     rest = [key for key in keys if key not in added]
     if rest:
         own = {key: states[key] for key in rest if key in states}
@@ -190,11 +212,63 @@ def merged(
     return {key: found[key] for key in keys}
 
 
+@final
+@dataclass(frozen=True)
+class Sent:
+    """Bytes of tensors that a rank hands over, as `counted` counts them.
+
+    Examples
+    --------
+    >>> Sent(8, 2) + Sent(8, 0)
+    Sent(added=16, gathered=2)
+    """
+
+    added: int = 0
+    gathered: int = 0
+
+    def __add__(self, other: "Sent") -> "Sent":
+        """Add up both."""
+        return Sent(self.added + other.added, self.gathered + other.gathered)
+
+
+def foreseen(
+    methods: Mapping[str, Streaming], states: States, ranks: int
+) -> tuple[Sent, dict[Key, Any]]:
+    """Return what `merged` would send of states, and what it would give for equal parts.
+
+    Tensors of the states may be without storage.
+    """
+    sums = {key: found for key, state in states.items() if (found := _sums(state))}
+    rest = {key: state for key, state in states.items() if key not in sums}
+    added = sum(tensor.nbytes for one in sums.values() for tensor in one.tensors)
+    gathered = sum(tensor.nbytes for tensor in held_tensors(rest))
+    whole_ = {k: reduce(methods[k[0]].merge, [s] * ranks) for k, s in rest.items()}
+    return Sent(added, gathered), {**states, **whole_}
+
+
 def _alike(outlines: list[_Outline]) -> bool:
-    """Tell whether all are sums of one shape."""
-    return outlines[0].sums is not None and all(
-        outline.shapes == outlines[0].shapes for outline in outlines
-    )
+    """Tell whether all are sums of one shape, within the same.
+
+    Raises
+    ------
+    RankError
+        If what they are within differs.
+    """
+    first = outlines[0]
+    if first.sums is None or any(one.shapes != first.shapes for one in outlines):
+        return False
+    if any(one.within != first.within for one in outlines):
+        raise RankError(
+            "approximate: the ranks found other bases from equal sums, so what they add "
+            "up does not belong together. Start them on processors of one kind, with the "
+            "same libraries."
+        )
+    return True
+
+
+def _within(state: Any, total: Sums) -> Any:
+    """Return a total where this rank's own sums were."""
+    return state.summing(total) if isinstance(state, Within) else total
 
 
 def _added(
@@ -205,7 +279,7 @@ def _added(
 ) -> dict[Key, Any]:
     """Add up what is `Sums` on all ranks in one reduction; zeros where there are none."""
     own = {
-        key: states[key].tensors if key in states else told[0].zeros(device)
+        key: seen.tensors if (seen := _sums(states.get(key))) else told[0].zeros(device)
         for key, told in outlines.items()
     }
     flat = [tensor for tensors in own.values() for tensor in tensors]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,21 @@ class Sums:
 def add(state: Sums | None, more: Sums) -> Sums:
     """Add a chunk to a state that may not have begun."""
     return more if state is None else state + more
+
+
+@runtime_checkable
+class Within(Protocol):
+    """A state whose sums are taken in something that stands, the same for all parts.
+
+    Where several processes have it already, sums alone are sent.
+    """
+
+    @property
+    def sums(self) -> Sums | None:
+        """What has been added up, None where the pass has only begun."""
+
+    def summing(self, sums: Sums | None) -> Any:
+        """Return the state with other sums."""
 
 
 Method = TypeVar("Method")

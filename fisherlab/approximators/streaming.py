@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fisherlab.approximators.base import OfSamples, Streaming, called, facts
 from fisherlab.approximators.costs import result_numbers
-from fisherlab.approximators.ranks import Key, merged, place
+from fisherlab.approximators.ranks import Key, Sent, foreseen, merged, place
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
@@ -164,10 +164,47 @@ def approximate(
             passes.close(read())
         else:
             seen = ranks.together(lambda: {} if is_empty(repeated) else read())
-            passes.close(
-                merged(passes.methods, seen, ranks, next(model.parameters()).device, budget)
-            )
+            device, begun = next(model.parameters()).device, passes.states
+            passes.close(merged(passes.methods, seen, ranks, device, budget, begun))
     return passes.finished()
+
+
+def sent(
+    methods: Mapping[str, Any], pieces: Mapping[str, LayerStatistics], ranks: int
+) -> Sent:
+    """Return the bytes that a rank hands over in `approximate`.
+
+    Parameters
+    ----------
+    methods
+        By name.
+    pieces
+        Statistics of the rank's part of the data; their tensors may have no storage.
+    ranks
+        How many have such a part.
+
+    Raises
+    ------
+    RuntimeError
+        If a method decides by numbers, which those without storage do not have, how many
+        passes it takes.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.ones(4, 3), None
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), data, fl.Gaussian())
+    >>> sent({"kfac": fl.KFAC()}, stats, 8), 4 * (4**2 + 2**2)
+    (Sent(added=80, gathered=0), 80)
+    """
+    passes, total = _Passes(methods, {n: streaming(m) for n, m in methods.items()}), Sent()
+    while passes.unfinished:
+        seen: dict[Key, Any] = {}
+        passes.feed(seen, pieces)
+        more, joined = foreseen(passes.methods, seen, ranks)
+        total += more
+        passes.close(joined)
+    return total
 
 
 @final

@@ -48,6 +48,9 @@ def add_estimate(commands: Any) -> None:
     add_json(estimate)
     estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
     estimate.add_argument(
+        "--ranks", type=int, help="also count what one of so many processes takes"
+    )
+    estimate.add_argument(
         "--approximators",
         nargs="+",
         type=many(str),
@@ -81,6 +84,7 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
             list(chain.from_iterable(arguments.approximators)),
             fishers[arguments.fisher],
             budget=arguments.budget,
+            ranks=arguments.ranks,
         )
     print(_bill(covered, counted) if arguments.json else f"{covered}\n\n{counted}")
 
@@ -93,6 +97,9 @@ def _bill(covered: Coverage, counted: Estimate) -> str:
         "coverage": covered.table().to_dict("records"),
         "rows": [vars(row) for row in counted.rows],
     }
+    if (told := counted.shares) is not None:
+        parts = {"rows": [vars(row) for row in told.rows], "sent": vars(told.sent)}
+        found["shares"] = {**vars(told), "step_bytes": told.step_bytes, **parts}
     return as_json(found)
 
 

@@ -33,13 +33,15 @@ class Label:
 
 
 def require_finite(values: Tensor, what: object) -> None:
-    """Raise NumericalError if a value is NaN or infinite.
+    """Raise NumericalError if a value is NaN or infinite; one without storage is neither.
 
     Raises
     ------
     NumericalError
         Naming `what` and how many of its values are not finite.
     """
+    if values.is_meta:
+        return
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         bad = int((~finite).sum())

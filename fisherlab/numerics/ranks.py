@@ -332,19 +332,36 @@ def packed(value: Any) -> bytes:
     >>> len(packed({"corner": wide[:2, :2]})) < 1000
     True
     """
+    frame, held = _apart(value)
+    return pickle.dumps((frame, [_raw(tensor) for tensor in held]))
+
+
+def held_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors that `packed` would pack; they may have no storage.
+
+    Examples
+    --------
+    >>> one = torch.ones(2, device="meta")
+    >>> len(held_tensors({"one": one, "again": one, "two": (one + one,)}))
+    2
+    """
+    return _apart(value)[1]
+
+
+def _apart(value: Any) -> tuple[bytes, list[Tensor]]:
+    """Return a value without its tensors, and these, each once."""
     held: dict[Any, tuple[int, Tensor]] = {}
 
     def place(value: Any) -> int | None:
         if not isinstance(value, Tensor):
             return None
-        if not value.numel():
+        if not value.numel() or value.is_meta:
             key: Any = id(value)
         else:
             key = value.data_ptr(), value.shape, value.stride(), value.dtype
         return held.setdefault(key, (len(held), value))[0]
 
-    frame = _dumped(value, place)
-    return pickle.dumps((frame, [_raw(tensor) for _, tensor in held.values()]))
+    return _dumped(value, place), [tensor for _, tensor in held.values()]
 
 
 def unpacked(data: bytes, device: torch.device | None = None) -> Any:

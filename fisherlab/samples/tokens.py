@@ -47,7 +47,8 @@ class TokenSamples(Samples):
         fresh = torch.ones_like(tokens)
         fresh[:, 1:] = tokens[:, 1:] != tokens[:, :-1]
         place = fresh.cumsum(1) - 1
-        width = int(place.max()) + 1 if place.numel() else 0
+        known = place.numel() and not place.is_meta  # else as many as positions
+        width = int(place.max()) + 1 if known else place.shape[1]
         once = torch.full_like(tokens[:, :1], -1).repeat(1, width).scatter(1, place, tokens)
         v, n, t, i = self.gradients.shape
         sorted_ = self.gradients.gather(2, order[None, :, :, None].expand(v, n, t, i))
@@ -57,8 +58,9 @@ class TokenSamples(Samples):
 
     def counts(self) -> Float[Tensor, " k"]:
         """Return how often each row was looked up."""
-        seen = self.tokens[self.tokens >= 0]
-        return torch.bincount(seen, minlength=self.size).to(self.dtype)
+        seen = self.tokens.flatten() + 1  # padding comes first
+        found = seen.new_zeros(self.size + 1).index_add_(0, seen, torch.ones_like(seen))
+        return found[1:].to(self.dtype)
 
     def _add_rows(self, values: Float[Tensor, "n t c"]) -> Float[Tensor, "k c"]:
         """Add values (n, t, c) up at the rows of their tokens."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import final
 
@@ -95,6 +95,10 @@ class LayerStatistics(Held):
     turned: bool = False
     parts: tuple["LayerStatistics", ...] = ()
     why: str = ""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the samples and the tables that they keep: they are made again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def name(self) -> str:

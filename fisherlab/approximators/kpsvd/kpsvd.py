@@ -31,7 +31,7 @@ from fisherlab.approximators.kpsvd.solvers import (
     solver_of,
     warm_pairs,
 )
-from fisherlab.approximators.states import by_group
+from fisherlab.approximators.states import Sums, by_group
 from fisherlab.operators import Operator
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
@@ -140,6 +140,15 @@ class Turns:
     def seeing(self, statistics: LayerStatistics) -> "Turns":
         """Add a chunk's part of the images."""
         return replace(self, current=self.current.seeing(statistics))
+
+    @property
+    def sums(self) -> Sums | None:
+        """The images of the pair that is looked for."""
+        return self.current.sums
+
+    def summing(self, sums: Sums | None) -> "Turns":
+        """Return the same with other images."""
+        return replace(self, current=self.current.summing(sums))
 
     def __add__(self, other: "Turns") -> "Turns":
         """Add up two parts of the data within the same pass."""

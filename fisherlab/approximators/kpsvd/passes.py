@@ -67,13 +67,17 @@ class Pass:
         else:
             images = [samples.column_side(u.view(o, o)) for u in self.image.T]
         more = Sums.of(statistics, torch.stack(images))
-        return replace(self, sums=add(self.sums, more))
+        return self.summing(add(self.sums, more))
+
+    def summing(self, sums: Sums | None) -> "Pass":
+        """Return the same block with other images."""
+        return replace(self, sums=sums)
 
     def __add__(self, other: "Pass") -> "Pass":
         """Add up two parts of the data within the same pass."""
         if self.sums is None or other.sums is None:
             return other if self.sums is None else self
-        return replace(self, sums=self.sums + other.sums)
+        return self.summing(self.sums + other.sums)
 
     @property
     def seen(self) -> Sums:

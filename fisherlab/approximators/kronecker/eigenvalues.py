@@ -48,7 +48,7 @@ class Projection:
     row_basis: Float[Tensor, "o r"] | None
     column_basis: Float[Tensor, "i c"]
     provenance: Provenance
-    squares: Sums | None = None
+    sums: Sums | None = None
 
     @classmethod
     def onto(
@@ -81,18 +81,22 @@ class Projection:
             more = samples.column_squares(self.column_basis)
         else:
             more = samples.rotated_squares(self.row_basis, self.column_basis)
-        return replace(self, squares=add(self.squares, Sums.of(statistics, more)))
+        return self.summing(add(self.sums, Sums.of(statistics, more)))
+
+    def summing(self, sums: Sums | None) -> "Projection":
+        """Return the same bases with other squares."""
+        return replace(self, sums=sums)
 
     def __add__(self, other: "Projection") -> "Projection":
         """Add up two parts of the data in the same basis."""
-        if self.squares is None or other.squares is None:
-            return other if self.squares is None else self
-        return replace(self, squares=self.squares + other.squares)
+        if self.sums is None or other.sums is None:
+            return other if self.sums is None else self
+        return self.summing(self.sums + other.sums)
 
     def finished(self) -> KroneckerEigen | RowwiseEigen:
         """Divide by the examples."""
-        assert self.squares is not None
-        entries = self.squares.tensors[0] / self.squares.count
+        assert self.sums is not None
+        entries = self.sums.tensors[0] / self.sums.count
         if self.row_basis is None:
             return RowwiseEigen(self.column_basis, entries, self.provenance)
         return KroneckerEigen(self.row_basis, self.column_basis, entries, self.provenance)

@@ -38,14 +38,14 @@ def _rows(samples: Samples) -> Tensor:
     return samples.row_side(torch.eye(i, dtype=samples.dtype, device=samples.device))
 
 
-def traced(state: Sums) -> tuple[Tensor, Tensor, float]:
+def traced(state: Sums) -> tuple[Tensor, Tensor, Tensor]:
     """Return Ψ/√t and Φ/√t of t = tr F, and t; as they are where it is 0.
 
     Of one scale for every method, so that they are decomposed once.
     """
     rows, cols = (sums / state.count for sums in state.tensors)
-    trace = float(rows.trace())
-    root = trace**0.5 if trace > 0 else 1.0
+    trace = rows.trace()
+    root = torch.where(trace > 0, trace, 1.0).sqrt()
     return rows / root, cols / root, trace
 
 
@@ -137,7 +137,7 @@ class Shampoo(OfSums[Sums, Operator]):
         """Divide by the examples and take the roots."""
         made = state.provenance.by(repr(self))
         *pair, trace = traced(state)
-        root = max(trace, 0.0) ** 0.25
+        root = max(float(trace), 0.0) ** 0.25
         rows, cols = (root * _root(factor, f"a factor of {made}") for factor in pair)
         return KroneckerSum(((rows, cols),), state.weight_shape, made)
 

@@ -1,0 +1,216 @@
+"""What each of several processes holds, sends and computes, before they are started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any, final
+
+from fisherlab.analysis.cost import Collection, Plan
+from fisherlab.analysis.wording import aligned
+from fisherlab.approximators import ExactBlock
+from fisherlab.approximators.costs import cost_of
+from fisherlab.approximators.ranks import Sent
+from fisherlab.approximators.streaming import sent
+from fisherlab.errors import NeedsSharedForm
+from fisherlab.numerics.memory import readable
+
+if TYPE_CHECKING:
+    from fisherlab.samples import Samples
+
+HEAD = ("layer", "approximator", "added", "gathered", "flops a rank")
+COPIES = (
+    4  # of what a rank hands over, on its way: raw, packed, and twice in the collective
+)
+
+
+@final
+@dataclass(frozen=True)
+class Share:
+    """One approximation of one layer, on one of several ranks.
+
+    Parameters
+    ----------
+    layer, approximator
+        Names.
+    added, gathered
+        Bytes of tensors that the rank hands over: to sums, and for all others to hold.
+    flops
+        Multiply-adds of the rank: sums over its own examples, all else on every rank.
+    note
+        Why a number is missing.
+    """
+
+    layer: str
+    approximator: str
+    added: float
+    gathered: float
+    flops: float
+    note: str = ""
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Shares:
+    """The bill of one rank of several: that with the most examples.
+
+    Bytes sent are those of `fisherlab.approximate`, and of a step of `NaturalGradient`
+    that renews everything. Names and shapes, some hundred bytes a block, are not counted.
+
+    Parameters
+    ----------
+    ranks
+        R.
+    examples
+        Of the rank, ⌈N/R⌉.
+    rows
+        A `Share` for every layer and approximator.
+    sent
+        By all of them together, where a tensor that several need is sent once.
+    gradient_bytes
+        What a training step adds besides: loss and gradients.
+    bytes
+        The most that the rank holds at once.
+    flops
+        Its multiply-adds, those of collecting among them.
+    """
+
+    ranks: int
+    examples: int
+    rows: tuple[Share, ...]
+    sent: Sent
+    gradient_bytes: int
+    bytes: int
+    flops: float
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that the rank hands over in a training step."""
+        return self.gradient_bytes + self.sent.added + self.sent.gathered
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that leave the rank in a step, where sums go around a ring."""
+        added, others = self.gradient_bytes + self.sent.added, self.ranks - 1
+        return 2 * others / self.ranks * added + others * self.sent.gathered
+
+    def __repr__(self) -> str:
+        """Return a plain-text table with the totals on top."""
+        return f"{self._summary}\n{aligned([HEAD, *map(_cells, self.rows)])}"
+
+    @property
+    def _summary(self) -> str:
+        return (
+            f"{self.ranks} ranks, {self.examples} examples each: {readable(self.bytes)} a "
+            f"rank; a step sends {readable(self.step_bytes)} (gradient "
+            f"{readable(self.gradient_bytes)}, added {readable(self.sent.added)}, gathered "
+            f"{readable(self.sent.gathered)}); {self.flops:.3g} multiply-adds a rank"
+        )
+
+
+def _cells(row: Share) -> list[str]:
+    if isnan(row.added):
+        return [row.layer, row.approximator, "-", "-", row.note]
+    flops = "-" if isnan(row.flops) else f"{row.flops:.3g}"
+    return [
+        row.layer,
+        row.approximator,
+        readable(row.added),
+        readable(row.gathered),
+        flops,
+    ]
+
+
+def shares(
+    methods: Mapping[str, Any],
+    whole: Mapping[str, Plan],
+    own: Mapping[str, Plan],
+    collection: Collection,
+    ranks: int,
+    parameters: int,
+) -> Shares:
+    """Return the bill of one rank.
+
+    Parameters
+    ----------
+    methods
+        By name.
+    whole, own
+        Plans of all examples, and of the rank's.
+    collection
+        What collecting the rank's takes.
+    ranks
+        R.
+    parameters
+        Tensors that the blocks are made of.
+    """
+    rows = tuple(
+        _share(whole[layer], plan, name, method, ranks)
+        for layer, plan in own.items()
+        for name, method in methods.items()
+    )
+    states = Sent()
+    for layer, plan in own.items():
+        known = {r.approximator for r in rows if r.layer == layer and not isnan(r.added)}
+        some = {name: method for name, method in methods.items() if name in known}
+        states += sent(some, {layer: plan.statistics}, ranks) if some else Sent()
+    total = states if ranks > 1 else Sent()
+    numbers = sum(p.weight_shape[0] * p.weight_shape[1] for p in own.values())
+    size = next(iter(own.values())).statistics.dtype.itemsize
+    flops = collection.flops + sum(row.flops for row in rows if not isnan(row.flops))
+    return Shares(
+        ranks,
+        collection.examples,
+        rows,
+        total,
+        (1 + parameters + numbers) * size * (ranks > 1),
+        _peak(methods, whole, own, collection, states, ranks),
+        flops,
+    )
+
+
+def _share(whole: Plan, own: Plan, name: str, method: Any, ranks: int) -> Share:
+    try:
+        told = sent({name: method}, {own.layer: own.statistics}, ranks)
+    except NeedsSharedForm:
+        return Share(own.layer, name, nan, nan, nan, "needs the shared form")
+    except (RuntimeError, NotImplementedError):
+        return Share(own.layer, name, nan, nan, nan, "as many passes as the data take")
+    samples = whole.samples if told.gathered else own.samples
+    flops = _flops(method, samples, whole)
+    told = told if ranks > 1 else Sent()
+    return Share(own.layer, name, told.added, told.gathered, flops)
+
+
+def _flops(method: Any, samples: Samples, whole: Plan) -> float:
+    if isinstance(method, ExactBlock):
+        return float(whole.gram_flops if whole.route == "Gram" else whole.dense_flops)
+    cost = cost_of(method, samples)
+    return nan if cost is None else float(cost.flops)
+
+
+def _peak(
+    methods: Mapping[str, Any],
+    whole: Mapping[str, Plan],
+    own: Mapping[str, Plan],
+    collection: Collection,
+    states: Sent,
+    ranks: int,
+) -> int:
+    """Return the most bytes held at once: while sending, or at the end."""
+    results = sum(_results(method, p) for p in own.values() for method in methods.values())
+    run = min(1.0, 2 * collection.run / collection.examples) * _bytes(own.values())
+    sending = (2 * ranks + COPIES) * states.gathered + 3 * states.added
+    end = ranks * states.gathered + states.added + results
+    most = max(sending, end) if ranks > 1 else end
+    return int(collection.bytes + max(states.gathered, run) + most)
+
+
+def _bytes(plans: Iterable[Plan]) -> int:
+    return sum(plan.statistics_bytes for plan in plans)
+
+
+def _results(method: Any, plan: Plan) -> int:
+    cost = None if isinstance(method, ExactBlock) else cost_of(method, plan.samples)
+    return 0 if cost is None else cost.numbers * plan.samples.dtype.itemsize
