@@ -170,7 +170,7 @@ class Estimate:
         """Return a plain-text table with the totals on top."""
         table = aligned([HEAD, *map(self._cells, self.rows)])
         shares = "" if self.shares is None else f"\n{self.shares!r}"
-        return f"{table}\n{self.advice}".rstrip() + shares
+        return f"{self._summary}\n{table}\n{self.advice}".rstrip() + shares
 
     def _repr_html_(self) -> str:
         """Return a folding table for notebooks."""
