@@ -58,9 +58,9 @@ class TokenSamples(Samples):
 
     def counts(self) -> Float[Tensor, " k"]:
         """Return how often each row was looked up."""
-        seen = self.tokens.flatten() + 1  # padding comes first
-        found = seen.new_zeros(self.size + 1).index_add_(0, seen, torch.ones_like(seen))
-        return found[1:].to(self.dtype)
+        seen = self.tokens.flatten()
+        found = seen.new_zeros(self.size)
+        return found.index_add_(0, seen.clamp_min(0), (seen >= 0).long()).to(self.dtype)
 
     def _add_rows(self, values: Float[Tensor, "n t c"]) -> Float[Tensor, "k c"]:
         """Add values (n, t, c) up at the rows of their tokens."""
