@@ -5,6 +5,7 @@ log-likelihood of one example **summed** over its outputs. Its root holds column
 with :math:`\sum_v s_v s_v^T = E_{y \sim p}[\nabla\ell \nabla\ell^T]` for each example.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
@@ -299,10 +300,38 @@ def _sums_before(p: Tensor) -> Tensor:
     return F.pad(p, (1, 0))[..., :-1].cumsum(-1)
 
 
+class _OfOutputs(ABC):
+    """Independent real outputs; a label that is NaN drops its own."""
+
+    @abstractmethod
+    def _deviation(self, output: Tensor) -> Tensor:
+        """Return the root of the Fisher of every output."""
+
+    def column_count(self, output: Tensor) -> int:
+        """Return the number of outputs."""
+        return output[0].numel()
+
+    def uniforms_per_example(self, output: Tensor) -> int:
+        """Return one per output."""
+        return output[0].numel()
+
+    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
+        """Return columns of one output each."""
+        deviation = self._deviation(output)
+        return _unit_columns(_masked(deviation, self.mask(output, target)), part)
+
+    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
+        """Return zeros where the label is NaN."""
+        if target is None or not target.is_floating_point():
+            return None
+        missing = target.isnan()
+        return (~missing).to(output.dtype) if bool(missing.any()) else None
+
+
 @shown
 @final
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(_OfOutputs):
     r"""Independent logits with labels in [0, 1], cross-entropy summed over outputs.
 
     .. math:: ℓ = -\sum_o y_o \log σ(f_o) + (1 - y_o) \log(1 - σ(f_o)), \qquad
@@ -319,9 +348,7 @@ class Bernoulli:
     def check(self, output: Tensor, target: Tensor | None) -> None:
         """Raise ValueError unless y lies in [0, 1] and has the output's shape."""
         _check_real(output, target, "Bernoulli")
-        if target is None:
-            return
-        if not target.numel():
+        if target is None or not target.numel():
             return
         least, most = _real(target).aminmax()
         devices.require(
@@ -343,32 +370,19 @@ class Bernoulli:
         target = _need(target, "Bernoulli").to(output.dtype)
         return _masked(output.sigmoid() - target.nan_to_num(), self.mask(output, target))
 
-    def column_count(self, output: Tensor) -> int:
-        """Return the number of outputs."""
-        return output[0].numel()
-
-    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
-        """Return √(q(1 − q)) e_k."""
-        deviation = (output.sigmoid() * (-output).sigmoid()).sqrt()
-        return _unit_columns(_masked(deviation, self.mask(output, target)), part)
-
-    def uniforms_per_example(self, output: Tensor) -> int:
-        """Return one per output."""
-        return output[0].numel()
+    def _deviation(self, output: Tensor) -> Tensor:
+        """Return √(q(1 − q))."""
+        return (output.sigmoid() * (-output).sigmoid()).sqrt()
 
     def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
         """Return 1 where u < q."""
         return (uniforms.view(output.shape) < output.double().sigmoid()).to(output.dtype)
 
-    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
-        """Return zeros where the label is NaN."""
-        return _known(output, target)
-
 
 @shown
 @final
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(_OfOutputs):
     """Real outputs with a fixed variance: loss ‖y − f‖² / (2 variance).
 
     Labels that are NaN drop their output from loss and Fisher.
@@ -412,18 +426,9 @@ class Gaussian:
         difference = (output - target.nan_to_num()) / self.variance
         return _masked(difference, self.mask(output, target))
 
-    def column_count(self, output: Tensor) -> int:
-        """Return the number of outputs."""
-        return output[0].numel()
-
-    def root(self, output: Tensor, target: Tensor | None, part: slice) -> Tensor:
-        """Return e_k / σ."""
-        deviation = torch.full_like(output, self.variance**-0.5)
-        return _unit_columns(_masked(deviation, self.mask(output, target)), part)
-
-    def uniforms_per_example(self, output: Tensor) -> int:
-        """Return one per output."""
-        return output[0].numel()
+    def _deviation(self, output: Tensor) -> Tensor:
+        """Return 1 / σ."""
+        return torch.full_like(output, self.variance**-0.5)
 
     def sample(self, output: Tensor, uniforms: Float[Tensor, "n u"]) -> Tensor:
         """Return f + σ Φ⁻¹(u)."""
@@ -431,20 +436,16 @@ class Gaussian:
         noise = torch.special.ndtri(inside.double()) * self.variance**0.5
         return output + noise.to(output.dtype)
 
-    def mask(self, output: Tensor, target: Tensor | None) -> Tensor | None:
-        """Return zeros where the label is NaN."""
-        return _known(output, target)
-
 
 def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
-    if target is not None and target.shape != output.shape:
+    if target is None:
+        return
+    if target.shape != output.shape:
         msg = (
             f"{name}: labels of shape {tuple(target.shape)} were given for an output "
             f"of shape {tuple(output.shape)}; the two must be equal."
         )
         raise ValueError(msg)
-    if target is None:
-        return
     infinite, numbers, dtype = target.isinf().sum(), target.numel(), target.dtype
 
     def complaint() -> ValueError:
@@ -461,13 +462,6 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
 def _real(target: Tensor) -> Tensor:
     """Return labels with 0 for those that are missing."""
     return target.nan_to_num(0.0) if target.is_floating_point() else target
-
-
-def _known(output: Tensor, target: Tensor | None) -> Tensor | None:
-    if target is None or not target.is_floating_point():
-        return None
-    missing = target.isnan()
-    return (~missing).to(output.dtype) if bool(missing.any()) else None
 
 
 def _masked(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -132,9 +132,11 @@ def decompose(
         whole = ExactBlock()(exact[name]).to(torch.float64)
         sharing[row] = _sharing(exact[name], whole)
         for source, stats in sources.items():
-            other = ExactBlock()(stats[name])
-            same = source == "exact"
-            distances[row, SOURCES.index(source)] = 0.0 if same else _distance(whole, other)
+            column = SOURCES.index(source)
+            distances[row, column] = 0.0
+            if source != "exact":
+                pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
+                distances[row, column] = frobenius.frobenius_error.of(pair)
             tables.fill(stats[name], source, chosen, whole)
     network, fisher = _network(sources, tables.parts)
     ds = xr.Dataset(
@@ -194,10 +196,6 @@ def _sources(
 def _labelled(data: Any) -> bool:
     _, labels = data if isinstance(data, tuple) else next(iter(data), (None, None))
     return labels is not None
-
-
-def _distance(whole: FactoredFisher, other: FactoredFisher) -> float:
-    return frobenius.frobenius_error.of(paired("decompose", whole, other, mixed=True))
 
 
 def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:

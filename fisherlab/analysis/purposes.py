@@ -226,7 +226,8 @@ def answered(
             if not (wanted := list(purposes) if itself else asked[method]):
                 continue
             try:  # what a pair keeps is let go before the next one
-                pair = _paired(exact, approximator, layer)
+                approx = exact if itself else approximator(layer)
+                pair = paired("compare", exact, approx, mixed=False)
             except REFUSALS as error:
                 reasons.update({(name, method, p): reason(error) for p in wanted})
                 continue
@@ -243,13 +244,6 @@ def answered(
                     _answer(answers, reasons, key, layer, pair, purposes[p])
             costs[name, method] = _cost(pair.source, exact, purposes.values())
     return told
-
-
-def _paired(exact: Operator, method: Approximator, layer: LayerStatistics) -> Pair:
-    """Set a method beside the exact block, which stands for itself."""
-    if isinstance(method, ExactBlock):
-        return Pair(exact, exact)
-    return paired("compare", exact, method(layer), mixed=False)
 
 
 def _answer(

@@ -1,11 +1,10 @@
 """What optimisers divide by: matrices of a state that grows from mean gradients."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from math import prod
-from typing import Literal, final
+from typing import Any, ClassVar, Literal, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -15,18 +14,24 @@ from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.eigenforms import KroneckerEigen, TensorEigen, TensorPiece
 
+S = TypeVar("S", bound="FromState")
+
 
 class FromState(Operator):
     """A matrix that is no linear function of what moving averages average, its state."""
 
+    averages: ClassVar[tuple[str, ...]] = ()  # the fields of the state
+
     @property
-    @abstractmethod
     def state(self) -> Sequence[Tensor]:
         """The tensors that are averaged, all of one precision."""
+        return tuple(getattr(self, name) for name in self.averages)
 
-    @abstractmethod
-    def with_state(self, state: Sequence[Tensor]) -> "FromState":
+    def with_state(self: S, state: Sequence[Tensor]) -> S:
         """Return the same kind of matrix for another state."""
+        named = dict(zip(self.averages, state, strict=True))
+        found: Any = replace(self, **named)  # type: ignore[type-var]
+        return found
 
     def averaged(self, new: "FromState", weight: float) -> "FromState":
         """Return the matrix of the state weight·self + (1 − weight)·new."""
@@ -185,6 +190,7 @@ class RotatedAdam(_OfGradient):
     column_basis: Float[Tensor, "i i"]
     squares: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
+    averages: ClassVar[tuple[str, ...]] = ("rows", "cols", "squares")
 
     @classmethod
     def of(cls, gradient: Tensor, made: Provenance = Provenance()) -> "RotatedAdam":
@@ -193,16 +199,6 @@ class RotatedAdam(_OfGradient):
         (_, left), (_, right) = (eigh(h, f"a factor of {made}") for h in (rows, cols))
         squares = (left.T @ gradient @ right).square()
         return cls(gradient, rows, cols, left, right, squares, made)
-
-    @property
-    def state(self) -> Sequence[Tensor]:
-        """Both factors and the squares."""
-        return self.rows, self.cols, self.squares
-
-    def with_state(self, state: Sequence[Tensor]) -> "RotatedAdam":
-        """Return the matrix of another state in the same basis."""
-        rows, cols, squares = state
-        return replace(self, rows=rows, cols=cols, squares=squares)
 
     def averaged(self, new: FromState, weight: float) -> "RotatedAdam":
         """Average the factors, turn the basis by a step of QR iteration, add the square."""
@@ -251,15 +247,7 @@ class WhitenedRoot(_OfGradient):
     cols: Float[Tensor, "i i"]
     ridge: float
     provenance: Provenance = Provenance()
-
-    @property
-    def state(self) -> Sequence[Tensor]:
-        """Both factors."""
-        return self.rows, self.cols
-
-    def with_state(self, state: Sequence[Tensor]) -> "WhitenedRoot":
-        """Return the matrix of other factors."""
-        return replace(self, rows=state[0], cols=state[1])
+    averages: ClassVar[tuple[str, ...]] = ("rows", "cols")
 
     def averaged(self, new: FromState, weight: float) -> "WhitenedRoot":
         """Average each factor with the new gradient whitened by the other, old one."""
@@ -312,15 +300,7 @@ class OneSidedRoot(_OfGradient):
 
     gradient: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
-
-    @property
-    def state(self) -> Sequence[Tensor]:
-        """B."""
-        return (self.gradient,)
-
-    def with_state(self, state: Sequence[Tensor]) -> "OneSidedRoot":
-        """Return the root of another B."""
-        return replace(self, gradient=state[0])
+    averages: ClassVar[tuple[str, ...]] = ("gradient",)
 
     @cached_property
     def formed(self) -> KroneckerEigen:

@@ -1,9 +1,8 @@
 """Diagonals and one term more: between weights and bias, or the root of averages (Adam)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -47,20 +46,12 @@ class QuasiDiagonal(FromState):
     squares: Float[Tensor, "o i"]
     with_bias: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
+    averages: ClassVar[tuple[str, ...]] = ("squares", "with_bias")
 
     @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.squares.shape[0], self.squares.shape[1]
-
-    @property
-    def state(self) -> tuple[Tensor, Tensor]:
-        """The diagonal and the bias column."""
-        return self.squares, self.with_bias
-
-    def with_state(self, state: Sequence[Tensor]) -> "QuasiDiagonal":
-        """Return the matrix of another diagonal and bias column."""
-        return replace(self, squares=state[0], with_bias=state[1])
 
     @cached_property
     def formed(self) -> RowRankOne:
@@ -96,20 +87,12 @@ class RootDiagonal(FromState):
 
     squares: Float[Tensor, "o i"]
     provenance: Provenance = Provenance()
+    averages: ClassVar[tuple[str, ...]] = ("squares",)
 
     @cached_property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.squares.shape[0], self.squares.shape[1]
-
-    @property
-    def state(self) -> tuple[Tensor]:
-        """The squares."""
-        return (self.squares,)
-
-    def with_state(self, state: Sequence[Tensor]) -> "RootDiagonal":
-        """Return the root of other squares."""
-        return replace(self, squares=state[0])
 
     @cached_property
     def formed(self) -> Diagonal:

@@ -1,5 +1,6 @@
 """Matrices known by the factors of their inverse, which updates of online methods move."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -104,9 +105,34 @@ class PairsInverse(Held):
         return self.apply(torch.eye(len(like), dtype=like.dtype, device=like.device))
 
 
+class KnownInverse(Operator):
+    """A Kronecker product whose inverse is held; with damping 0 nothing is inverted."""
+
+    @property
+    @abstractmethod
+    def solver(self) -> KroneckerSum:
+        """The inverse."""
+
+    @property
+    def product_flops(self) -> int:
+        """Those of two factors."""
+        return self.shape[0] * sum(self.weight_shape)
+
+    def inverse(self, damping: Damping) -> Operator:
+        """Return (M + damping·I)⁻¹.
+
+        Raises
+        ------
+        ValueError
+            For a factored damping: the factors are damped already.
+        """
+        shift = tikhonov(damping, self)
+        return self.formed.inverse(shift) if shift else self.solver
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class QuasiNewtonFactors(Operator):
+class QuasiNewtonFactors(KnownInverse):
     """The matrix whose inverse is H_g ⊗ H_a, with what the next update needs.
 
     Solves with damping 0 are two products. Every other question inverts the factors
@@ -149,11 +175,6 @@ class QuasiNewtonFactors(Operator):
         """Those of H_g, H_a and the moment."""
         return self.rows.stored_numbers + self.columns.numel() + self.moment.numel()
 
-    @property
-    def product_flops(self) -> int:
-        """Those of two factors."""
-        return self.shape[0] * sum(self.weight_shape)
-
     @cached_property
     def solver(self) -> KroneckerSum:
         """The inverse, H_g ⊗ H_a."""
@@ -177,21 +198,10 @@ class QuasiNewtonFactors(Operator):
         turned = self.rows.apply(flat.flatten(1)).view(flat.shape)
         return turned.movedim(0, -2)
 
-    def inverse(self, damping: Damping) -> Operator:
-        """Return (M + damping·I)⁻¹.
-
-        Raises
-        ------
-        ValueError
-            For a factored damping: the factors are damped already.
-        """
-        shift = tikhonov(damping, self)
-        return self.formed.inverse(shift) if shift else self.solver
-
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class InverseFactors(Operator):
+class InverseFactors(KnownInverse):
     """The matrix whose inverse is C Cᵀ ⊗ K Kᵀ, with the state of the iteration.
 
     Solves with damping 0 are four products. Every other question inverts the factors
@@ -229,11 +239,6 @@ class InverseFactors(Operator):
         """(d_out, d_in)."""
         return len(self.row_root), len(self.column_root)
 
-    @property
-    def product_flops(self) -> int:
-        """Those of two factors."""
-        return self.shape[0] * sum(self.weight_shape)
-
     @cached_property
     def solver(self) -> KroneckerSum:
         """The inverse, C Cᵀ ⊗ K Kᵀ."""
@@ -248,14 +253,3 @@ class InverseFactors(Operator):
         rows, cols = (factorised("inv", root, self) for root in roots)
         terms = ((rows.T @ rows, cols.T @ cols),)
         return KroneckerSum(terms, self.weight_shape, self.provenance)
-
-    def inverse(self, damping: Damping) -> Operator:
-        """Return (M + damping·I)⁻¹.
-
-        Raises
-        ------
-        ValueError
-            For a factored damping: the factors are damped already.
-        """
-        shift = tikhonov(damping, self)
-        return self.formed.inverse(shift) if shift else self.solver

@@ -80,10 +80,6 @@ class _Plan:
         return tuple(n for block in self.blocks.values() for n in block.parameters)
 
 
-def _nothing(statistics: Mapping[str, Any]) -> Mapping[str, str]:
-    return {}
-
-
 class Passes:
     """Run a model forward and backward for an optimiser.
 
@@ -115,9 +111,9 @@ class Passes:
         likelihood: Likelihood,
         fisher: Fisher,
         takes: Takes,
-        compress: bool = True,
-        left: Callable[[Mapping[str, Any]], Mapping[str, str]] = _nothing,
-        group: Any = None,
+        compress: bool,
+        left: Callable[[Mapping[str, Any]], Mapping[str, str]],
+        group: Any,
     ) -> None:
         self.model, self.likelihood = uncompiled(model), likelihood
         self.replicas = Replicas(model, group)

@@ -508,15 +508,15 @@ STATISTICS = [
     mutant(
         "the Gaussian root has the variance for the deviation",
         "likelihoods.py",
-        "deviation = torch.full_like(output, self.variance**-0.5)",
-        "deviation = torch.full_like(output, self.variance**-1)",
+        "return torch.full_like(output, self.variance**-0.5)",
+        "return torch.full_like(output, self.variance**-1)",
         "likelihoods::the_root_squared_is_the_output_fisher",
     ),
     mutant(
         "the Bernoulli root without its root",
         "likelihoods.py",
-        "deviation = (output.sigmoid() * (-output).sigmoid()).sqrt()",
-        "deviation = output.sigmoid() * (-output).sigmoid()",
+        "return (output.sigmoid() * (-output).sigmoid()).sqrt()",
+        "return output.sigmoid() * (-output).sigmoid()",
         "likelihoods::the_root_squared_is_the_output_fisher",
     ),
     mutant(

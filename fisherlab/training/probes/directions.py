@@ -115,13 +115,15 @@ class Directions:
             for name, g in gradients.items()
         }
         share = BiasCorrected(self.average).share(before["count"])
-        operators = updated(before["operators"], self._methods(), stats, gradients, share)
+        methods = {_EXACT: ExactBlock(), **by_name(self.approximators)}
+        operators = updated(before["operators"], methods, stats, gradients, share)
+        networks = network_by_name(self.network) if self.network else {}
         coupled = before.get("networks", {})
         return {
             "count": before["count"] + 1,
             "momentum": moved,
             "operators": operators,
-            "networks": updated_networks(coupled, self._networks(), stats, share),
+            "networks": updated_networks(coupled, networks, stats, share),
         }
 
     def measure(self, memory: Any, moment: Moment) -> xr.Dataset:
@@ -131,13 +133,17 @@ class Directions:
         exact = operators[_EXACT]
         found: dict[str, dict[str, Told]] = {}
         found[_GRADIENT] = {layer: (m, "ok") for layer, m in momentum.items()}
-        found |= {
-            name: self._blockwise(name, blocks, exact, momentum)
-            for name, blocks in operators.items()
-            if name != _EXACT
-        }
+        for name, blocks in operators.items():
+            if name != _EXACT:
+                found[name] = {
+                    layer: tried(self._solved, name, blocks[layer], exact[layer], m)
+                    for layer, m in momentum.items()
+                }
         for name, whole in memory["networks"].items():
-            found[name] = self._coupled(name, whole, exact, momentum)
+            parts, told = tried(self._solved, name, whole, BlockDiagonal(exact), momentum)
+            found[name] = {
+                layer: (None if parts is None else parts[layer], told) for layer in momentum
+            }
         names = list(found)
         cosines = np.full((len(momentum), len(names)), np.nan)
         status = np.full(cosines.shape, "ok", dtype=object)
@@ -158,40 +164,8 @@ class Directions:
             {"layer": list(momentum), "approximator": names},
         )
 
-    def _blockwise(
-        self,
-        name: str,
-        blocks: Mapping[str, Operator],
-        exact: Mapping[str, Operator],
-        momentum: Mapping[str, Tensor],
-    ) -> dict[str, Told]:
-        """Return the direction of a method in every block, or why there is none."""
-        found: dict[str, Told] = {}
-        for layer, m in momentum.items():
-            found[layer] = tried(self._solved, name, blocks[layer], exact[layer], m)
-        return found
-
-    def _coupled(
-        self,
-        name: str,
-        whole: NetworkOperator,
-        exact: Mapping[str, Operator],
-        momentum: Mapping[str, Tensor],
-    ) -> dict[str, Told]:
-        """Return the parts of the one direction of a method that couples layers."""
-        parts, told = tried(self._solved, name, whole, BlockDiagonal(exact), momentum)
-        return {
-            layer: (None if parts is None else parts[layer], told) for layer in momentum
-        }
-
     def _solved(self, name: str, matrix: Operator, exact: Operator, m: Any) -> Any:
         return matrix.solve(m, self._damping(name, exact))
-
-    def _networks(self) -> dict[str, NetworkApproximator]:
-        return network_by_name(self.network) if self.network else {}
-
-    def _methods(self) -> dict[str, Approximator]:
-        return {_EXACT: ExactBlock(), **by_name(self.approximators)}
 
     def _damping(self, name: str, exact: Operator) -> Any:
         chosen: Any = self.damping
