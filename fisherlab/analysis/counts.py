@@ -70,7 +70,7 @@ def _reading(s: Samples) -> float:
 
 def product(s: Samples) -> float:
     """Count a product with the exact block, which reads the samples twice."""
-    return _block(s).product_work + 2 * _reading(s)
+    return s.product_work() + 2 * _reading(s)
 
 
 def _block(s: Samples) -> FactoredFisher:

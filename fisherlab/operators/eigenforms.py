@@ -13,8 +13,9 @@ from torch import Tensor
 from fisherlab.numerics.held import Held
 from fisherlab.numerics.linalg import eigh, factorised, require_finite
 from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.bases import Beside, Modes
 from fisherlab.operators.dampings import Damping
-from fisherlab.operators.eigenform import Beside, Eigenform, Modes
+from fisherlab.operators.eigenform import Eigenform
 
 
 class InBasis(Operator):

@@ -22,11 +22,12 @@ from fisherlab.numerics.linalg import Label, damped_cholesky, eigh, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.bases import Turned
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense, refined_solve
-from fisherlab.operators.eigenform import Eigenform, Turned
+from fisherlab.operators.eigenform import Eigenform
 from fisherlab.operators.iterative import IterativeInverse
-from fisherlab.samples import OuterSamples, Samples, SharedSamples, TokenSamples
+from fisherlab.samples import Samples, SharedSamples, TokenSamples
 from fisherlab.samples.base import CHUNK_BYTES
 from fisherlab.samples.cross import squared_inner
 
@@ -192,16 +193,7 @@ class FactoredFisher(Operator):
             return False
         gram = self.samples.gram_flops() + m**3 // 3
         dense = self.samples.dense_flops() + p**3 // 3
-        return ROUNDS * self.product_work < min(gram, dense)
-
-    @property
-    def product_work(self) -> int:
-        """Multiply-adds of one product through the samples, a part of the work."""
-        s, p = self.samples, self.shape[0]
-        if isinstance(s, OuterSamples):
-            return 2 * s.examples * (p + s.columns * self.weight_shape[0])
-        each = min(p * s.positions, s.positions * sum(self.weight_shape) + p)
-        return 2 * s.columns * s.examples * each
+        return ROUNDS * self.samples.product_work() < min(gram, dense)
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (F + damping·I)⁻¹ through the smaller space; the last one is kept.

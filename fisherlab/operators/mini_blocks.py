@@ -18,9 +18,10 @@ from fisherlab.numerics.linalg import (
 )
 from fisherlab.numerics.memory import chunks
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.bases import Turned
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.eigenform import Eigenform, Turned
+from fisherlab.operators.eigenform import Eigenform
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.partition import Partition, same_partition
 

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.bases import Beside
 from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.eigenform import Beside, Eigenform, of_matrix
+from fisherlab.operators.eigenform import Eigenform, of_matrix
 from fisherlab.operators.factored import FACTORED, FactoredFisher
 from fisherlab.samples import GroupedSamples
 

@@ -180,6 +180,11 @@ class Samples(Held, ABC):
                 others = rows if left == right else self.flat(right)
                 yield left, right, rows @ others.T
 
+    def product_work(self) -> int:
+        """Count the multiply-adds of `project` and `combine` with one weight."""
+        (o, i), t = self.weight_shape, self.positions
+        return 2 * self.columns * self.examples * min(o * i * t, t * (o + i) + o * i)
+
     def dense_flops(self) -> int:
         """Count the multiply-adds of `add_dense_`, here half a product."""
         o, i = self.weight_shape

@@ -240,6 +240,11 @@ class OuterSamples(Samples):
             return products
         return products.view(len(left), v, len(right), v).sum((1, 3))
 
+    def product_work(self) -> int:
+        """Count the multiply-adds of `project` and `combine`; columns are added first."""
+        o, i = self.weight_shape
+        return 2 * self.examples * o * (i + self.columns)
+
     def dense_flops(self) -> int:
         """Count the multiply-adds of the packed product; columns never enter."""
         o, i = self.weight_shape

@@ -141,7 +141,10 @@ def follow(
             "time are expected."
         )
     wanted = moments(every, steps)
-    made = _optimizer(optimizer, problem)
+    if isinstance(optimizer, str):
+        made = by_name(optimizer, problem)
+    else:
+        made = optimizer if isinstance(optimizer, Optimizer) else optimizer(problem)
     schedule = None if scheduler is None else scheduler(made)
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         msg = (
@@ -171,12 +174,6 @@ def follow(
     if interrupt.asked:
         raise KeyboardInterrupt(_stopped(run, steps))
     return run.results
-
-
-def _optimizer(optimizer: MakeOptimizer, problem: Problem) -> Optimizer:
-    if isinstance(optimizer, str):
-        return by_name(optimizer, problem)
-    return optimizer if isinstance(optimizer, Optimizer) else optimizer(problem)
 
 
 def _begin(

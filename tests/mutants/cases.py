@@ -28,7 +28,7 @@ def mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 OPERATORS = [
     mutant(
         "a column factor is transposed in products",
-        "operators/eigenform.py",
+        "operators/bases.py",
         "back = [None if basis is None else basis.T for basis in self.bases]",
         "back = [None if basis is None else basis for basis in self.bases]",
         "operators::products_are_those_of_the_matrix",
@@ -116,7 +116,7 @@ OPERATORS = [
     ),
     mutant(
         "the inner product of two eigenbases takes no squares",
-        "operators/eigenform.py",
+        "operators/bases.py",
         "squares = [None if turn is None else turn.square() for turn in turns]",
         "squares = [None if turn is None else turn.abs() for turn in turns]",
         "operators::inner_products_with_every_operator",
