@@ -14,11 +14,15 @@ Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # tensors, nested as they co
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Model inputs and labels whose axis 0 is the example."""
+    """Model inputs and labels whose axis 0 is the example.
+
+    Where they are not `counted`, they only show the form of what others count.
+    """
 
     x: Inputs
     y: Tensor | None
     first: int = 0
+    counted: bool = True
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -175,6 +175,24 @@ class LayerStatistics(Held):
 
         return tuple(map(part, range(self.groups)))
 
+    def without_examples(self) -> "LayerStatistics":
+        """Return statistics of the same form, of no example."""
+
+        def cut(tensor: Tensor | None, axis: int) -> Tensor | None:
+            return None if tensor is None else tensor.narrow(axis, 0, 0)
+
+        return replace(
+            self,
+            count=0,
+            positions=0,
+            inputs=cut(self.inputs, 0),
+            tokens=cut(self.tokens, 0),
+            gradients=cut(self.gradients, 1),
+            matrices=cut(self.matrices, 1),
+            parts=tuple(part.without_examples() for part in self.parts),
+            provenance=replace(self.provenance, examples=0),
+        )
+
     def example_gradients(self) -> Float[Tensor, "v n o i"]:
         """Form D_vn for all columns and examples.
 
@@ -313,6 +331,10 @@ class MeanGradient(Held):
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.block.weight_shape
+
+    def without_examples(self) -> "MeanGradient":
+        """Return the same for a weighted sum in which it does not count."""
+        return replace(self, count=0)
 
     def __repr__(self) -> str:
         """Return one line."""

@@ -18,7 +18,7 @@ from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
 from fisherlab.training.averaging import Averaging, Ramped, averaging
-from fisherlab.training.curvature import Fallback, Preconditioned, first_part, handler
+from fisherlab.training.curvature import Fallback, Preconditioned, handler
 from fisherlab.training.levenberg_marquardt import GreedySearch, rule
 from fisherlab.training.moves import Parameters
 from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
@@ -192,7 +192,8 @@ class AdaptiveKFAC(Preconditioned):
     def _step(self, batch: Batch) -> Tensor:
         k = self.steps + 1
         parameters = self._parameters()
-        few, some = (first_part(batch, fraction) for fraction in self.fractions)
+        shared = partial(self._passes.replicas.first_part, batch)
+        few, some = map(shared, self.fractions)
         passed = self._passes.run(batch, parameters.blocks, k, observe=few)
         assert passed.statistics is not None
         if not self.steps and math.isnan(self.lam):

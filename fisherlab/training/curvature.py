@@ -21,7 +21,6 @@ from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators import Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.statistics import Fisher
-from fisherlab.statistics.batches import Batch
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters, check_group, match_
 from fisherlab.training.passes import Passes, Takes
@@ -363,10 +362,3 @@ class Preconditioned(torch.optim.Optimizer):
         self.units, self._owners, self._unseen = units, known, []
         for name in self.kept:
             setattr(self, name, serialise.unpack(own[name]))
-
-
-def first_part(batch: Batch, fraction: float) -> Batch:
-    """Return the first examples of a batch, a share of it and at least one."""
-    if fraction == 1:
-        return batch
-    return batch.part(slice(0, max(1, round(fraction * len(batch)))))

@@ -19,7 +19,6 @@ from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.curvature import (
     Fallback,
     Preconditioned,
-    first_part,
     handler,
     warmed,
 )
@@ -295,8 +294,9 @@ class NaturalGradient(Preconditioned):
         if due and self.steps == 0:
             self._passes.warn_of_fresh_norms()
         main, own = self._batches(batch, statistics_batch)
-        part = None if main is None else first_part(main, self.statistics_fraction)
-        observed = part if own is None else own
+        observed = own
+        if due and own is None and main is not None:
+            observed = self._passes.replicas.first_part(main, self.statistics_fraction)
         if closure is None and main is None:
             msg = "step: a batch (x, y) or a closure is expected; see NaturalGradient.step."
             raise ValueError(msg)

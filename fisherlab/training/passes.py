@@ -216,7 +216,7 @@ class Passes:
         step: int,
         known: Gradients | None = None,
     ) -> Observed:
-        """Return the statistics of a batch, in evaluation mode.
+        """Return the statistics of a batch, in evaluation mode: none of it if not counted.
 
         Parameters
         ----------
@@ -224,6 +224,18 @@ class Passes:
             The gradient of this batch at its own labels, where it was computed already;
             methods of mean gradients take it for `Empirical`.
         """
+        found = self._observed(batch, blocks, step, known)
+        if batch.counted:
+            return found
+        return {name: layer.without_examples() for name, layer in found.items()}
+
+    def _observed(
+        self,
+        batch: Batch,
+        blocks: Mapping[str, Block],
+        step: int,
+        known: Gradients | None,
+    ) -> Observed:
         fisher, data = self._drawn(step), (batch.x, batch.y)
         if self.takes == "mean_gradient" and known and isinstance(fisher, Empirical):
             return self._means(blocks, known, len(batch))

@@ -130,7 +130,8 @@ class QuadraticModel:
         product = (left[0] * right[1]).sum(dtype=torch.float64)
         count = product.new_tensor(len(self.batch))
         if self.ranks is not None:
-            product, count = self.ranks.added([product, count])
+            counted = float(self.batch.counted)
+            product, count = self.ranks.added([counted * product, counted * count])
         return float(product) / float(count)
 
 

@@ -72,6 +72,19 @@ class Replicas:
             self._agreed = True
         return replace(batch, first=batch.first + ranks.before(len(batch)))
 
+    def first_part(self, batch: Batch, fraction: float) -> Batch:
+        """Return a rank's own of the first examples of all, a share and at least one.
+
+        Where it has none of them, one that does not count.
+        """
+        if fraction == 1:
+            return batch
+        ranks = self.ranks
+        counts = [len(batch)] if ranks is None else ranks.gathered(len(batch))
+        before = 0 if ranks is None else sum(counts[: ranks.rank])
+        own = max(1, round(fraction * sum(counts))) - before
+        return replace(batch.part(slice(0, max(1, own))), counted=own > 0)
+
     def averaged(self, passed: Passed, examples: int, names: Iterable[str]) -> Passed:
         """Return loss and gradients of the examples of all ranks; statistics stay apart.
 
