@@ -1,10 +1,17 @@
 """Damped inverses of Kronecker sums, each against the dense matrix it is said to invert."""
 
+import itertools
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import (
@@ -15,6 +22,7 @@ from fisherlab.operators import (
     KroneckerSum,
     Stopping,
     Tikhonov,
+    base,
 )
 
 F64 = torch.float64
@@ -279,3 +287,54 @@ def test_negative_curvature_is_reported():
     op = Dense(-eye(6), (2, 3))
     with pytest.raises(fl.NumericalError, match="negative curvature"):
         IterativeInverse(op, 0.1) @ eye(3)[:2]
+
+
+@pytest.mark.parametrize("pixels", [1, 7, 12, 60])
+def test_pixels_hold_the_largest_entries_of_inverses_that_are_not_formed(
+    monkeypatch, pixels
+):
+    model, data = nn.Linear(9, 6).double(), (torch.randn(11, 9).double(), None)
+    stats = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo())
+    whole = fl.inverse_blocks(stats, ["kfac", "diagonal"], 0.1)["weight"]["inverse"]
+    monkeypatch.setattr(base, "PANEL_BYTES", 8 * 60 * 7)  # seven rows a panel
+    found = fl.inverse_blocks(stats, ["kfac", "diagonal"], 0.1, pixels=pixels)
+    found = found["weight"]["inverse"]
+    starts = [*found["row"].values, 60]
+    assert len(starts) - 1 <= pixels
+    assert found.attrs["entries"] == whole.attrs["entries"] == 60
+    for one, full in zip(found.values, np.abs(whole.values), strict=True):
+        for r, c in itertools.product(range(len(one)), repeat=2):
+            part = full[starts[r] : starts[r + 1], starts[c] : starts[c + 1]]
+            np.testing.assert_allclose(abs(one[r, c]), part.max(), 1e-12, 1e-15)
+
+
+def test_a_picture_of_pixels_has_the_axes_of_the_matrix():
+    stats = fl.collect(nn.Linear(9, 6), (torch.randn(11, 9), None), fl.Categorical())
+    tree = fl.inverse_blocks(stats, ["kfac"], 0.1, pixels=12)
+    figure = fl.plots.inverse_heatmap(tree)
+    assert figure.axes[0].images[0].get_extent() == [0, 60, 60, 0]
+    plt.close(figure)
+    with pytest.raises(ValueError, match="pixels=0"):
+        fl.inverse_blocks(stats, ["kfac"], 0.1, pixels=0)
+
+
+LARGE = """
+import resource, torch, fisherlab as fl
+model = torch.nn.Linear(239, 100).double()
+data = torch.randn(30, 239, dtype=torch.float64), None
+stats = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo())
+fl.inverse_blocks(stats, ["kfac"], 0.1, pixels=20, layers=[])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+tree = fl.inverse_blocks(stats, ["kfac"], 0.1, pixels=2000, budget="1 GiB")
+fl.plots.inverse_heatmap(tree)
+print(tree["weight"]["inverse"].shape, (peak() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_inverse_of_24000_rows_is_drawn_within_a_gibibyte():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, check=True)
+    shape, grown = done.stdout.decode().rsplit(" ", 1)
+    assert shape == "(2, 2000, 2000)"
+    assert int(grown) < 2**30

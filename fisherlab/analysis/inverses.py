@@ -1,10 +1,12 @@
 """Damped inverses of whole blocks, for heatmaps."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from fisherlab.analysis.cells import attributes, tried
 from fisherlab.analysis.damping import Damping, dampings
@@ -14,6 +16,7 @@ from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
+from fisherlab.operators.base import PANEL_BYTES, unit_weights
 from fisherlab.operators.dampings import Factored, Tikhonov
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -27,6 +30,7 @@ def inverse_blocks(
     layers: Sequence[str] | None = None,
     budget: Budget = None,
     progress: Telling = False,
+    pixels: int | None = None,
 ) -> xr.DataTree:
     """Return (F̂ + λI)⁻¹ of the exact block and of approximations, layer by layer.
 
@@ -39,11 +43,15 @@ def inverse_blocks(
     damping
         One λ, or `RelativeDamping(α)`.
     layers
-        Block names; by default those with at most 2,000 parameters.
+        Block names; by default those with at most 2,000 parameters, all with `pixels`.
     budget
         Bytes that all inverses together may take.
     progress
         Show a bar, or call a function with a `Done` after every layer.
+    pixels
+        Most rows and columns to keep. A larger inverse is not formed: products with
+        panels of its columns give the largest |entry| of every pixel, in p numbers
+        times a panel. `row` and `col` then say where the pixels begin.
 
     Returns
     -------
@@ -54,7 +62,7 @@ def inverse_blocks(
     Raises
     ------
     ValueError
-        If several dampings are given or a layer is unknown.
+        If several dampings are given, a layer is unknown or `pixels` is not positive.
     BudgetError
         If the inverses exceed the budget.
 
@@ -70,11 +78,15 @@ def inverse_blocks(
     levels = dampings(damping)
     levels.require_one("inverse_blocks")
     chosen = {"exact": ExactBlock(), **by_name(approximators)}
-    names = _chosen_layers(stats, layers)
-    sizes = [int(np.prod(stats[name].weight_shape)) for name in names]
-    work = 3 * max(sizes, default=0) ** 2  # a block, its factor, its inverse
+    if pixels is not None and pixels < 1:
+        msg = f"inverse_blocks: pixels={pixels}; a positive number is expected, or None."
+        raise ValueError(msg)
+    names = list(stats) if pixels and layers is None else _chosen_layers(stats, layers)
+    sizes = {name: int(np.prod(stats[name].weight_shape)) for name in names}
+    kept = {name: len(_starts(p, pixels)) for name, p in sizes.items()}
+    work = max((_working_bytes(stats[n], kept[n]) for n in names), default=0)
     require(
-        8 * (sum(len(chosen) * p**2 for p in sizes) + work),
+        8 * sum(len(chosen) * many**2 for many in kept.values()) + work,
         parse_budget(budget),
         f"inverse_blocks of {len(names)} layers and {len(chosen)} methods",
         "Name fewer layers or methods.",
@@ -83,7 +95,8 @@ def inverse_blocks(
     for name in watched(names, progress):
         exact = ExactBlock()(stats[name])
         (value,) = levels.read(exact)
-        nodes[name] = _node(stats[name], chosen, value)
+        starts = _starts(sizes[name], pixels)
+        nodes[name] = _node(stats[name], chosen, value, starts)
     made = attributes(stats, chosen, damping_kind=levels.kind)
     root = xr.Dataset(attrs=made | {"damping": levels.labels[0]})
     return xr.DataTree.from_dict({"/": root, **nodes})
@@ -103,18 +116,20 @@ def _node(
     statistics: LayerStatistics,
     chosen: Mapping[str, Approximator],
     damping: Tikhonov | Factored,
+    starts: NDArray[Any],
 ) -> xr.Dataset:
-    p = int(np.prod(statistics.weight_shape))
-    cells = [tried(_inverse, one, statistics, damping) for one in chosen.values()]
-    inverses = [np.full((p, p), np.nan) if m is None else m for m, _ in cells]
+    cells = [tried(_inverse, one, statistics, damping, starts) for one in chosen.values()]
+    size = len(starts)
+    inverses = [np.full((size, size), np.nan) if m is None else m for m, _ in cells]
+    entries = {"entries": int(np.prod(statistics.weight_shape))}
     status = [told for _, told in cells]
     groups = partition(statistics.block).groups
     return xr.Dataset(
         {
-            "inverse": (("approximator", "row", "col"), np.stack(inverses)),
+            "inverse": (("approximator", "row", "col"), np.stack(inverses), entries),
             "status": (("approximator",), np.array(status, dtype=object)),
         },
-        {"approximator": list(chosen), "row": range(p), "col": range(p)},
+        {"approximator": list(chosen), "row": starts, "col": starts},
         {
             "weight_shape": list(statistics.weight_shape),
             "mini_block_size": int(groups[0].shape[1]),
@@ -125,9 +140,57 @@ def _node(
 
 
 def _inverse(
-    approximator: Approximator, statistics: LayerStatistics, damping: Tikhonov | Factored
-) -> np.ndarray:
+    approximator: Approximator,
+    statistics: LayerStatistics,
+    damping: Tikhonov | Factored,
+    starts: NDArray[Any],
+) -> NDArray[Any]:
     operator: Operator = approximator(statistics).to(torch.float64)
     alone = isinstance(approximator, ExactBlock)
-    dense = operator.inverse(damping.value if alone else damping).to_dense()
-    return np.asarray(dense.detach().cpu().numpy())
+    inverse = operator.inverse(damping.value if alone else damping)
+    if len(starts) < inverse.shape[0]:
+        return maxima(inverse, starts)
+    return np.asarray(inverse.to_dense().detach().cpu().numpy())
+
+
+def maxima(operator: Operator, starts: NDArray[Any]) -> NDArray[Any]:
+    """Return the largest |entry| of every pixel of a matrix that is not formed.
+
+    Parameters
+    ----------
+    operator
+        The matrix, p × p.
+    starts
+        First row, and column, of each pixel.
+
+    Examples
+    --------
+    >>> from fisherlab.operators import Dense
+    >>> matrix = torch.tensor([[1.0, -2.0, 0.0], [-2.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    >>> maxima(Dense(matrix, (3, 1)), np.array([0, 2]))
+    array([[2., 0.],
+           [0., 3.]])
+    """
+    found, first = np.zeros((len(starts), len(starts))), 0
+    for units in unit_weights(operator):
+        rows = np.abs((operator @ units).flatten(1).detach().cpu().numpy())
+        here = np.arange(first, first + len(rows))
+        pixels = np.searchsorted(starts, here, side="right") - 1
+        np.maximum.at(found, pixels, np.maximum.reduceat(rows, starts, axis=1))
+        first += len(rows)
+    return found
+
+
+def _starts(p: int, pixels: int | None) -> NDArray[Any]:
+    """Return where pixels begin: every row, or alike pixels of more."""
+    return np.arange(0, p, 1 if pixels is None else -(-p // pixels))
+
+
+def _working_bytes(statistics: LayerStatistics, kept: int) -> int:
+    """Return the bytes of an exact block, its factor and its inverse, or of panels."""
+    p = int(np.prod(statistics.weight_shape))
+    exact = ExactBlock()(statistics)
+    if kept == p or not exact.uses_gram:
+        return 3 * 8 * p**2
+    rows = exact.samples.columns * exact.samples.examples
+    return 3 * 8 * rows**2 + 6 * max(PANEL_BYTES, 8 * p)

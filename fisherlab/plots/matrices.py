@@ -79,11 +79,13 @@ def heatmap(
     matrix = np.asarray(da.values)
     named = outlines if isinstance(outlines, Mapping) else {}
     squares = list(outlines.values() if isinstance(outlines, Mapping) else outlines or ())
-    shown = maxima(matrix, borders=[edge for square in squares for edge in square])
+    shape = tuple(da.attrs.get("entries", size) for size in matrix.shape)  # of pixels
+    edges = [edge for one in squares for edge in one] if shape == matrix.shape else []
+    shown = maxima(matrix, borders=edges)
     top = typical_maximum(matrix) if vmax is None else vmax
     with publication():
         ax = _square_axes() if ax is None else ax
-        image = _draw(ax, shown, matrix.shape, _norm(shown, top, vmin, scale))
+        image = _draw(ax, shown, shape, _norm(shown, top, vmin, scale))
         pixels = max(PANEL_PIXELS, int(ax.bbox.width))
         outline(ax, squares if named else visible(squares, pixels), bold=bool(named))
         _label_blocks(ax, named)
