@@ -79,7 +79,8 @@ def heatmap(
     matrix = np.asarray(da.values)
     named = outlines if isinstance(outlines, Mapping) else {}
     squares = list(outlines.values() if isinstance(outlines, Mapping) else outlines or ())
-    shape = tuple(da.attrs.get("entries", size) for size in matrix.shape)  # of pixels
+    entries = da.attrs.get("entries")  # rows of a matrix of which pixels are given
+    shape = matrix.shape if entries is None else (int(entries),) * 2
     edges = [edge for one in squares for edge in one] if shape == matrix.shape else []
     shown = maxima(matrix, borders=edges)
     top = typical_maximum(matrix) if vmax is None else vmax

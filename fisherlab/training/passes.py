@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import is_not
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -224,10 +224,10 @@ class Passes:
             The gradient of this batch at its own labels, where it was computed already;
             methods of mean gradients take it for `Empirical`.
         """
-        found = self._observed(batch, blocks, step, known)
-        if batch.counted:
-            return found
-        return {name: layer.without_examples() for name, layer in found.items()}
+        found: Any = self._observed(batch, blocks, step, known)
+        if not batch.counted:
+            found = {name: layer.without_examples() for name, layer in found.items()}
+        return cast("Observed", found)
 
     def _observed(
         self,
