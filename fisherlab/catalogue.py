@@ -16,6 +16,17 @@ FLOOR: Final = 1e-6
 """Below this a relative error is a difference of equal numbers, not a measurement."""
 
 
+def kind_of(name: str, kind: str = "") -> str:
+    """Write what stands behind a layer's name that is a number, as in a Sequential.
+
+    Examples
+    --------
+    >>> kind_of("0", "Conv2d 3→16"), kind_of("fc1", "Linear 64→10")
+    (' · Conv2d 3→16', '')
+    """
+    return f" · {kind}" if kind and name.rpartition(".")[2].isdigit() else ""
+
+
 def below_floor(error: float) -> bool:
     """Say whether a relative error is at or below the numerical floor.
 

@@ -165,6 +165,17 @@ def test_a_drawn_density_integrates_to_the_shares(stats):
     kept = values > 1e-12 * values.max()
     assert float(np.trapezoid(y, x)) == pytest.approx(float(shares[kept].sum()), rel=1e-3)
     assert "exact" in ax.texts[0].get_text()
+    damped = fl.density(stats, ["kfac"], layers=["0"], damping=fl.RelativeDamping(0.5))
+    assert list(damped.children) == ["0"]
+    exact = torch.linalg.eigvalsh(fl.ExactBlock()(stats["0"]).to_dense())
+    assert damped["0"].attrs["lambda"] == pytest.approx(0.5 * float(exact.mean()))
+    ax = plots.density(damped).axes_dict["0"]
+    share = 100 * float((exact > 0.5 * exact.mean()).double().mean())
+    assert f"above λ: exact {share:.3g} %" in ax.texts[0].get_text()
+    line = next(line for line in ax.lines if line.get_label() == "λ")
+    assert line.get_xdata()[0] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="one damping is expected"):
+        fl.density(stats, ["kfac"], damping=[0.1, 1.0])
     with pytest.raises(ValueError, match="no layer"):
         plots.density(tree, layers=["9"])
     with pytest.raises(ValueError, match=r"fl\.density"):

@@ -10,7 +10,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab import plots
 from fisherlab.catalogue import FLOOR
-from fisherlab.plots.matrices import maxima, mini_blocks
+from fisherlab.plots.pixels import maxima, mini_blocks
 from fisherlab.plots.style import KNOWN, text
 from tests.datasets import NAMES, comparison, inverses
 
@@ -168,6 +168,60 @@ def test_a_heatmap_drops_outlines_too_small_to_see_through(count, drawn):
     assert len(plots.heatmap(matrix, outlines=squares).collections) == drawn
     named = plots.heatmap(matrix, outlines={"fc": (0, 2), "out": (2, 2 * count)})
     assert len(named.collections) == 1
+
+
+@pytest.mark.parametrize("pool", ["rms", "norm"])
+def test_a_pixel_is_a_pair_of_kernels_and_a_bias_its_own(pool):
+    """A window of them keeps the colours of the whole."""
+    spans = plots.kernels((3, 5), 2)
+    entries = np.random.default_rng(0).normal(size=(15, 15))
+    image = xr.DataArray(entries, dims=("row", "col"))
+    ax = plots.heatmap(image, kernels=spans, pool=pool, outlines=[(0, 5), (5, 10)])
+    groups = [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9], [10, 11], [12, 13], [14]]
+    parts = [[entries[np.ix_(a, b)] for b in groups] for a in groups]
+    expected = np.array(
+        [
+            [np.sqrt((p**2).mean() if pool == "rms" else (p**2).sum()) for p in line]
+            for line in parts
+        ]
+    )
+    np.testing.assert_allclose(ax.images[0].get_array(), expected)
+    boxes = [
+        path.get_extents().intervalx.tolist() for path in ax.collections[0].get_paths()
+    ]
+    assert boxes == [[0, 3], [3, 6]], "a row of the weight: two kernels and a bias"
+    part = plots.heatmap(image, kernels=spans, pool=pool, rows=(3, 7), columns=(2, 9))
+    np.testing.assert_allclose(part.images[0].get_array(), expected[3:7, 2:9])
+    assert part.images[0].get_extent() == [2, 9, 7, 3]
+    assert part.images[0].get_clim() == ax.images[0].get_clim()
+
+
+def test_a_window_shows_the_entries_that_it_names():
+    entries = np.arange(36.0).reshape(6, 6)
+    blocks = {"a": (0, 2), "b": (2, 5), "c": (5, 6)}
+    image = xr.DataArray(entries, dims=("row", "col"))
+    ax = plots.heatmap(image, outlines=blocks, rows=(1, 4), columns=(4, 6))
+    np.testing.assert_array_equal(ax.images[0].get_array(), entries[1:4, 4:6])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["b", "c"]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((4, 6), (4, 1))
+    for options in ({"rows": (4, 4)}, {"columns": (0, 7)}, {"kernels": [(0, 2), (1, 3)]}):
+        with pytest.raises(ValueError, match="heatmap"):
+            plots.heatmap(image, **options)
+    with pytest.raises(ValueError, match="1 to 4 entries are expected"):
+        plots.kernels((2, 4), 5)
+
+
+def test_inverses_are_drawn_by_mini_blocks():
+    tree = inverses({"fc": (3, 4)})
+    names = [str(n) for n in tree["fc"]["approximator"].values]
+    figure = plots.inverse_heatmap(tree, pool="norm", rows=(0, 2))
+    entries = tree["fc"]["inverse"].values.reshape(len(names), 3, 4, 3, 4)
+    norms = np.sqrt((entries**2).sum((2, 4)))
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), norms[0, :2])
+    assert figure.axes[0].images[0].get_clim()[1] == pytest.approx(
+        np.percentile(norms[0], 99.5)
+    )
 
 
 def test_losses_of_runs_are_drawn_together(ds):

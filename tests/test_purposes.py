@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 import fisherlab as fl
 from fisherlab import purposes
 from fisherlab.analysis import counts, demands
+from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close
@@ -94,6 +95,54 @@ def test_steps_are_those_of_formed_matrices(name, layer, network):
             "direction_cosine": float(step @ best / step.norm() / best.norm()),
         },
     )
+
+
+@pytest.mark.parametrize("name", ["kpsvd-2", "diagonal"])
+def test_what_steps_reach_at_dampings_of_their_own(name, network):
+    """And what the gradient does: for every layer and for all of them, from matrices."""
+    model, data, stats = network
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    purpose = purposes.Step(gradient, DAMPING, grid=[10.0, 0.01])
+    table = judge(stats, ["exact", name], [purpose])
+    np.testing.assert_allclose(table["own_damping"], [0.01, 1.0, 10.0])
+    sums = {"exact": 0.0, "plain": 0.0, "bent": 0.0}
+    slopes, bends = np.zeros(3), np.zeros(3)
+    for layer in stats:
+        f, g = dense(stats, name, layer)
+        eye, v = torch.eye(len(f)).double(), gradient[layer].gradient.flatten()
+        p = f + DAMPING * eye
+        sums["exact"] += (best := float(v @ torch.linalg.solve(p, v)))
+        sums["plain"] += (plain := float(v @ v))
+        sums["bent"] += (bent := float(v @ p @ v))
+        cells = table.sel(layer=layer, approximator=name)
+        assert float(cells["gradient_decrease"]) == pytest.approx(plain**2 / bent / best)
+        for at, ratio in enumerate([0.01, 1.0, 10.0]):
+            mu, slope, bend = ratio * DAMPING, np.nan, np.nan
+            if positive(g, mu):
+                step = torch.linalg.solve(g + mu * eye, v)
+                slope, bend = float(v @ step), float(step @ p @ step)
+            slopes[at], bends[at] = slopes[at] + slope, bends[at] + bend
+            share = slope**2 / bend / best
+            assert float(cells["decrease"][at]) == pytest.approx(share, nan_ok=True)
+    shares = slopes**2 / bends / sums["exact"]
+    whole = table.sel(approximator=name)["network_decrease"].values
+    np.testing.assert_allclose(whole, shares)
+    level = sums["plain"] ** 2 / sums["bent"] / sums["exact"]
+    assert float(table["network_gradient_decrease"]) == pytest.approx(level)
+    (line,) = best_dampings(table)
+    best = int(np.nanargmax(shares))
+    assert f"`{name}` is best at μ = {[0.01, 1, 10][best]:g} λ ({shares[best]:.3g})" in line
+    assert ("nowhere better" in line) == (not (shares > level + 1e-6).any())
+    grid = fl.plots.own_dampings(table, ["2"])
+    axes = grid.axes_dict["all layers together"]
+    drawn = {one.get_label(): one.get_ydata() for one in axes.lines}
+    np.testing.assert_allclose(drawn[name], shares)
+    np.testing.assert_allclose(drawn["the gradient"], level)
+    assert axes.collections[0].get_offsets()[0, 0] == table["own_damping"][best]
+    assert grid.axes_dict["2"].get_title() == "layer 2 · Linear 3→3"
+    plt.close("all")
+    with pytest.raises(ValueError, match="holds no steps"):
+        fl.plots.own_dampings(table.drop_vars("decrease"))
 
 
 @pytest.mark.parametrize("name", ["kfac", "kpsvd-2", "diagonal"])

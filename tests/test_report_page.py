@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import fisherlab as fl
+from fisherlab import plots
 from fisherlab.plots import quantity
 from fisherlab.report import rankings, summary, tables
 from fisherlab.report.page import write_page
@@ -227,6 +229,27 @@ def test_absent_metrics_are_named(tmp_path):
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_layers_that_are_numbers_show_what_they_are(tmp_path):
+    """In tables, figures and sentences; other names speak for themselves."""
+    kinds = ["Conv2d 3→16", "Linear 3→2"]
+    ds = small(layers={"net.0": (3, 4), "out": (2, 4)})
+    ds = ds.assign_coords(kind=("layer", kinds))
+    ds["fisher_norm"].loc[{"layer": "net.0"}] = 0.0
+    m = moment(ds)
+    assert m.shapes == ("Conv2d 3→16 3×4", "2×4")
+    told = " ".join(one.text for one in summary.verdict(ds))
+    assert "zero in layer net.0 · Conv2d 3→16, 1 of 2" in told
+    labels = [t.get_text() for t in plots.errors(ds).get_xticklabels()]
+    assert labels == ["net.0\nConv2d 3→16\n3×4", "out\n2×4"]
+    titles = [ax.get_title() for ax in plots.trajectory(ds).axes.flat]
+    assert titles == ["layer net.0 · Conv2d 3→16", "layer out"]
+    plt.close("all")
+    old = ds.drop_vars("kind")
+    assert moment(old).titles == ("net.0", "out")
+    both = fl.analysis.merge([ds.sel(layer=["net.0"]), old.sel(layer=["out"])])
+    assert both["kind"].values.tolist() == ["Conv2d 3→16", ""]
+
+
 def test_a_value_below_the_floor_is_not_shown_as_measured(tmp_path):
     ds = small()
     ds["frobenius_error"].loc[{"approximator": "kpsvd-2"}] = 3.2e-9

@@ -25,9 +25,13 @@ INDEFINITE = re.compile(
     r"`([^`]+)` is indefinite in ([^(]*) \(([0-9.e-]+) % of the parameters\); "
     r"from λ = ([0-9.e-]+) on it is not"
 )
+WHO = r"((?:`[^`]+`(?:, | and )?)+)"
 ABSENT = re.compile(
-    r"((?:`[^`]+`(?:, | and )?)+) ha(?:ve|s) no number in ([^(]*) "
-    r"\(([0-9.e-]+) % of the parameters\)"
+    WHO + r" ha(?:ve|s) no number in [^(]* \(([0-9.e-]+) % of the parameters\): "
+)
+LISTED = re.compile(WHO + r" in [^(`]* \(([0-9.e-]+) %\)")
+WITHOUT = re.compile(
+    rf"[Ww]ithout a number \(share of the parameters\): ((?:{LISTED.pattern}(?:, )?)+): "
 )
 TIED = 2e-6
 
@@ -77,7 +81,7 @@ def check(text, rows):
         )
     if "layer by layer" in text.lower():
         known = np.isfinite(gaps).sum(1) > 1
-        for name, count, of, percent in WON.findall(text):
+        for name, count, of, percent in WON.findall(text.split("ithout a number")[0]):
             column = gaps[:, methods.index(name)]
             with np.errstate(invalid="ignore"):
                 won = known & (
@@ -95,16 +99,22 @@ def check(text, rows):
         column = np.array([line[methods.index(name)] for line in bad])
         assert float(percent) == pytest.approx(share(column), rel=0.06)
         assert float(needed) == pytest.approx(rows["needed"][name], rel=0.01)
-    for who, _, percent in ABSENT.findall(text):
-        for name in names(who):
-            column = np.array(
-                [
-                    np.isnan(rows["values"][i, methods.index(name)])
-                    and not bad[i][methods.index(name)]
-                    for i in range(len(sizes))
-                ]
-            )
-            assert float(percent) == pytest.approx(share(column), rel=0.06)
+    lacking = {}  # (method, reason) to the layers
+    for j, name in enumerate(methods):
+        for i in range(len(sizes)):
+            if np.isnan(rows["values"][i, j]) and not bad[i][j] and name not in complete:
+                why = verdicts.coarse(str(rows["status"][i][j]))
+                lacking.setdefault((name, why), []).append(i)
+    clauses = [(one, [one.groups()]) for one in ABSENT.finditer(text)]
+    clauses += [(one, LISTED.findall(one[1])) for one in WITHOUT.finditer(text)]
+    told = set()
+    for clause, parts in clauses:
+        why = max((w for _, w in lacking if text.startswith(w, clause.end())), key=len)
+        for who, percent in parts:
+            for name in names(who):
+                told.add((name, why))
+                assert float(percent) == pytest.approx(share(lacking[name, why]), rel=0.06)
+    assert told == set(lacking), "every lack is told with its own reason"
 
 
 def needed(status, methods):
@@ -417,6 +427,9 @@ def test_layers_whose_exact_block_is_zero_are_no_contest():
     stats = fl.collect(model, data, fl.Categorical())
     ds = fl.compare(stats, ["kfac", "diagonal"])
     told = {one.topic: one.text for one in summary.verdict(ds)}
-    assert "The exact block is zero in layers 1, 3, 2 of 3" in told["caution"]
+    assert (
+        "The exact block is zero in layers 1 · Linear 16→5, 3 · Linear 5→5, 2 of 3"
+        in told["caution"]
+    )
     check(told["matrix"], rows_of_errors(ds.sel(layer=["4"])))
     assert moment(ds).alive.tolist() == [False, False, True]

@@ -146,18 +146,18 @@ def described(ds: xr.Dataset, labels: Mapping[str, str] | None = None) -> xr.Dat
 
 
 def layer_coordinates(stats: Statistics) -> dict[str, Any]:
-    """Return the layers with their shapes and positions."""
+    """Return the layers with their shapes, positions and kinds."""
     return located(
         {
-            name: (*layer.weight_shape, round(layer.positions / max(layer.count, 1)))
-            for name, layer in stats.items()
+            name: (*s.weight_shape, round(s.positions / max(s.count, 1)), s.block.kind)
+            for name, s in stats.items()
         }
     )
 
 
-def located(layers: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
-    """Return names, d_out, d_in and positions of layers as coordinates."""
-    names = "d_out", "d_in", "positions"
+def located(layers: Mapping[str, tuple[int, int, int, str]]) -> dict[str, Any]:
+    """Return names, d_out, d_in, positions and kinds of layers as coordinates."""
+    names = "d_out", "d_in", "positions", "kind"
     return {"layer": list(layers)} | {
         name: ("layer", [sizes[place] for sizes in layers.values()])
         for place, name in enumerate(names)
@@ -178,6 +178,9 @@ def tried(action: Callable[..., T], *given: Any, step: str = "") -> tuple[T | No
         return None, reason(error, step)
 
 
+SHARED = "needs the inputs and output gradients of the layer"
+
+
 def reason(error: Exception, step: str = "") -> str:
     """Say an error in one line, which names the step that failed.
 
@@ -186,6 +189,8 @@ def reason(error: Exception, step: str = "") -> str:
     >>> reason(RuntimeError("no memory"), "frobenius_error")
     'frobenius_error: no memory'
     """
+    if isinstance(error, NeedsSharedForm):
+        return SHARED
     if isinstance(error, IndefiniteError):
         return (
             f"not positive definite (smallest eigenvalue {error.smallest:.3g}, λ above "
@@ -259,8 +264,7 @@ def build(
         return approximator(layer)
     except NeedsSharedForm:
         why = f": {layer.why}" if layer.why else ""
-        needed = f"needs the inputs and output gradients of the layer{why}"
-        cells.blame(layer.name, method, needed)
+        cells.blame(layer.name, method, f"{SHARED}{why}")
     except REFUSALS as error:
         cells.blame(layer.name, method, f"{method} of {layer.name!r}: {reason(error)}")
     return None

@@ -384,4 +384,4 @@ def compare_networks(
             cells.blame(NETWORK, method, reason(error))
     fill(cells, asked, (NETWORK, exact), pairs, parse_budget(budget, exact.device))
     made = attributes(stats, chosen, analysis="compare_networks", damping_kind=levels.kind)
-    return cells.dataset(located({NETWORK: (exact.shape[0], 1, 1)}), made)
+    return cells.dataset(located({NETWORK: (exact.shape[0], 1, 1, "")}), made)

@@ -74,6 +74,11 @@ class Plan:
         return self.held.samples
 
     @property
+    def kind(self) -> str:
+        """What the module is, see `Block`."""
+        return self.statistics.block.kind
+
+    @property
     def weight_shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.samples.weight_shape

@@ -30,7 +30,7 @@ NEEDED: Final = (
     "gradient_curvature",
 )
 TIED: Final = 1e-6  # shares that differ by less are called equal
-SYMBOLS: Final = {"absolute": "λ", "relative": "α", "factored": "factored λ"}
+SYMBOLS: Final = {"absolute": "λ", "relative": "α", "factored": "factored λ", "own": "μ/λ"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +130,48 @@ def damping_verdict(found: xr.Dataset) -> list[str]:
         )
         lines.append(f"The gradient itself {reach}.")
     return lines + [words.line(name, one) for name, one in told.items()]
+
+
+def best_dampings(table: xr.Dataset) -> list[str]:
+    """Say which damping of its own serves the step of a method best, and which harm.
+
+    Parameters
+    ----------
+    table
+        What `compare` returned with `purpose=fl.Step(...)`.
+
+    Returns
+    -------
+    list of str
+        A line an approximation; [] without steps.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model, data = torch.nn.Linear(3, 2).double(), (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(model, data, fl.Categorical())
+    >>> step = fl.Step({"weight": torch.ones(2, 4).double()}, 0.1, grid=[0.1, 10.0])
+    >>> best_dampings(fl.compare(stats, ["kfac"], purpose=step))[0].partition(" at ")[0]
+    '`kfac` is best'
+    """
+    if "network_decrease" not in table:
+        return []
+    ratios = table["own_damping"].values
+    words = _Words((), np.ones(0), [f"{ratio:.3g}" for ratio in ratios], "own")
+    plain = float(table["network_gradient_decrease"])
+    lines = []
+    for name in [str(n) for n in table["approximator"].values if n != "exact"]:
+        share = table["network_decrease"].sel(approximator=name).values
+        if not np.isfinite(share).any():
+            lines.append(f"`{name}` has at no μ a step in all layers at once")
+            continue
+        best = int(np.nanargmax(share))
+        better = words.where(share > plain + TIED)
+        lines.append(
+            f"`{name}` is best at μ = {ratios[best]:.3g} λ ({share[best]:.3g}), "
+            + (f"better than the gradient {better}" if better else "nowhere better")
+        )
+    return lines
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ import xarray as xr
 from torch import Tensor
 
 from fisherlab.analysis.cells import attributes, require_room, tried
+from fisherlab.analysis.damping import Damping, Dampings, dampings
+from fisherlab.analysis.inverses import chosen_layers
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
@@ -52,6 +54,8 @@ def density(
     steps: int = 64,
     seed: int = 0,
     whole: int = 20_000,
+    layers: Sequence[str] | None = None,
+    damping: Damping = None,
     budget: Budget = None,
     progress: Telling = False,
 ) -> xr.DataTree:
@@ -78,6 +82,10 @@ def density(
         Of the sign vectors, which are the same for all methods of a layer.
     whole
         Rows up to which all eigenvalues are computed.
+    layers
+        Block names; all by default.
+    damping
+        One λ, or `RelativeDamping(α)`, that figures draw among the eigenvalues.
     budget
         Bytes of one matrix or Lanczos basis; half of the free memory by default.
     progress
@@ -88,12 +96,13 @@ def density(
     xarray.DataTree
         A node a layer with `eigenvalue(approximator, point)`, `share(approximator, point)`
         (adding up to 1, NaN beyond a method's points), `way(approximator)`, "whole" or
-        "quadrature", and `status(approximator)`; attribute `mean_eigenvalue`.
+        "quadrature", and `status(approximator)`; attributes `mean_eigenvalue`, and
+        `lambda` with a damping.
 
     Raises
     ------
     ValueError
-        For unknown names, or no probes or steps.
+        For unknown names, several dampings, or no probes or steps.
 
     Notes
     -----
@@ -119,13 +128,19 @@ def density(
         raise ValueError(msg)
     chosen: dict[str, Any] = {"exact": ExactBlock(), **by_name(approximators)}
     effort = _Effort(probes, steps, whole, seed, parse_budget(budget, stats.device))
-    nodes = {n: _node(stats[n], chosen, effort) for n in watched(stats, progress)}
+    levels = dampings(damping)
+    if damping is not None:
+        levels.require_one("density")
+    named = chosen_layers("density", stats, layers)
+    nodes = {n: _node(stats[n], chosen, effort, levels) for n in watched(named, progress)}
     made = attributes(stats, chosen, analysis="density")
     sizes = {"probes": probes, "steps": steps, "probe_seed": seed}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs={**made, **sizes}), **nodes})
 
 
-def _node(layer: LayerStatistics, chosen: Mapping[str, Any], effort: _Effort) -> xr.Dataset:
+def _node(
+    layer: LayerStatistics, chosen: Mapping[str, Any], effort: _Effort, levels: Dampings
+) -> xr.Dataset:
     def measured(name: str, method: Any) -> Measure:
         require_room(layer, name, method, effort.limit)
         return measure(method(layer).to(torch.float64), effort)
@@ -142,8 +157,13 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Any], effort: _Effort) ->
             "status": (dims[:1], np.array(status, dtype=object)),
         },
         {"approximator": list(chosen)},
-        {"mean_eigenvalue": exact.trace() / max(exact.shape[0], 1)},
+        {
+            "mean_eigenvalue": exact.trace() / max(exact.shape[0], 1),
+            "kind": layer.block.kind,
+        },
     )
+    if levels.each:
+        (node.attrs["lambda"],) = levels.values(exact)
     node["eigenvalue"].attrs = {"long_name": "eigenvalue", "units": "1"}
     node["share"].attrs = {"long_name": "share of the eigenvalues", "units": "1"}
     node["way"].attrs = {"long_name": "whole spectrum, or quadrature", "units": "1"}

@@ -81,7 +81,8 @@ def inverse_blocks(
     if pixels is not None and pixels < 1:
         msg = f"inverse_blocks: pixels={pixels}; a positive number is expected, or None."
         raise ValueError(msg)
-    names = list(stats) if pixels and layers is None else _chosen_layers(stats, layers)
+    small = [n for n, s in stats.items() if pixels or np.prod(s.weight_shape) <= LARGEST]
+    names = chosen_layers("inverse_blocks", stats, small if layers is None else layers)
     sizes = {name: int(np.prod(stats[name].weight_shape)) for name in names}
     kept = {name: len(_starts(p, pixels)) for name, p in sizes.items()}
     work = max((_working_bytes(stats[n], kept[n]) for n in names), default=0)
@@ -102,14 +103,12 @@ def inverse_blocks(
     return xr.DataTree.from_dict({"/": root, **nodes})
 
 
-def _chosen_layers(stats: Statistics, layers: Sequence[str] | None) -> list[str]:
-    if layers is None:
-        return [n for n, s in stats.items() if np.prod(s.weight_shape) <= LARGEST]
-    unknown = [name for name in layers if name not in stats]
+def chosen_layers(call: str, stats: Statistics, layers: Sequence[str] | None) -> list[str]:
+    """Return the layers that are asked for, all by default, or say which there are."""
+    unknown = [name for name in layers or () if name not in stats]
     if unknown:
-        msg = f"inverse_blocks: layers {unknown} unknown; known: {', '.join(stats)}."
-        raise ValueError(msg)
-    return list(layers)
+        raise ValueError(f"{call}: layers {unknown} unknown; known: {', '.join(stats)}.")
+    return list(stats if layers is None else layers)
 
 
 def _node(
@@ -132,6 +131,7 @@ def _node(
         {"approximator": list(chosen), "row": starts, "col": starts},
         {
             "weight_shape": list(statistics.weight_shape),
+            "kind": statistics.block.kind,
             "mini_block_size": int(groups[0].shape[1]),
             "lambda": damping.value,
             "long_name": "damped inverse of the block",

@@ -257,7 +257,7 @@ class Request:
             key: (dims, np.full((1, len(listed)), text, dtype=object))
             for key, text in (("floored", ""), ("status", why))
         }
-        coords = located({name: (*one.weight_shape, one.positions)})
+        coords = located({name: (*one.weight_shape, one.positions, one.kind)})
         attrs = self.source.attributes(plan, self.methods, analysis="compare")
         more = {"damping_kind": self.kind, "refused": 1}
         return xr.Dataset(texts, {**coords, "approximator": listed}, attrs | more)

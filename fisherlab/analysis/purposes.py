@@ -21,10 +21,11 @@ from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import parsed
-from fisherlab.purposes import Answers, Measure, Purpose
+from fisherlab.purposes import Answers, Measure, Purpose, Step
 from fisherlab.statistics import LayerStatistics, Statistics
 
 Key = tuple[str, str, str]  # layer, approximator, purpose
+Pairs = dict[str | None, tuple[Answers, Answers]]  # by layer, and of all
 
 
 def judge(
@@ -59,8 +60,11 @@ def judge(
         coordinate `purpose` of a measure says where it belongs, `best` what the exact
         block itself has, `assured` what is known beforehand; `setting` says at which λ a
         purpose is judged. NaN where a value is not to be had, with the reason in `status`
-        (`layer`, `approximator`, `purpose`). `stored_numbers` and `solve_flops` are the
-        costs, `exact_solve_flops` that of the exact block.
+        (`layer`, `approximator`, `purpose`). With `fl.Step`, `decrease` and
+        `network_decrease` are the shares of the best decrease over `own_damping`, a
+        method's own μ over the common λ, and `gradient_decrease` and
+        `network_gradient_decrease` those of the gradient. `stored_numbers` and
+        `solve_flops` are the costs, `exact_solve_flops` that of the exact block.
 
     Raises
     ------
@@ -130,44 +134,77 @@ def table(
     labels = [(p, m) for p, one in purposes.items() for m in one.measures]
     rows = [*names, None]
     values = np.full((len(rows), len(methods), len(labels)), np.nan)
+    more: dict[str, Any] = {}
     for p, purpose in purposes.items():
         exact = {name: answers[name, "", p] for name in names if (name, "", p) in answers}
+        paired: dict[str, Pairs] = {}
         for column, method in enumerate(methods):
             own = {n: answers[n, method, p] for n in exact if (n, method, p) in answers}
-            measured, failed = _measured(purpose, exact, own, names)
+            paired[method], failed = _paired_off(purpose, exact, own, names)
+            measured = _measured(purpose, paired[method], names, failed)
             reasons |= {(name, method, p): why for name, why in failed.items()}
             for place, (of, one) in enumerate(labels):
                 for row, name in enumerate(rows):
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
+        if isinstance(purpose, Step):
+            more = _by_damping(purpose, paired, rows)
     _note_missing(values, names, list(methods), labels, reasons)
     ds = _labelled(layers, list(methods), purposes, labels, values, reasons)
-    return ds.assign(_costs(found.costs, names, list(methods))).assign_attrs(made)
+    more |= _costs(found.costs, names, list(methods))
+    return ds.assign(more).assign_attrs(made)
 
 
-def _measured(
+def _paired_off(
     purpose: Purpose,
     exact: Mapping[str, Answers],
     own: Mapping[str, Answers],
     layers: Sequence[str],
-) -> tuple[dict[str | None, dict[str, float]], dict[str, str]]:
-    """Return the measures of every layer, and of all (None), or why there are none."""
-    asked: dict[str | None, tuple[Answers, Answers]] = {n: (exact[n], own[n]) for n in own}
-    measured: dict[str | None, dict[str, float]] = {}
-    failed: dict[str, str] = {}
+) -> tuple[Pairs, dict[str, str]]:
+    """Set answers beside the exact ones, layer by layer and joined (None)."""
+    asked: Pairs = {n: (exact[n], own[n]) for n in own}
     try:
         if own and len(own) == len(layers):
             mine, other = (purpose.joined([a[n] for n in layers]) for a in (exact, own))
             asked[None] = mine, other
     except REFUSALS as error:
-        failed |= {name: reason(error) for name in layers}
+        return asked, dict.fromkeys(layers, reason(error))
+    return asked, {}
+
+
+def _measured(
+    purpose: Purpose, asked: Pairs, layers: Sequence[str], failed: dict[str, str]
+) -> dict[str | None, dict[str, float]]:
+    """Return the measures of every layer, and of all, noting why there are none."""
+    measured: dict[str | None, dict[str, float]] = {}
     for name, both in asked.items():
         try:
             measured[name] = purpose.measure(*both)
         except REFUSALS as error:
             where = layers if name is None else [name]
-            failed |= {n: reason(error) for n in where}
-    return measured, failed
+            failed |= dict.fromkeys(where, reason(error))
+    return measured
+
+
+def _by_damping(
+    step: Step, paired: Mapping[str, Pairs], rows: Sequence[str | None]
+) -> dict[str, Any]:
+    """Return what steps reach at dampings of their own, and what the gradient does."""
+    shares = np.full((len(rows), len(paired), len(step.ratios)), np.nan)
+    gradient = np.full(len(rows), np.nan)
+    for column, asked in enumerate(paired.values()):
+        for row, name in enumerate(rows):
+            if name in asked:
+                found, gradient[row] = step.by_damping(*asked[name])
+                shares[row, column] = found.numpy()
+    over = "approximator", "own_damping"
+    return {
+        "decrease": (("layer", *over), shares[:-1]),
+        "network_decrease": (over, shares[-1]),
+        "gradient_decrease": ("layer", gradient[:-1]),
+        "network_gradient_decrease": gradient[-1],
+        "own_damping": step.ratios,
+    }
 
 
 def _note_missing(

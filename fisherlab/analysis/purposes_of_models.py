@@ -54,7 +54,10 @@ def judge_model(
         found.reasons.update({(name, m, p): why for m in methods for p in asked})
     for name in plan.refused:
         tell(name)
-    rows = {name: (*one.weight_shape, one.positions) for name, one in plan.plans.items()}
+    rows = {
+        name: (*one.weight_shape, one.positions, one.kind)
+        for name, one in plan.plans.items()
+    }
     made = source.attributes(plan, methods, **told(asked)) | {"budget_bytes": limit}
     return table(found, methods, asked, located(rows), made)
 

@@ -86,6 +86,7 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
         {
             "mean_eigenvalue": exact.trace() / max(o * i, 1),
             "effective_rank": effective_rank(exact),
+            "kind": layer.block.kind,
         },
     )
     node["eigenvalue"].attrs = {"long_name": "eigenvalue", "units": "1"}

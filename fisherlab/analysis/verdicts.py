@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.wording import percent, quoted
-from fisherlab.catalogue import total_share
+from fisherlab.catalogue import kind_of, total_share
 
 Grid = NDArray[Any]
 TIED: Final = 1e-6  # distances from the best that differ by less are called equal
@@ -26,6 +26,7 @@ NAMED: Final = 3  # layers that a sentence names
 HELD: Final = "it holds {} the numbers of the exact blocks"
 SOLVE: Final = "a solve takes {} the flops of theirs"
 SIZE: Final = "left out for size"
+OF_ALL: Final = " of the parameters"
 UNHELD: Final = " (leads are not held against noise)"
 _NEEDED: Final = re.compile(r"λ above ([-+.0-9e]+) needed")
 
@@ -226,21 +227,28 @@ class Contest:
         return told
 
     def _absent(self) -> list[str]:
-        """Say where numbers lack for another reason; methods alike share a clause."""
-        groups: dict[tuple[tuple[int, ...], str], list[str]] = {}
+        """Say where numbers lack for other reasons: a clause a reason."""
+        groups: dict[str, dict[tuple[int, ...], list[str]]] = {}
         for name, rows in self.partial.items():
-            why = coarse(str(self.status[rows[0], self.methods.index(name)]))
-            groups.setdefault((tuple(rows), why), []).append(name)
-        return [
-            f"{quoted(names)} {'have' if len(names) > 1 else 'has'} no number in "
-            f"{self._at(rows)}: {why}"
-            for (rows, why), names in groups.items()
-        ]
+            cells = [coarse(str(c)) for c in self.status[rows, self.methods.index(name)]]
+            for why in dict.fromkeys(cells):
+                at = tuple(i for i, cell in zip(rows, cells, strict=True) if cell == why)
+                groups.setdefault(why, {}).setdefault(at, []).append(name)
+        return [f"{self._lacking(parts)}: {why}" for why, parts in groups.items()]
+
+    def _lacking(self, parts: Mapping[tuple[int, ...], Sequence[str]]) -> str:
+        if len(parts) == 1:
+            ((rows, names),) = parts.items()
+            verb = "have" if len(names) > 1 else "has"
+            return f"{quoted(names)} {verb} no number in {self._at(rows)}"
+        told = [f"{quoted(names)} in {self._at(rows)}" for rows, names in parts.items()]
+        listed = ", ".join(told).replace(OF_ALL, "")
+        return f"without a number (share{OF_ALL}): {listed}"
 
     def _at(self, rows: Sequence[int]) -> str:
         names = [self.layers[i] for i in rows]
         some = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        return f"{some} ({self._share(names)} of the parameters)"
+        return f"{some} ({self._share(names)}{OF_ALL})"
 
     def _share(self, layers: Sequence[str]) -> str:
         rows = [self.layers.index(name) for name in layers]
@@ -314,12 +322,21 @@ def contests(found: xr.Dataset) -> dict[str, Contest]:
 
 
 PREFIX: Final = "purpose_"
-TABLE: Final = ("value", "network", "status")
+TABLE: Final = (
+    "value",
+    "network",
+    "status",
+    "decrease",
+    "network_decrease",
+    "gradient_decrease",
+    "network_gradient_decrease",
+)
 
 
 def beside(ds: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
     """Put the table of purposes into a result of metrics of the same methods."""
-    kept = found[list(TABLE)].rename({name: PREFIX + name for name in TABLE})
+    kept = found[[name for name in TABLE if name in found]]
+    kept = kept.rename({str(name): f"{PREFIX}{name}" for name in kept.data_vars})
     given = ds.assign_coords(kept.drop_vars(["layer", "approximator"]).coords)
     return given.assign(kept.data_vars)
 
@@ -341,7 +358,7 @@ def _contest(table: xr.Dataset, purpose: str) -> Contest:
     return Contest(
         str(first["title"].item()),
         float(first["best"]),
-        tuple(map(str, table["layer"].values)),
+        titles(table),
         tuple(map(str, kept["approximator"].values)),
         _sizes(table),
         kept["value"].transpose(*cell).values,
@@ -358,6 +375,15 @@ def _contest(table: xr.Dataset, purpose: str) -> Contest:
         if "setting" in table.coords
         else "",
     )
+
+
+def titles(table: xr.Dataset) -> tuple[str, ...]:
+    """Return the layers as sentences name them: of a number with its kind."""
+    names = list(map(str, np.atleast_1d(table["layer"].values)))
+    if "kind" not in table.coords:
+        return tuple(names)
+    kinds = np.atleast_1d(table["kind"].values)
+    return tuple(n + kind_of(n, str(kind)) for n, kind in zip(names, kinds, strict=True))
 
 
 def _sizes(table: xr.Dataset) -> Grid:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -41,6 +41,8 @@ class Block:
         embedding's table are taken for its outputs.
     groups
         Groups of rows, each with outputs of its own, where axis 1 is the output.
+    kind
+        What the module is, in a few words for figures and tables, such as "Linear 3→2".
 
     Examples
     --------
@@ -56,6 +58,7 @@ class Block:
     rows: int
     output_axis: int = 0
     groups: int = 1
+    kind: str = field(default="", compare=False, repr=False)
 
     @property
     def outputs(self) -> Int[Tensor, "o i"]:
@@ -197,7 +200,31 @@ def _block(
         other = trainable.get(partner)
         if other is not None and other.numel() == rows:
             bias = partner
-    return Block(name.removesuffix(".weight"), name, bias, shape, rows, axis, groups)
+    return Block(
+        name.removesuffix(".weight"), name, bias, shape, rows, axis, groups, kind(module)
+    )
+
+
+WIDTHS = (
+    ("in_channels", "out_channels"),
+    ("in_features", "out_features"),
+    ("num_embeddings", "embedding_dim"),
+)
+
+
+def kind(module: nn.Module) -> str:
+    """Say what a module is: its class, and its widths where it tells them.
+
+    Examples
+    --------
+    >>> kind(nn.Conv2d(3, 16, 5)), kind(nn.LayerNorm(4))
+    ('Conv2d 3→16', 'LayerNorm')
+    """
+    name = type(module).__name__
+    for before, after in WIDTHS:
+        if hasattr(module, before) and hasattr(module, after):
+            return f"{name} {getattr(module, before)}→{getattr(module, after)}"
+    return name
 
 
 def frozen_parameters(model: nn.Module) -> list[str]:

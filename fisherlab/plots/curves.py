@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from fisherlab.catalogue import FLOOR
+from fisherlab.catalogue import FLOOR, kind_of
 from fisherlab.plots import frames
 from fisherlab.plots.style import Style, publication, styles
 from fisherlab.plots.trajectories import legend_above, panels
@@ -56,12 +56,12 @@ def spectra(
     [2.0, 1.0]
     >>> plt.close("all")
     """
-    nodes = _nodes(tree, layers)
+    nodes = _nodes(tree, layers, "spectra", "eigenvalue", "index")
     names = list(dict.fromkeys(n for ds in nodes.values() for n in _methods(ds)))
     chosen = [n for n in names if approximators is None or n in approximators]
     look = styles(names)
     with publication():
-        grid, axes = panels(list(nodes), col_wrap, sharex=False)
+        grid, axes = panels(list(nodes), col_wrap, _kinds(nodes), sharex=False)
         for layer, ax in axes.items():
             _spectrum(ax, nodes[layer], {name: look[name] for name in chosen})
         grid.set_axis_labels("index (descending)", "eigenvalue / mean eigenvalue")
@@ -69,16 +69,22 @@ def spectra(
     return grid
 
 
-def _nodes(tree: xr.DataTree, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
-    frames.require_result(tree, xr.DataTree, "fl.spectra")
+def _nodes(
+    tree: xr.DataTree, layers: Sequence[str] | None, what: str, *held: str
+) -> dict[str, xr.Dataset]:
+    frames.require_result(tree, xr.DataTree, f"fl.{what}")
     nodes = {str(name): child.to_dataset() for name, child in tree.children.items()}
-    nodes = {name: ds for name, ds in nodes.items() if "eigenvalue" in ds}
+    nodes = {name: ds for name, ds in nodes.items() if all(one in ds for one in held)}
     if not nodes:
-        raise ValueError("the tree holds no spectra; make it by fl.spectra")
+        raise ValueError(f"the tree holds no {what}; make it by fl.{what}")
     unknown = [name for name in layers or () if name not in nodes]
     if unknown:
         raise ValueError(f"no layer {unknown} in the tree; it has: {list(nodes)}")
     return {name: nodes[name] for name in (layers or nodes)}
+
+
+def _kinds(nodes: Mapping[str, xr.Dataset]) -> dict[str, str]:
+    return {n: kind_of(n, str(ds.attrs.get("kind", ""))) for n, ds in nodes.items()}
 
 
 def _methods(ds: xr.Dataset) -> list[str]:
@@ -88,9 +94,7 @@ def _methods(ds: xr.Dataset) -> list[str]:
 
 
 def _spectrum(ax: Axes, ds: xr.Dataset, looks: Mapping[str, Style]) -> None:
-    values = ds["eigenvalue"]
-    unit = float(ds.attrs.get("mean_eigenvalue", np.nan))
-    unit = unit if np.isfinite(unit) and unit > 0 else 1.0
+    values, unit = ds["eigenvalue"], _unit(ds)
     for name, look in looks.items():
         if name not in _methods(ds):
             continue
@@ -138,7 +142,7 @@ def rank_curve(
     at = frames.metric_of(ds, x) if x != "rank" else error["rank"]
     at = at.broadcast_like(error)
     with publication():
-        grid, axes = panels(chosen, col_wrap)
+        grid, axes = panels(chosen, col_wrap, frames.kinds(error))
         for layer, ax in axes.items():
             for family in frames.names(error, "family"):
                 cell = {"layer": layer, "family": family}
@@ -197,7 +201,9 @@ def density(
 
     A curve is the share of the eigenvalues per decade, smoothed by a tenth of one, over
     the eigenvalue relative to the exact block's mean, which the dotted line marks. What a
-    logarithm cannot show, zero and below, stands as its share in the panel.
+    logarithm cannot show, zero and below, stands as its share in the panel. With a damping
+    (`fl.density(..., damping=λ)`) the dashed line marks λ: of directions at its left the
+    damping decides, and not the matrix.
 
     Raises
     ------
@@ -219,28 +225,23 @@ def density(
     'zero or below\nexact 75 %'
     >>> plt.close("all")
     """
-    nodes = {str(name): child.to_dataset() for name, child in tree.children.items()}
-    nodes = {name: ds for name, ds in nodes.items() if {"share", "eigenvalue"} <= set(ds)}
-    if not nodes:
-        raise ValueError("the tree holds no densities; make it by fl.density")
-    unknown = [name for name in layers or () if name not in nodes]
-    if unknown:
-        raise ValueError(f"no layer {unknown} in the tree; it has: {list(nodes)}")
-    nodes = {name: nodes[name] for name in (layers or nodes)}
+    nodes = _nodes(tree, layers, "density", "share", "eigenvalue")
     named = [str(m) for ds in nodes.values() for m in ds["approximator"].values]
     names = [n for n in dict.fromkeys(named) if approximators is None or n in approximators]
     with publication():
-        grid, axes = panels(list(nodes), col_wrap, sharex=False)
+        grid, axes = panels(list(nodes), col_wrap, _kinds(nodes), sharex=False)
         for layer, ax in axes.items():
             _panel(ax, nodes[layer], names)
         grid.set_axis_labels("eigenvalue / mean eigenvalue", "share per decade")
-        legend_above(grid, names)
+        legend_above(grid, [*names, "λ"])
     return grid
 
 
 def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
     look, unit = styles(map(str, ds["approximator"].values)), _unit(ds)
     nothing = ["zero or below"]
+    above: list[str] = []
+    damping = float(ds.attrs.get("lambda", np.nan))
     for name in names:
         if name not in look:
             continue
@@ -250,8 +251,11 @@ def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
         if not known.any():
             continue
         values, shares = values[known] / unit, np.asarray(row["share"].values)[known]
+        if name == "exact" and np.isfinite(damping):
+            more = float(shares[values * unit > damping].sum())
+            above = [f"above λ: {name} {100 * more:.3g} %"]
         kept = values > DRAWN_FROM * max(values.max(), 0.0)
-        line: dict[str, Any] = look[name].line() | {"marker": "none"}
+        line: dict[str, Any] = look[name].line() | {"marker": "none", "markevery": 16}
         line["linewidth"] = 2.4 if name == "exact" else 1.2
         if kept.any():
             ax.plot(*_smoothed(values[kept], shares[kept]), label=name, **line)
@@ -259,9 +263,12 @@ def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
             nothing.append(f"{name} {100 * float(shares[~kept].sum()):.3g} %")
     ax.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":", label="_mean")
     ax.set(xscale="log", yscale="log", ylim=_limits(ax))
-    if len(nothing) > 1:
+    if np.isfinite(damping):
+        ax.axvline(damping / unit, color="#B30000", lw=1.0, ls=(0, (5, 2)), label="λ")
+    if told := above + (nothing if len(nothing) > 1 else []):
         place: dict[str, Any] = {"transform": ax.transAxes, "va": "top", "fontsize": 6}
-        ax.text(0.03, 0.97, "\n".join(nothing), **place)
+        place["bbox"] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
+        ax.text(0.03, 0.97, "\n".join(told), **place)
 
 
 def _unit(ds: xr.Dataset) -> float:

@@ -138,7 +138,7 @@ def error_sources(
     error = error.isel(approximator=error.notnull().any(["layer", "source"]).values)
     names = frames.names(error, "approximator")
     with publication():
-        grid, axes = panels(chosen, col_wrap)
+        grid, axes = panels(chosen, col_wrap, frames.kinds(ds))
         for layer, ax in axes.items():
             _ladder(ax, error.sel(layer=layer), _alone(ds, layer))
             ax.set_xticks(range(len(names)), [text(name) for name in names], **_SLANTED)

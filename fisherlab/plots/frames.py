@@ -8,7 +8,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.catalogue import FLOOR, below_floor, quantity
+from fisherlab.catalogue import FLOOR, below_floor, kind_of, quantity
 
 
 def values(
@@ -161,6 +161,22 @@ def names(data: xr.DataArray | xr.Dataset, dim: str) -> list[str]:
     if dim in data.coords:
         return [str(label) for label in np.atleast_1d(data[dim].values)]
     return [str(i) for i in range(data.sizes.get(dim, 0))]
+
+
+def kinds(data: xr.DataArray | xr.Dataset) -> dict[str, str]:
+    """Return what stands behind the name of every layer, see `kind_of`; {} unknown.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> coords = {"layer": ["0"], "kind": ("layer", ["Linear 3→2"])}
+    >>> kinds(xr.Dataset(coords=coords))
+    {'0': ' · Linear 3→2'}
+    """
+    if "kind" not in data.coords:
+        return {}
+    told = map(str, np.atleast_1d(data["kind"].values))
+    return {n: kind_of(n, kind) for n, kind in zip(names(data, "layer"), told, strict=True)}
 
 
 def known_layers(data: xr.DataArray, layers: Sequence[str] | None) -> list[str]:

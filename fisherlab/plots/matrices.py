@@ -13,19 +13,28 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
+from fisherlab.catalogue import kind_of
 from fisherlab.plots.frames import require_result
+from fisherlab.plots.pixels import (
+    PANEL_PIXELS,
+    Array,
+    Pooled,
+    Span,
+    edges_of,
+    maxima,
+    mini_blocks,
+    pooled,
+    typical_maximum,
+    typical_minimum,
+    visible,
+    weight_rows,
+)
 from fisherlab.plots.style import as_vectors, publication, text
 
-Array = NDArray[Any]
-LIMIT: Final = 2000
-"""Rows a picture has at most; above it each pixel shows the largest of its entries."""
 COLOURS: Final = "Greys"
 Scale = Literal["linear", "log"]
 Blocks = Sequence[tuple[int, int]] | Mapping[str, tuple[int, int]]
-_DECADES: Final = 1e-6
-"""How far below its upper end a logarithmic colour scale begins at most."""
 _CENTRED: Final[dict[str, Any]] = {
     "ha": "center",
     "va": "center",
@@ -33,7 +42,6 @@ _CENTRED: Final[dict[str, Any]] = {
     "fontsize": "small",
     "parse_math": False,
 }
-PANEL_PIXELS: Final = 150  # a picture of a row of inverses, on a screen
 
 
 def heatmap(
@@ -45,8 +53,12 @@ def heatmap(
     outlines: Blocks | None = None,
     scale: Scale = "linear",
     colorbar: bool = True,
+    kernels: Sequence[Span] | None = None,
+    pool: Pooled = "rms",
+    rows: Span | None = None,
+    columns: Span | None = None,
 ) -> Axes:
-    """Draw the absolute entries of a matrix.
+    """Draw the absolute entries of a matrix, of its pairs of kernels, or a part of it.
 
     The colours end at `vmax` (default: the 99.5th percentile of the entries) and
     begin at 0, on a log scale at `vmin` (default: the 5th percentile of the positive
@@ -58,10 +70,16 @@ def heatmap(
     blocks end, so that no block runs into its neighbour. The axes count entries of the
     matrix itself.
 
+    With `kernels`, (start, stop) pairs as `fl.plots.kernels` makes them, a pixel is a pair
+    of kernels: the root mean square of its entries, or with `pool="norm"` their norm.
+    Entries of no kernel, the biases, are pixels of their own, and the axes count pixels.
+    `rows` and `columns`, (first, one past the last) in what the axes count, show a window;
+    the colours are those of the whole.
+
     Raises
     ------
     ValueError
-        If `da` has not two dims.
+        If `da` has not two dims, or for kernels or a window that are not in it.
 
     Examples
     --------
@@ -79,19 +97,37 @@ def heatmap(
     matrix = np.asarray(da.values)
     named = outlines if isinstance(outlines, Mapping) else {}
     squares = list(outlines.values() if isinstance(outlines, Mapping) else outlines or ())
-    entries = da.attrs.get("entries")  # rows of a matrix of which pixels are given
-    shape = matrix.shape if entries is None else (int(entries),) * 2
-    edges = [edge for one in squares for edge in one] if shape == matrix.shape else []
-    shown = maxima(matrix, borders=edges)
+    entries = int(da.attrs.get("entries", len(matrix)))  # pixels may be given of more
+    whole = entries == len(matrix)
+    if not whole and any(one is not None for one in (kernels, rows, columns)):
+        raise ValueError(
+            f"heatmap: {len(matrix)} rows of pixels of a matrix of {entries} were given; "
+            "kernels and windows are drawn of matrices with all entries."
+        )
+    if kernels is not None:
+        edges = edges_of(kernels, min(matrix.shape))
+        matrix = pooled(matrix, edges, pool)
+        places = np.searchsorted(edges, np.reshape(squares, (-1, 2)))
+        squares = [(int(start), int(stop)) for start, stop in places]
     top = typical_maximum(matrix) if vmax is None else vmax
+    window = (
+        _window("rows", rows, len(matrix)),
+        _window("columns", columns, matrix.shape[1]),
+    )
+    corner = window[0][0], window[1][0]
+    part = matrix[slice(*window[0]), slice(*window[1])]
+    borders = [edge for square in squares for edge in square] if whole else []
+    shown = maxima(part, borders=borders, corner=corner)
     with publication():
         ax = _square_axes() if ax is None else ax
-        image = _draw(ax, shown, shape, _norm(shown, top, vmin, scale))
-        pixels = max(PANEL_PIXELS, int(ax.bbox.width))
+        extent = window if whole else ((0, entries), (0, entries))
+        image = _draw(ax, shown, extent, _norm(shown, top, vmin, scale))
+        pixels = max(PANEL_PIXELS, int(ax.bbox.width)) * len(matrix) // max(len(part), 1)
         outline(ax, squares if named else visible(squares, pixels), bold=bool(named))
-        _label_blocks(ax, named)
+        _label_blocks(ax, dict(zip(named, squares, strict=False)), extent)
         if colorbar:
-            as_vectors(ax.figure.colorbar(image, ax=ax, label="|entry|", shrink=0.8))
+            label = "|entry|" if kernels is None else f"{pool} of a pair of kernels"
+            as_vectors(ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8))
     return ax
 
 
@@ -101,18 +137,22 @@ def inverse_heatmap(
     approximators: Sequence[str] | None = None,
     *,
     scale: Scale = "linear",
+    pool: Pooled | None = None,
+    rows: Span | None = None,
+    columns: Span | None = None,
 ) -> Figure:
     """Draw |(F̂ + λI)⁻¹| of each layer, the exact one beside the approximations.
 
     A row is a layer and shares one colour scale, which ends at the 99.5th percentile
     of the exact inverse and is printed with λ. It begins at 0, or with `scale="log"`
     at the 5th percentile of the exact inverse's positive entries. Light squares are
-    the mini-blocks: the weights of one output neuron, or of one kernel.
+    the mini-blocks: the weights of one output neuron, or of one kernel. With `pool` a
+    pixel is a pair of mini-blocks; `rows` and `columns` show a window; see `heatmap`.
 
     Raises
     ------
     ValueError
-        If the tree has no layer, or not those layers or approximators.
+        If the tree has no layer, or not those layers or approximators, or that window.
 
     Examples
     --------
@@ -132,10 +172,11 @@ def inverse_heatmap(
     """
     chosen = _children(tree, layers)
     names = approximators or _labels(next(iter(chosen.values())))
+    part: dict[str, Any] = {"rows": rows, "columns": columns, "scale": scale}
     with publication():
         figure, grid = _row_grid(len(chosen), len(names))
         for row, (layer, ds) in zip(grid, chosen.items(), strict=True):
-            _inverse_row(row, layer, ds, names, scale)
+            _inverse_row(row, layer, ds, names, part | _pixels(ds, pool))
         for ax, name in zip(grid[0], names, strict=True):
             ax.set_title(text(str(name)))
     return figure
@@ -164,15 +205,23 @@ def _row_grid(rows: int, columns: int) -> tuple[Figure, Array]:
     return figure, grid
 
 
+def _pixels(ds: xr.Dataset, pool: Pooled | None) -> dict[str, Any]:
+    blocks = mini_blocks(ds.attrs)
+    return {} if pool is None or not blocks else {"kernels": blocks, "pool": pool}
+
+
 def _inverse_row(
-    axes: Array, layer: str, ds: xr.Dataset, names: Sequence[str], scale: Scale
+    axes: Array, layer: str, ds: xr.Dataset, names: Sequence[str], options: dict[str, Any]
 ) -> None:
     known = _labels(ds)
     # The exact inverse sets the scale of its row, whichever columns are drawn.
     exact = np.asarray(ds["inverse"].isel(approximator=0).values)
+    if "kernels" in options:
+        exact = pooled(exact, edges_of(options["kernels"], len(exact)), options["pool"])
     top = typical_maximum(exact)
-    bottom = _typical_minimum(exact, top) if scale == "log" else 0.0
-    blocks = visible(mini_blocks(ds.attrs)) or visible(_rows(ds.attrs))
+    bottom = typical_minimum(exact, top) if options["scale"] == "log" else 0.0
+    within = [] if "kernels" in options else visible(mini_blocks(ds.attrs))
+    blocks = within or weight_rows(ds.attrs)
     image = None
     for ax, name in zip(axes, names, strict=True):
         matrix = ds["inverse"].sel(approximator=name) if name in known else None
@@ -182,7 +231,7 @@ def _inverse_row(
             ax.grid(visible=False)
             ax.set_box_aspect(1)  # as large as the pictures beside it
         else:
-            limits: dict[str, Any] = {"vmax": top, "vmin": bottom, "scale": scale}
+            limits = options | {"vmax": top, "vmin": bottom}
             heatmap(matrix, ax, outlines=blocks, colorbar=False, **limits)
             image = ax.images[0]
         ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
@@ -193,7 +242,8 @@ def _inverse_row(
 
 def _row_label(layer: str, attrs: dict[Any, Any]) -> str:
     shape = "×".join(str(int(n)) for n in np.atleast_1d(attrs.get("weight_shape", ())))
-    return f"layer {text(layer)}" + (f"\n{shape}" if shape else "")
+    told = kind_of(layer, str(attrs.get("kind", ""))).replace(" · ", "\n")
+    return f"layer {text(layer)}{told}" + (f"\n{shape}" if shape else "")
 
 
 def _row_colorbar(
@@ -212,49 +262,6 @@ def _row_colorbar(
         bar.set_label(told, labelpad=-8, fontsize="small")
 
 
-def mini_blocks(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
-    """List the (start, stop) of the mini-blocks along the diagonal of a layer.
-
-    With the row-major vec, row o of the weight begins at o·d_in; its bias, where
-    the size of a mini-block does not cover it, is left without an outline.
-
-    Examples
-    --------
-    >>> mini_blocks({"weight_shape": [2, 5], "mini_block_size": 2})
-    [(0, 2), (2, 4), (5, 7), (7, 9)]
-    """
-    shape, size = attrs.get("weight_shape"), int(attrs.get("mini_block_size", 0))
-    if shape is None or size < 2:
-        return []
-    d_out, d_in = (int(n) for n in shape)
-    starts = [o * d_in + j * size for o in range(d_out) for j in range(d_in // size)]
-    return [(start, start + size) for start in starts]
-
-
-def _rows(attrs: dict[Any, Any]) -> list[tuple[int, int]]:
-    """List the blocks of the rows of a weight whose mini-blocks are smaller."""
-    if not mini_blocks(attrs):
-        return []
-    d_out, d_in = (int(n) for n in attrs["weight_shape"])
-    return [(o * d_in, (o + 1) * d_in) for o in range(d_out)]
-
-
-def visible(
-    blocks: list[tuple[int, int]], pixels: int = PANEL_PIXELS
-) -> list[tuple[int, int]]:
-    """Return blocks whose outlines leave something of the picture: 6 pixels or more.
-
-    Examples
-    --------
-    >>> visible([(0, 2), (2, 4)]), visible([(k, k + 1) for k in range(90)])
-    ([(0, 2), (2, 4)], [])
-    """
-    if not blocks:
-        return []
-    size = min(stop - start for start, stop in blocks)
-    return blocks if size * pixels >= 6 * blocks[-1][1] else []
-
-
 def _why(ds: xr.Dataset, name: str) -> str:
     """Say in a few short lines why an inverse is not there."""
     if name not in _labels(ds) or "status" not in ds:
@@ -264,61 +271,6 @@ def _why(ds: xr.Dataset, name: str) -> str:
     return (
         fill(shorten(told, 60, placeholder=" …"), 14) if told != "ok" else "not\navailable"
     )
-
-
-def maxima(matrix: Array, limit: int = LIMIT, borders: Sequence[int] = ()) -> Array:
-    """Shrink |matrix| to at most `limit` rows and columns by the maxima of its pixels.
-
-    Pixels are equally large, but for those at a border: they end there.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> maxima(np.array([[0.0, -3.0], [1.0, 2.0]]), limit=1)
-    array([[3.]])
-    >>> maxima(np.diag([1.0, 1.0, 1.0, 2.0, 2.0, 2.0]), limit=3, borders=[3])
-    array([[1., 0., 0.],
-           [0., 2., 0.],
-           [0., 0., 2.]])
-    """
-    shown = np.abs(matrix)
-    for axis, size in enumerate(matrix.shape):
-        factor = -(-size // limit)
-        if factor > 1:
-            starts = _pixel_starts(size, factor, borders)
-            shown = np.maximum.reduceat(shown, starts, axis=axis)
-    return shown
-
-
-def _pixel_starts(size: int, factor: int, borders: Sequence[int]) -> Array:
-    starts = np.arange(0, size, factor)
-    inside = np.array(sorted({b for b in borders if 0 < b < size}), dtype=starts.dtype)
-    # Blocks of less than two pixels are smaller than what the picture can show.
-    if inside.size and np.diff([0, *inside, size]).min() >= 2 * factor:
-        nearest = np.minimum(np.rint(inside / factor).astype(int), len(starts) - 1)
-        starts[nearest] = inside
-    return starts
-
-
-def typical_maximum(matrix: Array) -> float:
-    """Return the 99.5th percentile of |entries|, or their maximum where that is 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> typical_maximum(np.zeros((2, 2)))
-    1.0
-    """
-    sizes = np.abs(matrix[np.isfinite(matrix)])
-    if not sizes.size or not sizes.max():
-        return 1.0
-    return float(np.percentile(sizes, 99.5)) or float(sizes.max())
-
-
-def _typical_minimum(matrix: Array, top: float) -> float:
-    sizes = np.abs(matrix[np.isfinite(matrix) & (matrix != 0)])
-    low = float(np.percentile(sizes, 5)) if sizes.size else 0.0
-    return min(max(low, top * _DECADES), top / 10)
 
 
 def outline(ax: Axes, blocks: Sequence[tuple[int, int]], *, bold: bool = False) -> None:
@@ -338,17 +290,35 @@ def outline(ax: Axes, blocks: Sequence[tuple[int, int]], *, bold: bool = False) 
     squares = [Rectangle((a, a), b - a, b - a) for a, b in blocks]
     width, alpha = (0.9, 1.0) if bold else (0.35, 0.6)
     look: dict[str, Any] = {"edgecolor": "#56B4E9", "linewidth": width, "alpha": alpha}
-    ax.add_collection(PatchCollection(squares, facecolor="none", **look))
+    ax.add_collection(PatchCollection(squares, facecolor="none", **look), autolim=False)
 
 
-def _label_blocks(ax: Axes, blocks: Mapping[str, tuple[int, int]]) -> None:
+def _label_blocks(ax: Axes, blocks: Mapping[str, Span], window: tuple[Span, Span]) -> None:
     if not blocks:
         return
-    middles = [(start + stop) / 2 for start, stop in blocks.values()]
-    names = [text(name) for name in blocks]
-    ax.set_yticks(middles, names)
-    ax.set_xticks(middles, names, rotation=40, ha="right", rotation_mode="anchor")
+    (down, low), (left, right) = window
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_yticks(*_ticks(blocks, down, low))
+    ax.set_xticks(*_ticks(blocks, left, right), **slanted)
     ax.tick_params(length=0)
+
+
+def _ticks(
+    blocks: Mapping[str, Span], first: int, last: int
+) -> tuple[list[float], list[str]]:
+    seen = {n: (max(a, first), min(b, last)) for n, (a, b) in blocks.items()}
+    seen = {name: ends for name, ends in seen.items() if ends[0] < ends[1]}
+    return [sum(ends) / 2 for ends in seen.values()], [text(name) for name in seen]
+
+
+def _window(what: str, given: Span | None, size: int) -> Span:
+    first, last = (0, size) if given is None else (int(given[0]), int(given[1]))
+    if not 0 <= first < last <= size:
+        raise ValueError(
+            f"heatmap: {what}={given} was given; (first, one past the last) within 0 to "
+            f"{size} is expected."
+        )
+    return first, last
 
 
 def _square_axes() -> Axes:
@@ -359,17 +329,17 @@ def _square_axes() -> Axes:
 def _norm(shown: Array, top: float, vmin: float | None, scale: Scale) -> Normalize:
     if scale == "linear":
         return Normalize(0.0, top, clip=True)
-    return LogNorm(vmin or _typical_minimum(shown, top), top, clip=True)
+    return LogNorm(vmin or typical_minimum(shown, top), top, clip=True)
 
 
-def _draw(ax: Axes, shown: Array, shape: tuple[int, ...], norm: Normalize) -> Any:
-    rows, columns = shape
+def _draw(ax: Axes, shown: Array, window: tuple[Span, Span], norm: Normalize) -> Any:
+    (down, low), (left, right) = window
     ax.grid(visible=False)
     ax.spines[["top", "right"]].set_visible(True)
     return ax.imshow(
         shown,
         cmap=COLOURS,
         norm=norm,
-        extent=(0, columns, rows, 0),
+        extent=(left, right, low, down),
         interpolation="auto",
     )

@@ -10,6 +10,8 @@ from fisherlab.catalogue import FLOOR, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.style import Style, new_axes, publication, styles, text
 
+LABELLED: Final = 10
+"""Layers up to which labels give shapes, if they need no slant."""
 MOST_LABELS: Final = 32
 """Layers named under an axis; of more, every second, third, … is, so as to be legible."""
 
@@ -168,7 +170,7 @@ def _dress(ax: Axes, data: xr.DataArray, shown: list[str], log: bool) -> None:
 
 
 def label_layers(ax: Axes, data: xr.DataArray) -> None:
-    """Write the layers under the horizontal axis, with their shapes where known.
+    """Write the layers under the horizontal axis, with kind and shape where known.
 
     Examples
     --------
@@ -180,22 +182,26 @@ def label_layers(ax: Axes, data: xr.DataArray) -> None:
     'fc'
     >>> plt.close("all")
     """
-    layers = frames.names(data, "layer")
-    labels = [text(name) for name in layers]
-    if {"d_out", "d_in"} <= set(data.coords) and len(layers) <= 10:
-        d_out, d_in = (np.atleast_1d(data[c].values) for c in ("d_out", "d_in"))
-        labels = [
-            f"{name}\n{int(o)}×{int(i)}"
-            for name, o, i in zip(labels, d_out, d_in, strict=True)
-        ]
-    ax.set_xticks(range(len(layers)), labels, **_tilt(labels))
+    layers, kinds = frames.names(data, "layer"), frames.kinds(data)
+    labels = [text(name) + kinds.get(name, "") for name in layers]
+    apart = [label.replace(" · ", "\n") for label in labels]
+    if not (tilt := _tilt(apart)):
+        labels = apart
+        if {"d_out", "d_in"} <= set(data.coords) and len(layers) <= LABELLED:
+            d_out, d_in = (np.atleast_1d(data[c].values) for c in ("d_out", "d_in"))
+            labels = [
+                f"{label}\n{int(o)}×{int(i)}"
+                for label, o, i in zip(labels, d_out, d_in, strict=True)
+            ]
+    ax.set_xticks(range(len(layers)), labels, **tilt)
     for place, label in enumerate(ax.get_xticklabels()):  # their words stay for marks
         label.set_visible(place % -(-len(labels) // MOST_LABELS) == 0)
     ax.set_xlim(-0.5, max(len(layers), 1) - 0.5)
 
 
 def _tilt(labels: list[str]) -> dict[str, Any]:
-    longest = max((len(label) for label in labels), default=0)
+    lines = (line for label in labels for line in label.split("\n"))
+    longest = max(map(len, lines), default=0)
     if len(labels) * longest <= 90:
         return {}
     return {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}

@@ -10,13 +10,16 @@ from typing import Any, Final
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from fisherlab.plots.style import publication, styles, text
+from fisherlab.plots.frames import drawn, kinds, known_layers
+from fisherlab.plots.style import Style, publication, styles, text
+from fisherlab.plots.trajectories import legend_above, panels
 
 COLUMNS: Final = 4
 LETTERS: Final = 25  # of a line of a title
@@ -81,12 +84,12 @@ def purposes(found: xr.Dataset, purpose: str | None = None) -> Figure:
         )
     shown = known if purpose is None else [purpose]
     methods = [str(n) for n in found["approximator"].values]
-    drawn = [n for n in methods if n != "exact"] or methods
+    named = [n for n in methods if n != "exact"] or methods
     tables = [
-        found.sel(approximator=drawn).isel(measure=(found["of_purpose"] == one).values)
+        found.sel(approximator=named).isel(measure=(found["of_purpose"] == one).values)
         for one in shown
     ]
-    left = 0.15 + LETTER * max(len(text(name)) for name in drawn)
+    left = 0.15 + LETTER * max(len(text(name)) for name in named)
     columns = max(min(COLUMNS, table.sizes["measure"]) for table in tables)
     whole = left + columns * (WIDE + GAP)
     with publication():
@@ -96,6 +99,88 @@ def purposes(found: xr.Dataset, purpose: str | None = None) -> Figure:
             _section(figure, one, left, top)
             top += _height(one)
     return figure
+
+
+WHOLE: Final = "all layers together"
+
+
+def own_dampings(
+    found: xr.Dataset, layers: Sequence[str] | None = None, *, col_wrap: int = 3
+) -> sns.FacetGrid:
+    """Draw what steps reach at dampings of their own, beside the gradient itself.
+
+    The share of the exact step's decrease against the damping μ of a method over the
+    common λ: a panel for all layers together and one per layer. A ring marks the best
+    damping; the dashed line is the step along the gradient, below which a method is not
+    worth its cost.
+
+    Parameters
+    ----------
+    found
+        What `fl.compare` returned with `purpose=fl.Step(...)`.
+    layers
+        Those with a panel of their own; all by default.
+    col_wrap
+        Panels in a row.
+
+    Raises
+    ------
+    ValueError
+        If the table holds no steps, or not those layers.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> over = ("approximator", "own_damping")
+    >>> found = xr.Dataset(
+    ...     {
+    ...         "decrease": (("layer", *over), [[[0.5, 0.9]]]),
+    ...         "network_decrease": (over, [[0.5, 0.9]]),
+    ...         "gradient_decrease": ("layer", [0.4]),
+    ...         "network_gradient_decrease": 0.4,
+    ...     },
+    ...     {"layer": ["0"], "approximator": ["kfac"], "own_damping": [1.0, 10.0]},
+    ... )
+    >>> list(own_dampings(found).axes_dict)
+    ['all layers together', '0']
+    >>> plt.close("all")
+    """
+    if "decrease" not in found:
+        raise ValueError(
+            "own_dampings: the table holds no steps at several dampings; "
+            "fl.compare(..., purpose=fl.Step(...)) makes one."
+        )
+    chosen = known_layers(found["decrease"], layers)
+    whole = found["network_decrease"].reset_coords(drop=True).expand_dims(layer=[WHOLE])
+    each = found["decrease"].sel(layer=chosen).reset_coords(drop=True)
+    shares = xr.concat([whole, each], "layer")
+    plain = [float(found["network_gradient_decrease"])]
+    plain += found["gradient_decrease"].sel(layer=chosen).values.tolist()
+    shown = [n for n in drawn(shares) if n != "exact"]
+    look = styles(map(str, found["approximator"].values))
+    with publication():
+        grid, axes = panels([WHOLE, *chosen], col_wrap, kinds(found))
+        for ax, row, level in zip(axes.values(), shares, plain, strict=True):
+            for name in shown:
+                _own(ax, name, row.sel(approximator=name), look[name])
+            ax.axhline(level, color="#555555", lw=1.2, ls=(0, (4, 2)), label=GRADIENT)
+        axes[WHOLE].set_title(WHOLE)
+        grid.set(xscale="log", ylim=(0, 1.03))
+        grid.set_axis_labels("own damping μ / λ", "share of the decrease")
+        legend_above(grid, [*shown, GRADIENT])
+    return grid
+
+
+GRADIENT: Final = "the gradient"
+
+
+def _own(ax: Axes, name: str, shares: xr.DataArray, look: Style) -> None:
+    x, y = shares["own_damping"].values, shares.values
+    ax.plot(x, y, label=name, **look.line() | {"markersize": 3.5})
+    if np.isfinite(y).any():
+        best = int(np.nanargmax(y))
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": look.color}
+        ax.scatter(x[best], y[best], 70, linewidths=1.3, zorder=4, **ring)
 
 
 def _rows(table: xr.Dataset) -> list[list[int]]:
@@ -200,7 +285,7 @@ def _reasons(ax: Axes, table: xr.Dataset, purpose: str) -> None:
                 (1.05, y),
                 xycoords=ax.get_yaxis_transform(),
                 va="center",
-                size=7,
+                size=7 if len(lines) == 1 else 6,  # two lines fit a row
                 linespacing=0.9,
                 color="#555555",
                 annotation_clip=False,
@@ -222,11 +307,11 @@ def brief(status: str) -> str:
     return shorten(re.split(r":| \(", status, maxsplit=1)[0], 40, placeholder=" …")
 
 
-def _scale(ax: Axes, drawn: NDArray[Any], best: float) -> None:
+def _scale(ax: Axes, values: NDArray[Any], best: float) -> None:
     """Take a logarithmic scale where numbers span more than a factor of 30."""
-    drawn = drawn[np.isfinite(drawn)]
-    ends = min([*drawn, best]), max([*drawn, best])
-    sizes = np.abs(drawn[drawn != 0])
+    values = values[np.isfinite(values)]
+    ends = min([*values, best]), max([*values, best])
+    sizes = np.abs(values[values != 0])
     if not len(sizes) or sizes.max() < 30 * sizes.min():
         _linear(ax, *ends, best)
     elif ends[0] > 0:
@@ -238,7 +323,7 @@ def _scale(ax: Axes, drawn: NDArray[Any], best: float) -> None:
         high = int(np.floor(_power(sizes.max())))
         low = max(high - DECADES, int(np.floor(_power(np.quantile(sizes, 0.1)))))
         ax.set_xscale("symlog", linthresh=10.0**low)
-        sides = [s for s in (-1, 1) if (s * drawn > 10.0**low).any()]
+        sides = [s for s in (-1, 1) if (s * values > 10.0**low).any()]
         step = max(1, -(-(high - low) * len(sides) // TICKS))
         powers = [s * 10.0**k for s in sides for k in range(high, low, -step)]
         _ticked(ax, [0.0, *(x for x in powers if ends[0] <= x <= ends[1])], ends)
@@ -262,12 +347,24 @@ def _linear(ax: Axes, low: float, high: float, best: float) -> None:
 
 
 def _ticked(ax: Axes, places: Sequence[float], ends: tuple[float, float]) -> None:
-    ax.set_xticks(sorted(places), [_written(x) for x in sorted(places)])
     ax.xaxis.set_minor_locator(NullLocator())
     low, high = (ax.transData.transform((end, 0))[0] for end in ends)
     pad = 0.06 * (high - low)
     inverse = ax.transData.inverted()
     ax.set_xlim(*(inverse.transform((x, 0))[0] for x in (low - pad, high + pad)))
+    kept = sorted(_apart(ax, places))
+    ax.set_xticks(kept, [_written(x) for x in kept])
+
+
+def _apart(ax: Axes, places: Sequence[float]) -> list[float]:
+    """Return the places whose words do not run into those of an earlier one."""
+    kept: dict[float, tuple[float, float]] = {}
+    for x in places:
+        at = ax.transAxes.inverted().transform(ax.transData.transform((x, 0)))[0]
+        half = (len(_written(x)) + 1) / (2 * ROOM)
+        if all(at + half <= low or high <= at - half for low, high in kept.values()):
+            kept[x] = at - half, at + half
+    return list(kept)
 
 
 def _written(x: float) -> str:

@@ -233,9 +233,10 @@ def _series(ax: Axes) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _data(line: Line2D) -> tuple[Any, Any]:
-    return np.asarray(line.get_xdata(), dtype=float), np.asarray(
-        line.get_ydata(), dtype=float
-    )
+    every = line.get_markevery()
+    told = slice(None, None, every if isinstance(every, int) else None)
+    x, y = (np.asarray(d, dtype=float)[told] for d in (line.get_xdata(), line.get_ydata()))
+    return x, y
 
 
 def _place(ax: Axes, x: float, y: float, kept: Bbox) -> tuple[float, float] | None:

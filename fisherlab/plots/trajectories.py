@@ -196,7 +196,7 @@ def facets(
     every = styles(frames.names(data, "approximator"))
     look = {name: every[name] for name in shown}
     with publication():
-        grid, axes = panels(frames.names(data, "layer"), col_wrap)
+        grid, axes = panels(frames.names(data, "layer"), col_wrap, frames.kinds(data))
         for layer, ax in axes.items():
             rows = frame[frame["layer"] == layer]
             _panel(ax, rows, x, str(data.name), look, (why or {}).get(layer, ""))
@@ -208,9 +208,15 @@ def facets(
 
 
 def panels(
-    layers: list[str], col_wrap: int, *, sharex: bool = True
+    layers: list[str],
+    col_wrap: int,
+    kinds: Mapping[str, str] | None = None,
+    *,
+    sharex: bool = True,
 ) -> tuple[sns.FacetGrid, dict[str, Axes]]:
     """Open a grid of one small panel per layer, and give the axes by layer.
+
+    What `kinds` knows of a layer stands behind its name.
 
     Examples
     --------
@@ -233,7 +239,7 @@ def panels(
     )
     axes = dict(zip(layers, grid.axes.flat, strict=True))
     for layer, ax in axes.items():
-        ax.set_title(f"layer {text(layer, 20)}")
+        ax.set_title(f"layer {text(layer, 20)}{(kinds or {}).get(layer, '')}")
     return grid, axes
 
 
@@ -390,7 +396,7 @@ def runs(
     shown = frames.drawn(data)
     log = frames.wants_log(data, shown)
     with publication():
-        grid, axes = panels(chosen, col_wrap)
+        grid, axes = panels(chosen, col_wrap, frames.kinds(data))
         for layer, ax in axes.items():
             _runs_panel(ax, data.sel(layer=layer), shown, log)
         grid.set_axis_labels("", quantity(metric, data).title)

@@ -135,7 +135,8 @@ class Laplace:
         )
         if self.held_out is None:
             return said
-        return f"{said}, variances on {len(self.held_out.outputs):,} held-out examples"
+        count = len(self.held_out.outputs)
+        return f"{said}, variances on {count:,} held-out example{'s' * (count != 1)}"
 
     def demand(self, layer: LayerStatistics) -> Demand:
         """Count the traces of divergences, and a solve a held-out output."""

@@ -134,6 +134,8 @@ class Step:
         reached = torch.tensor([first, *rest], dtype=torch.float64)
         if "why" in found and reached.isnan().all():
             raise found["why"]
+        if pair.same:
+            found["gradient"] = torch.tensor(_reached(damped, v, v), dtype=torch.float64)
         return {**found, "slopes": reached[:, 0], "curvatures": reached[:, 1]}
 
     def _tried(
@@ -164,7 +166,7 @@ class Step:
         if goal <= 0:  # at a stationary point every direction is as good
             return {one.name: float("nan") for one in self.measures}
         slopes, curvatures = approx["slopes"], approx["curvatures"]
-        shares = slopes.square() / (curvatures * goal)
+        shares = _shares(approx, goal)
         best = int(shares.nan_to_num(-1.0).argmax())
         mine, other = exact["direction"], approx["direction"]
         ratios = (1.0, *self.grid)
@@ -175,6 +177,25 @@ class Step:
             "direction_cosine": float(mine @ other / (mine.norm() * other.norm())),
             "best_damping": ratios[best],
         }
+
+    @property
+    def ratios(self) -> list[float]:
+        """The μ/λ that were tried, the common one among them, ascending."""
+        return sorted({1.0, *self.grid})
+
+    def by_damping(self, exact: Answers, approx: Answers) -> tuple[Tensor, float]:
+        """Return the shares of the best decrease at `ratios`, and the gradient's own."""
+        goal = float(exact["slopes"][0])
+        if goal <= 0:
+            return torch.full((len(self.ratios),), torch.nan), float("nan")
+        tried = dict(zip((1.0, *self.grid), _shares(approx, goal).tolist(), strict=False))
+        shares = [tried.get(ratio, float("nan")) for ratio in self.ratios]
+        slope, curvature = exact["gradient"].tolist()
+        return torch.tensor(shares), slope**2 / (curvature * goal)
+
+
+def _shares(approx: Answers, goal: float) -> Tensor:
+    return Tensor(approx["slopes"].square() / (approx["curvatures"] * goal))
 
 
 def _reached(damped: Damped, v: Tensor, taken: Tensor) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.judging import HELD_OUT, Asked, judged
 from fisherlab.report.record import Phases
-from fisherlab.report.sizes import Size
+from fisherlab.report.sizes import PROBES, STEPS, WHOLE, Size
 from fisherlab.statistics import Statistics
 from fisherlab.training import trajectory
 from fisherlab.training.probes.errors import measured
@@ -41,7 +41,8 @@ class Analysis:
     results
         The metrics of every analysed step, in the schema of `fl.compare`.
     inverses
-        Inverse blocks at the last analysed step; None if every block is too large.
+        Inverses and spectra of blocks at the last analysed step; None if every block is
+        too large.
     ended
         What ended the work early, so that checkpoints are missing: the user, or an error.
     """
@@ -113,7 +114,8 @@ def analyse(
     if stats is None:
         return None
     with phase("inverse blocks"):
-        inverses = _inverses(stats, config, size)
+        damping = config.dampings[0]
+        inverses = pictured(stats, config.approximators, damping, size.drawn, size.spectra)
     results = _joined(rows).assign_attrs(attributes_of(problem, config, size))
     results = results if found is None else beside(results, found)
     results.attrs["subset"] += f"; losses over at most {size.losses:,}"
@@ -250,15 +252,43 @@ def _joined(rows: Sequence[xr.Dataset]) -> xr.Dataset:
     )
 
 
-def _inverses(stats: Statistics, config: ReportConfig, size: Size) -> xr.DataTree | None:
-    """Return the inverses that are drawn, at the first damping."""
-    tree: xr.DataTree = fl.inverse_blocks(
+def pictured(
+    stats: Statistics,
+    approximators: Any,
+    damping: Any,
+    inverses: Sequence[str] | None,
+    spectra: Sequence[str],
+    progress: Any = False,
+) -> xr.DataTree | None:
+    """Return what is drawn of whole matrices: inverses of some layers, spectra of others.
+
+    Examples
+    --------
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> sorted(pictured(stats, ["kfac"], 0.1, None, ["weight"])["weight"].data_vars)
+    ['eigenvalue', 'inverse', 'share', 'status']
+    """
+    tree = fl.inverse_blocks(stats, approximators, damping, inverses, progress=progress)
+    found = fl.density(
         stats,
-        config.approximators,
-        config.dampings[0],
-        layers=size.drawn,
+        approximators,
+        layers=spectra,
+        damping=damping,
+        probes=PROBES,
+        steps=STEPS,
+        whole=WHOLE,
+        progress=progress,
     )
-    return tree if tree.children else None
+    nodes = {
+        name: node.to_dataset()[["eigenvalue", "share"]]
+        for name, node in found.children.items()
+    }
+    for name, node in tree.children.items():
+        own, more = node.to_dataset(), nodes.get(name, xr.Dataset())
+        nodes[name] = own.merge(more).assign_attrs(more.attrs | own.attrs)
+    ordered = {name: nodes[name] for name in stats if name in nodes}
+    return xr.DataTree.from_dict({"/": tree.to_dataset(), **ordered}) if ordered else None
 
 
 def attributes_of(

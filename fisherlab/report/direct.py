@@ -19,11 +19,13 @@ from fisherlab.analysis.verdicts import beside
 from fisherlab.approximators.register import Chosen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping
+from fisherlab.report.analysis import pictured
 from fisherlab.report.config import DEFAULT_APPROXIMATORS, DEFAULT_PURPOSES
 from fisherlab.report.folder import whole_folder
 from fisherlab.report.judging import Asked, judged
 from fisherlab.report.page import write_page
 from fisherlab.report.record import environment
+from fisherlab.report.sizes import spread
 
 DEFAULT_DAMPING = RelativeDamping(2.0)
 PARTS = ("report.html", "results.nc", "inverse_blocks.nc", "run.json", "figures")
@@ -133,7 +135,7 @@ def of_model(
         name = title or type(model).__name__
         count = sum(parameter.numel() for parameter in model.parameters())
         told = {"problem": name, "model": f"{type(model).__name__}, {count:,} parameters"}
-        tree = fl.inverse_blocks(stats, approximators, first, progress=progress)
+        tree = pictured(stats, approximators, first, None, spread(list(stats)), progress)
         write_parts(with_noise(ds, stats).assign_attrs(told), tree, record, scratch)
     return place / "report.html"
 
@@ -155,7 +157,7 @@ def write(
     out
         The folder of the report; by default a new one in `reports`.
     inverses
-        What `fl.inverse_blocks` returned, for the heatmaps.
+        What `fl.inverse_blocks` or `fl.density` returned, for their figures.
     run
         How the result came about (command, settings), for the record and the page.
     overwrite

@@ -11,14 +11,18 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fisherlab import plots
+from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.verdicts import judged
 from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
-from fisherlab.plots.matrices import typical_maximum
+from fisherlab.plots.pixels import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
+from fisherlab.report.sizes import PROBES, WHOLE
 from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
 
+LARGEST: Final = 5
+"""Layers with a panel of their own beside that of all together."""
 PANELS: Final = 12
 """Panels a faceted figure has at most; the tables hold every layer."""
 
@@ -79,9 +83,11 @@ def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         return None
     caption = (
         f"Relative Frobenius error ‖F − F̂‖ / ‖F‖ of every layer's block{_when(m)}; "
-        "lower is closer, 0 is the exact block, 1 what the zero matrix has. "
-        "Labels give the shape of the weight with its bias column."
+        "lower is closer, 0 is the exact block, 1 what the zero matrix has."
     )
+    axes = plots.errors(ds)
+    if any("×" in label.get_text() for label in axes.get_xticklabels()):
+        caption += " Labels give the shape of the weight with its bias column."
     if "noise_floor" in ds:
         caption += (
             " Shaded: how far the exact block itself is from that of unlimited data, "
@@ -91,7 +97,7 @@ def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         "errors",
         "Error per layer",
         caption,
-        plots.errors(ds),
+        axes,
         _rows(frames.values(ds, "frobenius_error")),
     )
 
@@ -116,6 +122,47 @@ def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | Non
         plots.purposes(found),
         found[["value"]].to_dataframe().reset_index(),
     )
+
+
+def _own_dampings(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+    found = judged(ds)
+    if "network_decrease" not in found:
+        return None
+    sizes = (found["d_out"] * found["d_in"]).values
+    largest = np.sort(np.argsort(-sizes, kind="stable")[:LARGEST])
+    layers = [str(name) for name in found["layer"].values[largest]]
+    some = f" and for the {len(layers)} largest" if len(layers) < len(sizes) else ""
+    caption = (
+        "The share of the exact step's decrease that each method reaches when it is damped "
+        f"by μ instead of the common λ{_when(m)}, its length chosen best, for all layers "
+        f"together{some}; rings mark the best μ, the dashed line is the gradient. "
+        f"All layers together: {'; '.join(best_dampings(found))}."
+    )
+    rows = found[["decrease"]].to_dataframe().reset_index()
+    figure = plots.own_dampings(found, layers)
+    name, title = "own_dampings", "Which damping for which method"
+    return Drawing(
+        name, title, caption, figure, rows[[*found["decrease"].dims, "decrease"]]
+    )
+
+
+def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | None:
+    nodes = {} if tree is None else {str(k): n.to_dataset() for k, n in tree.items()}
+    nodes = {name: ds for name, ds in nodes.items() if "share" in ds}
+    if tree is None or not nodes:
+        return None
+    damping = "; ".join(f"{n}: {number(ds.attrs['lambda'])}" for n, ds in nodes.items())
+    caption = (
+        f"Where the eigenvalues of each block lie{_when(m)}: their share per decade, over "
+        "the mean eigenvalue of the exact block, which the dotted line marks. The dashed "
+        "line is the damping λ: in directions at its left the damping decides, not the "
+        f"matrix. λ by layer: {damping}. Blocks of more than {WHOLE:,} rows by {PROBES} "
+        "sign vectors (`fl.density`)."
+    )
+    rows = [ds[["eigenvalue", "share"]].to_dataframe().dropna() for ds in nodes.values()]
+    frame = pd.concat(dict(zip(nodes, rows, strict=True)), names=["layer"]).reset_index()
+    figure = plots.density(tree)
+    return Drawing("density", "Eigenvalues, and the damping", caption, figure, frame)
 
 
 def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
@@ -364,6 +411,8 @@ RECIPES: Final[
 ] = (
     _errors,
     _purposes,
+    _own_dampings,
+    _density,
     _trajectory,
     _directions,
     _sweep,

@@ -113,14 +113,15 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Escape a sentence and set what stands in backticks as code.
+    """Escape a sentence and set what stands in backticks, and options, as code.
 
     Examples
     --------
     >>> prose("`kfac` < 1")
     Markup('<code>kfac</code> &lt; 1')
     """
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"<code>\1</code>", marked))
 
 
 def _resource(name: str) -> str:

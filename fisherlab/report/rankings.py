@@ -160,7 +160,7 @@ def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
     return Contest(
         told.title,
         0.0 if told.best == "low" else 1.0,
-        tuple(m.layers[i] for i in rows),
+        tuple(m.titles[i] for i in rows),
         tuple(methods),
         _parameters(ds, m)[rows],
         values,
@@ -341,7 +341,7 @@ def _law(moments: list[Moment], smaller: str, larger: str, why: str) -> Law:
         for i in np.flatnonzero(known & (low > high * (1 + 1e-5) + FLOOR)):
             where = "" if m.step is None else f"step={m.step}, "
             broken.append(
-                f"{where}layer={m.layers[i]}: {smaller} {number(low[i])} > "
+                f"{where}layer={m.titles[i]}: {smaller} {number(low[i])} > "
                 f"{larger} {number(high[i])}"
             )
     return Law(smaller, larger, why, checked, tuple(broken))

@@ -18,19 +18,28 @@ from fisherlab.analysis.allowances import (
     parse_time,
 )
 from fisherlab.analysis.cost import Collection, Plan, Probed
+from fisherlab.analysis.counts import own, product
 from fisherlab.analysis.demands import exact_solve
+from fisherlab.approximators import Approximator
 from fisherlab.catalogue import NEEDS
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.judging import HELD_OUT
+from fisherlab.samples import Samples
 
 FEW: Final = 32
 """Below so many examples that fit, labels are sampled instead (`--fisher auto`)."""
 DRAWN: Final = 12
 """Layers whose inverse is drawn, at most, unless they are named."""
 _LARGEST: Final = 2000
+WHOLE: Final = 1000
+"""Rows up to which all eigenvalues of a block are drawn; above it those of quadrature."""
+PROBES: Final = 2
+STEPS: Final = 64
+"""Sign vectors of the quadrature, and products with each."""
+_SPECTRA: Final = 0.05
 BATCH: Final = 64
 """Examples in a minibatch of the training, unless one step takes longer than `_STEP`."""
 _STEP: Final = 10.0
@@ -65,6 +74,8 @@ class Size:
         Bytes of one comparison's largest request.
     drawn
         Layers whose inverse is drawn.
+    spectra
+        Layers whose eigenvalues are drawn.
     judging
         Counted time of the purposes at the last moment.
     held_out
@@ -83,6 +94,7 @@ class Size:
     seconds: tuple[float, ...]
     budget: int
     drawn: tuple[str, ...]
+    spectra: tuple[str, ...]
     judging: float
     held_out: int
     losses: int
@@ -151,6 +163,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         left,
         memory // 2,
         layers,
+        _spectra(samples, chosen, last, _SPECTRA * parse_time(config.time) * RATE),
         judging,
         held_out,
         losses,
@@ -310,9 +323,45 @@ def _drawn(
     if not small:
         return ()
     largest = max(sizes[name] for name in small)
-    count = min(len(small), DRAWN, max(1, int(memory / (64 * largest**2))))
-    places = np.linspace(0, len(small) - 1, count).round().astype(int)
-    return tuple(small[place] for place in places)
+    return spread(small, max(1, int(memory / (64 * largest**2))))
+
+
+def spread(layers: Sequence[str], most: int = DRAWN) -> tuple[str, ...]:
+    """Return layers spaced evenly, at most so many.
+
+    Examples
+    --------
+    >>> spread(["0", "1", "2"], 2)
+    ('0', '2')
+    """
+    count = min(len(layers), DRAWN, most)
+    places = np.linspace(0, len(layers) - 1, count).round().astype(int)
+    return tuple(layers[place] for place in places)
+
+
+def _spectra(
+    samples: Mapping[str, Samples],
+    methods: Mapping[str, Approximator],
+    left_out: Mapping[Any, str],
+    flops: float,
+) -> tuple[str, ...]:
+    """Return layers spaced evenly whose spectra fit together, the cheapest first."""
+    missing = {layer for layer, _, part in left_out if part == "matrix"}
+    few = spread([name for name in samples if name not in missing])
+    price = {name: _spectrum(samples[name], methods) for name in few}
+    cheapest = sorted(few, key=lambda name: price[name])
+    fits = np.cumsum([price[name] for name in cheapest]) <= flops
+    taken = [name for name, fit in zip(cheapest, fits, strict=True) if fit]
+    return tuple(name for name in few if name in taken)
+
+
+def _spectrum(s: Samples, methods: Mapping[str, Approximator]) -> float:
+    """Count the methods once more, and their eigenvalues or the products of quadrature."""
+    o, i = s.weight_shape
+    each = float(o * i) ** 3 if o * i <= WHOLE else 2.0 * PROBES * STEPS * o * i * (o + i)
+    exact = each if o * i <= WHOLE else PROBES * STEPS * product(s)
+    built = sum(own(s, method, "matrix").flops for method in methods.values())
+    return exact + built + len(methods) * each
 
 
 def _moments_told(asked: tuple[int, ...], kept: tuple[int, ...]) -> Iterator[str]:

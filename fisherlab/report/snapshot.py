@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from fisherlab.analysis.verdicts import titles
 from fisherlab.plots import frames
 from fisherlab.plots.costs import storage_share
 
@@ -37,6 +38,12 @@ class Moment:
     damped: frozenset[str] = frozenset()
     floored: Grid | None = None
     norms: Grid | None = None
+    told: tuple[str, ...] = ()
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The layers as sentences name them: a number with its kind."""
+        return self.told or self.layers
 
     @property
     def alive(self) -> Grid:
@@ -138,6 +145,7 @@ def moment(
         frozenset(n for n in numbers if "damping" in ds[n].dims),
         _words(ds, "floored", "", step),
         norms,
+        titles(ds),
     )
 
 
@@ -207,9 +215,10 @@ def _chosen(ds: xr.Dataset, dim: str, value: float | int | str | None) -> Any:
 
 
 def _shapes(ds: xr.Dataset) -> tuple[str, ...]:
-    if not {"d_out", "d_in"} <= set(ds.coords):
-        return tuple("" for _ in frames.names(ds, "layer"))
-    pairs = zip(
-        np.atleast_1d(ds["d_out"].values), np.atleast_1d(ds["d_in"].values), strict=True
-    )
-    return tuple(f"{int(o)}×{int(i)}" for o, i in pairs)
+    kinds, names = frames.kinds(ds), frames.names(ds, "layer")
+    told = [kinds.get(name, "").removeprefix(" · ") for name in names]
+    if {"d_out", "d_in"} <= set(ds.coords):
+        d_out, d_in = (np.atleast_1d(ds[end].values) for end in ("d_out", "d_in"))
+        sizes = zip(told, d_out, d_in, strict=True)
+        told = [f"{kind} {int(o)}×{int(i)}".strip() for kind, o, i in sizes]
+    return tuple(told)

@@ -98,7 +98,7 @@ def _nothing(m: Moment) -> Sentence:
 
 def _dead(m: Moment) -> Sentence | None:
     """Say in which layers there is nothing to approximate."""
-    dead = [name for name, alive in zip(m.layers, m.alive, strict=True) if not alive]
+    dead = [name for name, alive in zip(m.titles, m.alive, strict=True) if not alive]
     if not dead:
         return None
     text = (
@@ -208,7 +208,7 @@ def _marked(m: Moment, name: str, *, single: bool = True) -> str:
     rows = marks.sum(axis=1) >= (1 if single else 2)
     told = []
     for j, method in enumerate(m.approximators):
-        at = [m.layers[i] for i in np.flatnonzero(marks[:, j] & rows)]
+        at = [m.titles[i] for i in np.flatnonzero(marks[:, j] & rows)]
         if at and method != "exact":
             told.append(f"`{method}` in {layers(at)}")
     return ", ".join(told)
@@ -217,7 +217,7 @@ def _marked(m: Moment, name: str, *, single: bool = True) -> str:
 def _scale(m: Moment) -> Sentence | None:
     errors = m.grid("frobenius_error")
     over = {
-        name: [m.layers[i] for i in np.flatnonzero(errors[:, j] > 1)]
+        name: [m.titles[i] for i in np.flatnonzero(errors[:, j] > 1)]
         for j, name in enumerate(m.approximators)
     }
     told = [f"`{name}` in {layers(at)}" for name, at in over.items() if at]
@@ -257,7 +257,7 @@ def unavailable(m: Moment) -> tuple[tuple[str, tuple[str, ...], str], ...]:
     """
     found: dict[tuple[str, str], list[str]] = {}
     errors = m.grids.get("frobenius_error")
-    for i, layer in enumerate(m.layers):
+    for i, layer in enumerate(m.titles):
         for j, name in enumerate(m.approximators):
             why = str(m.status[i, j])
             if why in {"ok", "", "nan"}:

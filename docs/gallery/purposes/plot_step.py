@@ -2,7 +2,8 @@
 A natural-gradient step
 =======================
 
-The share of the exact step's decrease that each method reaches, at its own best damping.
+The share of the exact step's decrease that each method reaches, at its own best damping,
+and what it reaches at others: below the dashed line the gradient itself is better.
 """
 
 import fisherlab as fl
@@ -15,3 +16,4 @@ found = fl.compare(
     stats, ["kfac", "kpsvd-2", "mini-block", "diagonal"], purpose=fl.Step(gradient, 0.01)
 )
 fl.plots.purposes(found)
+fl.plots.own_dampings(found)
