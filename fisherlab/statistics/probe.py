@@ -128,7 +128,7 @@ def probe(
     expected = _sums(view, blocks, direct, column)
     alone, overwrites = _alone(view, blocks, batch.part([0]))
     tapped, general = _forms(view, blocks, pair, alone, column, expected)
-    for name in tapped.keys() & set(apart):
+    for name in [one for one in tapped if one in apart]:
         del tapped[name]
         general[name] = OTHERWISE
     remaining = {name: block for name, block in blocks.items() if name in general}
