@@ -150,12 +150,36 @@ def methods(folder: Path) -> None:
     for family, title in FAMILIES.items():
         text = heading(title)
         text += inspect.getdoc(importlib.import_module(f"fisherlab.approximators.{family}"))
+        text += measured([name for names in pages[family].values() for name in names])
         for kind, names in pages[family].items():
             text += "\n\n" + heading(", ".join(names), "-")
             text += f".. autoclass:: fisherlab.{kind.__name__}\n   :no-index:\n\n"
             for name in names:
                 text += picture(name, layer, exact, folder)
         (folder / f"{family}.rst").write_text(text, encoding="utf-8")
+
+
+def measured(names: list[str]) -> str:
+    """Return the errors of methods on the networks that `docs/measure.py` measured."""
+    found = json.loads((ROOT / "docs" / "measured.json").read_text(encoding="utf-8"))
+    errors, networks = found["errors"], found["networks"]
+    known = [name for name in names if all(name in column for column in errors.values())]
+    if not known:
+        return ""
+    text = (
+        "\n\n.. list-table:: Relative error of all layers together\n   :header-rows: 1\n\n"
+    )
+    rows = [["method", *errors]]
+    rows += [[f"``{n}``", *(f"{errors[e][n]:.3g}" for e in errors)] for n in known]
+    for row in rows:
+        text += "".join(f"   {'* -' if not i else '  -'} {c}\n" for i, c in enumerate(row))
+    told = "; ".join(f"{name}: {words}" for name, words in networks.items())
+    return text + (
+        f"\n√(Σ‖F − F̂‖² / Σ‖F‖²) over the layers that have Kronecker factors, on "
+        f"{found['examples']} digits after {found['steps']} steps of training ({told}). "
+        f"Measured {found['measured_at']} with torch {found['torch']} by "
+        "``python docs/measure.py``.\n\n"
+    )
 
 
 def picture(name: str, layer: fl.LayerStatistics, exact: torch.Tensor, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import runpy
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_the_reference_has_every_public_name(generate):
         text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
         parts = fl._MODULES if page == "reference" else generate.FAMILIES
         assert set(parts) == set(re.findall(rf"generated/{page}/(\w+)", text))
+
+
+def test_every_method_was_measured_on_three_networks():
+    """`python docs/measure.py` measures again, after a method came or changed."""
+    found = json.loads((DOCS / "measured.json").read_text(encoding="utf-8"))
+    assert list(found["errors"]) == list(found["networks"])
+    assert len(found["errors"]) == 3
+    for errors in found["errors"].values():
+        assert list(errors) == list(fl.approximators())
+        assert errors["exact"] == 0
+        best = [errors[f"kpsvd{rank}"] for rank in ("", "-2", "-3", "-4")]
+        assert best == sorted(best, reverse=True)
+        assert best[0] <= min(errors[name] for name in ("kfac", "tkfac", "shampoo", "foof"))
+        assert errors["ekfac"] <= errors["kfac"]
+        assert errors["unit-wise"] <= errors["quasi-diagonal"] <= errors["diagonal"]
 
 
 def anchors(page: Path) -> set[str]:
