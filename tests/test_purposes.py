@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import weakref
 
 import matplotlib.pyplot as plt
@@ -625,6 +626,19 @@ def test_every_measure_of_a_purpose_is_drawn(network):
     plt.close(figure)
     with pytest.raises(ValueError, match="the table holds step, laplace"):
         fl.plots.purposes(found, "nothing")
+
+
+def test_words_of_ticks_do_not_run_into_each_other(network):
+    found = fl.compare(network[2], ["kfac", "diagonal"], purpose=fl.Sharpness())
+    found["value"][:] = np.array([[-5e-4, 5e-4], [-0.02, 0.02]])[:, :, None]
+    found["network"][:], found["best"][:] = 0.0, 0.0
+    figure = fl.plots.purposes(found)
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert len(boxes) > 2
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    plt.close(figure)
 
 
 def test_the_figure_says_why_a_layer_has_no_number(network):

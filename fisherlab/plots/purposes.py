@@ -352,7 +352,7 @@ def _ticked(ax: Axes, places: Sequence[float], ends: tuple[float, float]) -> Non
     pad = 0.06 * (high - low)
     inverse = ax.transData.inverted()
     ax.set_xlim(*(inverse.transform((x, 0))[0] for x in (low - pad, high + pad)))
-    kept = sorted(_apart(ax, places))
+    kept = sorted(places if ax.get_xscale() == "linear" else _apart(ax, places))
     ax.set_xticks(kept, [_written(x) for x in kept])
 
 
