@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fisherlab.errors import UnsupportedModelError, meant
-from fisherlab.layers.modes import exclusive, uncompiled
+from fisherlab.layers.modes import alone, uncompiled
 from fisherlab.numerics.devices import generators_kept
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
@@ -145,6 +145,7 @@ class Block:
         return self.shape if self.rows > self.shape[0] else (self.rows,)
 
 
+@alone
 def blocks(model: nn.Module) -> dict[str, Block]:
     """Partition the trainable parameters of a model into blocks, in order.
 
@@ -161,11 +162,7 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     >>> list(blocks(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))))
     ['0', '2']
     """
-    with exclusive(model):
-        return _partition(uncompiled(model))
-
-
-def _partition(model: nn.Module) -> dict[str, Block]:
+    model = uncompiled(model)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     modules = dict(model.named_modules())
     found: dict[str, Block] = {}
@@ -225,18 +222,6 @@ def kind(module: nn.Module) -> str:
         if hasattr(module, before) and hasattr(module, after):
             return f"{name} {getattr(module, before)}→{getattr(module, after)}"
     return name
-
-
-def frozen_parameters(model: nn.Module) -> list[str]:
-    """List the parameters that do not require a gradient.
-
-    Examples
-    --------
-    >>> frozen_parameters(nn.Linear(2, 1).requires_grad_(False))
-    ['weight', 'bias']
-    """
-    named = uncompiled(model).named_parameters()
-    return [name for name, p in named if not p.requires_grad]
 
 
 def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str, Block]:

@@ -153,13 +153,6 @@ class _Workspace:
         self.input_pairs = empty((wide, examples), inputs.dtype, inputs.device)
         self.product = empty((pairs, pair_count(m)), inputs.dtype, inputs.device)
 
-    def packed_outputs(self, part: slice, piece: tuple[int, int]) -> Tensor:
-        """Return pairs of Σ_v g_v g_vᵀ × examples."""
-        n = part.stop - part.start
-        if self.alone:
-            return pack_outer(self.gradients[:, part], *piece, self.output_pairs[:, :n])
-        return pack_sums(self.gradients[part], *piece, self.output_pairs[:n])
-
 
 def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
     """Return how many numbers `kronecker_sum_` holds beside the block."""
@@ -181,9 +174,14 @@ def _product_rows(space: _Workspace, piece: tuple[int, int], scale: float) -> Te
     first, end = (pair_offset(space.outputs, row) for row in piece)
     result = space.product[: end - first]
     for part in chunks(examples, EXAMPLES):
-        left, inputs = space.packed_outputs(part, piece), space.inputs[:, part]
+        inputs, n = space.inputs[:, part], part.stop - part.start
+        if space.alone:  # pairs of Σ_v g_v g_vᵀ × examples
+            room = space.output_pairs[:, :n]
+            left = pack_outer(space.gradients[:, part], *piece, room)
+        else:
+            left = pack_sums(space.gradients[part], *piece, space.output_pairs[:n])
         for start, stop in space.input_pieces:
-            room = space.input_pairs[:, : inputs.shape[1]]
+            room = space.input_pairs[:, :n]
             right = pack_outer(inputs, start, stop, room)  # pairs of a aᵀ × examples
             at = pair_offset(m, start)
             columns = result[:, at : at + right.shape[0]]

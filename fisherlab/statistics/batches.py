@@ -194,14 +194,12 @@ def batches(
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
     """Return a batch on a device, floats of x in a dtype, as autograd takes them."""
 
-    def plain(tensor: Tensor) -> Tensor:
-        return tensor.clone() if tensor.is_inference() else tensor
+    def move(tensor: Tensor, floats: torch.dtype | None = dtype) -> Tensor:
+        kind = floats if tensor.is_floating_point() else None
+        there = tensor.to(device=device, dtype=kind)
+        return there.clone() if there.is_inference() else there
 
-    def move(tensor: Tensor) -> Tensor:
-        floats = tensor.is_floating_point() and dtype is not None
-        return plain(tensor.to(device=device, dtype=dtype if floats else None))
-
-    y = None if batch.y is None else plain(batch.y.to(device))
+    y = None if batch.y is None else move(batch.y, None)
     return Batch(map_inputs(batch.x, move), y, batch.first)
 
 

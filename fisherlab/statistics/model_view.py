@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
 from fisherlab.errors import UnsupportedModelError
-from fisherlab.layers import Block, exclusive, require_independent_examples, uncompiled
+from fisherlab.layers import Block, alone, require_independent_examples, uncompiled
 from fisherlab.numerics.devices import generator_states, generators_kept
 from fisherlab.statistics.batches import Batch, map_inputs
 
@@ -111,6 +111,7 @@ class ModelView:
             yield
 
 
+@alone
 def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     """Check a model and see it in a precision, through a copy if it has another.
 
@@ -123,8 +124,25 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
         If a parameter holds NaN or infinity.
     """
     require_gradients()
-    with exclusive(model):
-        return _seen(uncompiled(model), dtype)
+    if dtype is not None and not getattr(dtype, "is_floating_point", False):
+        msg = f"dtype={dtype!r}: None or a real one such as torch.float64 is expected."
+        raise TypeError(msg)
+    model = uncompiled(model)
+    require_independent_examples(model)
+    named = dict(model.named_parameters())
+    if not named:
+        raise UnsupportedModelError("The model has no parameters.")
+    _check_parameters(named)
+    floats = [p for p in named.values() if p.is_floating_point()]
+    trained = [p for p in floats if p.requires_grad]  # adapters, whatever their base is
+    chosen = dtype or reduce(torch.promote_types, (p.dtype for p in trained or floats))
+    model = _in_precision(model, chosen)
+    own = dict(model.named_parameters())
+    parameters = {name: p.detach() for name, p in own.items()}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    device = floats[0].device
+    _require_own_precision(device)
+    return ModelView(model, own, parameters, buffers, device, chosen)
 
 
 def require_gradients() -> None:
@@ -151,27 +169,6 @@ def _require_own_precision(device: torch.device) -> None:
             "without a word in the result; leave autocast, or pass dtype= to take the "
             "statistics of a model in another precision."
         )
-
-
-def _seen(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
-    if dtype is not None and not getattr(dtype, "is_floating_point", False):
-        msg = f"dtype={dtype!r}: None or a real one such as torch.float64 is expected."
-        raise TypeError(msg)
-    require_independent_examples(model)
-    named = dict(model.named_parameters())
-    if not named:
-        raise UnsupportedModelError("The model has no parameters.")
-    _check_parameters(named)
-    floats = [p for p in named.values() if p.is_floating_point()]
-    trained = [p for p in floats if p.requires_grad]  # adapters, whatever their base is
-    chosen = dtype or reduce(torch.promote_types, (p.dtype for p in trained or floats))
-    model = _in_precision(model, chosen)
-    own = dict(model.named_parameters())
-    parameters = {name: p.detach() for name, p in own.items()}
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    device = floats[0].device
-    _require_own_precision(device)
-    return ModelView(model, own, parameters, buffers, device, chosen)
 
 
 def _check_parameters(named: Mapping[str, Tensor]) -> None:

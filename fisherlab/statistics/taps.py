@@ -177,8 +177,14 @@ def described(
     found: dict[str, Described] = {}
     for name, tap in tapped.items():
         lost = gone.get(name, [None] * len(tap.parts))
+        rows = []
         triples = zip(tap.parts, _joined_features(name, tap, passes), lost, strict=True)
-        rows = [batch.own(_counting(*triple)) for triple in triples]
+        for part, inputs, none in triples:  # nothing at the positions that do not count
+            held, table = inputs, part.form.looked_up
+            if none is not None:
+                where = none if table else none[..., None]
+                held = inputs.masked_fill(where, -1 if table else 0)
+            rows.append(batch.own(held))
         about = replace(made, layer=name)
         found[name] = partial(statistics_of, blocks[name], tap, rows, lost, about)
     return found
@@ -272,15 +278,6 @@ def generic(like: Tensor) -> Tensor:
     """Return fixed numbers without a pattern, so that nothing cancels by accident."""
     numbers = torch.arange(1, like.numel() + 1, device=like.device)
     return numbers.float().sqrt().cos().to(like.dtype).view(like.shape)
-
-
-def _counting(part: Part, inputs: Tensor, gone: Tensor | None) -> Tensor:
-    """Return features or rows with nothing at the positions that do not count."""
-    if gone is None:
-        return inputs
-    if part.form.looked_up:
-        return inputs.masked_fill(gone, -1)
-    return inputs.masked_fill(gone[..., None], 0)
 
 
 def _joined_features(name: str, tap: Tapped, passes: Sequence[Pass]) -> list[Tensor]:
