@@ -1,7 +1,8 @@
 """Memory budgets: how many bytes a request may take, and how to cut work to fit."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -102,6 +103,18 @@ def chunks(total: int, size: int) -> Iterator[slice]:
     size = max(1, int(size))
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
+
+
+def spans(lengths: Sequence[int]) -> list[slice]:
+    """Return the places of parts of these lengths that follow each other.
+
+    Examples
+    --------
+    >>> spans([2, 3])
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    ends = list(accumulate(lengths))
+    return [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.memory import spans
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,6 @@ class HalfTable:
 
     def _placed(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield every panel with its rows."""
-        start = 0
-        for panel in self.panels:
-            yield slice(start, start + len(panel)), panel
-            start += len(panel)
+        yield from zip(
+            spans([len(panel) for panel in self.panels]), self.panels, strict=True
+        )

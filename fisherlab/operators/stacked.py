@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.memory import spans
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.bases import Beside
 from fisherlab.operators.dampings import Damping, parsed
@@ -112,10 +113,8 @@ class Stacked(Apart):
 
     def spans(self) -> Iterator[tuple[Operator, slice]]:
         """Yield every part with its rows of the weight."""
-        start = 0
-        for part in self.parts:
-            yield part, slice(start, start + part.weight_shape[0])
-            start += part.weight_shape[0]
+        places = spans([part.weight_shape[0] for part in self.parts])
+        yield from zip(self.parts, places, strict=True)
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         return torch.cat([part._apply(w[:, rows]) for part, rows in self.spans()], 1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.memory import chunks, spans
 from fisherlab.samples.base import WHOLE, Samples
 from fisherlab.samples.cross import cross_product, gram_block
 from fisherlab.samples.outer import OuterSamples
@@ -104,18 +104,14 @@ class StackedSamples(Samples):
         self, out: Float[Tensor, "p p"], scale: float = 1.0
     ) -> Float[Tensor, "p p"]:
         """Write scale · Σ vec(D) vec(D)ᵀ into `out`, block by block."""
-        spans = self._spans()
-        for number, (piece, at) in enumerate(zip(self.pieces, spans, strict=True)):
+        places = spans(self.sizes)
+        for number, (piece, at) in enumerate(zip(self.pieces, places, strict=True)):
             own = torch.empty(2 * [at.stop - at.start], dtype=out.dtype, device=out.device)
             out[at, at] = piece.add_dense_(own, scale)
-            for other, to in zip(self.pieces[:number], spans, strict=False):
+            for other, to in zip(self.pieces[:number], places, strict=False):
                 block = cross_product(piece, other).mul_(scale)
                 out[at, to], out[to, at] = block, block.T
         return out
-
-    def _spans(self) -> list[slice]:
-        ends = torch.tensor(self.sizes).cumsum(0).tolist()
-        return [slice(e - n, e) for e, n in zip(ends, self.sizes, strict=True)]
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products, a sum over the weights, v-major."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import Budget, parse_budget, readable, require
+from fisherlab.numerics.memory import Budget, parse_budget, readable, require, spans
 from fisherlab.samples.cross import Index, cross_product, index_length
 from fisherlab.showing import html_table
 from fisherlab.statistics.values import LayerStatistics, Statistics
@@ -143,7 +143,8 @@ def full_matrix(stats: Statistics, *, budget: Budget = None) -> FullMatrix:
     >>> full_matrix(stats)
     FullMatrix(20×20, 2 blocks, 1.6 KiB)
     """
-    offsets = _offsets(stats)
+    shapes = (layer.weight_shape for layer in stats.values())
+    offsets = dict(zip(stats, spans([o * i for o, i in shapes]), strict=True))
     size = max(at.stop for at in offsets.values())
     held = next(iter(stats.values())).samples
     needed = size * size * held.dtype.itemsize
@@ -158,15 +159,6 @@ def full_matrix(stats: Statistics, *, budget: Budget = None) -> FullMatrix:
             values[offsets[row], offsets[column]] = block
             values[offsets[column], offsets[row]] = block.T
     return FullMatrix(values, offsets)
-
-
-def _offsets(stats: Statistics) -> dict[str, slice]:
-    found, start = {}, 0
-    for name, layer in stats.items():
-        o, i = layer.weight_shape
-        found[name] = slice(start, start + o * i)
-        start += o * i
-    return found
 
 
 def require_matching(call: str, first: LayerStatistics, second: LayerStatistics) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fisherlab.layers.blocks import Block, Span
 from fisherlab.layers.uses import Form
-from fisherlab.numerics.memory import chunks, empty
+from fisherlab.numerics.memory import chunks, empty, spans
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.recorder import Call, Pass, at_calls
@@ -328,10 +328,7 @@ def pull(
 
 def _placed(passes: Sequence[Pass]) -> Iterator[tuple[Pass, slice]]:
     """Yield every pass with the place of its examples among all."""
-    first = 0
-    for done in passes:
-        yield done, slice(first, first + len(done.output))
-        first += len(done.output)
+    yield from zip(passes, spans([len(done.output) for done in passes]), strict=True)
 
 
 def _room(rows: Tensor, columns: int, examples: int, *, whole: bool) -> Tensor:

@@ -9,16 +9,15 @@ products and solves take and return mappings ``{block: w}`` with w (..., d_out, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from itertools import accumulate
 from typing import overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import readable
+from fisherlab.numerics.memory import readable, spans
 from fisherlab.operators.base import Operator
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
@@ -237,18 +236,6 @@ class NetworkOperator(Operator):
 def sizes(shapes: Shapes) -> list[int]:
     """Return d_out·d_in of every block."""
     return [o * i for o, i in shapes.values()]
-
-
-def spans(lengths: Sequence[int]) -> list[slice]:
-    """Return the places of parts of these lengths that follow each other.
-
-    Examples
-    --------
-    >>> spans([2, 3])
-    [slice(0, 2, None), slice(2, 5, None)]
-    """
-    ends = list(accumulate(lengths))
-    return [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
 
 
 def same_blocks(a: NetworkOperator, b: NetworkOperator) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import eigh, factorised
+from fisherlab.numerics.memory import spans
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.iterative import IterativeInverse
@@ -27,7 +28,7 @@ from fisherlab.operators.kronecker_congruence import (
     KroneckerCongruence,
     simultaneous,
 )
-from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights, spans
+from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
 from fisherlab.operators.network.block_tridiagonal_inverse import (
     BlockTridiagonalInverse,
     Link,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import kron
+from fisherlab.numerics.memory import spans
 from fisherlab.operators.base import Provenance, column_inner, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
@@ -24,7 +25,6 @@ from fisherlab.operators.network.base import (
     Shapes,
     Weights,
     same_blocks,
-    spans,
 )
 from fisherlab.operators.network.block_diagonal import BlockDiagonal
 from fisherlab.operators.network.whole import DENSE_ROWS, WholeNetwork, tikhonov_inverse
