@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -81,15 +81,22 @@ class FactoredMiniBlocks(Operator):
         self, out: Float[Tensor, "b k k"], group: int, part: slice, scale: float
     ) -> Float[Tensor, "b k k"]:
         """Add scale · Σ D_b D_bᵀ to some blocks of a group, in place."""
-        if self.partition.is_by_row and isinstance(self.samples, OuterSamples):
-            energy = self.samples.output_energy[:, part] * scale
+        outer = self._outer
+        if outer is not None:
+            energy = outer.output_energy[:, part] * scale
             for block, weights in zip(out, energy.T, strict=True):
-                block.add_(weighted_moment(self.samples.inputs, weights))
+                block.add_(weighted_moment(outer.inputs, weights))
             return out
         for stack in self.samples.stacks():
             chosen = self.partition.take(stack)[group][:, part].permute(1, 2, 0)
             out.baddbmm_(chosen, chosen.transpose(1, 2), alpha=scale)
         return out
+
+    @property
+    def _outer(self) -> OuterSamples | None:
+        """The samples, where they are outer products and every block is a row's."""
+        fits = self.partition.is_by_row and isinstance(self.samples, OuterSamples)
+        return cast("OuterSamples", self.samples) if fits else None
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -109,9 +116,9 @@ class FactoredMiniBlocks(Operator):
     def _mean(self, group: int) -> Float[Tensor, "1 k k"]:
         count, size = self.partition.sizes[group]
         scale = 1 / (count * self.count)
-        if self.partition.is_by_row and isinstance(self.samples, OuterSamples):
-            energy = self.samples.output_energy.sum(1)
-            return weighted_moment(self.samples.inputs, energy)[None] * scale
+        outer = self._outer
+        if outer is not None:
+            return weighted_moment(outer.inputs, outer.output_energy.sum(1))[None] * scale
         total = self._zeros(size, size)
         for stack in self.samples.stacks():
             cut = self.partition.take(stack)[group]
@@ -142,7 +149,7 @@ class FactoredMiniBlocks(Operator):
     @property
     def _by_grams(self) -> bool:
         """Whether the norm is cheaper through Grams than through formed blocks."""
-        if not (self.partition.is_by_row and isinstance(self.samples, OuterSamples)):
+        if self._outer is None:
             return False
         o, i = self.weight_shape
         return self.samples.examples * (i + o) < o * i * i
@@ -161,11 +168,11 @@ class FactoredMiniBlocks(Operator):
 
     @cached_property
     def _norm(self) -> float:
-        if not self._by_grams:
+        outer = self._outer
+        if outer is None or not self._by_grams:
             return self._panel_norm()
-        assert isinstance(self.samples, OuterSamples)
-        energy, total = self.samples.output_energy, 0.0
-        for left, right, inputs, _ in self.samples.squared_grams():
+        energy, total = outer.output_energy, 0.0
+        for left, right, inputs, _ in outer.squared_grams():
             weight = 1.0 if left == right else 2.0
             outputs = energy[left] @ energy[right].T
             total += weight * float((inputs * outputs).sum(dtype=torch.float64))
@@ -181,9 +188,8 @@ class FactoredMiniBlocks(Operator):
     @property
     def _rank(self) -> int | None:
         """Samples that span every row's block, where they are fewer than its rows."""
-        samples = self.samples
-        outer = isinstance(samples, OuterSamples)
-        if not (self.partition.is_by_row and (outer or isinstance(samples, CUT))):
+        samples, outer = self.samples, self._outer is not None
+        if not (outer or (self.partition.is_by_row and isinstance(samples, CUT))):
             return None
         rank = samples.examples * (1 if outer else samples.columns)
         return rank if rank < self.weight_shape[1] else None
@@ -210,20 +216,20 @@ class FactoredMiniBlocks(Operator):
         self._require_damping(damping)
         if damping < 0 or self._rank is None:
             return self.formed._solve(w, damping)
-        outer = isinstance(self.samples, OuterSamples)
-        by = self._solved_by_examples if outer else self._solved_by_samples
-        return by(w, damping)
+        outer = self._outer
+        if outer is None:
+            return self._solved_by_samples(w, damping)
+        return self._solved_by_examples(outer, w, damping)
 
     def _solved_by_examples(
-        self, w: Float[Tensor, "k o i"], damping: float
+        self, samples: OuterSamples, w: Float[Tensor, "k o i"], damping: float
     ) -> Float[Tensor, "k o i"]:
         """Solve in the N examples: a row's block is B Bᵀ with B = Aᵀ E^½ / √N.
 
         (B Bᵀ + λI)⁻¹ w = (w − B (BᵀB + λI)⁻¹ Bᵀ w) / λ.
         """
-        assert isinstance(self.samples, OuterSamples)
-        inputs = self.samples.inputs.double()
-        roots = (self.samples.output_energy.double() / self.count).sqrt()
+        inputs = samples.inputs.double()
+        roots = (samples.output_energy.double() / self.count).sqrt()
         gram, flat = inputs @ inputs.T, w.double()
         out = torch.empty_like(flat)
         for part in chunks(len(roots.T), PANEL_BYTES // max(8 * gram.numel(), 1)):
@@ -273,9 +279,9 @@ def _factored_blocks_pair(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> float
     aligned = same_partition(a.partition, b.partition)
     if a.samples is b.samples and aligned:
         return b.frobenius_norm() ** 2 * b.count / a.count
-    outer = isinstance(a.samples, OuterSamples) and isinstance(b.samples, OuterSamples)
-    if aligned and outer and a._by_grams and b._by_grams:
-        return _by_tables(a.samples, b.samples) / (a.count * b.count)
+    left, right = a._outer, b._outer
+    if aligned and left and right and a._by_grams and b._by_grams:
+        return _by_tables(left, right) / (a.count * b.count)
     if aligned and _cuts_are_cheaper(a, b):
         return _by_cuts(a.partition, a.samples, b.samples) / (a.count * b.count)
     if a.product_flops > b.product_flops:  # the smaller blocks are cut out of the larger
@@ -292,10 +298,8 @@ def _factored_blocks_pair(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> float
     return total
 
 
-def _by_tables(left: Samples, right: Samples) -> float:
+def _by_tables(left: OuterSamples, right: OuterSamples) -> float:
     """Return Σ (a_n·b_m)² ⟨e_n, f_m⟩ with the output energies e and f."""
-    assert isinstance(left, OuterSamples)
-    assert isinstance(right, OuterSamples)
     energy, other, total = left.output_energy, right.output_energy.T, 0.0
     for part in chunks(left.examples, PANEL_BYTES // (8 * max(1, right.examples))):
         table = (left.inputs[part] @ right.inputs.T).square_() * (energy[part] @ other)
