@@ -23,6 +23,7 @@ from fisherlab.analysis.layer_store import joined
 from fisherlab.analysis.layerwise import Request, Source, compare_layers
 from fisherlab.analysis.metric_table import (
     Metrics,
+    Question,
     begin,
     fill,
     mean_gradients,
@@ -180,15 +181,9 @@ def compare(
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     cells = Cells(list(stats), list(chosen), levels)
     begin(cells, asked)
-    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
-    count = len(levels.each) or 1
-    silent = time is None and progress is False
-    if time is not None or (silent and may_be_long(samples, len(chosen) * count)):
-        parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
-        counted = cut(samples, chosen, parts, Allowance.of(time, limit), count)
-        cells.left_out = {} if time is None else counted.reasons
-        if silent:
-            _foretell(counted.flops / RATE)
+    if time is not None or progress is False:
+        allowed = Allowance.of(time, limit)
+        cells.left_out = _left_out(stats, asked, chosen, allowed, time is None)
     for name in watched(stats, progress):
         exact = ExactBlock()((reference or stats)[name]).to(torch.float64)
         with decomposed_once(*stats[name].rows):  # for all methods
@@ -307,6 +302,25 @@ def _alone(
                 "twice."
             )
     return purpose if isinstance(purpose, Sequence) else [purpose]
+
+
+def _left_out(
+    stats: Statistics,
+    asked: Question,
+    chosen: Mapping[str, Approximator],
+    allowance: Allowance,
+    silent: bool,
+) -> Mapping[tuple[str, str, str], str]:
+    """Return what exceeds an allowance; where it is silent, nothing but a warning."""
+    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
+    count = len(asked.dampings.each) or 1
+    if silent and not may_be_long(samples, len(chosen) * count):
+        return {}
+    parts = [part for part in NEEDS if part == "matrix" or asked.of(part)]
+    counted = cut(samples, chosen, parts, allowance, count)
+    if silent:
+        _foretell(counted.flops / RATE)
+    return {} if silent else counted.reasons
 
 
 def _foretell(seconds: float) -> None:

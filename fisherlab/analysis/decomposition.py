@@ -132,11 +132,9 @@ def decompose(
         whole = ExactBlock()(exact[name]).to(torch.float64)
         sharing[row] = _sharing(exact[name], whole)
         for source, stats in sources.items():
-            column = SOURCES.index(source)
-            distances[row, column] = 0.0
-            if source != "exact":
-                pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
-                distances[row, column] = frobenius.frobenius_error.of(pair)
+            pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
+            error = 0.0 if source == "exact" else frobenius.frobenius_error.of(pair)
+            distances[row, SOURCES.index(source)] = error
             tables.fill(stats[name], source, chosen, whole)
     network, fisher = _network(sources, tables.parts)
     ds = xr.Dataset(
