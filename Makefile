@@ -72,8 +72,8 @@ gpu: test-device  ## on a GPU: the laws above, then benchmarks; every part is wr
 mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)
 
-browser: $(INSTALLED)  ## test the report's page, and the site if it is built, in a headless Chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)
+browser: $(INSTALLED)  ## test pages, and the site if it is built, in a headless Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "browser and not slow" tests/test_*_in_browser.py $(ARGS)
 
 lint: $(INSTALLED)  ## check style, format and the layers of the package
 	$(BIN)/ruff check .

@@ -1,131 +1,23 @@
-"""The page in a real browser: quiet, alone, and answering to clicks.
-
-Driven through chromedriver's own HTTP interface, so that nothing has to be installed
-beside the browser of the distribution.
-"""
+"""The page in a real browser: quiet, alone, and answering to clicks."""
 
 import json
 import os
-import shutil
-import socket
-import subprocess
 import time
-import urllib.request
-from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fisherlab.plots.saving import Image
 from fisherlab.report.page import write_page
+from tests.browsers import NEEDED, browser
 from tests.datasets import comparison, inverses
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its driver"),
-]
+__all__ = ["browser"]  # a fixture
+pytestmark = NEEDED
 NASTY = '<script>alert("x")</script> it\'s "層" ' + "n" * 300
-FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars")
 # How wide the page is with everything unfolded; tables and pictures scroll in boxes.
 WIDTH = """for (const each of document.querySelectorAll("details")) each.open = true;
     return document.documentElement.scrollWidth"""
-
-
-class Browser:
-    """A session of Chromium: go somewhere, run a script, read its logs."""
-
-    def __init__(self, port, profile):
-        self.root = f"http://127.0.0.1:{port}"
-        arguments = [f"--{flag}" for flag in (*FLAGS, "disable-background-networking")]
-        options = {
-            "binary": CHROMIUM,
-            "args": [*arguments, f"--user-data-dir={profile}"],
-        }
-        wanted = {
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-            "timeouts": {"script": 150_000},  # a busy machine
-        }
-        body = {"capabilities": {"alwaysMatch": wanted}}
-        self.root += f"/session/{self.ask('/session', body)['sessionId']}"
-
-    def ask(self, path, body=None, method=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.root + path, data, method=method)
-        request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=180) as answer:
-                return json.loads(answer.read())["value"]
-        except urllib.error.HTTPError as error:  # the reason is in the body
-            raise RuntimeError(f"{path}: {error.read().decode()}") from error
-
-    def open(self, path, width=1280, height=900):
-        screen = {
-            "width": width,
-            "height": height,
-            "deviceScaleFactor": 1,
-            "mobile": width < 500,
-        }
-        self.command("Emulation.setDeviceMetricsOverride", **screen)
-        self.ask("/url", {"url": path.as_uri()})
-
-    def command(self, name, **parameters):
-        return self.ask("/goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def run(self, script, *arguments):
-        return self.ask("/execute/sync", {"script": script, "args": list(arguments)})
-
-    def log(self, kind):
-        return self.ask("/se/log", {"type": kind})
-
-    def click(self, selector):
-        """Click where a person would: in the middle of what is seen, scrolled to."""
-        (element,) = self.ask(
-            "/element", {"using": "css selector", "value": selector}
-        ).values()
-        self.ask(f"/element/{element}/click", {})
-
-    def picture(self, path):
-        shot = self.command("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(b64decode(shot["data"]))
-        return Image.open(path)
-
-    def close(self):
-        self.ask("", method="DELETE")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    driver = subprocess.Popen(
-        [str(DRIVER), f"--port={port}", "--log-level=OFF"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for(port)
-        session = Browser(port, tmp_path_factory.mktemp("profile"))
-        yield session
-        session.close()
-    finally:
-        driver.terminate()
-        driver.wait(20)
-
-
-def _wait_for(port):
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError("chromedriver did not start")
 
 
 @pytest.fixture(scope="module")
