@@ -272,7 +272,8 @@ def test_all_of_them_stand_in_one_table():
     data = model.double(), (x, torch.arange(20) % 2), fl.Categorical()
     names = ["soap", "kl-shampoo", "muon", "soap-mean", "kl-shampoo-mean", "muon-mean"]
     ds = fl.compare(fl.collect(*data, fl.Empirical()), names)
-    assert set(ds.status.values.ravel()) == {"ok"}
+    constant = "undefined (zero, constant or too large): diagonal_correlation"
+    assert set(ds.status.values.ravel()) <= {"ok", constant}
     samples = fl.collect(*data, fl.Exact())["0"].samples
     assert isinstance(samples, OuterSamples)
     with pytest.raises(fl.NeedsMeanGradient):

@@ -81,7 +81,7 @@ class Cells:
             if array.ndim > 1 and np.isnan(array[place]).any()
         ]
         if undefined:
-            told = f"undefined for a zero matrix, or after overflow: {', '.join(undefined)}"
+            told = f"undefined (zero, constant or too large): {', '.join(undefined)}"
             self.blame(layer, method, told)
 
     def leaves_out(self, layer: str, method: str, part: Needs) -> bool:
