@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import fisherlab
 from fisherlab.report.config import ReportConfig
