@@ -64,10 +64,12 @@ test-device: $(INSTALLED)  ## compare the library on DEVICE (sim, cuda, ...) wit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m device tests/on_device \
 		--device $(DEVICE) --jaxtyping-packages= $(ARGS)
 
-# What a short loan of a card should bring home; `ARGS=--tiny` with DEVICE=sim rehearses it.
+# What a short loan of a card should bring home, also where a law fails on it;
+# `make gpu DEVICE=sim ARGS=--tiny` rehearses it.
 gpu: DEVICE = cuda
-gpu: test-device  ## on a GPU: the laws above, then benchmarks; every part is written at once
-	$(BIN)/python -m tests.benchmarks.accelerator --device $(DEVICE) $(ARGS)
+gpu: $(INSTALLED)  ## on a GPU: the laws above, then benchmarks; every part is written at once
+	$(MAKE) test-device DEVICE=$(DEVICE) ARGS=; laws=$$?; \
+	$(BIN)/python -m tests.benchmarks.accelerator --device $(DEVICE) $(ARGS) && exit $$laws
 
 mutants: $(INSTALLED)  ## see whether the tests notice small mistakes in a copy
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(ARGS)

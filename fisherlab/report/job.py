@@ -75,7 +75,7 @@ def run(config: ReportConfig, command: str = "") -> Path:
     """
     started = datetime.now().astimezone()
     check(config)
-    phase = Phases(count_phases(config) + 2, quiet=config.quiet)
+    phase = Phases(0, quiet=config.quiet)
     # Before the bar appears, so that a complaint about the input stands alone.
     ranks = live()
     with phase("load"):
@@ -84,6 +84,7 @@ def run(config: ReportConfig, command: str = "") -> Path:
     if ranks is not None:
         require_same_weights(ranks, problem.model)
         size = ranks.gathered(size)[0]
+    phase.total = count_phases(replace(config, checkpoints=size.moments)) + 2
     fallback = Path("reports") / f"{config.subject}-{started:%Y%m%d-%H%M%S}"
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with ExitStack() as stack:

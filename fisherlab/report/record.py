@@ -49,7 +49,7 @@ class Phases:
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._total = total
+        self.total = total
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._quiet = quiet
 
@@ -73,7 +73,7 @@ class Phases:
 
     def __enter__(self) -> Phases:
         self._bar = tqdm(
-            total=self._total,
+            total=self.total,
             disable=self._quiet,
             file=sys.stderr,
             unit="phase",

@@ -97,7 +97,7 @@ class ModelView:
         recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_replaced(torch.backends.mha, _is_fastpath_enabled=False))
+            stack.enter_context(_no_encoder_fast_path())
             stack.enter_context(_replaced(checkpoint, **_KEEPING))
             stack.enter_context(gradients_kept(self.model))
             stack.enter_context(warnings.catch_warnings())
@@ -303,6 +303,16 @@ def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
                 if not tensor.is_leaf:
                     del vars(module)[name]
         yield
+
+
+@contextmanager
+def _no_encoder_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 
 import fisherlab as fl
+from tests import simulated_device
 from tests.benchmarks import cases, kronecker, reports, steps
 from tests.benchmarks.__main__ import machine, measured, save, show
 from tests.benchmarks.timing import gemm, interleaved
 
 Row = dict[str, Any]
+REHEARSED = Path("build") / "rehearsed.json"
 AIMS = {
     "KFAC": 1.22,
     "KPSVD": 1.21,
@@ -171,16 +173,15 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="rehearse: everything small")
     parser.add_argument("--out", type=Path, help="the file, instead of one in results/")
     asked = parser.parse_args()
-    if asked.device == "sim":
-        from tests import simulated_device
-
-        simulated_device.load()
+    if asked.device != "cpu" and (why := simulated_device.missing(asked.device)):
+        parser.error(why)
+    out = asked.out or (REHEARSED if asked.tiny else None)
     torch.set_default_device(asked.device)
     plan = TINY if asked.tiny else Plan()
     for name in asked.parts or PARTS:
         for row in PARTS[name](plan):
             show(row)
-            save(machine(asked.device), [row], asked.out)
+            save(machine(asked.device), [row], out)
     return 0
 
 
