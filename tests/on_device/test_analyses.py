@@ -147,6 +147,7 @@ def test_nor_with_a_problem_that_is_loaded_and_cut(name, device):
     def work():
         problem = fl.problems.load(name, examples=9)
         parts = [*problem.train, *drawn(problem.train, 4), *problem.model.parameters()]
+        assert {part.device.type for part in parts} == {"cpu"}  # until it is moved
         return dict(enumerate(parts))
 
     expected = work()
