@@ -254,15 +254,6 @@ def test_symmetric_products_add_to_what_is_there(size):
     assert_close(packed.mirror_(added), 3 * rows.T @ rows, 1e-13)
 
 
-@pytest.mark.parametrize("size", [1, 5, 12, 17])
-def test_inverses_of_roots_go_panel_by_panel(size, monkeypatch):
-    monkeypatch.setattr(linalg, "PANEL", 5)
-    factor = normal(2, size, size)
-    moment = factor @ factor.mT + torch.eye(size, dtype=torch.float64)
-    found = linalg.inverse_of_root(torch.linalg.cholesky(moment))
-    assert_close(found, torch.linalg.inv(moment), 1e-10)
-
-
 def test_factors_laid_out_unlike_have_a_kronecker_product():
     first, second = normal(3, 2), normal(4, 5, seed=1)
     expected = torch.einsum("ab,cd->acbd", first.T, second).reshape(8, 15)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
 
-PANEL = 512  # columns of a triangular inverse that are solved for together
-
 
 @final
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def damped_cholesky(
     IndefiniteError
         If it is not positive definite; the smallest eigenvalue is named.
     """
-    shifted = matrix.double() if overwrite else matrix.double().clone()
+    shifted = matrix.to(torch.float64, copy=not overwrite)
     shifted.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
     if bool((info == 0) & torch.isfinite(factor[-1:]).all()):  # one look at the device
@@ -267,34 +265,3 @@ def kron(first: Num[Tensor, "a b"], second: Num[Tensor, "c d"]) -> Num[Tensor, "
     torch.Size([12, 10])
     """
     return torch.kron(first.contiguous(), second.contiguous())
-
-
-def inverse_of_root(root: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
-    """Return (L Lᵀ)⁻¹ = L⁻ᵀ L⁻¹ of lower triangular L.
-
-    A panel of columns of L⁻¹ and a panel of rows of the product at a time, below and left
-    of the diagonal only: n³/3 multiply-adds, those of `torch.cholesky_inverse`, in
-    products of large matrices, which LAPACK's potri does not use.
-
-    Examples
-    --------
-    >>> inverse_of_root(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
-    tensor([[ 0.5000, -0.5000],
-            [-0.5000,  1.0000]])
-    """
-    n = root.shape[-1]
-    turned, found = torch.zeros_like(root), torch.empty_like(root)
-    panels = [(start, min(start + PANEL, n)) for start in range(0, n, PANEL)]
-    for start, end in panels:
-        unit = root.new_zeros(n - start, end - start)
-        unit.diagonal().fill_(1)
-        rest = root[..., start:, start:]
-        unit = unit.expand(*root.shape[:-2], *unit.shape)
-        turned[..., start:, start:end] = torch.linalg.solve_triangular(
-            rest, unit, upper=False
-        )
-    for start, end in panels:
-        rows = turned[..., start:, start:end].mT @ turned[..., start:, :end]
-        found[..., start:end, :end] = rows
-        found[..., :start, start:end] = rows[..., :start].mT
-    return found

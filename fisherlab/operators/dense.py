@@ -13,7 +13,6 @@ from fisherlab.numerics.held import STAYS
 from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
-    inverse_of_root,
     require_finite,
     require_positive,
 )
@@ -130,7 +129,7 @@ class CholeskyInverse(Operator):
     @cached_property
     def formed(self) -> Dense:
         """The inverse as a dense block, formed at the first question that needs it."""
-        matrix = inverse_of_root(self.factor).to(self.precision)
+        matrix = torch.cholesky_inverse(self.factor).to(self.precision)
         return Dense(matrix, self.block_shape, self.provenance)
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:

@@ -13,7 +13,6 @@ from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
-    inverse_of_root,
     kron,
     narrowed,
     require_positive,
@@ -216,7 +215,7 @@ def inverse_pair(terms: Sequence[Term]) -> Term | None:
             root = damped_cholesky(factor, 0.0, "a factor")
         except NumericalError:
             return None
-        inverted.append(inverse_of_root(root).to(factor.dtype))
+        inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
     return inverted[0], inverted[1]
 
 

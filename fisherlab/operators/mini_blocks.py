@@ -12,7 +12,6 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.linalg import (
     factorised,
-    inverse_of_root,
     require_positive,
     stacked_cholesky,
 )
@@ -180,7 +179,7 @@ class MiniBlocks(Operator):
         inverted = tuple(torch.empty_like(blocks) for blocks in self.blocks)
         for blocks, out in zip(self.blocks, inverted, strict=True):
             for part in _panels(blocks):
-                out[part] = inverse_of_root(self._factor(blocks[part], damping))
+                out[part] = torch.cholesky_inverse(self._factor(blocks[part], damping))
         made = self.provenance.by(f"inverse of {self.provenance.method}")
         return MiniBlocks(self.partition, inverted, made)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 import fisherlab as fl
-from tests.benchmarks import kronecker, metrics, ranks, real, reports, steps
+from tests.benchmarks import kronecker, metrics, peer_steps, ranks, real, reports, steps
 from tests.benchmarks.cases import CASES, NEEDS_MNIST, Case, mnist_available
 from tests.benchmarks.memory import of_case
 from tests.benchmarks.timing import interleaved
 
 TABLES = steps.TABLES | kronecker.TABLES | metrics.TABLES
-TABLES |= reports.TABLES | real.TABLES | ranks.TABLES
+TABLES |= reports.TABLES | real.TABLES | ranks.TABLES | peer_steps.TABLES
 RESULTS = Path(__file__).parent / "results"
 
 

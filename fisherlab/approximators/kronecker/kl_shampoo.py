@@ -11,7 +11,7 @@ from fisherlab.approximators.base import OfSamples
 from fisherlab.approximators.costs import Cost, alternating_flops, cubes, pair_numbers
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.states import by_group
-from fisherlab.numerics.linalg import damped_cholesky, inverse_of_root
+from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
@@ -83,7 +83,7 @@ def _moved(old: Tensor, new: Tensor) -> float:
 
 
 def _inverse(matrix: Tensor, what: str) -> Tensor:
-    return inverse_of_root(damped_cholesky(matrix, 0.0, what))
+    return torch.cholesky_inverse(damped_cholesky(matrix, 0.0, what))
 
 
 def _shifted(matrix: Tensor, shift: float | Tensor) -> Tensor:

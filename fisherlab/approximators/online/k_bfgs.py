@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.approximators import register
-from fisherlab.numerics.linalg import damped_cholesky, inverse_of_root
+from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import Operator, QuasiNewtonFactors
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse, bfgs
@@ -174,7 +174,7 @@ class KBFGS:
         if previous is None:
             root, like = self.damping**0.5, gradients[0, 0, 0]
             factor = damped_cholesky(moment, root, f"the inputs of {statistics.name!r}")
-            columns = inverse_of_root(factor).to(moment.dtype)
+            columns = torch.cholesky_inverse(factor).to(moment.dtype)
             return QuasiNewtonFactors(self._start(like), columns, moment, None, made)
         if not isinstance(previous, QuasiNewtonFactors):
             msg = f"KBFGS: previous is {previous!r}; an operator of KBFGS is expected."
