@@ -17,7 +17,7 @@ from torch import distributed, nn
 import fisherlab as fl
 from tests.rank_jobs import spawned
 
-EXAMPLES, WIDTHS, EFFICIENCY = 6000, (784, 500, 250, 10), 0.85
+EXAMPLES, WIDTHS, EFFICIENCY = 30_000, (784, 500, 250, 10), 0.85
 METHODS = ("kfac", "diagonal", "ekfac")
 RUNS = {"one": (1, False), "two": (2, False), "two that share nothing": (2, True)}
 
