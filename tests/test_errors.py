@@ -48,6 +48,7 @@ class Transposed(Several):
 BAD_DATA = {
     "nan in x": ((with_nan(X), Y), "x holds NaN or infinity in 1 of 4"),
     "infinity in x": ((X * math.inf, Y), "x holds NaN or infinity in 4 of 4"),
+    "squares that overflow": ((X / X.abs().max() * 1e160, Y), "up to 1e\\+160.*squares"),
     "empty batch": ((X[:0], Y[:0]), "a batch is empty"),
     "no batch": ([], "no example was given"),
     "lengths": ((X, Y[:3]), r"axis 0 is the example.*\[4, 3\]"),

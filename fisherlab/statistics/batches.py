@@ -242,14 +242,25 @@ def _checked(item: Any, first: int) -> Batch:
     if sizes[0] == 0:
         raise ValueError("data: a batch is empty.")
     for tensor in tensors:
-        # Where the sum is finite all are; else each is looked at.
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
-            continue
-        bad = int((~torch.isfinite(tensor)).reshape(sizes[0], -1).any(1).sum())
-        if bad:
-            msg = f"data: x holds NaN or infinity in {bad} of {sizes[0]} examples."
-            raise ValueError(msg)
+        if tensor.is_floating_point():
+            _require_squares(tensor)
     return Batch(x, y, first)
+
+
+def _require_squares(x: Tensor) -> None:
+    """Raise unless the numbers and the sum of their squares, a second moment, are finite."""
+    norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    if bool(torch.isfinite(norm.square())):
+        return
+    bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
+    if bad:
+        msg = f"data: x holds NaN or infinity in {bad} of {len(x)} examples."
+        raise ValueError(msg)
+    msg = (
+        f"data: x holds numbers up to {float(x.abs().max()):.0e}, whose squares are not "
+        f"numbers of {str(norm.dtype).removeprefix('torch.')}. Scale the data first."
+    )
+    raise ValueError(msg)
 
 
 def length(data: Any) -> int:
