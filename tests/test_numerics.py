@@ -254,6 +254,13 @@ def test_symmetric_products_add_to_what_is_there(size):
     assert_close(packed.mirror_(added), 3 * rows.T @ rows, 1e-13)
 
 
+def test_damped_cholesky_leaves_the_matrix_as_it_was():
+    matrix = torch.eye(3, dtype=torch.float64)
+    factor = linalg.damped_cholesky(matrix, 3.0, "the identity")
+    assert_close(factor, 2 * torch.eye(3, dtype=torch.float64), 1e-15)
+    assert_close(matrix, torch.eye(3, dtype=torch.float64), 0.0)
+
+
 def test_factors_laid_out_unlike_have_a_kronecker_product():
     first, second = normal(3, 2), normal(4, 5, seed=1)
     expected = torch.einsum("ab,cd->acbd", first.T, second).reshape(8, 15)

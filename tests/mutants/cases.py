@@ -42,11 +42,11 @@ OPERATORS = [
         "operators::products_are_those_of_the_matrix",
     ),
     mutant(
-        "a panel of an inverse is not mirrored",
+        "an inverse through a Cholesky factor damps the matrix that was given",
         "numerics/linalg.py",
-        "        found[..., :start, start:end] = rows[..., :start].mT\n",
-        "",
-        "numerics::inverses_of_roots_go_panel_by_panel",
+        "matrix.to(torch.float64, copy=not overwrite)",
+        "matrix.double()",
+        "numerics::damped_cholesky_leaves_the_matrix_as_it_was",
     ),
     mutant(
         "the trace of a sum adds the traces of its factors",
