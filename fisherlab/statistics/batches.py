@@ -248,7 +248,7 @@ def _checked(item: Any, first: int) -> Batch:
 
 
 def _require_squares(x: Tensor) -> None:
-    """Raise unless the numbers and the sum of their squares, a second moment, are finite."""
+    """Raise unless the sum of squares, a second moment, is finite."""
     norm = torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
     if bool(torch.isfinite(norm.square())):
         return
