@@ -1,11 +1,16 @@
 """Inputs of a convolution as rows: a patch for every output position."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import product
+from typing import Any, Final
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from fisherlab.numerics.memory import empty
+
+_SHORT: Final = 3  # kernel entries along the last axis
 
 
 def per_axis(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,12 +52,41 @@ def patches(
     flat = [side for pair in reversed(sides) for side in pair]
     x = F.pad(x, flat) if any(flat) else x
     dims = len(kernel)
-    for axis in range(dims):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        x = x.unfold(2 + axis, reach, stride[axis])
-        x = x[..., :: dilation[axis]]
-        if positions is not None:
-            x = x.narrow(2 + axis, 0, positions[axis])
-    # (n, channel, *positions, *kernel) -> (n, positions, channel·kernel)
-    order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
-    return x.permute(order).flatten(1 + dims).flatten(1, dims)
+    reaches = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    counts = positions or tuple(
+        (size - reach) // s + 1
+        for size, reach, s in zip(x.shape[2:], reaches, stride, strict=True)
+    )
+    if 1 < kernel[-1] <= _SHORT:
+        found = _shifted(x, kernel, stride, dilation, counts)
+    else:
+        for axis, reach in enumerate(reaches):
+            x = x.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+            x = x.narrow(2 + axis, 0, counts[axis])
+        # (n, channel, *positions, *kernel) -> (n, *positions, channel, *kernel)
+        order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
+        found = x.permute(order)
+    return found.flatten(1 + dims).flatten(1, dims)
+
+
+def _shifted(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    counts: tuple[int, ...],
+) -> Tensor:
+    """Return (n, *positions, channel, *kernel), copied by kernel positions.
+
+    One copy of the whole moves runs as long as the kernel's last axis: short ones take
+    twice the time of a shifted copy of the image for every kernel position.
+    """
+    last = x.movedim(1, -1).contiguous()
+    found = empty((len(x), *counts, x.shape[1], *kernel), x.dtype, x.device)
+    for offset in product(*map(range, kernel)):
+        places = [
+            slice(o * d, o * d + s * (count - 1) + 1, s)
+            for o, d, s, count in zip(offset, dilation, stride, counts, strict=True)
+        ]
+        found[(..., *offset)] = last[(slice(None), *places)]
+    return found
