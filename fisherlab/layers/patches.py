@@ -88,5 +88,6 @@ def _shifted(
             slice(o * d, o * d + s * (count - 1) + 1, s)
             for o, d, s, count in zip(offset, dilation, stride, counts, strict=True)
         ]
-        found[(..., *offset)] = last[(slice(None), *places)]
+        there: tuple[Any, ...] = (..., *offset)
+        found[there] = last[(slice(None), *places)]
     return found
