@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fisherlab.numerics import held
 from fisherlab.samples import (
     GroupedSamples,
     MatrixSamples,
+    PartedSamples,
     SharedSamples,
     TokenSamples,
     base,
@@ -40,6 +42,32 @@ FORMS = {
     "shared": cases.shared,
     "matrices": lambda v, n, t, o, i, s: cases.matrices(v, n, o, i, s),
 }
+
+
+def parted(make):
+    """Make samples of a form in parts of one, two, … examples."""
+
+    def made(v, n, t, o, i, s):
+        whole = make(v, n, t, o, i, s)
+        ends = [0, *range(1, n, 2), n] if n else [0, 0]
+        pieces = [cut(whole, slice(*ends[k : k + 2])) for k in range(len(ends) - 1)]
+        return PartedSamples(tuple(pieces), held.shapes(whole))
+
+    return made
+
+
+def cut(samples, part):
+    if isinstance(samples, GroupedSamples):
+        return GroupedSamples(tuple(cut(group, part) for group in samples.groups))
+    if isinstance(samples, MatrixSamples):
+        return MatrixSamples(samples.stored[:, part])
+    gradients = samples.gradients[:, part]
+    if isinstance(samples, TokenSamples):
+        return TokenSamples(samples.tokens[part], gradients, samples.size)
+    return type(samples)(samples.inputs[part], gradients)
+
+
+FORMS |= {f"{form} in parts": parted(make) for form, make in FORMS.items()}
 SMALL = st.integers(1, 4)
 SHAPES = st.tuples(st.integers(1, 5), SMALL, SMALL, SMALL, SMALL, st.integers(0, 2**20))
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
@@ -60,6 +88,8 @@ def _ones(samples):
 
 
 def formed(samples):
+    if isinstance(samples, PartedSamples):
+        return torch.cat([formed(piece) for piece in samples.pieces], 1)
     if isinstance(samples, GroupedSamples):
         return torch.cat([formed(group) for group in samples.groups], 2)
     if isinstance(samples, TokenSamples):
@@ -147,7 +177,8 @@ def test_precision_changes_and_no_examples_are_a_zero_sum(form):
     single = samples.to(torch.float32)
     assert (single.dtype, samples.dtype) == (torch.float32, torch.float64)
     assert_close(single.squares(), samples.squares(), 1e-5)
-    indices = samples.tokens.nbytes if isinstance(samples, TokenSamples) else 0
+    whole = samples.counted_as
+    indices = whole.tokens.nbytes if isinstance(whole, TokenSamples) else 0
     assert (single.nbytes - indices) * 2 == samples.nbytes - indices
     empty = FORMS[form](2, 0, 2, 3, 4, 0)
     assert_close(empty.squares(), torch.zeros(empty.weight_shape))

@@ -71,6 +71,31 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
+def shapes(value: H) -> H:
+    """Return a value with the shapes of its tensors alone, on the device "meta".
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class One(Held):
+    ...     one: Tensor
+    >>> shapes(One(torch.ones(2))).one
+    tensor(..., device='meta', size=(2,))
+    """
+    held = {name: _shapes(getattr(value, name)) for name in _fields(value)[0]}
+    emptied: Any = replace(value, **held)  # type: ignore[type-var]
+    return emptied
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, Held):
+        return shapes(value)
+    return tuple(map(_shapes, value)) if isinstance(value, tuple) else value
+
+
 def _fields(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name the fields of a value's class and those that are cast: every step asks."""
     kind = type(value)

@@ -5,7 +5,7 @@ column v of the output-Fisher root and each example n, and answers every questio
 
 .. math:: S = \sum_{vn} \mathrm{vec}(D_{vn}) \mathrm{vec}(D_{vn})^T
 
-without forming S. Eight forms share one interface (`Samples`):
+without forming S. Nine forms share one interface (`Samples`):
 
 - `OuterSamples`: :math:`D_{vn} = g_{vn} a_n^T`, a layer used at one position;
 - `SharedSamples`: :math:`D_{vn} = \sum_t g_{vnt} a_{nt}^T`, convolutions and tokens;
@@ -14,13 +14,15 @@ without forming S. Eight forms share one interface (`Samples`):
 - `GroupedSamples`: rows in groups with inputs of their own, grouped convolutions;
 - `SummedSamples`: :math:`D_{vn} = \sum_k E^k_{vn}`, a weight used in several ways;
 - `MatrixSamples`: the matrices themselves;
-- `StackedSamples`: those of several weights as one long vector.
+- `StackedSamples`: those of several weights as one long vector;
+- `PartedSamples`: parts of the examples, opened one after the other.
 """
 
 from fisherlab.samples.base import Samples as Samples
 from fisherlab.samples.matrices import GroupedSamples as GroupedSamples
 from fisherlab.samples.matrices import MatrixSamples as MatrixSamples
 from fisherlab.samples.outer import OuterSamples as OuterSamples
+from fisherlab.samples.parted import PartedSamples as PartedSamples
 from fisherlab.samples.shared import SharedSamples as SharedSamples
 from fisherlab.samples.stacked import StackedSamples as StackedSamples
 from fisherlab.samples.summed import SummedSamples as SummedSamples

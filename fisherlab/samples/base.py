@@ -65,6 +65,24 @@ class Samples(Held, ABC):
         """T, the uses of the weight an example that a product goes through."""
         return 1
 
+    @property
+    def counted_as(self) -> "Samples":
+        """The samples whose shapes tell what sums over these cost."""
+        return self
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The examples of every part that is visited alone; here one part of all."""
+        return (self.examples,)
+
+    def in_parts(self) -> Iterator["Samples"]:
+        """Yield the samples of every part."""
+        yield self
+
+    def opened(self) -> "Samples":
+        """Return the samples themselves, which may be a part of others."""
+        return self
+
     def to(self: S, dtype: torch.dtype) -> S:
         """Return the same samples in another precision, one object a precision.
 

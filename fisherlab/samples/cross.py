@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import chunks
-from fisherlab.samples.base import WHOLE, Samples
+from fisherlab.samples.base import WHOLE, Samples, Tiles
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
 from fisherlab.samples.summed import TurnedSamples
@@ -25,6 +25,10 @@ def cross_product(
     Two sets at one position cost N·p·q multiply-adds whatever V is; others V times as
     many.
     """
+    if left.cuts == right.cuts and len(left.cuts) > 1:
+        parts = zip(left.in_parts(), right.in_parts(), strict=True)
+        found = (cross_product(one, other, rows, columns) for one, other in parts)
+        return _added(found)
     whole = _is_whole(rows) and _is_whole(columns)
     if whole and isinstance(left, OuterSamples) and isinstance(right, OuterSamples):
         return _outer_product(left, right)
@@ -67,28 +71,57 @@ def squared_inner(left: Samples, right: Samples) -> float:
     Tile by tile of the table of inner products. Two sets at one position form no matrix
     and cost N²(i + V² o) multiply-adds, others V² N² p.
     """
-    tables = _tables(left, right.to(left.dtype))
-    return sum(float(table.square().sum(dtype=torch.float64)) for table in tables)
+    right, total = right.to(left.dtype), 0.0
+    for one in left.in_parts():
+        for other in right.in_parts():
+            for *_, table in _tables(one, other):
+                total += float(table.square().sum(dtype=torch.float64))
+    return total
 
 
-def _tables(left: Samples, right: Samples) -> Iterator[Float[Tensor, "m k"]]:
-    """Yield ⟨D_a, E_b⟩ tile by tile."""
+def inner_products(left: Samples, right: Samples) -> Float[Tensor, "m k"]:
+    """Return ⟨D_a, E_b⟩ for all samples D and E of one weight, both v-major.
+
+    Examples
+    --------
+    >>> one = OuterSamples(torch.ones(2, 3), torch.ones(1, 2, 2))
+    >>> inner_products(one, OuterSamples(torch.ones(1, 3), torch.ones(1, 1, 2)))
+    tensor([[6.],
+            [6.]])
+    """
+    (v, n), (w, k) = ((s.columns, s.examples) for s in (left, right))
+    out = torch.empty(v, n, w, k, dtype=left.dtype, device=left.device)
+    for some, others, table in _tables(left, right):
+        size = (v, some.stop - some.start, w, others.stop - others.start)
+        out[:, some, :, others] = table.view(size)
+    return out.view(v * n, w * k)
+
+
+def _tables(left: Samples, right: Samples) -> Tiles:
+    """Yield ⟨D_a, E_b⟩ tile by tile, with their examples."""
     if isinstance(left, TurnedSamples) and isinstance(right, TurnedSamples):
         left, right = left.upright, right.upright
     if isinstance(left, OuterSamples) and isinstance(right, OuterSamples):
         for some in chunks(left.examples, TABLE_ROWS // max(1, left.columns)):
             for others in chunks(right.examples, TABLE_ROWS // max(1, right.columns)):
-                yield _outer_table(left, right, some, others)
+                yield some, others, _outer_table(left, right, some, others)
         return
     if isinstance(left, SharedSamples) and isinstance(right, SharedSamples):
         for some in chunks(left.examples, left.tile):
             for others in chunks(right.examples, right.tile):
-                yield left.inner_table(right, some, others)
+                yield some, others, left.inner_table(right, some, others)
         return
     for some in left.parts():
         formed = left.flat(some)
         for others in right.parts():
-            yield formed @ right.flat(others).T
+            yield some, others, formed @ right.flat(others).T
+
+
+def _added(tensors: Iterator[Tensor]) -> Tensor:
+    total = next(tensors)
+    for more in tensors:
+        total += more
+    return total
 
 
 def _is_whole(index: Index) -> bool:
