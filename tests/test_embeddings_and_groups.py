@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fisherlab as fl
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, RowwiseEigen, Stacked
-from fisherlab.statistics.values import Statistics
+from fisherlab.statistics import Statistics
 from tests import cases, oracles
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close

@@ -312,7 +312,7 @@ def _left_out(
     silent: bool,
 ) -> Mapping[tuple[str, str, str], str]:
     """Return what exceeds an allowance; where it is silent, nothing but a warning."""
-    samples = {name: ExactBlock()(layer).samples for name, layer in stats.items()}
+    samples = {name: ExactBlock()(s).samples.counted_as for name, s in stats.items()}
     count = len(asked.dampings.each) or 1
     if silent and not may_be_long(samples, len(chosen) * count):
         return {}

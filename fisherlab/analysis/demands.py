@@ -44,7 +44,7 @@ def left_out(
     """
     cells, common = {}, {}
     for name, layer in stats.items():
-        samples = ExactBlock()(layer).samples
+        samples = ExactBlock()(layer).samples.counted_as
         for purpose in purposes:
             asked = demand(purpose, layer)
             common[name, purpose.name] = _exact(samples, asked)

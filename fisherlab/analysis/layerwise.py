@@ -1,6 +1,5 @@
 """Comparisons straight from a model: layers are collected, measured and freed in turn."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +33,9 @@ from fisherlab.statistics import (
     collect,
     mean_gradient,
 )
-from fisherlab.statistics.batches import Batch, Repeated, batches
+from fisherlab.statistics.batches import Repeated
 from fisherlab.statistics.probe import Probe
+from fisherlab.statistics.storing import batches_of, identity
 
 Gradients = Mapping[str, Any] | None
 Measure = Callable[[Statistics, Gradients, int], xr.Dataset]
@@ -93,7 +93,7 @@ class Source:
     @property
     def labelled(self) -> bool:
         """Whether the data have labels."""
-        return next(self._batches()).y is not None
+        return next(batches_of(self.model, self.data)).y is not None
 
     @cached_property
     def probed(self) -> Probed:
@@ -136,37 +136,11 @@ class Source:
         dtype = next(iter(plan.plans.values())).samples.dtype
         return dict(made_of(made, dtype, self.device, methods, **more))
 
-    def fingerprint(self) -> str:
-        """Return a digest of all weights and all data."""
-        digest = hashlib.sha256()
-        for name, held in self.model.state_dict().items():
-            digest.update(name.encode())
-            _add(digest, held)
-        for batch in self._batches():
-            for held in (*batch.tensors(), batch.y):
-                _add(digest, held)
-        return digest.hexdigest()
-
     def identity(self) -> dict[str, str]:
         """Return what tells this source from others: numbers, settings and code."""
-        return {
-            "fisher": described(self.fisher),
-            "likelihood": described(self.likelihood),
-            "model": described(self.model),
-            "dtype": str(self.dtype),
-            "model and data": self.fingerprint(),
-            **codes(model=self.model, likelihood=self.likelihood),
-        }
-
-    def _batches(self) -> Iterator[Batch]:
-        return batches(self.data, torch.device("cpu"), None, model=self.model)
-
-
-def _add(digest: Any, held: Any) -> None:
-    if isinstance(held, Tensor):
-        flat = held.detach().cpu().contiguous().flatten()
-        digest.update(f"{held.dtype}{tuple(held.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        return identity(
+            self.model, self.data, self.likelihood, self.fisher, dtype=self.dtype
+        )
 
 
 @final

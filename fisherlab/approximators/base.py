@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import (
@@ -148,6 +148,24 @@ class Streaming(Protocol):
         """Turn the state into the operator."""
 
 
+def pieces(statistics: Any) -> Iterator[Any]:
+    """Yield statistics of a block, or of all blocks, part by part where they are stored.
+
+    Examples
+    --------
+    >>> list(pieces("the gradient of a mean"))
+    ['the gradient of a mean']
+    """
+    if isinstance(statistics, LayerStatistics):
+        yield from statistics.pieces()
+    elif isinstance(statistics, Mapping) and statistics:
+        parts = [layer.pieces() for layer in statistics.values()]
+        for beside in zip(*parts, strict=True):
+            yield dict(zip(statistics, beside, strict=True))
+    else:
+        yield statistics
+
+
 class OfSums(ABC, Generic[State, Result]):
     """The default of a method that adds up over its stream: a call is a stream of one.
 
@@ -164,10 +182,17 @@ class OfSums(ABC, Generic[State, Result]):
 
     def __call__(self, statistics: Any, previous: Operator | None = None) -> Result:
         """Return the approximation; `accumulate` tells what it refuses."""
-        state = self.accumulate(self.begun(statistics, previous), statistics)
+        state = self.through(self.begun(statistics, previous), statistics)
         while (following := self.next_pass(state)) is not None:
-            state = self.accumulate(following, statistics)
+            state = self.through(following, statistics)
         return self.finish(state)
+
+    def through(self, state: State | None, statistics: Any) -> State:
+        """Return the state after all of the statistics, which may lie in parts."""
+        for piece in pieces(statistics):
+            state = self.accumulate(state, piece)
+        assert state is not None
+        return state
 
     def begun(self, statistics: Any, previous: Operator | None) -> State | None:
         """Return what a call goes on from; most methods begin anew."""

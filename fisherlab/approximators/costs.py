@@ -39,6 +39,7 @@ def cost_of(method: Any, samples: Samples) -> Cost | None:
     >>> cost_of(fl.KFAC(), samples)
     Cost(flops=340, numbers=25)
     """
+    samples = samples.counted_as
     if isinstance(samples, TurnedSamples):  # rows and columns change places
         return cost_of(method, samples.upright)
     told = facts(method)

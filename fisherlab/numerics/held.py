@@ -1,6 +1,6 @@
 """Values that hold tensors: what follows from the tensors is read off their fields."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -71,29 +71,20 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def shapes(value: H) -> H:
-    """Return a value with the shapes of its tensors alone, on the device "meta".
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value with each of its tensors changed, also those in tuples.
 
     Examples
     --------
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True)
-    ... class One(Held):
-    ...     one: Tensor
-    >>> shapes(One(torch.ones(2))).one
-    tensor(..., device='meta', size=(2,))
+    >>> mapped((torch.ones(2), "a", 3), lambda tensor: 2 * tensor)
+    (tensor([2., 2.]), 'a', 3)
     """
-    held = {name: _shapes(getattr(value, name)) for name in _fields(value)[0]}
-    emptied: Any = replace(value, **held)  # type: ignore[type-var]
-    return emptied
-
-
-def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.to("meta")
+        return change(value)
     if isinstance(value, Held):
-        return shapes(value)
-    return tuple(map(_shapes, value)) if isinstance(value, tuple) else value
+        held = {n: mapped(getattr(value, n), change) for n in _fields(value)[0]}
+        return replace(value, **held)  # type: ignore[type-var]
+    return tuple(mapped(v, change) for v in value) if isinstance(value, tuple) else value
 
 
 def _fields(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -29,8 +29,7 @@ from fisherlab.likelihoods import Gaussian
 from fisherlab.numerics.linalg import factorised
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.experiment import Experiment, Setting
-from fisherlab.statistics import Exact, collect
-from fisherlab.statistics.values import Statistics
+from fisherlab.statistics import Exact, Statistics, collect
 
 WIDTH: Final = 24  # inputs, of norm √24
 SETTINGS: Final = {  # examples, units, scale of the targets

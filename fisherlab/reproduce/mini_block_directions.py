@@ -34,8 +34,7 @@ from fisherlab.operators import Factored, Operator
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Pair, Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
-from fisherlab.statistics import Empirical, LayerStatistics, MonteCarlo, collect
-from fisherlab.statistics.values import Statistics
+from fisherlab.statistics import Empirical, LayerStatistics, MonteCarlo, Statistics, collect
 from fisherlab.training.schedules import Order
 
 BATCH: Final = 128

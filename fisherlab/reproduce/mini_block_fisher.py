@@ -31,8 +31,14 @@ from fisherlab.operators import Partition
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Problem, drawn
 from fisherlab.reproduce.experiment import Experiment, Setting
-from fisherlab.statistics import Empirical, Exact, Fisher, LayerStatistics, collect
-from fisherlab.statistics.values import Statistics
+from fisherlab.statistics import (
+    Empirical,
+    Exact,
+    Fisher,
+    LayerStatistics,
+    Statistics,
+    collect,
+)
 from fisherlab.training import trajectory
 
 DAMPING: Final = 1e-2  # of the mean eigenvalue, where one is shown; the paper gives none

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +16,16 @@ from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
-from fisherlab.statistics import per_example, recorder, taps
+from fisherlab.statistics import per_example, recorder, storing, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
 from fisherlab.statistics.gathered import Held, foretold, held_bytes, require_equal
 from fisherlab.statistics.model_view import ModelView, view
+from fisherlab.statistics.network import Statistics
 from fisherlab.statistics.probe import OtherUses, Probe, probe, require_independence
 from fisherlab.statistics.recorder import Pass
-from fisherlab.statistics.values import LayerStatistics, Statistics
+from fisherlab.statistics.storing import identity, require_repeatable
+from fisherlab.statistics.values import LayerStatistics
 
 Planned = Callable[[dict[str, LayerStatistics], int], None]
 EXAMPLES = 2000  # doubles of one feature in a run: they stay in cache (no power of two)
@@ -82,6 +86,7 @@ def collect(
     check_deterministic: bool = False,
     first: int = 0,
     probes: dict[Any, Probe] | None = None,
+    store: str | Path | None = None,
 ) -> Statistics:
     r"""Collect the per-example gradients that make up the Fisher of every block.
 
@@ -122,6 +127,11 @@ def collect(
     probes
         A dict that keeps what was found out about the model, for the next call with the
         same model, layers and shapes of data; an optimiser collects at every step.
+    store
+        A folder for statistics larger than memory: they are written there in parts of a
+        sixteenth of the budget (at most 256 MiB) and read part by part by whatever is
+        asked of them. A folder of an earlier call with the same arguments is verified
+        and opened, and nothing is computed.
 
     Returns
     -------
@@ -142,6 +152,8 @@ def collect(
         If the output is not finite, or two runs differ where that is checked.
     BudgetError
         If the statistics would exceed the budget; the remedies are named.
+    DataError
+        If the folder to store in is damaged, or holds other statistics.
 
     Notes
     -----
@@ -159,29 +171,44 @@ def collect(
     limit = parse_budget(
         budget, next(uncompiled(model).parameters(), torch.empty(0)).device
     )
-    kept: dict[str, Held] = {}
-    examples = length(data)
-    remedy = "Use fewer layers or MonteCarlo, or approximate()."
-
-    def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
-        needed = foretold(pieces, columns, examples, kept, compress)
-        require(needed, limit, "collect", remedy)
-
-    for pieces in stream(
+    run = partial(
+        stream,
         model,
         data,
         likelihood,
         fisher,
         layers=layers,
         dtype=dtype,
-        chunk_size=chunk_size,
         budget=limit,
         progress=progress,
-        check_deterministic=check_deterministic,
         first=first,
+        check_deterministic=check_deterministic,
         probes=probes,
-        planned=planned,
-    ):
+    )
+    if store is not None:
+        require_repeatable(data)
+        about = {"layers": layers, "dtype": dtype, "first": first, "compress": compress}
+        known = identity(model, data, likelihood, fisher or Exact(), **about)
+        return storing.kept(Path(store), known, run, chunk_size, limit, compress)
+    return _gathered(run, chunk_size, length(data), limit, compress)
+
+
+def _gathered(
+    run: Callable[..., Iterator[dict[str, LayerStatistics]]],
+    chunk_size: int | None,
+    examples: int,
+    limit: int,
+    compress: bool,
+) -> Statistics:
+    """Join all chunks in memory."""
+    kept: dict[str, Held] = {}
+    remedy = "Use fewer layers or MonteCarlo, approximate(), or collect(store=folder)."
+
+    def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
+        needed = foretold(pieces, columns, examples, kept, compress)
+        require(needed, limit, "collect", remedy)
+
+    for pieces in run(chunk_size=chunk_size, planned=planned):
         for name, piece in pieces.items():
             kept[name] = kept.get(name, Held((), compress)).add(piece)
         require(held_bytes(kept), limit, "collect", remedy)

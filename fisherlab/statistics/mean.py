@@ -1,17 +1,21 @@
 """The gradient of the mean loss, which some methods take instead of the statistics."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from fisherlab.layers import alone, select
+from fisherlab.layers import Block, alone, select
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.held import Held
+from fisherlab.numerics.memory import chunks, readable
 from fisherlab.operators.base import Provenance
+from fisherlab.showing import html_table
 from fisherlab.statistics import per_example
 from fisherlab.statistics.batches import Batch, Progress, batches, reporter
 from fisherlab.statistics.collect import EXAMPLES
@@ -22,7 +26,63 @@ from fisherlab.statistics.fishers import (
     require_kinds,
 )
 from fisherlab.statistics.model_view import ModelView, require_repeatable, view
-from fisherlab.statistics.values import MeanGradient
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class MeanGradient(Held):
+    """The gradient of the mean loss over a batch, for one block.
+
+    Parameters
+    ----------
+    block
+        Which parameters.
+    gradient
+        (1/N) Σ_n ∇ℓ_n, shape (d_out, d_in).
+    count
+        N.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
+    >>> found = fl.mean_gradient(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> found["weight"].gradient.shape
+    torch.Size([2, 4])
+    """
+
+    block: Block
+    gradient: Float[Tensor, "o i"]
+    count: int
+    provenance: Provenance = Provenance()
+
+    @cached_property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.block.weight_shape
+
+    def without_examples(self) -> "MeanGradient":
+        """Return the same for a weighted sum in which it does not count."""
+        return replace(self, count=0)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        norm = float(self.gradient.norm())
+        made = f"{self.provenance}, " if str(self.provenance) else ""
+        return f"MeanGradient({made}{self.weight_shape}, norm {norm:.3g})"
+
+    def _repr_html_(self) -> str:
+        """Return a small folding table for notebooks."""
+        rows = {
+            "layer": self.block.name,
+            "likelihood": self.provenance.likelihood,
+            "examples N": self.count,
+            "weight (d_out, d_in)": self.weight_shape,
+            "norm": f"{float(self.gradient.norm()):.6g}",
+            "numbers": f"{self.gradient.dtype}, {self.gradient.device}, "
+            f"{readable(self.nbytes)}",
+        }
+        return html_table("MeanGradient", rows)
 
 
 @alone

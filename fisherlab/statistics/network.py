@@ -1,9 +1,9 @@
-r"""Blocks between layers, and the full Fisher of a small network.
+r"""The statistics of several blocks, what stands between two, and the full Fisher.
 
 .. math:: F_{ij} = \frac{1}{N} \sum_{vn} vec(D^i_{vn}) vec(D^j_{vn})^T
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -12,9 +12,61 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require, spans
+from fisherlab.operators.base import Provenance
 from fisherlab.samples.cross import Index, cross_product, index_length
 from fisherlab.showing import html_table
-from fisherlab.statistics.values import LayerStatistics, Statistics
+from fisherlab.statistics.values import LayerStatistics
+
+
+@final
+class Statistics(Mapping[str, LayerStatistics]):
+    """A mapping from block names to their statistics, with how they were made."""
+
+    def __init__(
+        self, layers: Mapping[str, LayerStatistics], provenance: Provenance
+    ) -> None:
+        self._layers = dict(layers)
+        self.provenance = provenance
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        """Return one block's statistics; an unknown name lists the known ones."""
+        if name not in self._layers:
+            msg = f"no block {name!r}; known: {', '.join(self._layers)}"
+            raise KeyError(msg)
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over block names."""
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        return len(self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all blocks."""
+        return sum(layer.nbytes for layer in self.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are held."""
+        each = (layer.device for layer in self.values())
+        return next(each, torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        made = str(self.provenance)
+        return f"Statistics({len(self)} blocks, {made}, {readable(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        """Return a folding table, a row a block."""
+        rows: dict[str, object] = {"made": str(self.provenance)}
+        rows |= {
+            name: f"{layer.weight_shape}, {readable(layer.nbytes)}"
+            for name, layer in self.items()
+        }
+        return html_table(f"Statistics of {len(self)} blocks", rows)
 
 
 @final

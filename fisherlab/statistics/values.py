@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherlab.errors import NeedsSharedForm
+from fisherlab.errors import DataError, NeedsSharedForm
 from fisherlab.layers import Block
 from fisherlab.numerics.held import Held
-from fisherlab.numerics.memory import readable
+from fisherlab.numerics.memory import parse_budget, readable, require, spans
 from fisherlab.operators.base import Provenance
 from fisherlab.samples import (
     GroupedSamples,
     MatrixSamples,
     OuterSamples,
+    PartedSamples,
     Samples,
     SharedSamples,
     SummedSamples,
@@ -28,6 +29,141 @@ from fisherlab.samples import (
 from fisherlab.showing import html_table
 
 HALF = (torch.bfloat16, torch.float16)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StoredPart(Held):
+    """The statistics of some examples in a file, which is mapped at every visit.
+
+    Parameters
+    ----------
+    path
+        The file.
+    examples, columns
+        N of the part, and V of the whole.
+    precision
+        What it is read in.
+    groups
+        Which group of rows is meant, in turn.
+    """
+
+    path: str
+    examples: int
+    columns: int
+    precision: torch.dtype
+    groups: tuple[int, ...] = ()
+
+    def layer(self) -> "LayerStatistics":
+        """Return the part, with the columns of the whole."""
+        found = self.read()
+        for number in self.groups:
+            found = found.by_group()[number]
+        missing = self.columns - found.samples.columns
+        return (_with_columns(found, missing) if missing else found).to(self.precision)
+
+    def read(self) -> "LayerStatistics":
+        """Map the file; numbers come from the disk as they are used.
+
+        Raises
+        ------
+        DataError
+            If the file is gone.
+        """
+        try:
+            with torch.serialization.safe_globals([LayerStatistics, Block, Provenance]):
+                found: LayerStatistics = torch.load(
+                    self.path, "cpu", mmap=True, weights_only=True
+                )
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self.path} is gone, which stored statistics stand on. Call collect "
+                "again with store=, and keep the folder as long as its statistics."
+            ) from error
+        return found
+
+    def opened(self) -> Samples:
+        """Return the gradients with every sum over them."""
+        return self.layer().samples
+
+    def group(self, number: int) -> "StoredPart":
+        """Return the part of one group of rows."""
+        return replace(self, groups=(*self.groups, number))
+
+
+def _with_columns(layer: "LayerStatistics", more: int) -> "LayerStatistics":
+    """Add columns of zeros, which other parts have."""
+
+    def grown(held: Tensor | None) -> Tensor | None:
+        if held is None:
+            return None
+        return torch.cat([held, held.new_zeros(more, *held.shape[1:])])
+
+    return replace(
+        layer,
+        gradients=grown(layer.gradients),
+        matrices=grown(layer.matrices),
+        parts=tuple(_with_columns(part, more) for part in layer.parts),
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Stored(Held):
+    """Statistics on a disk: the files of their parts, and the shapes of the whole."""
+
+    parts: tuple[StoredPart, ...]
+    like: "LayerStatistics"
+
+    @property
+    def samples(self) -> Samples:
+        """The gradients part by part, in a precision that can be summed."""
+        whole = self.like.samples
+        return PartedSamples(tuple(part.to(whole.dtype) for part in self.parts), whole)
+
+    def pair(self, method: str) -> tuple[Tensor, Tensor]:
+        """Read the inputs and gradients of all examples into memory.
+
+        Raises
+        ------
+        BudgetError
+            If they take more than half of what is free.
+        NeedsSharedForm
+            If there are none.
+        """
+        whole = self.like.pair(method)
+        needed, limit = sum(one.nbytes for one in whole), parse_budget(None)
+        remedy = "It takes all examples at once: give it fewer, or use another method."
+        require(needed, limit, f"{method} of statistics on disk", remedy)
+        inputs, gradients = (torch.zeros(t.shape, dtype=t.dtype) for t in whole)
+        places = spans([part.examples for part in self.parts])
+        for part, at in zip(self.parts, places, strict=True):
+            here = part.layer().pair(method)
+            length = here[0].shape[1]
+            inputs[at, :length], gradients[:, at, :length] = here
+        return inputs, gradients
+
+    def by_group(self) -> "tuple[LayerStatistics, ...]":
+        """Return the statistics of each group of rows, none where there is but one."""
+        groups = self.like.by_group()
+        if len(groups) == 1:
+            return ()
+        cut = [tuple(p.group(k) for p in self.parts) for k in range(len(groups))]
+        return tuple(stored_as(*one) for one in zip(groups, cut, strict=True))
+
+
+def stored_as(like: "LayerStatistics", parts: tuple[StoredPart, ...]) -> "LayerStatistics":
+    """Return statistics whose numbers lie in files."""
+    stored = Stored(parts, like)
+    return replace(
+        like,
+        inputs=None,
+        gradients=None,
+        matrices=None,
+        tokens=None,
+        parts=(),
+        stored=stored,
+    )
 
 
 @final
@@ -72,6 +208,9 @@ class LayerStatistics(Held):
         whole weight, whose gradients add up.
     why
         Why there is no shared form, where there is none.
+    stored
+        The files that hold the numbers, from ``collect(..., store=folder)``; then there
+        are no tensors here, `samples` answers part by part, and `pieces` are those parts.
 
     Examples
     --------
@@ -95,6 +234,7 @@ class LayerStatistics(Held):
     turned: bool = False
     parts: tuple["LayerStatistics", ...] = ()
     why: str = ""
+    stored: Stored | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Leave out the samples and the tables that they keep: they are made again."""
@@ -113,11 +253,20 @@ class LayerStatistics(Held):
     @property
     def is_shared(self) -> bool:
         """Whether the inputs (or tokens) and output gradients are known."""
-        return self.matrices is None
+        return self.stored.like.is_shared if self.stored else self.matrices is None
+
+    def pieces(self) -> Iterator["LayerStatistics"]:
+        """Yield the statistics of every part that is on the disk, else themselves."""
+        if self.stored is None:
+            yield self
+        for part in self.stored.parts if self.stored else ():
+            yield part.layer()
 
     @property
     def uses(self) -> tuple["LayerStatistics", ...]:
         """The parts whose gradients add up, of a weight that is used in several ways."""
+        if self.stored:
+            return self.stored.like.uses
         whole = all(part.block.rows == self.block.rows for part in self.parts)
         return self.parts if whole else ()
 
@@ -127,6 +276,8 @@ class LayerStatistics(Held):
 
         Statistics may be held in half precision; sums over them are taken in float32.
         """
+        if self.stored:
+            return self.stored.samples
         if self.matrices is not None:
             return MatrixSamples(summable(self.matrices))
         if self.uses:
@@ -154,6 +305,8 @@ class LayerStatistics(Held):
         The block of one group is a layer with d_out / groups outputs. Across groups the
         examples are the same, so the exact block of the whole is no sum over groups.
         """
+        if self.stored:
+            return self.stored.by_group() or (self,)
         if self.parts and not self.uses:
             return self.parts
         if self.groups == 1:
@@ -225,6 +378,8 @@ class LayerStatistics(Held):
         NeedsSharedForm
             As `shared`, but for a weight stored (in, out).
         """
+        if self.stored:
+            return self.stored.pair(method)
         if self.inputs is None or self.gradients is None or self.groups > 1:
             raise NeedsSharedForm(method, self.name, self._form)
         return summable(self.inputs), summable(self.gradients)
@@ -232,6 +387,8 @@ class LayerStatistics(Held):
     @property
     def _form(self) -> str:
         """Say how a block without one pair of inputs and gradients is described."""
+        if self.stored:
+            return self.stored.like._form
         if self.matrices is not None:
             why = f" ({self.why})" if self.why else ""
             remedy = _recurrent_remedy(self.block.weight)
@@ -256,7 +413,8 @@ class LayerStatistics(Held):
     def __repr__(self) -> str:
         """Return one line."""
         s = self.samples
-        form = type(s).__name__.removesuffix("Samples").lower()
+        form = type(s.counted_as).__name__.removesuffix("Samples").lower()
+        form += " on disk" if self.stored else ""
         kind = str(self.dtype).removeprefix("torch.")
         return (
             f"LayerStatistics({self.provenance}, V={s.columns}, weight "
@@ -273,7 +431,7 @@ class LayerStatistics(Held):
             "examples N": self.count,
             "columns V": s.columns,
             "weight (d_out, d_in)": s.weight_shape,
-            "form": type(s).__name__,
+            "form": type(s.counted_as).__name__,
             "numbers": f"{self.dtype}, {s.device}, {readable(self.nbytes)}",
         }
         return html_table("LayerStatistics", rows)
@@ -297,111 +455,3 @@ def pair_samples(
     if inputs.shape[1] == 1:
         return OuterSamples(inputs[:, 0], gradients[:, :, 0])
     return SharedSamples(inputs, gradients)
-
-
-@final
-@dataclass(frozen=True, eq=False, repr=False)
-class MeanGradient(Held):
-    """The gradient of the mean loss over a batch, for one block.
-
-    Parameters
-    ----------
-    block
-        Which parameters.
-    gradient
-        (1/N) Σ_n ∇ℓ_n, shape (d_out, d_in).
-    count
-        N.
-
-    Examples
-    --------
-    >>> import torch, fisherlab as fl
-    >>> data = torch.rand(20, 3).double(), torch.arange(20) % 2
-    >>> found = fl.mean_gradient(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
-    >>> found["weight"].gradient.shape
-    torch.Size([2, 4])
-    """
-
-    block: Block
-    gradient: Float[Tensor, "o i"]
-    count: int
-    provenance: Provenance = Provenance()
-
-    @cached_property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.block.weight_shape
-
-    def without_examples(self) -> "MeanGradient":
-        """Return the same for a weighted sum in which it does not count."""
-        return replace(self, count=0)
-
-    def __repr__(self) -> str:
-        """Return one line."""
-        norm = float(self.gradient.norm())
-        made = f"{self.provenance}, " if str(self.provenance) else ""
-        return f"MeanGradient({made}{self.weight_shape}, norm {norm:.3g})"
-
-    def _repr_html_(self) -> str:
-        """Return a small folding table for notebooks."""
-        rows = {
-            "layer": self.block.name,
-            "likelihood": self.provenance.likelihood,
-            "examples N": self.count,
-            "weight (d_out, d_in)": self.weight_shape,
-            "norm": f"{float(self.gradient.norm()):.6g}",
-            "numbers": f"{self.gradient.dtype}, {self.gradient.device}, "
-            f"{readable(self.nbytes)}",
-        }
-        return html_table("MeanGradient", rows)
-
-
-@final
-class Statistics(Mapping[str, LayerStatistics]):
-    """A mapping from block names to their statistics, with how they were made."""
-
-    def __init__(
-        self, layers: Mapping[str, LayerStatistics], provenance: Provenance
-    ) -> None:
-        self._layers = dict(layers)
-        self.provenance = provenance
-
-    def __getitem__(self, name: str) -> LayerStatistics:
-        """Return one block's statistics; an unknown name lists the known ones."""
-        if name not in self._layers:
-            msg = f"no block {name!r}; known: {', '.join(self._layers)}"
-            raise KeyError(msg)
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over block names."""
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        """Return the number of blocks."""
-        return len(self._layers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by all blocks."""
-        return sum(layer.nbytes for layer in self.values())
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are held."""
-        each = (layer.device for layer in self.values())
-        return next(each, torch.device("cpu"))
-
-    def __repr__(self) -> str:
-        """Return one line."""
-        made = str(self.provenance)
-        return f"Statistics({len(self)} blocks, {made}, {readable(self.nbytes)})"
-
-    def _repr_html_(self) -> str:
-        """Return a folding table, a row a block."""
-        rows: dict[str, object] = {"made": str(self.provenance)}
-        rows |= {
-            name: f"{layer.weight_shape}, {readable(layer.nbytes)}"
-            for name, layer in self.items()
-        }
-        return html_table(f"Statistics of {len(self)} blocks", rows)

@@ -111,7 +111,7 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        kfac = _kfac(KFAC().accumulate(None, statistics))
+        kfac = _kfac(KFAC().through(None, statistics))
         whole = Rearranged(statistics.samples, statistics.count)
         block = whole.less(tuple(kfac.terms), _weights(statistics))
         found = solver_of(self.solver)(block, self.rank, warm_pairs(previous, skip=1))

@@ -14,7 +14,7 @@ from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
 from fisherlab.operators.network import TwoLevel, WholeNetwork
 from fisherlab.operators.network.two_level_inverse import ONE_VECTOR, Coarse, Combination
-from fisherlab.samples import StackedSamples
+from fisherlab.samples.parted import stacked
 from fisherlab.showing import shown
 from fisherlab.statistics.network import require_matching
 
@@ -67,7 +67,7 @@ class ExactNetwork:
         layers = list(statistics.values())
         for layer in layers[1:]:
             require_matching("ExactNetwork", layers[0], layer)
-        samples = StackedSamples(tuple(layer.samples for layer in layers))
+        samples = stacked([layer.samples for layer in layers])
         whole = FactoredFisher(samples, layers[0].count, made, self.form)
         shapes = {name: layer.weight_shape for name, layer in statistics.items()}
         return WholeNetwork(whole, shapes, made)

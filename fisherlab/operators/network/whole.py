@@ -14,7 +14,7 @@ from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
-from fisherlab.samples import StackedSamples
+from fisherlab.samples.parted import unstacked
 
 DENSE_ROWS = 2000  # matrices up to this size are inverted densely, others iteratively
 
@@ -75,15 +75,14 @@ class WholeNetwork(NetworkOperator):
     def pieces(self) -> dict[str, FactoredFisher] | None:
         """The exact blocks of the diagonal where the matrix is held as samples."""
         whole = self.whole
-        if not isinstance(whole, FactoredFisher):
-            return None
-        if not isinstance(whole.samples, StackedSamples):
+        samples = unstacked(whole.samples) if isinstance(whole, FactoredFisher) else ()
+        if not samples or not isinstance(whole, FactoredFisher):
             return None
         return {
             name: FactoredFisher(
                 piece, whole.count, replace(self.provenance, layer=name), whole.form
             )
-            for name, piece in zip(self.shapes, whole.samples.pieces, strict=True)
+            for name, piece in zip(self.shapes, samples, strict=True)
         }
 
     def _solve_blocks(self, ws: Weights, damping: Damping) -> dict[str, Tensor]:

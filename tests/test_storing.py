@@ -1,0 +1,244 @@
+"""Laws of statistics on a disk: every answer is that of statistics in memory."""
+
+import pickle
+import shutil
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fisherlab as fl
+from fisherlab.approximators.base import facts
+from fisherlab.errors import DataError
+from fisherlab.statistics import storing
+from tests.cases import normal
+from tests.oracles import assert_close
+
+
+class Tied(nn.Module):
+    """An embedding that is the last layer's weight too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.table(x)).mean(1) @ self.table.weight.T
+
+
+def mean_of_tokens():
+    return nn.Sequential(nn.Embedding(6, 3), nn.Flatten(), nn.Linear(12, 3))
+
+
+def before(kind, *sizes, **options):
+    return nn.Sequential(kind(*sizes, **options), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+
+
+KINDS = {
+    "outer": (lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)), (3,)),
+    "shared": (partial(before, nn.Conv2d, 2, 2, 2), (2, 3, 3)),
+    "grouped": (partial(before, nn.Conv1d, 4, 4, 2, groups=2), (4, 3)),
+    "turned": (partial(before, nn.ConvTranspose1d, 2, 2, 2), (2, 3)),
+    "matrices": (
+        lambda: nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3)),
+        (3,),
+    ),
+    "tokens": (mean_of_tokens, None),
+    "summed": (Tied, None),
+}
+SLOW = pytest.mark.slow
+LABELS = {"exact": fl.Exact(), "sampled": fl.MonteCarlo(2, seed=1)}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Let every run of examples be a part of its own."""
+    monkeypatch.setattr(storing, "PART_BYTES", 1)
+
+
+def problem(kind, n):
+    made, shape = KINDS[kind]
+    x = normal(n, *shape) if shape else torch.arange(4 * n).view(n, 4) ** 2 % 5
+    model = made().double()
+    model(x)
+    return model, (x, torch.arange(n) % 3)
+
+
+def both(model, data, folder, chunk=2, **settings):
+    """Return statistics in memory and on a disk, parts of two examples."""
+    own = [fl.Categorical(), settings.pop("fisher", fl.Exact())]
+    settings |= {"compress": False}
+    held = fl.collect(model, data, *own, **settings)
+    return held, fl.collect(
+        model, data, *own, **settings, chunk_size=chunk, store=folder, budget="1 GiB"
+    )
+
+
+@pytest.mark.parametrize("kind", ["shared", *(pytest.param(k, marks=SLOW) for k in KINDS)])
+@given(n=st.integers(2, 5), chunk=st.integers(1, 3), labels=st.sampled_from([*LABELS]))
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_samples_on_a_disk_answer_as_those_in_memory(kind, n, chunk, labels, tmp_path):
+    folder = tmp_path / "held"
+    shutil.rmtree(folder, ignore_errors=True)
+    held, stored = both(*problem(kind, n), folder, chunk, fisher=LABELS[labels])
+    assert stored.nbytes == held.nbytes
+    for name, layer in stored.items():
+        a, b = held[name], pickle.loads(pickle.dumps(layer))
+        assert len(list(b.pieces())) == -(-n // chunk)
+        assert (b.count, b.positions, b.dtype) == (a.count, a.positions, a.dtype)
+        answers(a.samples, b.samples)
+        some = slice(1, None)
+        answers(a.samples.some_columns(some), b.samples.some_columns(some))
+        single = b.samples.to(torch.float32)
+        assert single.squares().dtype == torch.float32
+        assert_close(single.squares(), a.samples.squares(), 1e-4, 1e-7)
+
+
+def answers(a, b):
+    o, i = a.weight_shape
+    w, c = normal(2, o, i, seed=1), normal(2, a.columns, a.examples, seed=2)
+    left, right = normal(o, o, seed=3), normal(i, i, seed=4)
+    left, right = left @ left.T, right @ right.T  # sums without cancellation
+    assert (b.columns, b.examples, b.weight_shape) == (a.columns, a.examples, (o, i))
+    assert b.gram_flops() == a.gram_flops()
+    assert b.dense_flops() == a.dense_flops()
+    size = float(a.squared_norms().sum())
+    near = {"rtol": 1e-12, "atol": 1e-13 * size}
+    assert_close(b.project(w), a.project(w), **near)
+    assert_close(b.combine(c), a.combine(c), **near)
+    assert_close(b.matrices(), a.matrices(), **near)
+    assert_close(b.gram(), a.gram(), **near)
+    assert_close(b.squared_norms(), a.squared_norms(), **near)
+    assert_close(b.squares(), a.squares(), **near)
+    turned = size * float(left.norm() * right.norm())
+    for one, other in (
+        (b.row_side(right), a.row_side(right)),
+        (b.column_side(left), a.column_side(left)),
+        (b.kronecker_inner(left, right), a.kronecker_inner(left, right)),
+        (b.diagonal_inner(left[0], right), a.diagonal_inner(left[0], right)),
+        (b.column_squares(right), a.column_squares(right)),
+        (b.rotated_squares(left, right), a.rotated_squares(left, right)),
+    ):
+        assert_close(one, other, 1e-12, 1e-13 * turned * max(1.0, turned / size))
+    assert_close(b.squared_norm(), a.squared_norm(), 1e-12)
+    dense = [s.add_dense_(torch.empty(o * i, o * i).double()) for s in (a, b)]
+    assert_close(dense[1], dense[0], **near)
+
+
+@SLOW
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_make_of_stored_statistics_what_they_make_of_held_ones(kind, tmp_path):
+    held, stored = both(*problem(kind, 5), tmp_path / "held")
+    for name, method in fl.approximators().items():
+        told = facts(method)
+        if told.takes == "mean_gradient":
+            continue
+        for layer in [None] if told.couples else held:
+            a, b = (s if layer is None else s[layer] for s in (held, stored))
+            try:
+                expected = method(a)
+            except fl.errors.FisherlabError as refusal:
+                with pytest.raises(type(refusal)):
+                    method(b)
+                continue
+            found = method(b)
+            near = 1e-6 if "kl" in name or "kpsvd" in name else 1e-9
+            scale = float(expected.to_dense().abs().max())
+            assert_close(found.to_dense(), expected.to_dense(), near, near * scale), name
+
+
+@pytest.mark.parametrize("kind", ["outer", pytest.param("shared", marks=SLOW)])
+def test_tables_of_stored_statistics_are_those_of_held_ones(kind, tmp_path):
+    held, stored = both(*problem(kind, 5), tmp_path / "held")
+    asked = {"approximators": ["kfac", "ekfac", "mini-block"], "damping": 0.1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        a, b = (fl.compare(stats, **asked) for stats in (held, stored))
+    for name in a.data_vars:  # factors are decomposed in the span of held rows: fewer flops
+        if a[name].dtype.kind == "f" and name != "solve_flops":
+            there, here = (torch.tensor(ds[name].values) for ds in (b, a))
+            assert_close(there, here, 1e-7, 1e-9)
+
+
+def test_blocks_between_layers_and_the_network_come_from_the_disk(tmp_path):
+    held, stored = both(*problem("outer", 5), tmp_path / "held")
+    assert_close(fl.full_matrix(stored).values, fl.full_matrix(held).values, 1e-12, 1e-14)
+    a, b = (fl.ExactNetwork()(stats) for stats in (held, stored))
+    assert_close(b.whole.samples.gram(), a.whole.samples.gram(), 1e-12, 1e-14)
+    assert_close(b.frobenius_norm(), a.frobenius_norm(), 1e-12)
+    blocks = [op.diagonal_block("2").to_dense() for op in (b, a)]
+    assert_close(*blocks, 1e-12, 1e-14)
+
+
+def test_batches_of_other_lengths_and_columns_are_made_alike(tmp_path):
+    model = nn.Linear(2, 3).double()
+    data = [(normal(2, t, 2, seed=t), torch.zeros(2, t).long()) for t in (1, 4, 2)]
+    held, stored = both(model, data, tmp_path / "held", chunk=None)
+    answers(held["weight"].samples, stored["weight"].samples)
+
+
+def test_a_folder_is_opened_again_and_has_one_model_and_data(tmp_path, monkeypatch):
+    model, data = problem("outer", 5)
+    folder = tmp_path / "held"
+    _, first = both(model, data, folder)
+    files = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    monkeypatch.setattr(storing, "_write", None)  # nothing is computed
+    _, again = both(model, data, folder)
+    assert_close(again["0"].samples.squares(), first["0"].samples.squares(), 0)
+    with pytest.raises(DataError, match="differ: fisher"):
+        both(model, data, folder, fisher=fl.Empirical())
+    with pytest.raises(DataError, match="differ: model and data"):
+        both(model, (data[0] + 1, data[1]), folder)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(DataError, match="differ: model and data"):
+        both(model, data, folder)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == files
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["held"]
+
+
+def test_damage_strangers_and_lost_files_are_told(tmp_path):
+    model, data = problem("outer", 5)
+    folder = tmp_path / "held"
+    _, stored = both(model, data, folder)
+    part = next(folder.glob("*.pt"))
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    with pytest.raises(DataError, match="damaged"):
+        both(model, data, folder)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match="is gone"):
+        stored["0"].samples.squares()
+    folder.mkdir()
+    with pytest.raises(DataError, match="holds no statistics"):
+        both(model, data, folder)
+    with pytest.raises(ValueError, match="gone through once"):
+        fl.collect(model, iter([data]), fl.Categorical(), store=tmp_path / "other")
+
+
+def test_a_broken_run_leaves_nothing_and_is_done_anew(tmp_path):
+    model, data = problem("outer", 4)
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fl.collect(model, data, fl.Categorical(), store=tmp_path / "held", progress=stop)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    _, stored = both(model, data, tmp_path / "held")
+    assert stored["0"].count == 4
+
+
+def test_runs_are_as_long_as_a_part_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "PART_BYTES", 1000)
+    model, data = problem("outer", 64)
+    stored = fl.collect(model, data, fl.Categorical(), store=tmp_path / "held")
+    sizes = [file.stat().st_size for file in (tmp_path / "held").glob("*.pt")]
+    pieces = list(zip(*(layer.pieces() for layer in stored.values()), strict=True))
+    assert len(sizes) == 2 * len(pieces)
+    held = [sum(layer.nbytes for layer in piece) for piece in pieces]
+    assert max(held) <= 1000 < 2 * held[0]
+    assert sum(held) == stored.nbytes
