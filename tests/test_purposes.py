@@ -16,6 +16,7 @@ from fisherlab import purposes
 from fisherlab.analysis import counts, demands
 from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
+from fisherlab.numerics.decompositions import decomposed_once
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close
 
@@ -209,6 +210,20 @@ def test_what_dampings_share_is_done_and_counted_once(name, holder, asked, monke
     )
     assert (many - few) / 100 == pytest.approx(counts.one_more(samples, method))
     assert few > counts.prepared(samples, method).flops > 0
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 3, 2)])
+@pytest.mark.parametrize("examples", [2, 40])
+def test_eigenvectors_are_counted_as_they_are_made(shape, examples):
+    net = torch.nn.Linear(12, 9) if len(shape) == 1 else torch.nn.Conv2d(3, 9, 2)
+    model = torch.nn.Sequential(net, torch.nn.Flatten()).double()
+    data = normal(examples, *shape, seed=1), None
+    stats = fl.collect(model, data, fl.Gaussian(), fl.MonteCarlo(1))["0"]
+    with decomposed_once(*stats.rows):
+        bases = fl.KFAC()(stats).eigenform().basis.pair
+        found = tuple(basis.shape[1] for basis in bases)
+    assert found == counts.widths(fl.ExactBlock()(stats).samples)
+    assert (found < stats.block.weight_shape) == (examples == 2)
 
 
 def test_what_exceeds_the_time_is_left_out_and_named(network):

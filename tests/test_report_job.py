@@ -465,7 +465,7 @@ def test_the_last_moment_has_as_much_time_as_all_before_it():
 def test_moments_are_left_out_before_the_last_one_has_nothing():
     """The page of a large network showed four moments of empty tables."""
     problem = fl.problems.load("digits", examples=60)
-    config = ReportConfig(steps=5, checkpoints=(0, 2, 5), examples=60, time="0.001 s")
+    config = ReportConfig(steps=5, checkpoints=(0, 2, 5), examples=60, time="0.0001 s")
     size = fitted(problem, config)
     assert size.moments == (5,)
     assert "the network after 0, 2 steps of training; ask with --time" in size.told

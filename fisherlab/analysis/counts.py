@@ -18,10 +18,11 @@ from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_b
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.catalogue import Needs
+from fisherlab.numerics.decompositions import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import OuterSamples, Samples, SharedSamples
 
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
@@ -148,7 +149,7 @@ def _factor_reading(s: Samples, method: Approximator) -> float:
     reads, terms = TERM_READS * _terms(method), _terms(method)
     if isinstance(method, ITERATED) and not isinstance(s, OuterSamples):
         reads += STEP_READS * STEPS * (terms + 1)
-    made_positive = EIGEN * (o**3 + i**3) if isinstance(method, ITERATED) else 0
+    made_positive = _decomposing(s) if isinstance(method, ITERATED) else 0
     return READ * reads * (o * o + i * i) + made_positive
 
 
@@ -171,9 +172,7 @@ def _inner(s: Samples, method: Approximator) -> float:
     if isinstance(method, MiniBlock):
         outer = isinstance(s, OuterSamples)
         return s.examples**2 * (i + o) if outer else m * p * i
-    if isinstance(s, OuterSamples):
-        return _terms(method) * (s.examples * i * i + m * o * o)
-    return _terms(method) * m * p * (o + i)
+    return _terms(method) * s.form_flops()
 
 
 def solve(s: Samples, method: Approximator) -> Work:
@@ -189,7 +188,7 @@ def prepared(s: Samples, method: Approximator) -> Work:
     if isinstance(method, MiniBlock):
         return Work(s.examples * p * i, 2 * NUMBER * o * i * i)
     if _terms(method) < 2 or not isinstance(method, ITERATED):
-        return Work(EIGEN * (o**3 + i**3))
+        return Work(_decomposing(s))
     if p <= DENSE_ROWS:
         return Work(EIGEN * p**3, 3 * NUMBER * p * p)
     return Work(CHECKS * _terms(method) * p * (o + i))
@@ -208,7 +207,26 @@ def one_more(s: Samples, method: Approximator) -> float:
         return n * n * i + o * (BATCHED * n**3 / 3 + n * n + 2 * n * i)
     if isinstance(method, MiniBlock):
         return o * (BATCHED * i**3 / 3 + i * i)
-    return 2.0 * p * (o + i) + solved_again(s, method)
+    return 2.0 * p * sum(widths(s)) + solved_again(s, method)
+
+
+def widths(s: Samples) -> tuple[int, int]:
+    """Return how many eigenvectors both factors have: no more than the rows they sum up."""
+    o, i, m, _ = _sizes(s)
+    if not isinstance(s, (OuterSamples, SharedSamples)):
+        return o, i
+    rows, cols = m * s.positions, s.examples * s.positions
+    return (rows if rows <= WORTH * o else o), (cols if cols <= WORTH * i else i)
+
+
+def _decomposing(s: Samples) -> float:
+    """Count the eigenvectors of both factors: all, or those in the span of few samples."""
+    return sum(
+        EIGEN * d**3
+        if width == d
+        else 2 * d * d * width + 6 * d * width**2 + EIGEN * width**3
+        for d, width in zip(s.weight_shape, widths(s), strict=True)
+    )
 
 
 def _cg_product(s: Samples, method: CGFAC) -> float:
@@ -251,4 +269,4 @@ def _inverse_inner(s: Samples, method: Approximator) -> Work:
         solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
         return Work(p**3 * 5 / 6 + solves, 6 * NUMBER * p * p)
     dense = 0 if columns else 3 * NUMBER * p * p
-    return Work(2 * columns * p * (o + i), dense)
+    return Work(2 * columns * p * sum(widths(s)), dense)

@@ -14,6 +14,7 @@ from fisherlab.analysis.counts import (
     product,
     shared,
     solved_again,
+    widths,
 )
 from fisherlab.approximators import Approximator, Diagonal, ExactBlock, MiniBlock
 from fisherlab.purposes import Demand, Purpose
@@ -108,4 +109,4 @@ def _further(s: Samples, method: Approximator) -> float:
         return o * i
     if isinstance(method, MiniBlock):
         return 2.0 * o * i * i
-    return 4.0 * o * i * (o + i) + solved_again(s, method)
+    return 4.0 * o * i * sum(widths(s)) + solved_again(s, method)

@@ -19,6 +19,7 @@ from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import parsed
 from fisherlab.purposes import Answers, Measure, Purpose, Step
@@ -257,29 +258,30 @@ def answered(
             method: [p for p in purposes if (name, method, p) not in skipped]
             for method in methods
         }
-        for method in ("", *methods) if any(asked.values()) else ():
-            approximator = methods.get(method, ExactBlock())
-            itself = isinstance(approximator, ExactBlock)
-            if not (wanted := list(purposes) if itself else asked[method]):
-                continue
-            try:  # what a pair keeps is let go before the next one
-                approx = exact if itself else approximator(layer)
-                pair = paired("compare", exact, approx, mixed=False)
-            except REFUSALS as error:
-                reasons.update({(name, method, p): reason(error) for p in wanted})
-                continue
-            for p in wanted:
-                key, known = (name, method, p), answers.get((name, "", p))
-                if all((name, one, p) in skipped for one in methods):
+        with decomposed_once(*layer.rows):  # for all methods
+            for method in ("", *methods) if any(asked.values()) else ():
+                approximator = methods.get(method, ExactBlock())
+                itself = isinstance(approximator, ExactBlock)
+                if not (wanted := list(purposes) if itself else asked[method]):
                     continue
-                if pair.same and known is not None:  # the exact block has answered
-                    answers[key] = known
-                    reasons.pop(key, None)
-                elif method and known is None:  # nothing to be held against
-                    reasons[key] = f"the exact block: {reasons[name, '', p]}"
-                else:
-                    _answer(answers, reasons, key, layer, pair, purposes[p])
-            costs[name, method] = _cost(pair.source, exact, purposes.values())
+                try:  # what a pair keeps is let go before the next one
+                    approx = exact if itself else approximator(layer)
+                    pair = paired("compare", exact, approx, mixed=False)
+                except REFUSALS as error:
+                    reasons.update({(name, method, p): reason(error) for p in wanted})
+                    continue
+                for p in wanted:
+                    key, known = (name, method, p), answers.get((name, "", p))
+                    if all((name, one, p) in skipped for one in methods):
+                        continue
+                    if pair.same and known is not None:  # the exact block has answered
+                        answers[key] = known
+                        reasons.pop(key, None)
+                    elif method and known is None:  # nothing to be held against
+                        reasons[key] = f"the exact block: {reasons[name, '', p]}"
+                    else:
+                        _answer(answers, reasons, key, layer, pair, purposes[p])
+                costs[name, method] = _cost(pair.source, exact, purposes.values())
     return told
 
 

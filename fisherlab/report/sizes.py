@@ -52,6 +52,8 @@ _LOSS_SHARE: Final = 0.1
 # The rest is for losses, inverses that are drawn, and the page.
 _COMPARISON: Final = 0.6
 _PURPOSES: Final = 0.3
+# Of a moment's time at least, for passes are counted with a margin.
+_CELLS: Final = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,14 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     asked = moments = config.analysed_steps
     most = min(config.examples, len(problem.train[0]))
     found, first = _chosen(probed, config, most, len(moments))
-    while found.work > found.flops and len(moments) > 1:
+    while (
+        len(moments) > 1 and found.passes / RATE > _shares(found, config, moments)[-1] / 2
+    ):
         moments = moments[1:]
         found, first = _chosen(probed, config, most, len(moments))
-    whole = _COMPARISON * parse_time(config.time)
     batch = _batch(found, config)
-    whole -= min(config.training_steps * _step(found, batch), whole / 2)
-    shares = _shares(whole, len(moments))
-    left = tuple(max(share - found.passes / RATE, 1.0) for share in shares)
+    shares = _shares(found, config, moments)
+    left = tuple(max(share - found.passes / RATE, _CELLS * share) for share in shares)
     judging = _PURPOSES * parse_time(config.time)
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
@@ -193,12 +195,15 @@ def _batch_told(batch: int, config: ReportConfig) -> Iterator[str]:
         )
 
 
-def _shares(seconds: float, moments: int) -> list[float]:
-    """Give the last moment as much time as all others."""
-    if moments == 1:
-        return [seconds]
-    others = moments - 1
-    return [*[seconds / 2 / others] * others, seconds / 2]
+def _shares(found: _Trial, config: ReportConfig, moments: Sequence[int]) -> list[float]:
+    """Give the last moment as much time as all others, of what training leaves."""
+    whole = _COMPARISON * parse_time(config.time)
+    training = config.training_steps * _step(found, _batch(found, config))
+    whole -= min(training, whole / 2)
+    if len(moments) == 1:
+        return [whole]
+    others = len(moments) - 1
+    return [*[whole / 2 / others] * others, whole / 2]
 
 
 def _held_out(found: _Trial, seconds: float) -> int:

@@ -203,6 +203,11 @@ class Samples(Held, ABC):
         (o, i), t = self.weight_shape, self.positions
         return 2 * self.columns * self.examples * min(o * i * t, t * (o + i) + o * i)
 
+    def form_flops(self) -> int:
+        """Count the multiply-adds of `kronecker_inner`, here those of matrices."""
+        o, i = self.weight_shape
+        return self.columns * self.examples * o * i * (o + i)
+
     def dense_flops(self) -> int:
         """Count the multiply-adds of `add_dense_`, here half a product."""
         o, i = self.weight_shape

@@ -245,6 +245,11 @@ class OuterSamples(Samples):
         o, i = self.weight_shape
         return 2 * self.examples * o * (i + self.columns)
 
+    def form_flops(self) -> int:
+        """Count the multiply-adds of `kronecker_inner`: of both factors by themselves."""
+        o, i = self.weight_shape
+        return self.examples * (i * i + self.columns * o * o)
+
     def dense_flops(self) -> int:
         """Count the multiply-adds of the packed product; columns never enter."""
         o, i = self.weight_shape

@@ -118,6 +118,10 @@ class TurnedSamples(Samples):
     def _tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         return self.upright._tiles()
 
+    def form_flops(self) -> int:
+        """Count `kronecker_inner`: that of E."""
+        return self.upright.form_flops()
+
     def add_dense_(
         self, out: Float[Tensor, "p p"], scale: float = 1.0
     ) -> Float[Tensor, "p p"]:
