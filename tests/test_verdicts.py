@@ -217,11 +217,35 @@ def told_of(seed, kind, alpha, tmp_path=None):
     return ds, {one.topic: one.text for one in summary.verdict(ds)}
 
 
+def winners_of(text):
+    found = CLOSEST.search(text)
+    if found and "layer by layer" not in text.lower():
+        return set(names(found["who"]))
+    return {one[0] for one in WON.findall(text.split("ithout a number")[0])}
+
+
+def check_known(told, pruning, matrix):
+    """What follows from definitions is said of who leads by it, and is so."""
+    knows = {"pruning": {"diagonal", "mini-block"}, "matrix": {"kpsvd", "kpsvd-2"}}
+    for purpose, text in told.items():
+        led = winners_of(text) & knows.get(purpose, set())
+        assert text.count("follows from the definition") == bool(led), purpose
+    for name in knows["pruning"]:
+        own = pruning["values"][:, pruning["methods"].index(name)]
+        assert (own[np.isfinite(own)] == 1).all()
+    errors = dict(zip(matrix["methods"], matrix["values"].T, strict=True))
+    for nearer, others in [("kpsvd", ("kfac", "foof")), ("kpsvd-2", ("kpsvd", "kfac"))]:
+        for other in others:
+            assert not (errors[nearer] > errors[other] + 1e-6).any()
+
+
 def hold(seed, kind, alpha, tmp_path=None):
     ds, told = told_of(seed, kind, alpha, tmp_path)
     for purpose in PURPOSES:
         check(told[purpose], rows_of(ds, purpose))
     check(told["matrix"], rows_of_errors(ds))
+    lines = {purpose: told[purpose] for purpose in (*PURPOSES, "matrix")}
+    check_known(lines, rows_of(ds, "pruning"), rows_of_errors(ds))
 
 
 @pytest.mark.parametrize(

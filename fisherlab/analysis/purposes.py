@@ -59,7 +59,8 @@ def judge(
         `value` over `layer`, `approximator` and `measure`, and `network` over
         `approximator` and `measure` for all layers together, block by block; the
         coordinate `purpose` of a measure says where it belongs, `best` what the exact
-        block itself has, `assured` what is known beforehand; `setting` says at which λ a
+        block itself has, `assured` what is known beforehand and `settles` of
+        whom; `setting` says at which λ a
         purpose is judged. NaN where a value is not to be had, with the reason in `status`
         (`layer`, `approximator`, `purpose`). With `fl.Step`, `decrease` and
         `network_decrease` are the shares of the best decrease over `own_damping`, a
@@ -355,6 +356,7 @@ def _labelled(
         "unit": [one.unit for _, one in labels],
         "best": [one.best for _, one in labels],
         "assured": [one.assured for _, one in labels],
+        "settles": [" | ".join(getattr(one, "settles", ())) for _, one in labels],
     }
     coords = {
         **layers,

@@ -173,9 +173,11 @@ class Contest:
                 said += f" (a lead within the noise of the data, {self.noise:.2g})"
             elif np.isnan(self.noise):
                 said += UNHELD
-        if why := self.known.get(tied[0], ""):
-            said += f"; {why}"
-        return said
+        return said + self._settled(tied)
+
+    def _settled(self, winners: Sequence[str]) -> str:
+        """Say what theory says beforehand of the first winner that it knows."""
+        return next((f"; {self.known[name]}" for name in winners if name in self.known), "")
 
     def _layers_won(self) -> str:
         """Say who is nearest in how many layers, of those that have numbers there."""
@@ -195,6 +197,7 @@ class Contest:
         return (
             f"layer by layer, of those that have a number there, the closest to the exact "
             f"block ({self.title}) is {', '.join(told)}{UNHELD * (len(won) > 1)}"
+            f"{self._settled(order)}"
         )
 
     def _alone(self, complete: Sequence[str]) -> list[str]:
@@ -365,16 +368,31 @@ def _contest(table: xr.Dataset, purpose: str) -> Contest:
         status.values,
         kept["network"].values,
         costs(table, [str(n) for n in kept["approximator"].values]),
-        known={
-            n: f"that {first['assured'].item()!s} follows from the definition"
-            for n in methods
-            if str(first["assured"].item()).startswith("KPSVD")
-            and str(made.get(n, "")).startswith("KPSVD")
-        },
+        known=settled(table, str(first["assured"].item()), _settles(first)),
         setting=str(table["setting"].sel(purpose=purpose).item())
         if "setting" in table.coords
         else "",
     )
+
+
+def _settles(first: xr.Dataset) -> Sequence[str]:
+    told = str(first["settles"].item()) if "settles" in first.coords else ""
+    return told.split(" | ") if told else ()
+
+
+def settled(table: xr.Dataset, assured: str, whom: Sequence[str]) -> dict[str, str]:
+    """Return what is known beforehand, by each method whose `repr` begins like one of whom.
+
+    Examples
+    --------
+    >>> table = xr.Dataset(attrs={"approximators": '{"diagonal": "Diagonal()"}'})
+    >>> settled(table, "it is one", ["Diagonal("])
+    {'diagonal': 'that it is one follows from the definition'}
+    """
+    said = f"that {assured} follows from the definition"
+    return {
+        n: said for n, made in _made(table).items() if str(made).startswith(tuple(whom))
+    }
 
 
 def titles(table: xr.Dataset) -> tuple[str, ...]:

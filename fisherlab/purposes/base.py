@@ -42,6 +42,8 @@ class Measure:
         "1" for a ratio, "nat" for divergences.
     assured
         What is known of it before anything is computed; empty where nothing is.
+    settles
+        For whom that decides who is best: how their `repr` begins.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Measure:
     best: float
     unit: str = "1"
     assured: str = ""
+    settles: tuple[str, ...] = ()
 
 
 @final

@@ -14,7 +14,13 @@ from fisherlab.purposes.base import Answers, Demand, Measure, numbers, summed
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
-BY_DEFINITION = "KPSVD of rank k is the closest of all sums of k Kronecker products"
+ERROR = Measure(
+    "frobenius_error",
+    "relative Frobenius error",
+    0.0,
+    assured="KPSVD of rank k is the closest of all sums of k Kronecker products",
+    settles=("KPSVD(",),
+)
 
 
 @shown
@@ -37,7 +43,7 @@ class Matrix:
 
     name: ClassVar[str] = "matrix"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("frobenius_error", "relative Frobenius error", 0.0, "1", BY_DEFINITION),
+        ERROR,
         Measure("cosine_similarity", "matrix cosine", 1.0),
         Measure("spectrum_error", "relative error of the eigenvalues", 0.0),
     )

@@ -31,6 +31,12 @@ RATIOS: Final = {
     "increase": "predicted increase of the loss over the exact",
 }
 
+PER_EXAMPLE: Final = "MiniBlock(statistic='per_example', spatial_average=False"
+OF_DIAGONAL: Final[Mapping[str, Any]] = {
+    "assured": "what keeps the exact block's diagonal prunes by OBD as it does",
+    "settles": ("Diagonal(", PER_EXAMPLE, "QuasiDiagonal("),
+}
+
 
 @shown
 @final
@@ -126,9 +132,9 @@ class Pruning:
     def measures(self) -> tuple[Measure, ...]:
         """Choices and orders; the increases of every share that was asked for."""
         found = [
-            Measure(f"{kind}_{name}", f"{title} ({kind.upper()})", 1.0)
+            Measure(f"{kind}_{name}", f"{title} ({kind.upper()})", 1.0, **known)
             for name, title in RATIOS.items()
-            for kind in KINDS
+            for kind, known in (("obd", OF_DIAGONAL), ("obs", {}))
         ]
         told = ["predicted"] * (self.loss is not None or bool(self.shares))
         told += ["realised"] * (self.loss is not None)

@@ -11,11 +11,12 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.verdicts import Contest, costs
+from fisherlab.analysis.verdicts import Contest, costs, settled
 from fisherlab.analysis.wording import error_text, number, percent
 from fisherlab.catalogue import FLOOR, overall, quantity, total_share
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
+from fisherlab.purposes.matrix import ERROR
 from fisherlab.report.snapshot import Grid, Moment, moment
 
 
@@ -168,6 +169,7 @@ def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
         np.array(pooled) if squares else None,
         {what: (a[rows], b[rows]) for what, (a, b) in costs(ds, methods).items()},
         noise,
+        settled(ds, ERROR.assured, ERROR.settles) if metric == ERROR.name else {},
     )
 
 
