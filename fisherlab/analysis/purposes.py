@@ -197,8 +197,7 @@ def _by_damping(
     for column, asked in enumerate(paired.values()):
         for row, name in enumerate(rows):
             if name in asked:
-                found, gradient[row] = step.by_damping(*asked[name])
-                shares[row, column] = found.numpy()
+                shares[row, column], gradient[row] = step.by_damping(*asked[name])
     over = "approximator", "own_damping"
     return {
         "decrease": (("layer", *over), shares[:-1]),

@@ -183,15 +183,15 @@ class Step:
         """The μ/λ that were tried, the common one among them, ascending."""
         return sorted({1.0, *self.grid})
 
-    def by_damping(self, exact: Answers, approx: Answers) -> tuple[Tensor, float]:
+    def by_damping(self, exact: Answers, approx: Answers) -> tuple[list[float], float]:
         """Return the shares of the best decrease at `ratios`, and the gradient's own."""
         goal = float(exact["slopes"][0])
         if goal <= 0:
-            return torch.full((len(self.ratios),), torch.nan), float("nan")
+            return [float("nan")] * len(self.ratios), float("nan")
         tried = dict(zip((1.0, *self.grid), _shares(approx, goal).tolist(), strict=False))
         shares = [tried.get(ratio, float("nan")) for ratio in self.ratios]
         slope, curvature = exact["gradient"].tolist()
-        return torch.tensor(shares), slope**2 / (curvature * goal)
+        return shares, slope**2 / (curvature * goal)
 
 
 def _shares(approx: Answers, goal: float) -> Tensor:

@@ -1,5 +1,7 @@
 """The same work on the host and on the device, and whether it came to the same."""
 
+import dataclasses
+
 import numpy as np
 import torch
 import xarray as xr
@@ -57,6 +59,8 @@ def assert_same(host, here):
             assert_same(value, here[name])
     elif hasattr(host, "to_dense"):
         assert_same(host.to_dense(), here.to_dense())
+    elif dataclasses.is_dataclass(host):
+        assert_same(vars(host), vars(here))
     elif isinstance(host, float):
         assert here == pytest_approx(host)
     else:
