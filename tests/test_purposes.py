@@ -14,6 +14,8 @@ from scipy.stats import spearmanr
 import fisherlab as fl
 from fisherlab import purposes
 from fisherlab.analysis import counts, demands
+from fisherlab.analysis import purposes as analysis_of_purposes
+from fisherlab.analysis.allowances import Allowance
 from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
 from fisherlab.numerics.decompositions import decomposed_once
@@ -284,6 +286,39 @@ def test_posteriors_are_those_of_formed_matrices(name, layer, network):
             "nll": predictive_loss(given, after) - predictive_loss(given, before),
         },
     )
+
+
+@pytest.mark.parametrize("name", ["kpsvd-2", "kfac-corrected"])
+def test_posteriors_of_sums_too_large_to_diagonalise(name, network, monkeypatch):
+    """They go through a Cholesky factor, which also solves for the variances."""
+    for where in ("fisherlab.operators.kronecker", "fisherlab.metrics.pairs"):
+        monkeypatch.setattr(f"{where}.DENSE_ROWS", 0)
+    assert positive(dense(network[2], name, "2")[1], 0.6 / N)
+    diagonalised = fl.operators.KroneckerSum.eigenvalues
+    monkeypatch.setattr(
+        fl.operators.KroneckerSum,
+        "eigenvalues",
+        lambda s: pytest.fail("diagonalised") if len(s.terms) > 1 else diagonalised(s),
+    )
+    test_posteriors_are_those_of_formed_matrices(name, "2", network)
+
+
+@pytest.mark.parametrize("prior", [0.6, 1e-4])
+def test_what_is_left_out_for_size_is_called_indefinite_if_it_is(
+    prior, network, monkeypatch
+):
+    _, data, stats = network
+    skipped = {("0", "kpsvd-2", "laplace"): "left out for size"}
+    monkeypatch.setattr(analysis_of_purposes, "left_out", lambda *_: skipped)
+    asked = [
+        purposes.Step(fl.mean_gradient(network[0], data, fl.Categorical()), DAMPING),
+        purposes.Laplace(prior, N),
+    ]
+    found = judge(stats, ["kpsvd-2"], asked, Allowance(1.0, 1.0))
+    status = str(found["status"].sel(layer="0", purpose="laplace").item())
+    usable = positive(dense(stats, "kpsvd-2", "0")[1], prior / N)
+    assert usable == (prior == 0.6)
+    assert status.startswith("left out" if usable else "not positive definite")
 
 
 def output_jacobian(model, x, layer):

@@ -32,7 +32,6 @@ STEP_READS = 25  # of a column in a step of a Krylov space
 STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, about
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
-SOLVES = 4  # what solves of one sample each lose to small products
 BATCHED = 8  # what factorisations of many small blocks lose to one large product
 NUMBER = 8  # bytes
 
@@ -259,6 +258,12 @@ def against_inverse(s: Samples, method: Approximator) -> Work:
     return work + Work(m * m * p if by_gram(s) else 0)
 
 
+def formed_inverse(s: Samples) -> Work:
+    """Count the Cholesky factor of a dense block and its inverse."""
+    p = s.weight_shape[0] * s.weight_shape[1]
+    return Work(p**3, 4 * NUMBER * p * p)
+
+
 def _inverse_inner(s: Samples, method: Approximator) -> Work:
     o, i, m, p = _sizes(s)
     columns = m if by_gram(s) else 0
@@ -266,7 +271,6 @@ def _inverse_inner(s: Samples, method: Approximator) -> Work:
         formed = Work(BATCHED * o * i**3, 2 * NUMBER * o * i * i)
         return formed + Work(columns * p * i)
     if _terms(method) > 1 and isinstance(method, ITERATED):
-        solves = SOLVES * columns * ROUNDS * 2 * p * (o + i)  # one for every sample
-        return Work(p**3 * 5 / 6 + solves, 6 * NUMBER * p * p)
+        return formed_inverse(s) + Work(2 * columns * p * p)
     dense = 0 if columns else 3 * NUMBER * p * p
     return Work(2 * columns * p * sum(widths(s)), dense)

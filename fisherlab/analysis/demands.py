@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from fisherlab.analysis.allowances import Allowance, chosen
 from fisherlab.analysis.counts import (
-    SOLVES,
     Work,
     against_inverse,
-    by_gram,
     one_more,
     own,
     prepared,
@@ -91,22 +89,18 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     if asked.dampings or asked.weights or asked.traces:
         work = work + prepared(s, method) + Work(asked.dampings * one_more(s, method))
     if asked.traces:
-        work = work + _traces(s, method)
-    return work + Work(asked.weights * _further(s, method))
+        work = work + against_inverse(s, method)
+    return work + Work(asked.weights * _further(s, method, asked.traces))
 
 
-def _traces(s: Samples, method: Approximator) -> Work:
-    """Count the traces of a divergence; by the Gram, where no basis is known, by solves."""
-    rows = s.columns * s.examples
-    solves = SOLVES * rows * solved_again(s, method) if by_gram(s) else 0.0
-    return against_inverse(s, method) + Work(solves)
-
-
-def _further(s: Samples, method: Approximator) -> float:
-    """Count a solve with a matrix that is factorised already."""
+def _further(s: Samples, method: Approximator, formed: bool) -> float:
+    """Count a solve with a matrix that is factorised already, `formed` for its traces."""
     o, i = s.weight_shape
     if isinstance(method, Diagonal):
         return o * i
     if isinstance(method, MiniBlock):
         return 2.0 * o * i * i
-    return 4.0 * o * i * sum(widths(s)) + solved_again(s, method)
+    again = solved_again(s, method)
+    if formed and again:
+        return min(again, 2.0 * (o * i) ** 2)
+    return 4.0 * o * i * sum(widths(s)) + again

@@ -20,7 +20,7 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
-from fisherlab.operators import Operator
+from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.dampings import parsed
 from fisherlab.purposes import Answers, Measure, Purpose, Step
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -281,6 +281,9 @@ def answered(
                         reasons[key] = f"the exact block: {reasons[name, '', p]}"
                     else:
                         _answer(answers, reasons, key, layer, pair, purposes[p])
+                for p in set(purposes) - set(wanted):
+                    if why := _indefinite(pair, purposes[p]):
+                        reasons[name, method, p] = why
                 costs[name, method] = _cost(pair.source, exact, purposes.values())
     return told
 
@@ -301,6 +304,19 @@ def _answer(
     else:
         if "why" in answers[key]:
             reasons[key] = reason(answers[key]["why"])
+
+
+def _indefinite(pair: Pair, purpose: Purpose) -> str:
+    """Say that a sum has no inverse at the λ of a purpose, where others found that out."""
+    given, approx = getattr(purpose, "damping", None), pair.approx
+    if given is None or "smallest_eigenvalue" not in vars(approx):
+        return ""
+    assert isinstance(approx, KroneckerSum)
+    try:
+        approx.require_positive(parsed(given, pair.exact).value)
+    except REFUSALS as error:
+        return reason(error)
+    return ""
 
 
 def _cost(

@@ -252,7 +252,12 @@ class Damped:
     def logdets(self) -> tuple[float, float]:
         """Log det P and log det Q."""
         first = self.pair.exact.logdet(self.damping)
-        return first, first if self.pair.same else self.pair.approx.logdet(self.damping)
+        if self.pair.same:
+            return first, first
+        own = self.inverses.approx
+        if isinstance(own, IterativeInverse) and self.pair.rows > DENSE_ROWS:
+            return first, -own.factor.logdet()  # of which traces and solves are made, too
+        return first, self.pair.approx.logdet(self.damping)
 
     @cached_property
     def trace(self) -> float:
@@ -265,6 +270,14 @@ class Damped:
         """Tr P⁻¹Q = ⟨P⁻¹, F̂⟩ + λ tr P⁻¹."""
         inverse = self.inverses.exact
         return inverse.inner(self.pair.approx) + self.damping * inverse.trace()
+
+    def solve(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k o i"]:
+        """Return Q⁻¹w, by the factor of Q's determinant where that was made."""
+        made = vars(self).get("inverses")
+        own = None if made is None else made.approx
+        if isinstance(own, IterativeInverse) and "factor" in vars(own):
+            return own @ w
+        return self.pair.approx.solve(w, self.damping)
 
     def form(self, w: Float[Tensor, "o i"]) -> float:
         """Return ⟨w, P w⟩."""

@@ -378,8 +378,12 @@ def _factored_dense(a: FactoredFisher, b: Dense) -> float:
 
 @inner_product(FactoredFisher, IterativeInverse)
 def _factored_iterative(a: FactoredFisher, b: IterativeInverse) -> float:
-    """Solve for every sample, or form the inverse where p is what is small."""
-    return _factored_any(a, b) if a.uses_gram else a.inner(b.formed)
+    """Solve for every sample, or form the inverse where that is cheaper."""
+    p, m = a.shape[0], a.samples.columns * a.samples.examples
+    solves = m * ROUNDS * b.forward.product_flops
+    iterated = b.closed or b.stopping.truncated
+    by_samples = a.uses_gram and (iterated or solves < p**3 + m * p * p)
+    return _factored_any(a, b) if by_samples else a.inner(b.formed)
 
 
 @inner_product(FactoredFisher, Operator, by_samples=True)

@@ -237,6 +237,23 @@ class KroneckerSum(Operator):
         leading = _leading_inverse(self, shift)
         return IterativeInverse(self, shift, leading, provenance=made)
 
+    def logdet(self, damping: Damping = 0.0) -> float:
+        """Return log det(Σ + damping·I), of several terms above p = 4000 by Cholesky.
+
+        Raises
+        ------
+        IndefiniteError
+            If the damped sum is not positive definite.
+        BudgetError
+            If its p² numbers exceed half of the free memory.
+        """
+        large = len(self.terms) > 1 and self.shape[0] > DENSE_ROWS
+        if isinstance(damping, Factored) or not large:
+            return super().logdet(damping)
+        shift = tikhonov(damping, self)
+        self.require_positive(shift)
+        return -IterativeInverse(self, shift).factor.logdet()
+
     def damped(self, damping: Damping) -> "KroneckerSum | KroneckerCongruence":
         """Return the damped matrix, whose inverse is `inverse(damping)`.
 

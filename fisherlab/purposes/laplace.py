@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fisherlab.likelihoods import Gaussian
 from fisherlab.metrics.divergences import backward, forward
-from fisherlab.metrics.pairs import Pair
+from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.numerics.memory import chunks
 from fisherlab.purposes.base import (
     CHUNK,
@@ -180,10 +180,10 @@ class Laplace:
             logdet=lambda: damped.logdets[1],
         )
         if self.held_out is not None:
-            found["variances"] = self._variances(layer, pair)
+            found["variances"] = self._variances(layer, damped)
         return found
 
-    def _variances(self, layer: LayerStatistics, pair: Pair) -> Float[Tensor, "k n"]:
+    def _variances(self, layer: LayerStatistics, damped: Damped) -> Float[Tensor, "k n"]:
         """Return J (F̂ + λI)⁻¹ Jᵀ / N for every output and held-out example."""
         assert self.held_out is not None
         jacobians = of_block(
@@ -193,8 +193,7 @@ class Laplace:
         parts = []
         for part in chunks(samples.examples, max(1, CHUNK // samples.columns)):
             rows = samples.matrices(part)
-            solved = pair.approx.solve(rows, self.damping)
-            parts.append((rows * solved).sum((-2, -1)))
+            parts.append((rows * damped.solve(rows)).sum((-2, -1)))
         return torch.cat(parts, 1) / self.data_size
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
