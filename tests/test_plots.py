@@ -109,6 +109,20 @@ def test_nothing_measured_is_said_in_words(ds):
     assert "not measured" in plots.trajectory(nothing).axes.flat[0].texts[0].get_text()
 
 
+def test_a_layer_below_the_floor_does_not_squeeze_the_others(ds):
+    plain = plots.trajectory(ds).axes_dict
+    floored = ds.copy(deep=True)
+    first, *others = (str(name) for name in ds["layer"].values)
+    floored["frobenius_error"].loc[{"layer": first, "approximator": "kpsvd"}] = FLOOR
+    floored["frobenius_error"].loc[{"layer": others[0], "approximator": "kfac"}] = 0.9
+    floored["frobenius_error"].loc[{"layer": others[0], "approximator": "kpsvd"}] = 0.02
+    axes = plots.trajectory(floored).axes_dict
+    assert axes[first].get_yscale() == "log"
+    assert 0.001 < axes[others[0]].get_ylim()[0] < 0.02
+    assert "below 1e-06" in axes[first].texts[0].get_text()
+    assert not any(ax.texts for ax in [*plain.values(), axes[others[0]]])
+
+
 @pytest.mark.parametrize(("count", "told"), [(20, 20), (63, 32)])
 def test_layers_of_a_deep_network_are_named_where_their_names_fit(count, told):
     deep = comparison(layers={f"block{i}.conv": (2, 3) for i in range(count)}, steps=None)

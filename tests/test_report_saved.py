@@ -393,6 +393,27 @@ def test_the_closer_run_is_the_one_with_the_smaller_error(tmp_path):
     assert "Nothing that the two runs recorded differs" in same
 
 
+def test_layers_named_by_numbers_show_their_kind_in_two_runs(tmp_path):
+    runs = {}
+    for name, kinds in (("one", ["Linear 4→3", "Linear 3→2"]), ("two", ["Linear 4→3"] * 2)):
+        ds = comparison(layers={"0": (3, 5), "2": (2, 4)})
+        runs[name] = fl.save(
+            ds.assign_coords(kind=("layer", kinds)), tmp_path / f"{name}.nc"
+        )
+    page = fl.report.compare_runs(*runs.values(), tmp_path / "out").read_text()
+    assert ">0 · Linear 4→3</th>" in page
+    assert ">2</th>" in page  # which differs
+    assert fl.open(tmp_path / "out" / "runs.nc").kind.values.tolist() == ["Linear 4→3", ""]
+
+
+def test_what_is_left_out_is_a_list_with_the_remedy_said_once(tmp_path):
+    told = ["variances; ask with --time", "losses; ask with --time", "kfac in 1 layer"]
+    ds = comparison(layers=SMALL).assign_attrs(left_out="\n".join(told))
+    text = words(fl.report.write(ds, tmp_path / "out"))
+    assert "Left out for size ask with --time: variances losses ask with" in text
+    assert "ask with --budget and --time: kfac in 1 layer" in text
+
+
 def test_what_only_one_run_holds_is_named_not_compared(tmp_path):
     one = comparison(layers=SMALL)
     two = comparison(layers={"fc": (3, 4), "<script>": (2, 2)}, approximators=("kfac",))

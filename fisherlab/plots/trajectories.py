@@ -178,7 +178,8 @@ def facets(
 ) -> sns.FacetGrid:
     """Draw a metric against `x`, one panel per layer, all on one scale.
 
-    A panel without numbers says why, where `why` knows it.
+    A panel without numbers says why, where `why` knows it. What is below the floor lies
+    on the lower edge of a log scale, and its panel says so.
 
     Examples
     --------
@@ -192,7 +193,8 @@ def facets(
     """
     shown = frames.drawn(data)
     log = frames.wants_log(data, shown)
-    frame = frames.tidy(data.clip(min=FLOOR, keep_attrs=True) if log else data, shown)
+    edge = _edge(data.sel(approximator=shown)) if log else -np.inf
+    frame = frames.tidy(data.clip(min=edge, keep_attrs=True) if log else data, shown)
     every = styles(frames.names(data, "approximator"))
     look = {name: every[name] for name in shown}
     with publication():
@@ -200,11 +202,27 @@ def facets(
         for layer, ax in axes.items():
             rows = frame[frame["layer"] == layer]
             _panel(ax, rows, x, str(data.name), look, (why or {}).get(layer, ""))
+            if edge > FLOOR and (rows[str(data.name)] <= edge).any():
+                _say_floored(ax)
         # Only once all panels are drawn: they share their scales.
         for ax in grid.axes.flat:
             _scale(ax, data, x, log)
         _finish(grid, quantity(str(data.name), data), x, shown)
     return grid
+
+
+def _edge(data: xr.DataArray) -> float:
+    """Return where what is below the floor is drawn: a third of the least number above."""
+    values = np.asarray(data.values, dtype=float)
+    above = values > FLOOR * (1 + 1e-9)
+    floored = np.isfinite(values) & ~above
+    return float(values[above].min()) / 3 if floored.any() and above.any() else FLOOR
+
+
+def _say_floored(ax: Axes) -> None:
+    said = f"on the lower edge: below {FLOOR:g}"
+    small: dict[str, Any] = {"fontsize": "x-small", "color": "0.35", "va": "bottom"}
+    ax.text(0.03, 0.08, said, transform=ax.transAxes, parse_math=False, **small)
 
 
 def panels(

@@ -120,7 +120,7 @@ def analyse(
     results = results if found is None else beside(results, found)
     results.attrs["subset"] += f"; losses over at most {size.losses:,}"
     why = [] if ended is None else [f"later steps: {str(ended) or 'interrupted'}"]
-    results.attrs["left_out"] = "; ".join([*size.told, *why])
+    results.attrs["left_out"] = "\n".join([*size.told, *why])
     return Analysis(results, inverses, ended)
 
 

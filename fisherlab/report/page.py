@@ -140,6 +140,7 @@ def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
         "choices": rankings.choices(m, ranking),
         "looks": looks(m.approximators),
         "provenance": tables.provenance(ds),
+        "left_out": tables.left_out(ds),
         "methods": tables.methods(ds),
         "errors": tables.error_table(m, _columns(ds, m)),
         "metrics": tables.metric_table(m),

@@ -1,6 +1,7 @@
 """The tables of a report: numbers as text, each naming the cell it comes from."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -219,7 +220,6 @@ _LABELS: Final = {
     "torch_version": "PyTorch",
     "conventions": "Conventions",
     "subset": "Examples",
-    "left_out": "Left out for size",
     "created_at": "Created",
 }
 
@@ -245,6 +245,29 @@ def provenance(ds: xr.Dataset) -> list[tuple[str, str]]:
         rows.append(("Steps examined", told + (" …" if len(steps) > 12 else "")))
     version = ds.attrs.get("creation_library_version")
     return rows + ([("fisherlab", str(version))] if version else [])
+
+
+_ASKED: Final = re.compile(r"; ask with ([^;(]*?)(?: \(now [^)]*\))?$")
+_USUAL: Final = "--budget and --time"
+
+
+def left_out(ds: xr.Dataset) -> list[tuple[str, list[str]]]:
+    r"""List what is left out for size: (how to ask for it, what).
+
+    Examples
+    --------
+    >>> told = ["damped inverses: kfac in 1 layer (fc)", "variances; ask with --time"]
+    >>> for how, what in left_out(xr.Dataset(attrs={"left_out": "\n".join(told)})):
+    ...     print(how, what)
+    --budget and --time ['damped inverses: kfac in 1 layer (fc)']
+    --time ['variances']
+    """
+    groups: dict[str, list[str]] = {}
+    for line in filter(None, str(ds.attrs.get("left_out", "")).splitlines()):
+        asked = _ASKED.search(line)
+        words = asked[1] if asked else "" if line.startswith("later steps") else _USUAL
+        groups.setdefault(words, []).append(line[: asked.start()] if asked else line)
+    return list(groups.items())
 
 
 def _damping(ds: xr.Dataset) -> list[tuple[str, str]]:

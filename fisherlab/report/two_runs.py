@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of both runs: A, B, B − A, and which is closer.
+    """One cell of both runs: A, B, B − A, which is closer, and what the layer is.
 
     Examples
     --------
@@ -59,6 +59,7 @@ class Row:
     approximator: str
     cells: tuple[tables.Cell, ...]
     closer: str
+    kind: str = ""
 
 
 def compare_runs(
@@ -160,7 +161,14 @@ def together(runs: Sequence[Run]) -> xr.Dataset:
     if len(norms) == len(moments):
         variables["fisher_norm"] = (("run", "layer"), np.stack(norms))
     steps = [-1 if m.step is None else m.step for m in moments]
-    coords = {"run": [run.label for run in runs], **common, "step": ("run", steps)}
+    coords: dict[str, Any] = {
+        "run": [run.label for run in runs],
+        **common,
+        "step": ("run", steps),
+    }
+    if all("kind" in run.ds.coords for run in runs):
+        one, other = (run.ds["kind"].sel(layer=common["layer"]).values for run in runs)
+        coords["kind"] = "layer", np.where(one == other, one, "")
     attrs = {} if damping is None else {"damping": damping}
     return xr.Dataset(variables, coords, attrs)
 
@@ -306,7 +314,7 @@ def _table(runs: Sequence[Run], pair: xr.Dataset, metric: Quantity) -> dict[str,
 
 
 def _rows(runs: Sequence[Run], pair: xr.Dataset, metric: Quantity) -> list[Row]:
-    rows = []
+    rows, kinds = [], frames.kinds(pair)
     for layer in frames.names(pair, "layer"):
         for name in frames.names(pair, "approximator"):
             if name == "exact" and metric.perfect is not None:
@@ -319,7 +327,8 @@ def _rows(runs: Sequence[Run], pair: xr.Dataset, metric: Quantity) -> list[Row]:
             text = f"{change:+.3g}" if known else "not available"
             key = f"{change:.9g}" if known else ""
             cells.append(tables.Cell(text, key, missing=not known))
-            rows.append(Row(layer, name, tuple(cells), _closer(runs, one, metric, values)))
+            closer, kind = _closer(runs, one, metric, values), kinds.get(layer, "")
+            rows.append(Row(layer, name, tuple(cells), closer, kind))
     return rows
 
 
