@@ -18,15 +18,16 @@ def number(value: float) -> str:
 
     Examples
     --------
-    >>> number(0.25), number(0.98765), number(12.3456), number(3.2e-5), number(144.2)
-    ('0.250', '0.988', '12.3', '3.20e-05', '144')
+    >>> number(0.25), number(0.99987), number(12.3456), number(3.2e-5), number(144.2)
+    ('0.250', '1.00', '12.3', '3.20e-05', '144')
     """
     if not np.isfinite(value):
         return "not available"
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:
-        digits = max(2 - int(np.floor(np.log10(abs(value)))), 0)
+        rounded = abs(float(f"{value:.2e}"))  # 0.9999 has the digits of 1
+        digits = max(2 - int(np.floor(np.log10(rounded))), 0)
         return f"{value:.{digits}f}"
     return f"{value:.2e}"
 
