@@ -74,6 +74,28 @@ def test_follow_measures_everything(tmp_path, capsys):
     assert bool(np.isfinite(followed).all())
 
 
+def test_follow_takes_the_metrics_the_labels_and_the_batch_of_a_paper(tmp_path, capsys):
+    words = ["follow", "--steps", "2", "--every", "2", *QUICK[:4], "--quiet"]
+    words += ["--approximators", "kfac,deflation", "--probes", "errors", "--on", "batch"]
+    words += ["--metrics", "frobenius_error,spectrum_error", "--fisher", "monte-carlo"]
+    assert cli.main([*words, "--seed", "3", "--out", str(tmp_path / "a")]) == 0
+    problem = fl.problems.load("digits", seed=3)
+    probe = fl.probes.Errors(
+        ["kfac", "deflation"],
+        fl.MonteCarlo(1, 3),
+        metrics=["frobenius_error", "spectrum_error"],
+        on="batch",
+        examples=30,
+        layers=["fc6"],
+    )
+    made = fl.optimizer("sgd-momentum", problem)
+    told = fl.follow(problem, made, steps=2, probes=[probe], every=2, batch_size=64, seed=3)
+    found = fl.open(tmp_path / "a")
+    assert {"direction_cosine", "train_loss"}.isdisjoint(found.data_vars)
+    for name in ("frobenius_error", "spectrum_error"):
+        np.testing.assert_allclose(found[name], told[name], rtol=1e-12)
+
+
 def test_ctrl_c_leaves_130_and_says_where_everything_is(tmp_path, capsys, monkeypatch):
     from fisherlab.training.run import Run
 
@@ -111,6 +133,8 @@ def test_ctrl_c_leaves_130_and_says_where_everything_is(tmp_path, capsys, monkey
         (("--layers", "fc9"), "fc9"),
         (("--device", "gpu"), "no device 'gpu' here. Choose from cpu"),
         (("--alpha", "-1"), "positive"),
+        (("--metrics", "size"), "metrics ['size'] are unknown"),
+        (("--fisher", "sampled"), "invalid choice: 'sampled'"),
     ],
 )
 def test_follow_refuses_in_one_line_and_writes_nothing(tmp_path, capsys, words, named):

@@ -16,6 +16,7 @@ from fisherlab.reproduce import (
     koroko2022,
     kpsvd_errors,
 )
+from fisherlab.reproduce import kpsvd_candidates as candidates
 from fisherlab.reproduce import kpsvd_training as figure
 from fisherlab.reproduce.experiment import Setting, judged
 
@@ -108,6 +109,31 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     again = autoencoder_training.race("small", setting)  # from the store
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
     plt.close(autoencoder_training.draw(ds))
+
+
+def test_candidates_share_runs_of_equal_settings_and_change_one_thing(
+    tmp_path, monkeypatch
+):
+    runners = {name: {"lr": 0.1, "damping": 0.01} for name in candidates.TERMS}
+    small = autoencoder_training.Race("digits", 1, 64, runners, (2, 2), looks=2)
+    monkeypatch.setattr(candidates, "PUBLISHED", small)
+    every = candidates.races()
+    kept = ("each at its own", candidates.CORRECTED, "labels of the data")
+    monkeypatch.setattr(candidates, "races", lambda: {name: every[name] for name in kept})
+    monkeypatch.setattr(candidates, "STEPS", (2, 2))
+    ds = candidates.candidates(Setting(quick=True, runs=tmp_path))
+    loss, own = ds.train_loss, {"candidate": kept[0]}
+    two = {"optimizer": ["deflation-koroko", "kfac-corrected-koroko"]}
+    alike = loss.sel({**two, "candidate": kept[1]})
+    np.testing.assert_array_equal(loss.sel({**two, **own}), alike)
+    kfac = loss.sel(optimizer="kfac-koroko", step=2)  # √λ of one term: another damping
+    assert len(set(kfac.values.tolist())) == 3
+    assert np.isnan(loss.sel(candidate=kept[2], optimizer="kpsvd-koroko")).all()
+    np.testing.assert_array_equal(ds.relative.sel(optimizer="kfac-koroko"), 1.0)
+    assert len(list(tmp_path.glob("kpsvd-candidates/lr*/2/*/seed-0"))) == 6
+    plt.close(candidates.draw(ds.expand_dims(seed=[0])))
+    told = beyond._candidates(ds)
+    assert "all at KFAC-CORRECTED's: " in told
 
 
 def test_a_race_begins_with_the_weights_of_torch():

@@ -23,6 +23,7 @@ from fisherlab.cli.parsing import (
 from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
+FISHERS: Final = ("exact", "monte-carlo", "empirical")
 # Those that form no dense block: a trajectory has many moments.
 _METRICS: Final = (
     "frobenius_error",
@@ -115,6 +116,27 @@ def _add_probes(group: Any) -> None:
         help="see `fisherlab approximators` (default: kfac kpsvd mini-block)",
     )
     group.add_argument("--examples", type=int, default=500, help="examples of a Fisher")
+    group.add_argument(
+        "--fisher",
+        choices=FISHERS,
+        default="exact",
+        help="labels of errors, spectra and staleness; one is sampled of each example by "
+        "monte-carlo (default: exact)",
+    )
+    group.add_argument(
+        "--on",
+        choices=("train", "test", "batch"),
+        help="their examples; batch: those of the next step (default: train, and batch for "
+        "staleness)",
+    )
+    group.add_argument(
+        "--metrics",
+        nargs="+",
+        type=many(str),
+        default=[list(_METRICS)],
+        metavar="NAME",
+        help=f"of the errors, see `fl.metrics` (default: {' '.join(_METRICS)})",
+    )
     group.add_argument(
         "--alpha",
         type=float,
@@ -209,15 +231,23 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
             f"--approximators: {coupled[0]!r} couples layers; only the probe 'directions' "
             "follows such methods."
         )
+    measured = list(chain.from_iterable(arguments.metrics))
     damping = fl.RelativeDamping(arguments.alpha)
     layers = None
     if arguments.layers:
         layers = list(chain.from_iterable(arguments.layers))
-    shared: dict[str, Any] = {"examples": arguments.examples, "layers": layers}
+    made = (fl.Exact(), fl.MonteCarlo(1, arguments.seed), fl.Empirical())
+    shared: dict[str, Any] = {
+        "fisher": dict(zip(FISHERS, made, strict=True))[arguments.fisher],
+        "examples": arguments.examples,
+        "layers": layers,
+    }
+    if arguments.on is not None:
+        shared["on"] = arguments.on
     makers: dict[str, Any] = {
         "losses": fl.probes.Losses,
         "errors": lambda: fl.probes.Errors(
-            methods, metrics=_METRICS, damping=damping, **shared
+            methods, metrics=measured, damping=damping, **shared
         ),
         "directions": lambda: fl.probes.Directions(
             methods, damping, layers=layers, network=coupled

@@ -28,7 +28,8 @@ from fisherlab.training import optimizer
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
 
-Runners = Mapping[str, Mapping[str, float]]
+FRESH: Final = "mbf-shared, inverses of every step"  # a control; the paper has T₂ = 20
+Runners = Mapping[str, Mapping[str, Any]]
 
 
 @final
@@ -43,11 +44,15 @@ class Race:
     batch
         Examples in a minibatch.
     runners
-        Settings by the name of the recipe.
+        Settings by the name of the recipe, up to a comma.
     steps
         Quick, and the paper's.
     default_weights
         Begin with torch's weights instead of the problem's.
+    dtype
+        Of weights and data.
+    looks
+        How often losses are measured.
     """
 
     problem: str
@@ -56,6 +61,8 @@ class Race:
     runners: Runners
     steps: tuple[int, int]
     default_weights: bool = False
+    dtype: torch.dtype = torch.float32
+    looks: int = 20
 
 
 def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
@@ -70,7 +77,7 @@ def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
 
 
 def _goldfarb(mbf: Any, kfac: Any, shampoo: Any, adam: Any, sgd: float) -> Runners:
-    found: dict[str, Mapping[str, float]] = {
+    found: dict[str, Mapping[str, Any]] = {
         name: {"lr": lr, "damping": damping}
         for name, (lr, damping) in {
             "mbf-shared": mbf,
@@ -78,6 +85,7 @@ def _goldfarb(mbf: Any, kfac: Any, shampoo: Any, adam: Any, sgd: float) -> Runne
             "shampoo": shampoo,
         }.items()
     }
+    found[FRESH] = {**found["mbf-shared"], "inverse_every": 1}
     found["adam"] = {"lr": adam[0], "eps": adam[1]}
     return found | {"sgd-momentum": {"lr": sgd}}
 
@@ -156,8 +164,7 @@ def race(name: str, setting: Setting) -> xr.Dataset:
     """
     chosen = RACES[name]
     steps = chosen.steps[not setting.quick]
-    rows = [_run(name, chosen, runner, steps, setting) for runner in chosen.runners]
-    joined: xr.Dataset = xr.concat(rows, "optimizer")
+    joined = raced(chosen, steps, setting, name)
     tuned = "; ".join(f"{k} {_said(v)}".strip() for k, v in chosen.runners.items())
     weights = f"{'torch' if chosen.default_weights else 'Glorot'}'s first weights"
     told = (
@@ -167,27 +174,36 @@ def race(name: str, setting: Setting) -> xr.Dataset:
     return joined.assign_attrs(settings=told, steps=steps, published_steps=chosen.steps[1])
 
 
-def _said(settings: Mapping[str, float]) -> str:
+def raced(chosen: Race, steps: int, setting: Setting, *stored: str) -> xr.Dataset:
+    """Return what `race` does, for so many steps of a race that need not have a name."""
+    runs = [_run(chosen, runner, steps, setting, *stored) for runner in chosen.runners]
+    joined: xr.Dataset = xr.concat(runs, "optimizer")
+    return joined
+
+
+def _said(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name} {value:.3g}" for name, value in settings.items())
 
 
-def _run(name: str, chosen: Race, runner: str, steps: int, setting: Setting) -> xr.Dataset:
-    every = max(steps // 20, 1)
+def _run(
+    chosen: Race, runner: str, steps: int, setting: Setting, *stored: str
+) -> xr.Dataset:
+    every = max(steps // chosen.looks, 1)
     moments = sorted({*range(0, steps + 1, every), steps})
-    problem = setting.load(chosen.problem, dtype=torch.float32)
+    problem = setting.load(chosen.problem, dtype=chosen.dtype)
     if chosen.default_weights:
         begin_as_torch(problem, setting.seed)
     status = "ok"
     try:
         found = follow(
             problem,
-            partial(_made, runner, chosen.runners[runner]),
+            partial(_made, runner, chosen),
             steps=steps,
             probes=[Losses(2000)],
             every=moments,
             batch_size=chosen.batch,
             seed=setting.seed,
-            store=setting.store(name, str(steps), runner),
+            store=setting.store(*stored, str(steps), runner),
             progress=True,
         )
     except FisherlabError as error:
@@ -203,8 +219,8 @@ def _run(name: str, chosen: Race, runner: str, steps: int, setting: Setting) -> 
     return xr.Dataset(data).expand_dims(optimizer=[runner])
 
 
-def _made(runner: str, settings: Mapping[str, float], problem: Problem) -> Any:
-    return optimizer(runner, problem, **settings)
+def _made(runner: str, chosen: Race, problem: Problem) -> Any:
+    return optimizer(runner.partition(",")[0], problem, **chosen.runners[runner])
 
 
 def begin_as_torch(problem: Problem, seed: int) -> None:

@@ -32,6 +32,7 @@ _KOROKO: Final = {
     "clip": KLClip(1e-2, "direction"),
     "weight_decay": 0.0,
     "fallback": "gradient",
+    "fisher": None,  # one sampled label of each example
     "seed": 0,
 }
 _GOLDFARB: Final = {  # momentum of the gradient, a plain average after a warm start
@@ -175,6 +176,8 @@ def _koroko(
     *,
     lr: float,
     damping: float | Damping,
+    fisher: Fisher | None,
+    seed: int,
     **settings: Any,
 ) -> NaturalGradient:
     """Make an optimiser of Koroko et al. from η and λ in the units of their code.
@@ -195,7 +198,7 @@ def _koroko(
         method,
         lr=s * lr,
         damping=_damping(damping, theirs),
-        fisher=MonteCarlo(1, settings.pop("seed")),
+        fisher=fisher or MonteCarlo(1, seed),
         **settings,
     )
 
