@@ -249,6 +249,17 @@ def test_runs_are_as_long_as_a_part_takes(tmp_path, monkeypatch):
     assert sum(held) == stored.nbytes
 
 
+def test_the_bytes_on_a_disk_are_foretold(tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "PART_BYTES", 2**20)
+    model, data = problem("shared", 2000)
+    told = fl.estimate(model, data, fl.Categorical(), ["exact"], budget=2**20)
+    fl.collect(model, data, fl.Categorical(), store=tmp_path / "held")
+    files = list((tmp_path / "held").glob("*.pt"))
+    written = sum(file.stat().st_size for file in files)
+    assert told.statistics_bytes < written < told.statistics_bytes + len(files) * 2**13
+    assert f"on a disk, {fl.numerics.memory.readable(told.statistics_bytes)}" in told.advice
+
+
 WITHIN = """
 import sys
 from pathlib import Path

@@ -310,7 +310,8 @@ def _advice(found: Estimate) -> str:
         f"The request needs {readable(found.peak_bytes)} ({found.peak_bytes} bytes), more "
         f"than the budget of {readable(found.budget)} ({found.budget} bytes): statistics "
         f"{readable(found.statistics_bytes)}, results {readable(found.result_bytes)}. "
-        f"{remedy}"
+        f"{remedy} collect(..., store=folder) keeps the statistics on a disk, "
+        f"{readable(found.statistics_bytes)} there."
     )
 
 
