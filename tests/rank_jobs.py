@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
+from fisherlab.approximators.kpsvd import solvers
 from fisherlab.numerics.ranks import counted
 from fisherlab.training.run import Run
 from tests.training_runs import small
@@ -130,6 +131,51 @@ def approximations(rank, ranks, folder=None):
     return found | {"means": dense(means), "labels": noted.drawn}
 
 
+def by_parts(rank, ranks, folder=None):
+    """Approximate groups of rows, a weight of two uses, and samples too many to gather."""
+    plain, x, y = network()
+    grouped = nn.Sequential(nn.Conv1d(2, 4, 2, groups=2), nn.Flatten(), nn.Linear(12, 3))
+    rows = x.flatten(1)[:, :8].unflatten(1, (2, 4))
+    sums, lik = ["kfac", "ekfac"], fl.Categorical()
+    passed = [*sums, "kpsvd", "deflation", "kfac-corrected"]
+    found, kept = {}, solvers.HELD_BYTES
+    for net, seen, layer, methods in (
+        (plain, x, "3", passed),
+        (grouped, rows, "0", passed),
+        (Twice(), x, "table", sums),
+    ):
+        held = fl.collect(of_seed(net), (seen, y), lik, layers=[layer])[layer]
+        # A rank holds its own samples, but not those of all.
+        solvers.HELD_BYTES = held.by_group()[0].nbytes - 1
+        own = part(seen, y, rank, ranks)
+        with counted() as told:
+            ops = fl.approximate(net, own, lik, methods, layers=[layer])
+        found[layer] = dense(ops), told
+    solvers.HELD_BYTES = kept
+    return found
+
+
+class Twice(nn.Module):
+    """A weight that is used in two ways: an embedding's, and the last layer's."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(3, 4)
+
+    def forward(self, x):
+        rows = x.flatten(1)[:, :2].abs().long() % 3
+        return torch.tanh(self.table(rows)).mean(1) @ self.table.weight.T
+
+
+def of_seed(model):
+    """Return a model with weights of its own seed."""
+    noise = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in model.double().parameters():
+            p.copy_(torch.randn(p.shape, generator=noise) / 2)
+    return model
+
+
 TOGETHER = ["exact", "mini-block", "ekfac"]  # the first two share samples
 
 
@@ -167,8 +213,12 @@ def steps(rank, ranks, folder=None):
 
 
 def wide(kind):
-    """Return a network, data and a method of which the sums, or the samples, are large."""
-    sizes, method = {"sums": ((2000, 1500), "kfac"), "samples": ((500, 300), "exact")}[kind]
+    """Return a network, data and a method of which sums, passes or samples are large."""
+    sizes, method = {
+        "sums": ((2000, 1500), "kfac"),
+        "passes": ((500, 300), "kfac"),
+        "samples": ((500, 300), "exact"),
+    }[kind]
     model = nn.Sequential(nn.Linear(*sizes), nn.Tanh(), nn.Linear(sizes[1], 10)).double()
     count = 400 if kind == "sums" else 8000
     noise = torch.Generator().manual_seed(0)
@@ -402,6 +452,7 @@ def everything(rank, ranks, folder):
         "trainings": trainings(rank, ranks),
         "followed": followed(rank, ranks, folder),
         "approximations": approximations(rank, ranks),
+        "by parts": by_parts(rank, ranks),
         "sent": sent(rank, ranks) if ranks > 1 else {},
         "refusals": refusals(rank, ranks) if ranks > 1 else {},
         "unequal": unequal(rank, ranks) if ranks > 1 else None,

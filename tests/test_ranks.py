@@ -113,6 +113,17 @@ def test_two_ranks_approximate_as_one(two, alone):
     require_same_approximations(of(two, "approximations"), alone["approximations"])
 
 
+@pytest.mark.parametrize("name", ["3", "0", "table"])
+def test_groups_uses_and_large_samples_are_added_up(two, alone, name):
+    expected, nothing = alone["by parts"][name]
+    assert not any(nothing.values())
+    for found, sent in of(of(two, "by parts"), name):
+        assert sent["added"] > 0
+        assert sent["gathered"] == 0
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, 1e-7, 1e-8, err_msg=str(key))
+
+
 def require_foretold(found, ranks):
     model, batch, lik, methods, fisher = rank_jobs.one_by_one()
     told = fl.estimate(model, batch, lik, methods, fisher, ranks=ranks).shares
@@ -145,7 +156,7 @@ def test_a_step_sends_the_bytes_of_the_estimate(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sums", "samples"])
+@pytest.mark.parametrize("kind", ["sums", "passes", "samples"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_rank_holds_the_bytes_of_the_estimate(tmp_path, ranks, kind):
     grown = spawned(partial(rank_jobs.peak, kind=kind), ranks, tmp_path)

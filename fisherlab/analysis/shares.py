@@ -198,13 +198,27 @@ def _peak(
     states: Sent,
     ranks: int,
 ) -> int:
-    """Return the most bytes held at once: while sending, or at the end."""
+    """Return the most bytes held at once: in the passes, while sending, or at the end.
+
+    Sums are sent when the passes have let go of all but their last run.
+    """
     results = sum(_results(method, p) for p in own.values() for method in methods.values())
-    run = min(1.0, 2 * collection.run / collection.examples) * _bytes(own.values())
+    several = collection.run < collection.examples  # runs: those before and after too
+    last = collection.run / collection.examples * _bytes(own.values())
+    run = min((1 + 2 * several) * last, _bytes(own.values()))
     sending = (2 * ranks + COPIES) * states.gathered + 3 * states.added
     end = ranks * states.gathered + states.added + results
     most = max(sending, end) if ranks > 1 else end
-    return int(collection.bytes + max(states.gathered, run) + most)
+    if states.gathered:
+        return int(collection.bytes + max(states.gathered, run) + most)
+    passing = collection.bytes + run + (1 + 2 * several) * states.added
+    return int(max(passing, last + most + _largest(own.values())))
+
+
+def _largest(plans: Iterable[Plan]) -> int:
+    """Return the bytes of the largest square factor: what is made of it is one more."""
+    sides = (max(plan.weight_shape) ** 2 * plan.samples.dtype.itemsize for plan in plans)
+    return max(sides)
 
 
 def _bytes(plans: Iterable[Plan]) -> int:

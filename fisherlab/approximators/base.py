@@ -166,6 +166,17 @@ def pieces(statistics: Any) -> Iterator[Any]:
         yield statistics
 
 
+@runtime_checkable
+class OrPassed(Protocol):
+    """A streaming approximator that holds samples while they are few."""
+
+    def holds(self, nbytes: int) -> bool:
+        """Tell whether samples of so many bytes are held."""
+
+    def passing(self, held: Held) -> Any:
+        """Return the first of the passes that are made else."""
+
+
 class OfSums(ABC, Generic[State, Result]):
     """The default of a method that adds up over its stream: a call is a stream of one.
 

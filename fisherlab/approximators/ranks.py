@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import OfSums, Streaming
-from fisherlab.approximators.states import Sums, Within
+from fisherlab.approximators.base import OfSums, OrPassed, Streaming
+from fisherlab.approximators.states import Several, Sums, Within
 from fisherlab.codes import checksum
 from fisherlab.errors import RankError
 from fisherlab.numerics.memory import Budget, parse_budget, require
@@ -31,7 +31,7 @@ from fisherlab.statistics import (
 from fisherlab.statistics.batches import batches, is_empty
 from fisherlab.statistics.gathered import Held, join_examples
 
-Key = tuple[str, str]  # method and block
+Key = tuple[Any, ...]  # method and block, and the number of a state among several
 States = Mapping[Key, Any]
 
 
@@ -180,7 +180,8 @@ def merged(
     BudgetError
         If the samples of all ranks exceed the budget.
     """
-    told = ranks.gathered({key: _Outline.of(state) for key, state in states.items()})
+    states, told = _outlined(methods, states, ranks)
+    own = _opened(states)
     seeing = [outlines for outlines in told if outlines]
     if not seeing:
         raise _nothing(ranks)
@@ -195,21 +196,93 @@ def merged(
     remedy = "Methods that are sums hold none, nor does KPSVD(solver=Passes())."
     require(held, limit, "Samples gathered from all ranks", remedy)
     by_key = {key: [outlines[key] for outlines in seeing] for key in keys}
-    everywhere = len(seeing) == len(told)
+    everywhere, known = len(seeing) == len(told), _opened(begun)
     added = {
         key: outlines
         for key, outlines in by_key.items()
-        if _alike(outlines) and (everywhere or not outlines[0].within or key in begun)
+        if _alike(outlines) and (everywhere or not outlines[0].within or key in known)
     }
-    totals = _added(added, states, ranks, device)
-    found = {key: _within(states.get(key, begun.get(key)), totals[key]) for key in added}
+    totals = _added(added, own, ranks, device)
+    found = {key: _within(own.get(key, known.get(key)), totals[key]) for key in added}
     rest = [key for key in keys if key not in added]
     if rest:
-        own = {key: states[key] for key in rest if key in states}
-        parts = [part for part in ranks.gathered(own, device) if part]
+        few = {key: own[key] for key in rest if key in own}
+        parts = [part for part in ranks.gathered(few, device) if part]
         for key in rest:
             found[key] = reduce(methods[key[0]].merge, [part[key] for part in parts])
-    return {key: found[key] for key in keys}
+    forms = {key[:2]: {**begun, **states}.get(key[:2]) for key in keys}
+    if not everywhere and not begun:
+        every = ranks.gathered({key: _emptied(state) for key, state in states.items()})
+        forms = next(form for form in every if form)
+    return {key: _closed(key, form, found) for key, form in forms.items()}
+
+
+def _outlined(
+    methods: Mapping[str, Streaming], states: States, ranks: Ranks
+) -> tuple[States, list[dict[Key, _Outline]]]:
+    """Outline the states of all ranks, of which large samples become a first pass.
+
+    Samples that would be held by one process are passed by several, where those of all
+    ranks are too many or some of the ranks have gone over.
+    """
+    own = _opened(states)
+    told = ranks.gathered({key: _Outline.of(state) for key, state in own.items()})
+    each: dict[Key, list[_Outline]] = {}
+    for outlines in told:
+        for key, outline in outlines.items():
+            each.setdefault(key, []).append(outline)
+    apart = {key[:n] for key in each for n in range(2, len(key))}  # elsewhere, if here
+    over = {k for k, o in each.items() if k in apart or _passes(methods[k[0]], o)}
+    if not over:
+        return states, told
+    states = _over(methods, states, over)
+    own = _opened(states)
+    return states, ranks.gathered({key: _Outline.of(state) for key, state in own.items()})
+
+
+def _over(methods: Mapping[str, Streaming], states: States, keys: set[Key]) -> States:
+    """Return states of which some hold samples no longer."""
+    own = _opened(states)
+    own |= {key: _passed(methods[key[0]], own[key]) for key in keys & own.keys()}
+    return {key: _closed(key, state, own) for key, state in states.items()}
+
+
+def _passes(method: Any, outlines: list[_Outline]) -> bool:
+    """Tell whether samples that some ranks hold become passes: too many, or beside some."""
+    held = sum(outline.nbytes for outline in outlines)
+    if not held or not isinstance(method, OrPassed):
+        return False
+    return any(one.sums is not None for one in outlines) or not method.holds(held)
+
+
+def _passed(method: Any, state: Any) -> Any:
+    """Return the pass that a state of samples becomes, or the state that is one."""
+    return method.passing(state) if isinstance(state, Held) else state
+
+
+def _opened(states: States) -> dict[Key, Any]:
+    """Return states with those that are several taken apart."""
+    found: dict[Key, Any] = {}
+    for key, state in states.items():
+        if isinstance(state, Several):
+            found |= _opened({(*key, k): part for k, part in state.open.items()})
+        else:
+            found[key] = state
+    return found
+
+
+def _closed(key: Key, form: Any, found: States) -> Any:
+    """Return the state of a key, put together as `form` is."""
+    if not isinstance(form, Several):
+        return found[key]
+    return form.put({k: _closed((*key, k), part, found) for k, part in form.open.items()})
+
+
+def _emptied(state: Any) -> Any:
+    """Return how a state is put together."""
+    if not isinstance(state, Several):
+        return None
+    return state.put({k: _emptied(part) for k, part in state.open.items()})
 
 
 @final
@@ -238,12 +311,17 @@ def foreseen(
 
     Tensors of the states may be without storage.
     """
-    sums = {key: found for key, state in states.items() if (found := _sums(state))}
-    rest = {key: state for key, state in states.items() if key not in sums}
+    told = {key: [_Outline.of(state)] * ranks for key, state in _opened(states).items()}
+    large = {key for key, outlines in told.items() if _passes(methods[key[0]], outlines)}
+    states = _over(methods, states, large)
+    own = _opened(states)
+    sums = {key: seen for key, state in own.items() if (seen := _sums(state))}
+    rest = {key: state for key, state in own.items() if key not in sums}
     added = sum(tensor.nbytes for one in sums.values() for tensor in one.tensors)
     gathered = sum(tensor.nbytes for tensor in held_tensors(rest))
     whole_ = {k: reduce(methods[k[0]].merge, [s] * ranks) for k, s in rest.items()}
-    return Sent(added, gathered), {**states, **whole_}
+    found = {**own, **whole_}
+    return Sent(added, gathered), {k: _closed(k, s, found) for k, s in states.items()}
 
 
 def _alike(outlines: list[_Outline]) -> bool:

@@ -1,6 +1,6 @@
 """What a stream has seen: sums that grow, and states by group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
@@ -89,6 +89,18 @@ class Within(Protocol):
         """Return the state with other sums."""
 
 
+@runtime_checkable
+class Several(Protocol):
+    """A state of several, each of which is added up by itself."""
+
+    @property
+    def open(self) -> Mapping[int, Any]:
+        """The states that this pass adds to, by number."""
+
+    def put(self, states: Mapping[int, Any]) -> Any:
+        """Return the state with others in these places."""
+
+
 Method = TypeVar("Method")
 
 
@@ -108,6 +120,16 @@ class GroupStates:
     states: tuple[Any, ...]
     done: tuple[bool, ...]
     provenance: Provenance
+
+    @property
+    def open(self) -> Mapping[int, Any]:
+        """The states that are not ready."""
+        return {k: s for k, s in enumerate(self.states) if not self.done[k]}
+
+    def put(self, states: Mapping[int, Any]) -> "GroupStates":
+        """Return the same with other states in some places."""
+        new = (states.get(k, state) for k, state in enumerate(self.states))
+        return replace(self, states=tuple(new))
 
 
 def by_group(cls: type[Method]) -> type[Method]:
@@ -165,9 +187,8 @@ def _merge(single: Callable[..., Any]) -> Callable[..., Any]:
     def merge(self: Any, first: Any, second: Any) -> Any:
         if not isinstance(first, GroupStates):
             return single(self, first, second)
-        pairs = zip(first.states, second.states, first.done, strict=True)
-        new = [a if ready else single(self, a, b) for a, b, ready in pairs]
-        return GroupStates(tuple(new), first.done, first.provenance)
+        other = second.open
+        return first.put({k: single(self, s, other[k]) for k, s in first.open.items()})
 
     return merge
 

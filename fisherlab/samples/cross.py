@@ -13,7 +13,7 @@ from fisherlab.samples.shared import SharedSamples
 from fisherlab.samples.summed import TurnedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
-TABLE_ROWS = 2048  # rows and columns of a tile of inner products
+TABLE_ROWS = 1024  # rows and columns of a tile of inner products
 Index = Sequence[int] | slice | Tensor
 
 

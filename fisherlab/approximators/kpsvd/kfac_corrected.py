@@ -1,7 +1,8 @@
 """KFAC with a correction: the best sum of Kronecker products of what it leaves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 
@@ -12,7 +13,6 @@ from fisherlab.approximators.costs import (
     factor_flops,
     pair_numbers,
 )
-from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import (
     Pairs,
     Rearranged,
@@ -47,7 +47,7 @@ class CorrectedPass:
     """
 
     kfac: AnySums
-    current: Pass
+    current: Any  # a `Pass`
 
     def seeing(self, statistics: LayerStatistics) -> "CorrectedPass":
         """Add a chunk's part of the images, and to KFAC's sums in the first pass."""
@@ -56,12 +56,20 @@ class CorrectedPass:
             return replace(self, current=current)
         return CorrectedPass(KFAC().accumulate(self.kfac, statistics), current)
 
+    @property
+    def open(self) -> Mapping[int, Any]:
+        """The images, and KFAC's sums in the first pass."""
+        further = self.current is not None and self.current.removed
+        return {1: self.current} if further else {0: self.kfac, 1: self.current}
+
+    def put(self, states: Mapping[int, Any]) -> "CorrectedPass":
+        """Return others in their places."""
+        return CorrectedPass(states.get(0, self.kfac), states[1])
+
     def __add__(self, other: "CorrectedPass") -> "CorrectedPass":
         """Add up two parts of the data within the same pass."""
-        kfac = self.kfac
-        if not self.current.removed:
-            kfac = KFAC().merge(self.kfac, other.kfac)
-        return CorrectedPass(kfac, self.current + other.current)
+        beside = other.open
+        return self.put({k: state + beside[k] for k, state in self.open.items()})
 
 
 @shown

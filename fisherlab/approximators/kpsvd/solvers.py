@@ -135,13 +135,13 @@ def passes_of(choice: SolverChoice) -> Passes:
     return Passes(tolerance=choice.tolerance if isinstance(choice, Auto) else None)
 
 
-def is_held(choice: SolverChoice, held: Held) -> bool:
+def is_held(choice: SolverChoice, nbytes: int) -> bool:
     """Tell whether a stream is held: never for `Passes`, while it is small for "auto"."""
     if isinstance(choice, Passes):
         return False
     if choice != "auto" and not isinstance(choice, Auto):
         return True
-    return held.nbytes <= HELD_BYTES
+    return nbytes <= HELD_BYTES
 
 
 @runtime_checkable
@@ -197,12 +197,17 @@ class HeldOrPassed(ABC, Generic[Going]):
         if state is not None and not isinstance(state, Held):
             return state.seeing(statistics)
         held = (state or Held()).add(statistics)
-        return held if is_held(self.solver, held) else self.passing(held)
+        return held if self.holds(held.nbytes) else self.passing(held)
+
+    def holds(self, nbytes: int) -> bool:
+        """Tell whether samples of so many bytes are held."""
+        return is_held(self.solver, nbytes)
 
     def merge(self, first: Held | Going, second: Held | Going) -> Any:
         """Keep both parts, or add up their products."""
         if isinstance(first, Held) and isinstance(second, Held):
-            return first + second
+            both = first + second
+            return both if self.holds(both.nbytes) else self.passing(both)
         one, other = (
             self.passing(part) if isinstance(part, Held) else part
             for part in (first, second)

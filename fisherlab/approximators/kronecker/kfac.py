@@ -1,9 +1,9 @@
 """Kronecker-factored curvature: products of second moments, or of one and the identity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -46,17 +46,26 @@ def factor_sums(
 class UseSums:
     """The sums of every use of a weight that is used in several ways."""
 
-    uses: tuple[Sums, ...]
+    uses: tuple[Any, ...]  # of Sums
 
     @property
     def provenance(self) -> Provenance:
         """That of the weight."""
-        return self.uses[0].provenance
+        made: Provenance = self.uses[0].provenance
+        return made
+
+    @property
+    def open(self) -> Mapping[int, Sums]:
+        """The sums of every use."""
+        return dict(enumerate(self.uses))
+
+    def put(self, states: Mapping[int, Sums]) -> "UseSums":
+        """Return others."""
+        return UseSums(tuple(states[k] for k in range(len(self.uses))))
 
     def __add__(self, other: "UseSums") -> "UseSums":
         """Add up two parts of the data."""
-        pairs = zip(self.uses, other.uses, strict=True)
-        return UseSums(tuple(a + b for a, b in pairs))
+        return self.put({k: use + other.uses[k] for k, use in self.open.items()})
 
 
 AnySums = Sums | UseSums
