@@ -63,7 +63,9 @@ def test_two_ranks_train_as_one(two, alone, name):
     assert first.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(*map(torch.as_tensor, (first[key], second[key]))), key
-        np.testing.assert_allclose(first[key], value, rtol=CLOSE, atol=CLOSE, err_msg=key)
+        # The damping follows a small difference of losses, whose rounding it amplifies.
+        close = 1e-9 if name.startswith("adaptive") else CLOSE
+        np.testing.assert_allclose(first[key], value, rtol=close, atol=close, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "kfac"])
