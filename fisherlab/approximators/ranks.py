@@ -311,8 +311,9 @@ def foreseen(
 
     Tensors of the states may be without storage.
     """
-    told = {key: [_Outline.of(state)] * ranks for key, state in _opened(states).items()}
-    large = {key for key, outlines in told.items() if _passes(methods[key[0]], outlines)}
+    held = {key: s.nbytes for key, s in _opened(states).items() if isinstance(s, Held)}
+    alike = {key: [_Outline(None, nbytes=n)] * ranks for key, n in held.items()}
+    large = {key for key, told in alike.items() if _passes(methods[key[0]], told)}
     states = _over(methods, states, large)
     own = _opened(states)
     sums = {key: seen for key, state in own.items() if (seen := _sums(state))}
