@@ -232,7 +232,7 @@ def _outlined(
         for key, outline in outlines.items():
             each.setdefault(key, []).append(outline)
     apart = {key[:n] for key in each for n in range(2, len(key))}  # elsewhere, if here
-    over = {k for k, o in each.items() if k in apart or _passes(methods[k[0]], o)}
+    over = {k for k, o in each.items() if k in apart or _passes(methods.get(k[0]), o)}
     if not over:
         return states, told
     states = _over(methods, states, over)
