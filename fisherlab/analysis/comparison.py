@@ -42,17 +42,17 @@ from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.purposes import Purpose
-from fisherlab.statistics import Statistics
+from fisherlab.statistics import Layers, Statistics
 
 
 def compare(
-    stats: Statistics | nn.Module,
+    stats: Layers | nn.Module,
     *given: Any,
     approximators: Chosen = None,
     metrics: Metrics | None = None,
     damping: Damping = None,
     gradient: Mapping[str, Any] | None = None,
-    reference: Statistics | None = None,
+    reference: Layers | None = None,
     k: int = 10,
     budget: Budget = None,
     time: float | str | None = None,
@@ -161,6 +161,9 @@ def compare(
         return judge_model(
             request.source, request.methods, several, request.limit, progress
         )
+    stats = Statistics.of(stats, "compare")
+    if reference is not None:
+        reference = Statistics.of(reference, "compare: reference")
     approximators = _chosen_of(given, approximators, source)
     limit = parse_budget(budget, stats.device)
     if purpose is not None:
@@ -338,7 +341,7 @@ NETWORK = "network"
 
 
 def compare_networks(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen = None,
     *,
     metrics: Metrics | None = None,
@@ -380,6 +383,7 @@ def compare_networks(
     >>> ds.frobenius_error.sizes["approximator"]
     2
     """
+    stats = Statistics.of(stats, "compare_networks")
     chosen = network_by_name(approximators)
     exact = ExactNetwork()(stats).to(torch.float64)
     joined = {}

@@ -21,7 +21,7 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 NUMBER = 8  # bytes
 
@@ -47,7 +47,7 @@ class _Effort:
 
 
 def density(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen = None,
     *,
     probes: int = 8,
@@ -123,6 +123,7 @@ def density(
     >>> tree["weight"]["share"].sum("point").round(6).values.tolist()
     [1.0, 1.0]
     """
+    stats = Statistics.of(stats, "density")
     if probes < 1 or steps < 1:
         msg = f"density: probes={probes} and steps={steps}; at least 1 each is expected."
         raise ValueError(msg)

@@ -47,6 +47,8 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     ------
     OSError
         If the folder cannot be written; an existing file is left as it was.
+    TypeError
+        If it is no Dataset and no DataTree.
     DataError
         If zarr is asked for and not installed.
 
@@ -57,6 +59,12 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     >>> save(xr.Dataset({"a": ("x", [1.0])}), folder / "a.nc").name
     'a.nc'
     """
+    if not isinstance(result, xr.Dataset | xr.DataTree):
+        raise TypeError(
+            f"save: {type(result).__name__} was given; a result of an analysis is "
+            "expected, an xarray Dataset or DataTree. Statistics are kept by "
+            "collect(..., store=folder), models and optimisers by torch.save."
+        )
     target = Path(path)
     if is_zarr(target):
         return write_zarr(result, target)

@@ -27,7 +27,7 @@ from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.floors import noise_floors
 from fisherlab.numerics.held import tensors
-from fisherlab.statistics import MonteCarlo, Statistics, collect
+from fisherlab.statistics import Layers, MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher
 
 SAMPLED = MonteCarlo(1)
@@ -276,7 +276,7 @@ def _tied(ds: xr.Dataset, level: float) -> xr.DataArray:
     return tied.astype("int8").where(known, -1).transpose(*means.dims)
 
 
-def with_noise(ds: xr.Dataset, stats: Statistics) -> xr.Dataset:
+def with_noise(ds: xr.Dataset, stats: Layers) -> xr.Dataset:
     """Add `noise_floor(layer)` from random halves, and which errors lie below it.
 
     NaN, and -1 in `below_noise`, where the halves do not fit the free memory.
@@ -290,6 +290,7 @@ def with_noise(ds: xr.Dataset, stats: Statistics) -> xr.Dataset:
     >>> 0 < float(ds.noise_floor[0]) < 0.5
     True
     """
+    stats = Statistics.of(stats, "with_noise")
     floors = xr.DataArray(
         [_floor(stats, name) for name in stats],
         {"layer": list(stats)},

@@ -18,13 +18,13 @@ from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.operators.base import PANEL_BYTES, unit_weights
 from fisherlab.operators.dampings import Factored, Tikhonov
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 LARGEST = 2000  # rows of the blocks taken when none are named
 
 
 def inverse_blocks(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen,
     damping: Damping,
     layers: Sequence[str] | None = None,
@@ -75,6 +75,7 @@ def inverse_blocks(
     >>> dict(tree["weight"].sizes)
     {'approximator': 2, 'row': 8, 'col': 8}
     """
+    stats = Statistics.of(stats, "inverse_blocks")
     levels = dampings(damping)
     levels.require_one("inverse_blocks")
     chosen = {"exact": ExactBlock(), **by_name(approximators)}

@@ -29,7 +29,7 @@ from fisherlab.numerics.devices import wait
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 COSTS: Final = {
     "stored_bytes": "byte",
@@ -49,7 +49,7 @@ _LABELS = {
 
 
 def pareto(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen = None,
     *,
     error: str = "frobenius_error",
@@ -100,6 +100,7 @@ def pareto(
     >>> ds.on_front.sel(cost="stored_bytes").values.tolist()
     [[1, 1]]
     """
+    stats = Statistics.of(stats, "pareto")
     levels = dampings(damping)
     fit = [n for n, e in METRICS.items() if e.best == "low" and e.needs != "gradient"]
     if error not in fit:

@@ -15,11 +15,11 @@ from fisherlab.metrics import effective_rank
 from fisherlab.metrics.kronecker import kronecker_spectrum, tails
 from fisherlab.metrics.spectra import eigenvalues
 from fisherlab.operators import FactoredFisher, Operator
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 
 def spectra(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen = None,
     progress: Telling = False,
 ) -> xr.DataTree:
@@ -55,6 +55,7 @@ def spectra(
     >>> fl.spectra(stats, ["kfac"])["weight"]["eigenvalue"].shape
     (2, 8)
     """
+    stats = Statistics.of(stats, "spectra")
     chosen = {"exact": ExactBlock(), **by_name(approximators)}
     nodes = {name: _node(stats[name], chosen) for name in watched(stats, progress)}
     root = xr.Dataset(attrs=attributes(stats, chosen, analysis="spectra"))
@@ -115,7 +116,7 @@ _LABELS = {
 
 
 def rank_curve(
-    stats: Statistics, ranks: Sequence[int] = RANKS, progress: Telling = False
+    stats: Layers, ranks: Sequence[int] = RANKS, progress: Telling = False
 ) -> xr.Dataset:
     """Return the least error of every rank, from one decomposition of each block.
 
@@ -152,6 +153,7 @@ def rank_curve(
     >>> bool((curve.error.diff("rank") <= 0).all())
     True
     """
+    stats = Statistics.of(stats, "rank_curve")
     chosen = sorted(set(ranks))
     if not chosen or chosen[0] < 1:
         raise ValueError(f"rank_curve: ranks={list(ranks)}; ranks from 1 are expected.")

@@ -16,7 +16,7 @@ from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.metrics import kronecker, spectra
 from fisherlab.metrics import structure as masses
 from fisherlab.operators import FactoredFisher, Partition
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 from fisherlab.statistics.network import FullMatrix
 
 ABSOLUTE_ROWS = 4000  # blocks whose every entry is looked at
@@ -41,7 +41,7 @@ LABELS = {
 
 
 def structure(
-    stats: Statistics,
+    stats: Layers,
     *,
     damping: Damping = None,
     matrix: FullMatrix | None = None,
@@ -83,6 +83,7 @@ def structure(
     >>> round(float(fl.structure(stats).mini_block_entries[0]), 3)
     0.5
     """
+    stats = Statistics.of(stats, "structure")
     levels = dampings(damping)
     if len(levels.labels) > 1:
         msg = f"structure: one damping is expected, {levels.labels} was given."

@@ -37,13 +37,13 @@ from fisherlab.metrics.sweeps import (
 from fisherlab.numerics.held import tensors
 from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping
-from fisherlab.statistics import Statistics
+from fisherlab.statistics import Layers, Statistics
 
 DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])
 
 
 def sweep(
-    stats: Statistics,
+    stats: Layers,
     approximators: Chosen = None,
     *,
     damping: Damping = DECADES,
@@ -114,6 +114,7 @@ def sweep(
     >>> dict(ds.sizes)
     {'layer': 1, 'approximator': 1, 'damping': 9}
     """
+    stats = Statistics.of(stats, "sweep")
     chosen, levels = by_name(approximators), dampings(damping)
     directions = mean_gradients(gradient, stats)
     wanted = _wanted(metrics, bool(directions))

@@ -12,7 +12,7 @@ from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, Operator, Pa
 from fisherlab.operators.base import unit_weights
 from fisherlab.samples import OuterSamples, Samples, TokenSamples
 from fisherlab.samples.cross import gram_block
-from fisherlab.statistics import LayerStatistics, Statistics
+from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 Measure = Literal["mean_absolute", "squared_mass"]
 PANEL_NUMBERS = 2**21  # entries of one Gram panel, one a layer at a time
@@ -214,7 +214,7 @@ def cross_squares(stats: Statistics) -> Float[Tensor, "k k"]:
     return total / layers[0].count ** 2
 
 
-def coupling(stats: Statistics) -> Float[Tensor, "k k"]:
+def coupling(stats: Layers) -> Float[Tensor, "k k"]:
     """Return ‖F_ij‖ / √(‖F_ii‖ ‖F_jj‖): 1 on the diagonal, between 0 and 1 elsewhere.
 
     The root of the cosine of the Gram matrices of two layers. Parameters, errors and cost
@@ -229,6 +229,7 @@ def coupling(stats: Statistics) -> Float[Tensor, "k k"]:
     >>> bool(((table > 0) & (table < 1 + 1e-12)).all())
     True
     """
+    stats = Statistics.of(stats, "coupling")
     return normalised(cross_squares(stats))
 
 

@@ -10,6 +10,7 @@ from fisherlab.statistics.fishers import MonteCarlo as MonteCarlo
 from fisherlab.statistics.mean import MeanGradient as MeanGradient
 from fisherlab.statistics.mean import mean_gradient as mean_gradient
 from fisherlab.statistics.network import FullMatrix as FullMatrix
+from fisherlab.statistics.network import Layers as Layers
 from fisherlab.statistics.network import Statistics as Statistics
 from fisherlab.statistics.network import cross_block as cross_block
 from fisherlab.statistics.network import full_matrix as full_matrix

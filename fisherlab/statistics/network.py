@@ -4,7 +4,7 @@ r"""The statistics of several blocks, what stands between two, and the full Fish
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -27,6 +27,44 @@ class Statistics(Mapping[str, LayerStatistics]):
     ) -> None:
         self._layers = dict(layers)
         self.provenance = provenance
+
+    @classmethod
+    def of(cls, given: object, call: str) -> "Statistics":
+        """Return what a call was given as statistics: a mapping of layers is as good.
+
+        Parameters
+        ----------
+        given
+            Statistics, a mapping from names to layers of them, or one layer.
+        call
+            Who asks, for the error.
+
+        Raises
+        ------
+        TypeError
+            If it is anything else.
+
+        Examples
+        --------
+        >>> Statistics.of([], "compare")
+        Traceback (most recent call last):
+        TypeError: compare: statistics are expected, as collect returns them, or a \
+mapping from names to layers of them; list was given.
+        """
+        if isinstance(given, cls):
+            return given
+        layers = {given.name: given} if isinstance(given, LayerStatistics) else given
+        held = layers.values() if isinstance(layers, Mapping) else [None]
+        if not isinstance(layers, Mapping) or not all(
+            isinstance(layer, LayerStatistics) for layer in held
+        ):
+            raise TypeError(
+                f"{call}: statistics are expected, as collect returns them, or a mapping "
+                f"from names to layers of them; {type(given).__name__} was given."
+            )
+        first = next(iter(held), None)
+        made = Provenance() if first is None else replace(first.provenance, layer="")
+        return cls(layers, made)
 
     def __getitem__(self, name: str) -> LayerStatistics:
         """Return one block's statistics; an unknown name lists the known ones."""
@@ -69,6 +107,9 @@ class Statistics(Mapping[str, LayerStatistics]):
         return html_table(f"Statistics of {len(self)} blocks", rows)
 
 
+Layers = Statistics | Mapping[str, LayerStatistics] | LayerStatistics
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class FullMatrix:
@@ -105,7 +146,7 @@ class FullMatrix:
 
 
 def cross_block(
-    stats: Statistics,
+    stats: Layers,
     row: str,
     column: str,
     *,
@@ -157,6 +198,7 @@ def cross_block(
     >>> cross_block(stats, "0", "1").shape
     torch.Size([8, 12])
     """
+    stats = Statistics.of(stats, "cross_block")
     first, second = stats[row], stats[column]
     require_matching("cross_block", first, second)
     left, right = first.samples, second.samples
@@ -168,7 +210,7 @@ def cross_block(
     return cross_product(left, right, rows, columns).div_(first.count)
 
 
-def full_matrix(stats: Statistics, *, budget: Budget = None) -> FullMatrix:
+def full_matrix(stats: Layers, *, budget: Budget = None) -> FullMatrix:
     """Form the Fisher over all blocks of a small network.
 
     Parameters
@@ -195,6 +237,7 @@ def full_matrix(stats: Statistics, *, budget: Budget = None) -> FullMatrix:
     >>> full_matrix(stats)
     FullMatrix(20×20, 2 blocks, 1.6 KiB)
     """
+    stats = Statistics.of(stats, "full_matrix")
     shapes = (layer.weight_shape for layer in stats.values())
     offsets = dict(zip(stats, spans([o * i for o, i in shapes]), strict=True))
     size = max(at.stop for at in offsets.values())
