@@ -154,7 +154,7 @@ def test_another_fisher_can_be_called_exact(stats):
 
 def test_what_is_not_to_be_had_is_nan_with_its_reason():
     layer = {"1": cases.statistics("norm")}
-    stats = fl.statistics.values.Statistics(layer, layer["1"].provenance)
+    stats = fl.statistics.Statistics(layer, layer["1"].provenance)
     found = fl.compare(stats, ["kfac", "kpsvd", "diagonal"], damping=0.1)
     kfac = found.sel(layer="1", approximator="kfac")
     assert "gradients" in str(kfac["status"].values)
@@ -174,7 +174,7 @@ def test_an_indefinite_approximation_has_errors_but_no_inverse():
         return fl.operators.Diagonal(entries, statistics.provenance)
 
     stats = {"0": cases.statistics("linear")}
-    stats = fl.statistics.values.Statistics(stats, stats["0"].provenance)
+    stats = fl.statistics.Statistics(stats, stats["0"].provenance)
     found = fl.compare(stats, {"negative": negative}, damping=[1e-6, 1e3])
     assert np.isfinite(found["frobenius_error"]).all()
     assert np.isnan(found["inverse_error"].values[0, 0]).tolist() == [True, False]

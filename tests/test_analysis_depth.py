@@ -215,7 +215,7 @@ def test_a_sweep_says_where_a_matrix_is_indefinite():
         return fl.operators.Diagonal(-torch.ones(statistics.weight_shape).double())
 
     stats = {"0": cases.statistics("linear")}
-    stats = fl.statistics.values.Statistics(stats, stats["0"].provenance)
+    stats = fl.statistics.Statistics(stats, stats["0"].provenance)
     found = fl.sweep(stats, {"negative": negative, "kfac": fl.KFAC()}, damping=[0.5, 2.0])
     errors = found["inverse_error"].sel(layer="0")
     assert np.isnan(errors.sel(approximator="negative")).values.tolist() == [True, False]
@@ -227,7 +227,7 @@ def test_a_sweep_says_where_a_matrix_is_indefinite():
 
 def test_bounds_are_named_beside_the_numbers():
     stats = {"0": cases.statistics("linear")}
-    stats = fl.statistics.values.Statistics(stats, stats["0"].provenance)
+    stats = fl.statistics.Statistics(stats, stats["0"].provenance)
 
     def close(statistics, previous=None):
         exact = fl.ExactBlock()(statistics).to_dense()

@@ -107,7 +107,7 @@ def test_runs_complete_each_other(stats):
     assert {"trace_ratio", "frobenius_error"} <= set(fl.merge(metrics).data_vars)
     layers = [{"0": stats["0"]}, {"3": stats["3"]}]
     each = [
-        fl.compare(fl.statistics.values.Statistics(part, stats.provenance), names)
+        fl.compare(fl.statistics.Statistics(part, stats.provenance), names)
         for part in layers
     ]
     xr.testing.assert_equal(fl.merge(each), fl.compare(stats, names))

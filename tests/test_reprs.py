@@ -34,7 +34,7 @@ def test_methods_and_operators_fit_one_line_and_fold(name):
 
 def test_values_fit_one_line():
     stats = cases.statistics("linear")
-    many = fl.statistics.values.Statistics({"0": stats}, stats.provenance)
+    many = fl.statistics.Statistics({"0": stats}, stats.provenance)
     gradient = fl.MeanGradient(stats.block, torch.ones(stats.weight_shape), 3)
     labels = torch.tensor([[0, 0, 1], [0, 0, 1]])
     values = (
