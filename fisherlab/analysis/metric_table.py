@@ -15,8 +15,7 @@ from fisherlab.errors import BudgetError, IndefiniteError, meant
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import Entry, entries
-from fisherlab.metrics.spectra import decomposed
-from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve
+from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve, eigenbases
 from fisherlab.numerics.memory import readable
 from fisherlab.operators import (
     Eigenform,
@@ -43,7 +42,7 @@ class Question:
 
     def of(self, *needs: str) -> tuple[Entry, ...]:
         """Return the metrics that need one of some things, in order."""
-        return tuple(entry for entry in self.metrics if entry.facts.needs in needs)
+        return tuple(entry for entry in self.metrics if entry.needs in needs)
 
     def lacks(self, known: Container[str]) -> bool:
         """Tell whether a metric along the gradient is not known."""
@@ -158,7 +157,7 @@ def begin(cells: Cells, asked: Question) -> None:
     for name in ("stored_numbers", "converged"):
         cells.begin(name, "")
     for entry in asked.metrics:
-        cells.begin(entry.facts.name, "", *([] if entry.facts.needs == "matrix" else [0]))
+        cells.begin(entry.name, "", *([] if entry.needs == "matrix" else [0]))
 
 
 def pairs_of(
@@ -250,9 +249,7 @@ def _curves(
     One decomposition of each matrix serves all dampings, where there is one; what it
     does not tell (NaN, or a bound) is asked of the damped inverses themselves.
     """
-    wanted = [
-        e.facts.name for e in asked.metrics if e.facts.name in OF_MATRICES + OF_DIRECTIONS
-    ]
+    wanted = [e.name for e in asked.metrics if e.name in OF_MATRICES + OF_DIRECTIONS]
     if not wanted:
         return {}
     found: dict[str, dict[str, list[float]]] = {}
@@ -268,20 +265,6 @@ def _curves(
     return found
 
 
-def eigenbases(
-    call: str, pair: Pair, known: Eigenform | None = None
-) -> tuple[Eigenform, Eigenform]:
-    """Decompose both matrices of a pair, the exact one unless that is known.
-
-    Raises
-    ------
-    UnsupportedMetric
-        If one has no structured eigenbasis and is too large for a dense one.
-    """
-    mine = decomposed(pair.exact, call) if known is None else known
-    return mine, mine if pair.same else decomposed(pair.approx, call)
-
-
 def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair) -> None:
     """Fill what needs no damping."""
     approx = pair.source
@@ -292,9 +275,9 @@ def _fill_plain(cells: Cells, asked: Question, cell: tuple[str, str], pair: Pair
     cells.put("converged", converged, *cell)
     for entry in asked.of("matrix"):
         try:
-            cells.put(entry.facts.name, entry.of(pair), *cell)
+            cells.put(entry.name, entry.of(pair), *cell)
         except REFUSALS as error:
-            cells.blame(*cell, reason(error, entry.facts.name))
+            cells.blame(*cell, reason(error, entry.name))
     if isinstance(approx, (KroneckerSum, Stacked)) and not approx.converged:
         cells.blame(*cell, f"not converged (residual {approx.residual:.1g})")
 

@@ -1,7 +1,7 @@
 """Damping sweeps: every damped metric over decades, each operator decomposed once."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final
@@ -19,7 +19,7 @@ from fisherlab.analysis.cells import (
 from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.executors import Folder, Workers, told
 from fisherlab.analysis.layer_store import joined
-from fisherlab.analysis.metric_table import eigenbases, locate, mean_gradients, pairs_of
+from fisherlab.analysis.metric_table import locate, mean_gradients, pairs_of
 from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
@@ -32,6 +32,7 @@ from fisherlab.metrics.sweeps import (
     OF_MATRICES,
     OF_STEPS,
     curve,
+    eigenbases,
     of_step,
 )
 from fisherlab.numerics.held import tensors
@@ -230,18 +231,24 @@ def _fill(
     if row.gradient is not None and "slope" in wanted:
         _fill_best(cells, row)
     for method, pair in pairs.items():
-        mine = row.basis
+        bases = None
         try:
-            if isinstance(mine, FisherlabError):
-                raise mine
-            other = mine if pair.same else decomposed(pair.approx, "sweep")
+            if isinstance(row.basis, FisherlabError):
+                raise row.basis
+            bases = eigenbases("sweep", pair, row.basis)
         except FisherlabError as error:
             cells.blame(row.name, method, reason(error))
-            if row.gradient is not None:
-                _fill_steps(cells, row, method, pair, wanted)
-        else:
-            _fill_curves(cells, row, (method, pair), (mine, other), wanted)
-            _blame_hidden(cells, (row.name, method), mine, other, row.shifts)
+        ask = _by_solves(row, pair) if bases is None else _by_bases(row, pair, *bases)
+        for level in range(len(row.shifts)):
+            try:
+                found = ask(level)
+            except REFUSALS as error:
+                cells.blame_damping(row.name, method, level, error)
+            else:
+                for metric in [name for name in wanted if name in found]:
+                    cells.put(metric, found[metric], row.name, method, level)
+        if bases is not None:
+            _blame_hidden(cells, (row.name, method), *bases, row.shifts)
 
 
 def _fill_best(cells: Cells, row: _Row) -> None:
@@ -254,46 +261,37 @@ def _fill_best(cells: Cells, row: _Row) -> None:
             cells.put("gradient_slope", float(step.gradient.square().sum()), row.name)
 
 
-def _fill_steps(
-    cells: Cells, row: _Row, method: str, pair: Pair, wanted: Sequence[str]
-) -> None:
-    """Fill the metrics of directions, each by one damped solve."""
-    for level, (damping, exact) in enumerate(
-        zip(row.dampings.each, row.steps, strict=True)
-    ):
-        try:
-            if isinstance(exact, Exception):
-                raise exact
-            found = of_step(pair.damped(damping).along(exact.gradient, exact.best))
-        except REFUSALS as error:
-            cells.blame_damping(row.name, method, level, error)
-        else:
-            for metric in [name for name in wanted if name in found]:
-                cells.put(metric, found[metric], row.name, method, level)
+Told = Callable[[int], Mapping[str, float]]  # metrics at one damping, or a refusal
 
 
-def _fill_curves(
-    cells: Cells,
-    row: _Row,
-    of: tuple[str, Pair],
-    bases: tuple[Eigenform, Eigenform],
-    wanted: Sequence[str],
-) -> None:
-    """Fill every metric from two eigenbases; a factored damping has one of its own."""
-    (method, pair), (mine, other) = of, bases
-    found = curve(mine, other, row.shifts, row.gradient)
-    for level, damping in enumerate(row.dampings.each):
-        at, told = level, found
+def _by_solves(row: _Row, pair: Pair) -> Told:
+    """Return the metrics of directions, each by one damped solve."""
+
+    def told(level: int) -> Mapping[str, float]:
+        if row.gradient is None:
+            return {}
+        exact = row.steps[level]
+        if isinstance(exact, Exception):
+            raise exact
+        damped = pair.damped(row.dampings.each[level])
+        return of_step(damped.along(exact.gradient, exact.best))
+
+    return told
+
+
+def _by_bases(row: _Row, pair: Pair, mine: Eigenform, other: Eigenform) -> Told:
+    """Return every metric from two eigenbases; a factored damping has one of its own."""
+    curves = curve(mine, other, row.shifts, row.gradient)
+
+    def told(level: int) -> Mapping[str, float]:
+        damping, at, found = row.dampings.each[level], level, curves
         if isinstance(damping, Factored):
-            try:
-                damped = pair.damped(damping)
-                _, shifted = eigenbases("sweep", damped.pair, mine)
-            except (FisherlabError, ValueError) as error:
-                cells.blame_damping(row.name, method, level, error)
-                continue
-            at, told = 0, curve(mine, shifted, [damped.damping], row.gradient)
-        for metric in wanted:
-            cells.put(metric, told[metric][at], row.name, method, level)
+            damped = pair.damped(damping)
+            _, shifted = eigenbases("sweep", damped.pair, mine)
+            at, found = 0, curve(mine, shifted, [damped.damping], row.gradient)
+        return {metric: values[at] for metric, values in found.items()}
+
+    return told
 
 
 def _blame_hidden(

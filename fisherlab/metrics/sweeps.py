@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.catalogue import METRICS
 from fisherlab.metrics import directions
 from fisherlab.metrics.divergences import divergence
 from fisherlab.metrics.floors import EPS, LOST, BelowFloor
-from fisherlab.metrics.pairs import paired
+from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.metrics.register import entries
 from fisherlab.metrics.spectra import decomposed
 from fisherlab.operators import Eigenform, Operator
 from fisherlab.operators.dampings import Damping, tikhonov
@@ -35,12 +37,7 @@ OF_MATRICES = (
     "stein_divergence",
     "log_spectrum_distance",
 )
-OF_DIRECTIONS = (
-    "direction_cosine",
-    "f_cosine_squared",
-    "model_decrease_ratio",
-    "gamma_ratio",
-)
+OF_DIRECTIONS = tuple(name for name, m in METRICS.items() if m.needs == "gradient")
 OF_STEPS = ("slope", "curvature")  # vᵀp_Q and ⟨p_Q, P p_Q⟩, which add up over layers
 
 
@@ -97,10 +94,22 @@ def damping_curve(
     [0.5]
     """
     pair = paired("damping_curve", exact, approx, mixed)
-    mine = decomposed(pair.exact, "damping_curve")
-    other = mine if pair.same else decomposed(pair.approx, "damping_curve")
     shifts = [tikhonov(one, pair.exact) for one in dampings]
-    return curve(mine, other, shifts, gradient)
+    return curve(*eigenbases("damping_curve", pair), shifts, gradient)
+
+
+def eigenbases(
+    call: str, pair: Pair, known: Eigenform | None = None
+) -> tuple[Eigenform, Eigenform]:
+    """Decompose both matrices of a pair, the exact one unless that is known.
+
+    Raises
+    ------
+    UnsupportedMetric
+        If one has no structured eigenbasis and is too large for a dense one.
+    """
+    mine = decomposed(pair.exact, call) if known is None else known
+    return mine, mine if pair.same else decomposed(pair.approx, call)
 
 
 def curve(
@@ -285,11 +294,8 @@ class _Steps:
 
 def of_step(step: directions.Directions) -> dict[str, float]:
     """Return the metrics of a direction, its slope and its curvature."""
-    return {
-        "direction_cosine": directions.direction_cosine.of(step),
-        "f_cosine_squared": directions.f_cosine_squared.of(step),
-        "model_decrease_ratio": directions.model_decrease_ratio.of(step),
-        "gamma_ratio": directions.gammas(step),
+    known = entries()
+    return {name: known[name].of(step) for name in OF_DIRECTIONS} | {
         "slope": float((step.gradient * step.taken).sum()),
         "curvature": step.curvature,
     }
