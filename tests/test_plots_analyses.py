@@ -138,6 +138,28 @@ def test_spectra_are_relative_to_the_mean_and_end_at_the_numerical_rank():
     assert len(drawn["kfac"].get_ydata()) == 420
 
 
+def test_words_in_a_panel_of_a_density_lie_above_its_curves():
+    names = ["exact", "kfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal"]
+    dims = ("approximator", "point")
+    values, shares = np.tile([4.0, 0.0], (6, 1)), np.tile([0.25, 0.75], (6, 1))
+    node = xr.Dataset(
+        {"eigenvalue": (dims, values), "share": (dims, shares)},
+        {"approximator": names},
+        {"mean_eigenvalue": 1.0, "lambda": 0.1},
+    )
+    for layers in (["fc"], ["a", "b", "c", "d"]):
+        tree = xr.DataTree.from_dict(dict.fromkeys(layers, node))
+        grid = plots.density(tree)
+        grid.figure.canvas.draw()
+        for ax in grid.axes_dict.values():
+            words = ax.texts[0].get_window_extent()
+            top = max(
+                np.max(line.get_ydata()) for line in ax.lines if len(line.get_ydata()) > 2
+            )
+            assert words.y0 >= ax.transData.transform((1.0, top))[1]
+        plt.close("all")
+
+
 def test_a_method_without_eigenvalues_is_left_out_of_the_spectra():
     tree = analyses.spectra()
     for node in tree.children.values():

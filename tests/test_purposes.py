@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.stats import spearmanr
 
 import fisherlab as fl
@@ -147,6 +148,19 @@ def test_what_steps_reach_at_dampings_of_their_own(name, network):
     plt.close("all")
     with pytest.raises(ValueError, match="holds no steps"):
         fl.plots.own_dampings(table.drop_vars("decrease"))
+
+
+def test_methods_without_a_step_in_every_layer_share_a_line():
+    table = xr.Dataset(
+        {
+            "network_decrease": (("approximator", "own_damping"), [[np.nan], [np.nan]]),
+            "network_gradient_decrease": 0.1,
+        },
+        {"approximator": ["kfac", "kpsvd"], "own_damping": [1.0]},
+    )
+    assert best_dampings(table) == [
+        "`kfac` and `kpsvd` have no μ with a step in every layer"
+    ]
 
 
 @pytest.mark.parametrize("name", ["kfac", "kpsvd-2", "diagonal"])

@@ -200,7 +200,9 @@ def _duration(seconds: float) -> str:
         return f"about {seconds:.0f} s"
     if seconds < 6000:
         return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.0f} h"
+    if seconds < 3.6e6:
+        return f"about {seconds / 3600:.0f} h"
+    return "more than 1,000 h"
 
 
 def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:

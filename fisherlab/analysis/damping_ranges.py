@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.analysis.wording import percent
+from fisherlab.analysis.wording import percent, quoted
 
 Grid = NDArray[Any]
 SERVES: Final = 0.9  # share of the exact decrease from which on a step is called good
@@ -143,7 +143,7 @@ def best_dampings(table: xr.Dataset) -> list[str]:
     Returns
     -------
     list of str
-        A line an approximation; [] without steps.
+        A line an approximation, one for all without a best μ; [] without steps.
 
     Examples
     --------
@@ -159,11 +159,11 @@ def best_dampings(table: xr.Dataset) -> list[str]:
     ratios = table["own_damping"].values
     words = _Words((), np.ones(0), [f"{ratio:.3g}" for ratio in ratios], "own")
     plain = float(table["network_gradient_decrease"])
-    lines = []
+    lines, without = [], []
     for name in [str(n) for n in table["approximator"].values if n != "exact"]:
         share = table["network_decrease"].sel(approximator=name).values
         if not np.isfinite(share).any():
-            lines.append(f"`{name}` has at no μ a step in all layers at once")
+            without.append(name)
             continue
         best = int(np.nanargmax(share))
         better = words.where(share > plain + TIED)
@@ -171,6 +171,9 @@ def best_dampings(table: xr.Dataset) -> list[str]:
             f"`{name}` is best at μ = {ratios[best]:.3g} λ ({share[best]:.3g}), "
             + (f"better than the gradient {better}" if better else "nowhere better")
         )
+    if without:
+        verb = "have" if len(without) > 1 else "has"
+        lines.append(f"{quoted(without)} {verb} no μ with a step in every layer")
     return lines
 
 

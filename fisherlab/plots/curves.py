@@ -187,6 +187,7 @@ def _wide(error: xr.DataArray) -> bool:
 
 DRAWN_FROM: Final = 1e-12
 """Eigenvalues up to this share of the largest count as zero."""
+LINE: Final = 9.5  # points of a line of words in a panel, with what tightening takes
 WIDTH: Final = 0.08  # decades: standard deviation of what each eigenvalue is drawn as
 
 
@@ -262,10 +263,11 @@ def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
         if float(shares[~kept].sum()) > 5e-4:
             nothing.append(f"{name} {100 * float(shares[~kept].sum()):.3g} %")
     ax.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":", label="_mean")
-    ax.set(xscale="log", yscale="log", ylim=_limits(ax))
+    told = above + (nothing if len(nothing) > 1 else [])
+    ax.set(xscale="log", yscale="log", ylim=_limits(ax, len(told)))
     if np.isfinite(damping):
         ax.axvline(damping / unit, color="#B30000", lw=1.0, ls=(0, (5, 2)), label="λ")
-    if told := above + (nothing if len(nothing) > 1 else []):
+    if told:
         place: dict[str, Any] = {"transform": ax.transAxes, "va": "top", "fontsize": 6}
         place["bbox"] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
         ax.text(0.03, 0.97, "\n".join(told), **place)
@@ -290,8 +292,10 @@ def _smoothed(
     return 10**grid, np.convolve(mass, kernel / (kernel.sum() * step), mode="same")
 
 
-def _limits(ax: Axes) -> tuple[float, float]:
-    """Show six decades of shares, with room above for the words."""
+def _limits(ax: Axes, lines: int) -> tuple[float, float]:
+    """Show six decades of shares, with room above for lines of words."""
     curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
     top = max((float(y.max()) for y in curves if y.size > 2), default=1.0)
-    return 1e-6 * top, 1e2 * top
+    points = 72 * ax.bbox.height / ax.figure.dpi
+    share = min((LINE * lines + LINE) / points, 0.65)
+    return 1e-6 * top, 10 ** (6 * share / (1 - share)) * top
