@@ -10,13 +10,7 @@ import xarray as xr
 from torch import nn
 
 from fisherlab.analysis.allowances import LONG, RATE, Allowance, cut, may_be_long
-from fisherlab.analysis.cells import (
-    Cells,
-    attributes,
-    layer_coordinates,
-    located,
-    reason,
-)
+from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, located, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.layer_store import joined

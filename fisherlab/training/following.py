@@ -141,17 +141,14 @@ def follow(
             "time are expected."
         )
     wanted = moments(every, steps)
-    if isinstance(optimizer, str):
-        made = by_name(optimizer, problem)
-    else:
-        made = optimizer if isinstance(optimizer, Optimizer) else optimizer(problem)
+    make = partial(by_name, optimizer) if isinstance(optimizer, str) else optimizer
+    made = make if isinstance(make, Optimizer) else make(problem)
     schedule = None if scheduler is None else scheduler(made)
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        msg = (
+        raise TypeError(
             "follow: ReduceLROnPlateau waits for a loss of its own, and follow gives none; "
             "a scheduler that depends on the step alone is expected, such as StepLR."
         )
-        raise TypeError(msg)
     place = None if store is None else Store(Path(store).expanduser())
     run = Run(problem, made, schedule, probes, wanted, batch_size, seed, place)
     chosen = settings(problem, made, schedule, probes, batch_size, seed)

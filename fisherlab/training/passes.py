@@ -140,7 +140,8 @@ class Passes:
         parameter = next(p for p in self.model.parameters() if p.is_floating_point())
         if isinstance(data, list):  # as a DataLoader gives it
             data = tuple(data)
-        if not _plain_pair(data) or self._key(Batch(data[0], None)) not in self._plans:
+        plain = [isinstance(d, Tensor) for d in data] if isinstance(data, tuple) else []
+        if plain != [True, True] or self._key(Batch(data[0], None)) not in self._plans:
             found = list(batches(data, parameter.device, parameter.dtype, model=self.model))
             if len(found) != 1:
                 msg = f"step: one batch (x, y) is expected; {len(found)} were given."
@@ -391,12 +392,3 @@ def _fresh_norms(model: nn.Module) -> list[str]:
         and not bool(module.running_mean.any())
         and bool((module.running_var == 1).all())
     ]
-
-
-def _plain_pair(data: Any) -> bool:
-    """Tell whether data is a pair of tensors, which needs no further reading."""
-    return (
-        isinstance(data, tuple)
-        and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-    )

@@ -181,7 +181,7 @@ def owners(parameters: Parameters) -> dict[str, tuple[nn.Parameter, ...]]:
 
 def alike(before: Owners, now: Owners) -> bool:
     """Tell whether all blocks of now were there before, of the same parameters."""
-    return all(n in before and _same(before[n], held) for n, held in now.items())
+    return all(n in before and _key(before[n]) == _key(p) for n, p in now.items())
 
 
 def followed(units: Units, before: Owners, now: Owners) -> dict[str, Unit]:
@@ -210,10 +210,6 @@ def current(
     found = followed(units, before, now)
     kept = now | {n: before[n] for n in found if n in before and n not in now}
     return matched(found, kept), kept, alike(before, now)
-
-
-def _same(first: tuple[nn.Parameter, ...], second: tuple[nn.Parameter, ...]) -> bool:
-    return _key(first) == _key(second)
 
 
 def _key(held: tuple[nn.Parameter, ...]) -> tuple[int, ...]:
