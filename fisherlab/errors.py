@@ -6,7 +6,14 @@ from difflib import get_close_matches
 
 
 class FisherlabError(Exception):
-    """Base of every error that fisherlab defines itself."""
+    """Base of every error that fisherlab defines itself.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> issubclass(fl.errors.BudgetError, fl.errors.FisherlabError)
+    True
+    """
 
 
 class NeedsSharedForm(FisherlabError, TypeError):
@@ -21,6 +28,15 @@ class NeedsSharedForm(FisherlabError, TypeError):
         What was called, on what.
     form
         How the layer is described instead.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.ones(4, 3), None
+    >>> stats = fl.collect(torch.nn.LayerNorm(3), data, fl.Gaussian())
+    >>> fl.KFAC()(stats["weight"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.NeedsSharedForm: KFAC needs the shared form ...
     """
 
     def __init__(
@@ -37,11 +53,31 @@ class NeedsSharedForm(FisherlabError, TypeError):
 
 
 class NeedsMeanGradient(FisherlabError, ValueError):
-    """A method needs the gradient of the mean loss, which the statistics do not give."""
+    """A method needs the gradient of the mean loss, which the statistics do not give.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> fl.AdamPreconditioner()(stats["weight"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.NeedsMeanGradient: ...
+    """
 
 
 class NumericalError(FisherlabError, ArithmeticError):
-    """A factorisation failed or a value is not finite; layer and damping are named."""
+    """A factorisation failed or a value is not finite; layer and damping are named.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Linear(3, 2), torch.nn.Threshold(1e9, float("inf"))
+    ... )
+    >>> fl.collect(model, (torch.ones(4, 3), None), fl.Gaussian())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.NumericalError: The model's output holds NaN or infinity, ...
+    """
 
 
 class IndefiniteError(NumericalError):
@@ -57,6 +93,14 @@ class IndefiniteError(NumericalError):
         The smallest eigenvalue without damping.
     floor
         What it must exceed: 0, or the size of rounding where nothing is damped.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> operator = fl.operators.Diagonal(torch.tensor([[1.0, -0.5]]))
+    >>> operator.solve(torch.ones(1, 2), damping=0.1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.IndefiniteError: ... A damping above 0.5 is needed.
     """
 
     def __init__(
@@ -73,7 +117,16 @@ class IndefiniteError(NumericalError):
 
 
 class BudgetError(FisherlabError, MemoryError):
-    """A request would exceed the memory budget; bytes, budget and a remedy are named."""
+    """A request would exceed the memory budget; bytes, budget and a remedy are named.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model, data = torch.nn.Linear(3, 2), (torch.ones(4, 3), None)
+    >>> fl.collect(model, data, fl.Gaussian(), budget=10)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.BudgetError: collect needs ...
+    """
 
 
 class UnsupportedMetric(FisherlabError, ValueError):
@@ -87,6 +140,11 @@ class UnsupportedMetric(FisherlabError, ValueError):
         The operator, in one line.
     remedy
         Why not, and what to do instead.
+
+    Examples
+    --------
+    >>> print(UnsupportedMetric("gaussian_kl", "An operator", "Give it an inverse."))
+    gaussian_kl: An operator cannot serve it. Give it an inverse.
     """
 
     def __init__(self, metric: str, operator: str, remedy: str) -> None:
@@ -95,23 +153,73 @@ class UnsupportedMetric(FisherlabError, ValueError):
 
 
 class DataError(FisherlabError, ValueError):
-    """A data file is missing, corrupted or not what it should be."""
+    """A data file is missing, corrupted or not what it should be.
+
+    Examples
+    --------
+    >>> import tempfile, fisherlab as fl
+    >>> from pathlib import Path
+    >>> file = Path(tempfile.mkdtemp()) / "errors.nc"
+    >>> _ = file.write_text("no result")
+    >>> fl.open(file)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.DataError: ...
+    """
 
 
 class UnsupportedModelError(FisherlabError, ValueError):
-    """A model holds something fisherlab would have to guess about; it is named."""
+    """A model holds something fisherlab would have to guess about; it is named.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    >>> fl.collect(model, (torch.ones(4, 3), None), fl.Gaussian())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.UnsupportedModelError: Batch statistics couple the examples in ...
+    """
 
 
 class StoreError(FisherlabError, OSError):
-    """The folder of a training cannot be written, or is in use; what is kept is told."""
+    """The folder of a training cannot be written, or is in use; what is kept is told.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> try:
+    ...     raise fl.errors.StoreError("The folder 'run' is in use.")
+    ... except OSError as error:
+    ...     print(error)
+    The folder 'run' is in use.
+    """
 
 
 class RankError(FisherlabError, RuntimeError):
-    """Processes of a group do not agree, or one of them failed; its rank is named."""
+    """Processes of a group do not agree, or one of them failed; its rank is named.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> try:
+    ...     raise fl.errors.RankError("The weights of rank 1 differ from those of rank 0.")
+    ... except RuntimeError as error:
+    ...     print(error)
+    The weights of rank 1 differ from those of rank 0.
+    """
 
 
 class ExecutorError(FisherlabError, RuntimeError):
-    """An executor lost cells of an analysis; what is done and the remedy are told."""
+    """An executor lost cells of an analysis; what is done and the remedy are told.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> try:
+    ...     raise fl.errors.ExecutorError("2 of 40 cells were lost.")
+    ... except RuntimeError as error:
+    ...     print(error)
+    2 of 40 cells were lost.
+    """
 
 
 def lasting(error: Exception) -> Exception:

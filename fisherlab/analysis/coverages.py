@@ -61,6 +61,13 @@ class Coverage:
         Entries of the model's parameters, tied ones counted once.
     probed
         Whether the forms were seen on a batch, or only expected from the modules.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> found = fl.coverage(torch.nn.Linear(3, 2))
+    >>> found.parameters, found.complete, [row.block for row in found.rows]
+    (8, True, ['weight', 'weight'])
     """
 
     rows: tuple[Covered, ...]

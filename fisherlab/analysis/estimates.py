@@ -86,6 +86,14 @@ class Estimate:
         Bytes allowed.
     shares
         What one of several ranks takes, where `ranks` was given.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.ones(4, 3), None
+    >>> told = fl.estimate(torch.nn.Linear(3, 2), data, fl.Gaussian(), ["kfac"])
+    >>> told.examples, told.statistics_bytes, told.fits
+    (4, 128, True)
     """
 
     collection: Collection

@@ -34,6 +34,15 @@ class Approximator(Protocol):
     Any function of the statistics is one. What else it has to say stands in attributes
     (`Facts`), in a method ``cost`` (see `fisherlab.approximators.costs`), and in the four
     steps of `Streaming`; `fisherlab.approximators.register.add` gives it a name.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> isinstance(fl.KFAC(), fl.approximators.Approximator)
+    True
+    >>> fl.compare(stats, {"mine": lambda s: fl.Diagonal()(s)}).approximator.item()
+    'mine'
     """
 
     def __call__(
@@ -47,6 +56,12 @@ class NetworkApproximator(Protocol):
     """Statistics of all blocks in, one operator over all of them out.
 
     It says so by an attribute ``takes = "network"``.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> fl.ExactNetwork().takes, fl.KFACTridiagonal().takes
+    ('network', 'network')
     """
 
     def __call__(self, statistics: NetworkStatistics) -> NetworkOperator:
@@ -130,6 +145,16 @@ class Streaming(Protocol):
 
     `OfSums` and `OfSamples` have these steps for most methods. A method without them is
     called at the end, with all samples of the stream.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> method, state = fl.KFAC(), None
+    >>> for _ in range(2):  # two chunks, here the same one
+    ...     state = method.accumulate(state, stats["weight"])
+    >>> method.next_pass(state) is None, method.finish(state).provenance.examples
+    (True, 8)
     """
 
     def accumulate(self, state: Any | None, statistics: Any) -> Any:
@@ -181,6 +206,20 @@ class OfSums(ABC, Generic[State, Result]):
     """The default of a method that adds up over its stream: a call is a stream of one.
 
     Its own are `accumulate` and `finish`, and `next_pass` where one pass is not enough.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> from fisherlab.approximators.states import Sums, add
+    >>> class Traces(OfSums):
+    ...     def accumulate(self, state, statistics):
+    ...         trace = statistics.samples.squared_norms().sum()
+    ...         return add(state, Sums.of(statistics, trace))
+    ...     def finish(self, state):
+    ...         return float(state.tensors[0]) / state.count
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> Traces()(stats["weight"])
+    8.0
     """
 
     @abstractmethod
@@ -223,6 +262,16 @@ class OfSamples(ABC, Generic[Result]):
     """The default of a method that needs every sample: it keeps the stream.
 
     Its own is the call.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> class Grams(OfSamples):
+    ...     def __call__(self, statistics, previous=None):
+    ...         return statistics.samples.gram()
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> Grams()(stats["weight"]).shape
+    torch.Size([8, 8])
     """
 
     holds_samples: ClassVar[bool] = True

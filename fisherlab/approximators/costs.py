@@ -23,7 +23,15 @@ STEPS = 5  # power steps until convergence, about
 
 
 class Cost(NamedTuple):
-    """Multiply-adds to build an approximation, and numbers it holds beside the samples."""
+    """Multiply-adds to build an approximation, and numbers it holds beside the samples.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> fl.KFAC().cost(stats["weight"].samples).numbers
+    20
+    """
 
     flops: int
     numbers: int

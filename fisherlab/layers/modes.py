@@ -43,6 +43,13 @@ def require_independent_examples(model: nn.Module) -> None:
     ------
     UnsupportedModelError
         Naming the modules and the remedy.
+
+    Examples
+    --------
+    >>> require_independent_examples(nn.Dropout().eval())
+    >>> require_independent_examples(nn.Sequential(nn.Dropout()))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fisherlab.errors.UnsupportedModelError: Dropout is active in ...
     """
     coupled = [
         name
@@ -99,7 +106,16 @@ def exclusive(model: nn.Module) -> "RLock":
 
 
 def alone(function: F) -> F:
-    """Let one thread at a time call a function of a model."""
+    """Let one thread at a time call a function of a model.
+
+    Examples
+    --------
+    >>> @alone
+    ... def weights(model):
+    ...     return sum(p.numel() for p in model.parameters())
+    >>> weights(nn.Linear(3, 2))
+    8
+    """
 
     @wraps(function)
     def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +126,16 @@ def alone(function: F) -> F:
 
 
 def in_turn(function: F) -> F:
-    """Let one thread at a time make the next item; between items the model is whole."""
+    """Let one thread at a time make the next item; between items the model is whole.
+
+    Examples
+    --------
+    >>> @in_turn
+    ... def names(model):
+    ...     yield from (name for name, _ in model.named_parameters())
+    >>> list(names(nn.Linear(3, 2)))
+    ['weight', 'bias']
+    """
 
     @wraps(function)
     def call(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[Any]:

@@ -32,6 +32,13 @@ class Entry:
     of
         The value, from what is needed: a `Pair` ("matrix"), a `Damped` pair ("damping")
         or a `Step` ("gradient").
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> entry = fl.metrics.entries()["trace_ratio"]
+    >>> entry.name, entry.needs
+    ('trace_ratio', 'matrix')
     """
 
     facts: Quantity

@@ -37,7 +37,13 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Provenance:
-    """Tell how a value was made; shown, compared, never used in arithmetic."""
+    """Tell how a value was made; shown, compared, never used in arithmetic.
+
+    Examples
+    --------
+    >>> print(Provenance("fc1", "Exact()", "Categorical()", 100).by("KFAC"))
+    'fc1': KFAC, Exact(), Categorical(), N=100
+    """
 
     layer: str = ""
     fisher: str = ""
@@ -70,6 +76,15 @@ class Operator(Held, ABC):
     An operator says what it holds, its `weight_shape`, and its product `_apply`, or the
     matrix it stands for, `formed`. It answers everything else through `formed`, the dense
     block unless told otherwise; what it answers faster or better, it overrides.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> operator = fl.operators.Diagonal(torch.tensor([[1.0, 4.0]]))
+    >>> isinstance(operator, fl.operators.Operator), operator.trace()
+    (True, 5.0)
+    >>> operator @ torch.ones(1, 2), operator.solve(torch.ones(1, 2), damping=0.0)
+    (tensor([[1., 4.]]), tensor([[1.0000, 0.2500]]))
     """
 
     provenance: Provenance

@@ -30,6 +30,14 @@ class FactoredMiniBlocks(Operator):
 
     Norms and inner products of per-row blocks go through N × N Gram matrices:
     ``‖M‖² = Σ_nm (a_n·a_m)² ⟨e_n, e_m⟩ / N²`` with e_n the output energies.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> blocks = fl.MiniBlock()(stats["weight"])
+    >>> type(blocks).__name__, blocks.formed.to_dense().shape
+    ('FactoredMiniBlocks', torch.Size([8, 8]))
     """
 
     partition: Partition

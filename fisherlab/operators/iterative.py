@@ -29,6 +29,11 @@ class Stopping:
         Products spent at most.
     truncated
         Whether the iterate at the cap is the answer; if not, it is an error.
+
+    Examples
+    --------
+    >>> Stopping().residual(torch.float64), Stopping(tolerance=0.1).residual(torch.float32)
+    (1e-10, 0.1)
     """
 
     tolerance: float | None = None

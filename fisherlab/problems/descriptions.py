@@ -56,6 +56,13 @@ class Description:
         Gives the network from the keywords seed and dtype.
     augment
         Changes the inputs of a training minibatch at random, if anything does.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> found = fl.problems.describe("digits")
+    >>> found.name, found.files
+    ('digits', ())
     """
 
     name: str

@@ -44,6 +44,12 @@ class Measure:
         What is known of it before anything is computed; empty where nothing is.
     settles
         For whom that decides who is best: how their `repr` begins.
+
+    Examples
+    --------
+    >>> measure = Measure("loss", "added loss", best=0.0, unit="nat")
+    >>> measure.name, measure.best, measure.unit
+    ('loss', 0.0, 'nat')
     """
 
     name: str
@@ -71,6 +77,11 @@ class Demand:
         Whether the inverse is held against the exact block as a whole.
     flops
         Further multiply-adds for every matrix, e.g. of passes through the model.
+
+    Examples
+    --------
+    >>> Demand(dampings=3, traces=True).products
+    1
     """
 
     dampings: int = 1
@@ -96,6 +107,12 @@ class Purpose(Protocol):
     Two more are read where a purpose has them: `setting`, in words at which λ and the
     like it is judged, and `demand(layer)`, what it costs; without it, one solve, one
     product and the traces of inverses are counted.
+
+    Examples
+    --------
+    >>> import fisherlab as fl
+    >>> isinstance(fl.Matrix(), Purpose), fl.Matrix().name
+    (True, 'matrix')
     """
 
     @property

@@ -15,7 +15,13 @@ from fisherlab.showing import shown
 
 @runtime_checkable
 class Fisher(Protocol):
-    """A choice of output columns s_v with Σ_v s_v s_vᵀ the wanted output matrix."""
+    """A choice of output columns s_v with Σ_v s_v s_vᵀ the wanted output matrix.
+
+    Examples
+    --------
+    >>> isinstance(MonteCarlo(samples=2), Fisher)
+    True
+    """
 
     def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
         """Return V."""

@@ -20,7 +20,16 @@ from fisherlab.statistics.values import LayerStatistics
 
 @final
 class Statistics(Mapping[str, LayerStatistics]):
-    """A mapping from block names to their statistics, with how they were made."""
+    """A mapping from block names to their statistics, with how they were made.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 4))
+    >>> stats = fl.collect(model, (torch.ones(5, 3), None), fl.Gaussian())
+    >>> list(stats), stats.provenance.examples
+    (['0', '1'], 5)
+    """
 
     def __init__(
         self, layers: Mapping[str, LayerStatistics], provenance: Provenance
@@ -121,6 +130,14 @@ class FullMatrix:
         F, symmetric, blocks in the order of the statistics, each in row-major vec.
     offsets
         Block name to the rows (and columns) it takes.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 4))
+    >>> stats = fl.collect(model, (torch.ones(5, 3), None), fl.Gaussian(), compress=False)
+    >>> fl.full_matrix(stats).block("0", "1").shape
+    torch.Size([8, 12])
     """
 
     values: Float[Tensor, "p p"]

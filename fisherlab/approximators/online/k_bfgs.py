@@ -27,6 +27,15 @@ class Observation:
     ----------
     output, gradient
         h̄ and ḡ, shape (d_out,).
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> layer, data = torch.nn.Linear(3, 2), (torch.ones(4, 3), torch.zeros(4, 2))
+    >>> stats = fl.collect(layer, data, fl.Gaussian(), fl.Empirical())["weight"]
+    >>> w = stats.pack(dict(layer.named_parameters())).detach()
+    >>> Observation.of(stats, w).gradient.shape
+    torch.Size([2])
     """
 
     output: Float[Tensor, " o"]
