@@ -281,7 +281,9 @@ def answered(
                         reasons[key] = f"the exact block: {reasons[name, '', p]}"
                     else:
                         _answer(answers, reasons, key, layer, pair, purposes[p])
-                for p in set(purposes) - set(wanted):
+                for p in purposes:
+                    if p in wanted:
+                        continue
                     if why := _indefinite(pair, purposes[p]):
                         reasons[name, method, p] = why
                 costs[name, method] = _cost(pair.source, exact, purposes.values())

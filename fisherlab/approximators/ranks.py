@@ -243,7 +243,7 @@ def _outlined(
 def _over(methods: Mapping[str, Streaming], states: States, keys: set[Key]) -> States:
     """Return states of which some hold samples no longer."""
     own = _opened(states)
-    own |= {key: _passed(methods[key[0]], own[key]) for key in keys & own.keys()}
+    own |= {k: _passed(methods[k[0]], state) for k, state in own.items() if k in keys}
     return {key: _closed(key, state, own) for key, state in states.items()}
 
 
