@@ -52,13 +52,13 @@ def statistics(n: int, dtype: torch.dtype) -> Any:
     stats = autoencoder_statistics(n, list(fl.blocks(model)))
     assert len(stats) == LAYERS
     layers = {name: layer.to(dtype) for name, layer in stats.items()}
-    return fl.statistics.values.Statistics(layers, stats.provenance)
+    return fl.statistics.Statistics(layers, stats.provenance)
 
 
 def compared(stats: Any) -> Any:
     """Build and measure everything, with nothing kept from an earlier round."""
     fresh = {name: replace(layer) for name, layer in stats.items()}
-    again = fl.statistics.values.Statistics(fresh, stats.provenance)
+    again = fl.statistics.Statistics(fresh, stats.provenance)
     with without_dense_blocks():
         found = fl.compare(again, METHODS, metrics=METRICS)
     missing = [m for m in METRICS if not bool(found[m].notnull().all())]
