@@ -30,6 +30,7 @@ from fisherlab.statistics import (
 )
 from fisherlab.statistics.batches import batches, is_empty
 from fisherlab.statistics.gathered import Held, join_examples
+from fisherlab.statistics.model_view import require_whole_parameters
 
 Key = tuple[Any, ...]  # method and block, and the number of a state among several
 States = Mapping[Key, Any]
@@ -88,7 +89,10 @@ def require_same_weights(ranks: Ranks, model: nn.Module) -> None:
     ------
     RankError
         If they have.
+    UnsupportedModelError
+        If the parameters are sharded.
     """
+    require_whole_parameters(model)
     remedy = "Load or broadcast the same parameters on every rank first."
     ranks.require_same("The weights", checksum(*model.parameters()), remedy)
 

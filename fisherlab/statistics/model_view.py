@@ -19,6 +19,8 @@ from fisherlab.layers import Block, alone, require_independent_examples, uncompi
 from fisherlab.numerics.devices import generator_states, generators_kept
 from fisherlab.statistics.batches import Batch, map_inputs
 
+_SHARDED = {"DTensor", "FullyShardedDataParallel", "FlatParameter"}
+
 
 @dataclass(frozen=True, eq=False)
 class ModelView:
@@ -124,6 +126,7 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
         If a parameter holds NaN or infinity.
     """
     require_gradients()
+    require_whole_parameters(model)
     if dtype is not None and not getattr(dtype, "is_floating_point", False):
         msg = f"dtype={dtype!r}: None or a real one such as torch.float64 is expected."
         raise TypeError(msg)
@@ -157,6 +160,23 @@ def require_gradients() -> None:
         raise UnsupportedModelError(
             "torch.inference_mode is on, and there are no gradients in it; call fisherlab "
             "outside of it. Data that were made in it may be given."
+        )
+
+
+def require_whole_parameters(model: nn.Module) -> None:
+    """Refuse parameters of which every process holds a part: no curvature sees a row.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming what shards them, and what works.
+    """
+    kinds = {type(part).__name__ for part in (*model.modules(), *model.parameters())}
+    if sharded := sorted(kinds & _SHARDED):
+        raise UnsupportedModelError(
+            f"The model's parameters are sharded ({', '.join(sharded)}), and curvature "
+            "needs whole weights on every rank: wrap the plain model in "
+            "DistributedDataParallel, or give it as it is."
         )
 
 

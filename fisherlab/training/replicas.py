@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fisherlab.approximators.ranks import require_same_weights
-from fisherlab.errors import RankError, UnsupportedModelError
+from fisherlab.errors import RankError
 from fisherlab.layers import uncompiled
 from fisherlab.numerics.ranks import Ranks, live
 from fisherlab.statistics.batches import Batch
+from fisherlab.statistics.model_view import require_whole_parameters
 from fisherlab.training.one_graph import Passed
 
 T = TypeVar("T")
-SHARDED = {"DTensor", "FullyShardedDataParallel", "FlatParameter"}
 
 
 class Replicas:
@@ -36,7 +36,7 @@ class Replicas:
     """
 
     def __init__(self, model: nn.Module, group: Any = None) -> None:
-        _require_whole_parameters(model)
+        require_whole_parameters(model)
         self._model, self._group, self._agreed = uncompiled(model), group, False
         replicated = isinstance(model, nn.parallel.DistributedDataParallel)
         # DDP would wait for backward(), which no step of ours calls
@@ -145,17 +145,6 @@ def require_replicas(ranks: Ranks, model: nn.Module, settings: Mapping[str, Any]
             f"The norm layers {', '.join(norms[:3])} take means over a batch, of which "
             f"each of {ranks.size} ranks sees a part: one process, or a network without "
             "batch norm, is expected."
-        )
-
-
-def _require_whole_parameters(model: nn.Module) -> None:
-    """Refuse parameters of which every process holds a part: no curvature sees a row."""
-    kinds = {type(part).__name__ for part in (*model.modules(), *model.parameters())}
-    if sharded := sorted(kinds & SHARDED):
-        raise UnsupportedModelError(
-            f"The model's parameters are sharded ({', '.join(sharded)}), and curvature "
-            "needs whole weights on every rank: wrap the plain model in "
-            "DistributedDataParallel, or give it as it is."
         )
 
 

@@ -37,15 +37,27 @@ def problem():
     return model, torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
 
 
-def test_sharded_parameters_are_refused(group):
+READ = {
+    "optimiser": lambda m, x, y: fl.NaturalGradient(m, fl.Categorical(), "kfac", 0.1, 0.1),
+    "collect": lambda m, x, y: fl.collect(m, (x, y), fl.Categorical()),
+    "mean_gradient": lambda m, x, y: fl.mean_gradient(m, (x, y), fl.Categorical()),
+    "approximate": lambda m, x, y: fl.approximate(m, (x, y), fl.Categorical(), ["kfac"]),
+    "compare": lambda m, x, y: fl.compare(m, (x, y), fl.Categorical(), ["kfac"]),
+    "coverage": lambda m, x, y: fl.coverage(m, (x, y)),
+    "estimate": lambda m, x, y: fl.estimate(m, (x, y), fl.Categorical(), ["kfac"]),
+}
+
+
+@pytest.mark.parametrize("call", READ)
+def test_sharded_parameters_are_refused(call, group):
     tensor = pytest.importorskip("torch.distributed.tensor")
-    model, _, _ = problem()
+    model, x, y = problem()
     group(2)
     mesh = distributed.init_device_mesh("cpu", (2,))
     shards = tensor.distribute_tensor(model[0].weight.detach(), mesh, [tensor.Shard(0)])
     model[0].weight = nn.Parameter(shards)
     with pytest.raises(fl.UnsupportedModelError, match=r"sharded .DTensor.*Distributed"):
-        fl.NaturalGradient(model, fl.Categorical(), "kfac", 0.1, 0.1)
+        READ[call](model, x, y)
 
 
 def test_what_takes_one_process_says_what_works(group):
