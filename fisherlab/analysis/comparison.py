@@ -167,13 +167,8 @@ def compare(
         return judge(stats, approximators, several, allowed, progress)
     chosen = by_name(approximators)
     if executor is not None:
-        if time is not None:
-            raise ValueError(
-                "compare: time= is counted over all layers, which executor= does apart. "
-                "Leave one of them out."
-            )
         measure = partial(_measured, chosen, {**asked_of, "gradient": None}, limit=limit)
-        return _over(executor, measure, stats, reference, gradient, progress)
+        return _over(executor, measure, stats, reference, gradient, time, progress)
     levels = dampings(damping)
     asked = question(metrics, levels, gradient, stats, reference is not None, k)
     cells = Cells(list(stats), list(chosen), levels)
@@ -263,9 +258,15 @@ def _over(
     stats: Statistics,
     reference: Statistics | None,
     gradient: Mapping[str, Any] | None,
+    time: float | str | None,
     progress: Any,
 ) -> xr.Dataset:
     """Return the rows of statistics, each layer done by an executor."""
+    if time is not None:
+        raise ValueError(
+            "compare: time= is counted over all layers, which executor= does apart. "
+            "Leave one of them out."
+        )
     cells, tell = {}, teller(progress, len(stats))
     for name in stats:
         one, exact = (

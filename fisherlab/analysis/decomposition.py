@@ -137,6 +137,7 @@ def decompose(
             distances[row, SOURCES.index(source)] = error
             tables.fill(stats[name], source, chosen, whole)
     network, fisher = _network(sources, tables.parts)
+    told = tables.cells.told(tables.cells.reasons, "ok")
     ds = xr.Dataset(
         {
             "source_error": (("layer", "source"), distances),
@@ -148,10 +149,7 @@ def decompose(
                 network["network_squared_part"],
             ),
             "coupling": (("layer", "other_layer"), network["coupling"]),
-            "status": (
-                ("layer", "approximator"),
-                tables.cells.told(tables.cells.reasons, "ok"),
-            ),
+            "status": (("layer", "approximator"), told),
         },
         layer_coordinates(exact)
         | {
