@@ -821,8 +821,8 @@ RANKS = [
     mutant(
         "all moments of a report have the same time",
         "report/sizes.py",
-        "return [*[seconds / 2 / others] * others, seconds / 2]",
-        "return [seconds / moments] * moments",
+        "return [*[whole / 2 / others] * others, whole / 2]",
+        "return [whole / len(moments)] * len(moments)",
         "report_job::the_last_moment_has_as_much_time_as_all_before_it",
     ),
 ]
