@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import distributed, nn
@@ -376,9 +377,11 @@ def followed(rank, ranks, folder):
         how = {"batch_size": 11, "store": folder / f"{name}_{ranks}"}
         for steps, every in ((4, [0, 3, 4]), (6, [0, 3, 4, 6])):
             problem = small()
-            ds = fl.follow(problem, name, steps=steps, every=every, **how)
+            with mock.patch("os.replace", wraps=os.replace) as written:
+                ds = fl.follow(problem, name, steps=steps, every=every, **how)
         found[name] = {n: v.values for n, v in ds.items() if "seconds" not in n}
         found[name] |= {n: p.detach().numpy() for n, p in problem.model.named_parameters()}
+        found[f"files of {name}"] = written.call_count
     return found
 
 

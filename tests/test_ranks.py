@@ -76,6 +76,8 @@ def test_two_ranks_follow_as_one_and_the_first_writes(two, alone, name):
     for key, value in expected.items():
         np.testing.assert_array_equal(first[key], second[key])
         np.testing.assert_allclose(first[key], value, 1e-9, 1e-12, err_msg=key)
+    files = of(of(two, "followed"), f"files of {name}")
+    assert files == [alone["followed"][f"files of {name}"], 0]
 
 
 SAID = {
