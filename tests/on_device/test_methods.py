@@ -112,6 +112,20 @@ def test_methods_beside_the_register(name, device):
     assert_same(OTHERS[name](host), OTHERS[name](here))
 
 
+@pytest.mark.parametrize("chain", ["symmetric", "stationary"])
+def test_chains_of_positions(chain, device):
+    method = fl.RecurrentKFAC(chain=chain)
+    host, here = (statistics("tokens", "exact", place) for place in ("cpu", device))
+    expected, found = (stands_inverse(method(s)) for s in (host, here))
+    assert_same(expected, found)
+
+
+def stands_inverse(operator):
+    """The matrix of an operator and of its damped inverses."""
+    inverses = [operator.inverse(damping) for damping in (0.3, fl.Factored(0.3))]
+    return {"dense": operator.to_dense()} | dict(enumerate(i.to_dense() for i in inverses))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_method_of_the_network(name, device):
