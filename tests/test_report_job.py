@@ -475,6 +475,15 @@ def test_moments_are_left_out_before_the_last_one_has_nothing():
     assert found["step"].values.tolist() == [5]
 
 
+def test_long_sequences_go_down_to_two_examples():
+    """Eight sequences of GPT-2 took the time of a report, and left its tables empty."""
+    problem = fl.problems.load("digits", examples=60)
+    config = ReportConfig(steps=5, examples=60, time="0.0001 s")
+    size = fitted(problem, config)
+    assert size.examples == 2
+    assert any(one.startswith("2 examples make up the Fisher") for one in size.told)
+
+
 def test_a_step_that_takes_long_has_a_smaller_batch_unless_one_is_asked_for(monkeypatch):
     problem = fl.problems.load("digits", examples=60)
     config = ReportConfig(steps=5, examples=60)

@@ -211,10 +211,13 @@ def test_damage_strangers_and_lost_files_are_told(tmp_path):
     model, data = problem("outer", 5)
     folder = tmp_path / "held"
     _, stored = both(model, data, folder)
-    part = next(folder.glob("*.pt"))
+    part = min(folder.glob("*.pt"))  # of the first block
     part.write_bytes(part.read_bytes()[:-1] + b"!")
     with pytest.raises(DataError, match="damaged"):
         both(model, data, folder)
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(DataError, match="cannot be read"):
+        stored["0"].samples.squares()
     shutil.rmtree(folder)
     with pytest.raises(DataError, match="is gone"):
         stored["0"].samples.squares()

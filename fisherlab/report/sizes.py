@@ -44,6 +44,8 @@ BATCH: Final = 64
 """Examples in a minibatch of the training, unless one step takes longer than `_STEP`."""
 _STEP: Final = 10.0
 _SMALLEST_BATCH: Final = 8
+_FEWEST: Final = 2
+"""Examples that make up a Fisher at least: two long sequences are thousands of positions."""
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
@@ -300,9 +302,9 @@ def _tried(
                 count, fisher, methods, planned, collection, outputs, flops, memory / 2
             )
             yield one
-            if one.fits or count <= 8:
+            if one.fits or count <= _FEWEST:
                 break
-            count = max(8, count // 2)
+            count = max(_FEWEST, count // 2)
 
 
 def fishers(config: ReportConfig) -> tuple[Any, ...]:

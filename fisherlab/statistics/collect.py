@@ -189,7 +189,9 @@ def collect(
         require_repeatable(data)
         about = {"layers": layers, "dtype": dtype, "first": first, "compress": compress}
         known = identity(model, data, likelihood, fisher or Exact(), **about)
-        return storing.kept(Path(store), known, run, chunk_size, limit, compress)
+        return storing.kept(
+            Path(store).expanduser(), known, run, chunk_size, limit, compress
+        )
     return _gathered(run, chunk_size, length(data), limit, compress)
 
 

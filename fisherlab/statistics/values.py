@@ -1,5 +1,6 @@
 """Per-example gradients of layers, as values."""
 
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -68,7 +69,7 @@ class StoredPart(Held):
         Raises
         ------
         DataError
-            If the file is gone.
+            If the file is gone, or cannot be read.
         """
         try:
             with torch.serialization.safe_globals([LayerStatistics, Block, Provenance]):
@@ -79,6 +80,12 @@ class StoredPart(Held):
             raise DataError(
                 f"{self.path} is gone, which stored statistics stand on. Call collect "
                 "again with store=, and keep the folder as long as its statistics."
+            ) from error
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise DataError(
+                f"{self.path}, which stored statistics stand on, cannot be read "
+                f"({' '.join(str(error).split())[:100]}). If it was changed, remove the "
+                "folder and call collect again with store=."
             ) from error
         return found
 
