@@ -45,7 +45,7 @@ BATCH: Final = 64
 _STEP: Final = 10.0
 _SMALLEST_BATCH: Final = 8
 _FEWEST: Final = 2
-"""Examples that make up a Fisher at least: two long sequences are thousands of positions."""
+"""Examples that make up a Fisher at least: two long sequences have many positions."""
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
