@@ -44,8 +44,8 @@ BATCH: Final = 64
 """Examples in a minibatch of the training, unless one step takes longer than `_STEP`."""
 _STEP: Final = 10.0
 _SMALLEST_BATCH: Final = 8
-_FEWEST: Final = 2
-"""Examples that make up a Fisher at least: two long sequences have many positions."""
+_FEW_AT_SEVERAL, _FEW_AT_ONE = 8, 2
+"""Examples at least, at several moments and at one: two long sequences are many positions."""
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
@@ -294,6 +294,7 @@ def _tried(
     flops = parse_time(config.time) * RATE / moments / 2
     methods = tuple(fl.approximators()[name] for name in config.approximators)
     outputs = max(probe.output[0].numel() for probe in probed.probes.values())
+    fewest = _FEW_AT_SEVERAL if moments > 1 else _FEW_AT_ONE
     for fisher in fishers(config):
         count = most
         while True:
@@ -302,9 +303,9 @@ def _tried(
                 count, fisher, methods, planned, collection, outputs, flops, memory / 2
             )
             yield one
-            if one.fits or count <= _FEWEST:
+            if one.fits or count <= fewest:
                 break
-            count = max(_FEWEST, count // 2)
+            count = max(fewest, count // 2)
 
 
 def fishers(config: ReportConfig) -> tuple[Any, ...]:
