@@ -45,7 +45,7 @@ BATCH: Final = 64
 _STEP: Final = 10.0
 _SMALLEST_BATCH: Final = 8
 _FEW_AT_SEVERAL, _FEW_AT_ONE = 8, 2
-"""Examples at least, at several moments and at one: two long sequences are many positions."""
+"""Examples at least at several moments, and at one: two long sequences have many rows."""
 # Passes move more memory than they multiply.
 _PASSES: Final = 5.0
 _LOSSES: Final = 2000
