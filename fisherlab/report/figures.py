@@ -17,14 +17,16 @@ from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
 from fisherlab.plots.pixels import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
-from fisherlab.report.sizes import PROBES, WHOLE
+from fisherlab.report.sizes import PROBES, WHOLE, spread
 from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
 
 LARGEST: Final = 5
 """Layers with a panel of their own beside that of all together."""
-PANELS: Final = 12
-"""Panels a faceted figure has at most; the tables hold every layer."""
+INVERSE: Final = "inverse_heatmap"
+"""A picture of so many squares that vectors would be larger."""
+Drawn = tuple[str, Any, pd.DataFrame]  # the caption, what was drawn, the numbers behind it
+Recipe = Callable[[xr.Dataset, xr.DataTree | None, Moment], Drawn | None]
 
 
 def write_figures(
@@ -46,10 +48,11 @@ def write_figures(
     ['errors']
     """
     plates = []
-    for recipe in RECIPES:
+    for name, title, recipe in RECIPES:
         with closing():
-            drawing = recipe(ds, tree, m)
-            if drawing is not None:
+            drawn = recipe(ds, tree, m)
+            if drawn is not None:
+                drawing = Drawing(name, title, *drawn, vector=name != INVERSE)
                 plates.append(write_plate(drawing, folder))
     return tuple(plates)
 
@@ -67,18 +70,16 @@ def _panels(ds: xr.Dataset) -> tuple[list[str], str]:
 
 
 def _few(layers: list[str], rest: str) -> tuple[list[str], str]:
-    if len(layers) <= PANELS:
-        return layers, ""
-    chosen = np.linspace(0, len(layers) - 1, PANELS).round().astype(int)
-    note = f" {PANELS} of {len(layers)} layers are drawn; {rest}."
-    return [layers[i] for i in chosen], note
+    drawn = list(spread(layers))
+    some = f" {len(drawn)} of {len(layers)} layers are drawn; {rest}."
+    return drawn, some if len(drawn) < len(layers) else ""
 
 
 def _when(m: Moment) -> str:
     return "" if m.step is None else f" at step {m.step}"
 
 
-def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if "frobenius_error" not in ds:
         return None
     caption = (
@@ -93,16 +94,10 @@ def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
             " Shaded: how far the exact block itself is from that of unlimited data, "
             "judged by random halves."
         )
-    return Drawing(
-        "errors",
-        "Error per layer",
-        caption,
-        axes,
-        _rows(frames.values(ds, "frobenius_error")),
-    )
+    return caption, axes, _rows(frames.values(ds, "frobenius_error"))
 
 
-def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if "of_purpose" not in ds.coords:
         return None
     found = judged(ds)
@@ -115,16 +110,10 @@ def _purposes(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | Non
         + "; ".join(f"{name}: {told}" for name, told in settings.items() if told)
         + "."
     )
-    return Drawing(
-        "purposes",
-        "Good for what",
-        caption,
-        plots.purposes(found),
-        found[["value"]].to_dataframe().reset_index(),
-    )
+    return caption, plots.purposes(found), found[["value"]].to_dataframe().reset_index()
 
 
-def _own_dampings(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _own_dampings(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     found = judged(ds)
     if "network_decrease" not in found:
         return None
@@ -140,13 +129,10 @@ def _own_dampings(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing |
     )
     rows = found[["decrease"]].to_dataframe().reset_index()
     figure = plots.own_dampings(found, layers)
-    name, title = "own_dampings", "Which damping for which method"
-    return Drawing(
-        name, title, caption, figure, rows[[*found["decrease"].dims, "decrease"]]
-    )
+    return caption, figure, rows[[*found["decrease"].dims, "decrease"]]
 
 
-def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
     nodes = {} if tree is None else {str(k): n.to_dataset() for k, n in tree.items()}
     nodes = {name: ds for name, ds in nodes.items() if "share" in ds}
     if tree is None or not nodes:
@@ -161,11 +147,10 @@ def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | No
     )
     rows = [ds[["eigenvalue", "share"]].to_dataframe().dropna() for ds in nodes.values()]
     frame = pd.concat(dict(zip(nodes, rows, strict=True)), names=["layer"]).reset_index()
-    figure = plots.density(tree)
-    return Drawing("density", "Eigenvalues, and the damping", caption, figure, frame)
+    return caption, plots.density(tree), frame
 
 
-def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     if not _has(ds, "frobenius_error") or ds.sizes.get("step", 1) < 2:
         return None
     layers, note = _panels(ds)
@@ -175,16 +160,10 @@ def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | 
         "examined; steps are spaced by their logarithm where their gaps grow."
         f"{band}{note}"
     )
-    return Drawing(
-        "trajectory",
-        "Error along training",
-        caption,
-        plots.trajectory(ds, layers=layers),
-        _rows(ds["frobenius_error"]),
-    )
+    return caption, plots.trajectory(ds, layers=layers), _rows(ds["frobenius_error"])
 
 
-def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
     known = [] if tree is None else _inverse_rows(tree)
     if tree is None or not known:
         return None
@@ -202,9 +181,7 @@ def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawing | No
         f"of one kernel.{_masses(rows)}{note}"
     )
     caption += " Click on the picture to enlarge it."
-    figure = plots.inverse_heatmap(tree, layers)
-    name, title = "inverse_heatmap", "The inverse, exact and approximate"
-    return Drawing(name, title, caption, figure, pd.DataFrame(known), vector=False)
+    return caption, plots.inverse_heatmap(tree, layers), pd.DataFrame(known)
 
 
 def _inverse_rows(tree: xr.DataTree) -> list[dict[str, Any]]:
@@ -233,7 +210,7 @@ def _masses(rows: Sequence[dict[str, Any]]) -> str:
     return f" Share of the exact inverse's mass inside them: {told}."
 
 
-def _directions(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _directions(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if not _has(ds, "direction_cosine"):
         return None
     caption = (
@@ -241,16 +218,10 @@ def _directions(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | N
         f"each approximation, {damping_words(ds, m)}{_when(m).strip()}; 1 is the same "
         "direction. The vertical axis does not begin at 0."
     )
-    return Drawing(
-        "direction_cosines",
-        "Direction of the update",
-        caption,
-        plots.direction_cosines(ds),
-        _rows(ds["direction_cosine"]),
-    )
+    return caption, plots.direction_cosines(ds), _rows(ds["direction_cosine"])
 
 
-def _sweep(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _sweep(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if not _has(ds, "inverse_error") or "damping" not in ds["inverse_error"].dims:
         return None
     if ds.sizes["damping"] < 2 or ds.attrs.get("damping_kind") == "mixed":
@@ -263,16 +234,10 @@ def _sweep(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         f"‖(F + λI)⁻¹‖, against the damping {what}{_when(m)}. With much damping every "
         f"inverse tends to I/λ and the approximations become alike.{note}"
     )
-    return Drawing(
-        "damping_sweep",
-        "Inverse error against damping",
-        caption,
-        plots.damping_sweep(ds, layers=layers),
-        _rows(ds["inverse_error"]),
-    )
+    return caption, plots.damping_sweep(ds, layers=layers), _rows(ds["inverse_error"])
 
 
-def _steps(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _steps(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if not _has(ds, "direction_cosine") or ds.sizes.get("damping", 1) < 2:
         return None
     if ds.attrs.get("damping_kind") == "mixed":
@@ -282,16 +247,14 @@ def _steps(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         "Cosine of the exact damped natural gradient and the approximate one, against "
         f"the damping{_when(m)}. With much damping every step is the gradient's.{note}"
     )
-    return Drawing(
-        "direction_sweep",
-        "Direction against damping",
+    return (
         caption,
         plots.damping_sweep(ds, "direction_cosine", layers=layers),
         _rows(ds["direction_cosine"]),
     )
 
 
-def _cost(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
+def _cost(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
     if not (_has(ds, "frobenius_error") and "stored_numbers" in ds):
         return None
     if not np.isfinite(m.grid("storage_share")).any():
@@ -302,16 +265,10 @@ def _cost(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawing | None:
         f"numbers and the error {m.average}; the grey line joins the approximations "
         "that none other beats in both."
     )
-    return Drawing(
-        "cost",
-        "What the accuracy costs",
-        caption,
-        plots.cost(ds),
-        frames.table(ds[["frobenius_error", "stored_numbers"]]),
-    )
+    return caption, plots.cost(ds), frames.table(ds[["frobenius_error", "stored_numbers"]])
 
 
-def _training(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _training(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     kinds = [
         what
         for what in ("loss", "accuracy")
@@ -333,10 +290,10 @@ def _training(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | No
         "problem is a classification."
     )
     rows = ds[names].to_dataframe().reset_index()
-    return Drawing("training", "Training", caption, figure, rows)
+    return caption, figure, rows
 
 
-def _network_parts(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _network_parts(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     if not _has(ds, "network_squared_part"):
         return None
     caption = (
@@ -344,16 +301,10 @@ def _network_parts(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing
         "add up: the blocks between layers that are dropped, and of the blocks kept "
         "what the best scaling could and could not repair. Numbers are the errors."
     )
-    return Drawing(
-        "decomposition",
-        "Where the error comes from",
-        caption,
-        plots.decomposition(ds),
-        frames.table(ds[["network_squared_part"]]),
-    )
+    return caption, plots.decomposition(ds), frames.table(ds[["network_squared_part"]])
 
 
-def _sources(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _sources(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     if not _has(ds, "error") or "source" not in ds["error"].dims:
         return None
     layers, note = _panels(ds)
@@ -362,32 +313,20 @@ def _sources(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | Non
         "from sampled labels and from the labels of the data; dashed lines are what "
         f"those labels cost without an approximation.{note}"
     )
-    return Drawing(
-        "error_sources",
-        "Error by statistics",
-        caption,
-        plots.error_sources(ds, layers=layers),
-        frames.table(ds[["error"]]),
-    )
+    return caption, plots.error_sources(ds, layers=layers), frames.table(ds[["error"]])
 
 
-def _coupling(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _coupling(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     if not _has(ds, "coupling"):
         return None
     caption = (
         "Coupling of the layers, ‖F_ij‖ / √(‖F_ii‖ ‖F_jj‖): 1 on the diagonal, 0 where "
         "dropping the block between two layers loses nothing."
     )
-    return Drawing(
-        "coupling",
-        "Coupling of the layers",
-        caption,
-        plots.layer_table(ds["coupling"]),
-        frames.table(ds[["coupling"]]),
-    )
+    return caption, plots.layer_table(ds["coupling"]), frames.table(ds[["coupling"]])
 
 
-def _price(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
+def _price(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
     if not (_has(ds, "cost_value") and _has(ds, "error")):
         return None
     known = ds["cost_value"].notnull().any(["layer", "approximator"])
@@ -403,25 +342,23 @@ def _price(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawing | None:
         "cost and the median of the errors; the grey line joins the "
         "approximations that none other beats in both."
     )
-    return Drawing("pareto", "Error against cost", caption, figure, frames.table(ds))
+    return caption, figure, frames.table(ds)
 
 
-RECIPES: Final[
-    tuple[Callable[[xr.Dataset, xr.DataTree | None, Moment], Drawing | None], ...]
-] = (
-    _errors,
-    _purposes,
-    _own_dampings,
-    _density,
-    _trajectory,
-    _directions,
-    _sweep,
-    _steps,
-    _cost,
-    _price,
-    _network_parts,
-    _sources,
-    _coupling,
-    _inverse,
-    _training,
+RECIPES: Final[tuple[tuple[str, str, Recipe], ...]] = (
+    ("errors", "Error per layer", _errors),
+    ("purposes", "Good for what", _purposes),
+    ("own_dampings", "Which damping for which method", _own_dampings),
+    ("density", "Eigenvalues, and the damping", _density),
+    ("trajectory", "Error along training", _trajectory),
+    ("direction_cosines", "Direction of the update", _directions),
+    ("damping_sweep", "Inverse error against damping", _sweep),
+    ("direction_sweep", "Direction against damping", _steps),
+    ("cost", "What the accuracy costs", _cost),
+    ("pareto", "Error against cost", _price),
+    ("decomposition", "Where the error comes from", _network_parts),
+    ("error_sources", "Error by statistics", _sources),
+    ("coupling", "Coupling of the layers", _coupling),
+    (INVERSE, "The inverse, exact and approximate", _inverse),
+    ("training", "Training", _training),
 )

@@ -10,13 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 import fisherlab as fl
-from fisherlab.analysis.allowances import (
-    RATE,
-    Allowance,
-    cut,
-    least,
-    parse_time,
-)
+from fisherlab.analysis.allowances import RATE, Allowance, cut, least, parse_time
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.counts import own, product
 from fisherlab.analysis.demands import exact_solve
@@ -123,30 +117,23 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     pair = drawn(problem.train, 2, config.seed)
     with fl.frozen(problem.model) as model:
         probed = Probed.of(model, pair, problem.likelihood)
-    asked = moments = config.analysed_steps
+    asked = config.analysed_steps
     most = min(config.examples, len(problem.train[0]))
-    found, first = _chosen(probed, config, most, len(moments))
-    while (
-        len(moments) > 1 and found.passes / RATE > _shares(found, config, moments)[-1] / 2
-    ):
-        moments = moments[1:]
+    for dropped in range(len(asked)):
+        moments = asked[dropped:]
         found, first = _chosen(probed, config, most, len(moments))
+        shares = _shares(found, config, moments)
+        if found.passes / RATE <= shares[-1] / 2:
+            break
     batch = _batch(found, config)
-    shares = _shares(found, config, moments)
     left = tuple(max(share - found.passes / RATE, _CELLS * share) for share in shares)
     judging = _PURPOSES * parse_time(config.time)
     memory = parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
     chosen = {name: fl.approximators()[name] for name in config.approximators}
     early, last = (
-        cut(
-            samples,
-            chosen,
-            ("matrix", "gradient", "damping"),
-            Allowance.of(part, memory // 2),
-            len(config.dampings),
-        ).reasons
-        for part in (left[0], left[-1])
+        cut(samples, chosen, tuple(NEEDS), allowed, len(config.dampings)).reasons
+        for allowed in (Allowance.of(part, memory // 2) for part in (left[0], left[-1]))
     )
     layers = config.layers or _drawn(found.plans, last, memory // 8)
     losses = _losses(found.collection, shares[0])
@@ -310,15 +297,9 @@ def _tried(
 
 def fishers(config: ReportConfig) -> tuple[Any, ...]:
     """Return the Fisher that is asked for; for "auto" a sampled one if need be."""
-    match config.fisher:
-        case "auto":
-            return fl.Exact(), fl.MonteCarlo(config.samples, seed=config.seed)
-        case "exact":
-            return (fl.Exact(),)
-        case "monte-carlo":
-            return (fl.MonteCarlo(config.samples, seed=config.seed),)
-        case "empirical":
-            return (fl.Empirical(),)
+    exact, sampled = fl.Exact(), fl.MonteCarlo(config.samples, seed=config.seed)
+    kinds = {"exact": (exact,), "monte-carlo": (sampled,), "empirical": (fl.Empirical(),)}
+    return (exact, sampled) if config.fisher == "auto" else kinds[config.fisher]
 
 
 def _drawn(
