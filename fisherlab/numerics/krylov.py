@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.linalg import eigh, factorised, require_finite
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-from fisherlab.numerics.linalg import eigh, require_finite
 
 Action = Callable[[Tensor], Tensor]
+RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 GRAM_ROWS = 2**20  # rows of a basis taken to float64, or to a triangle, at once
 _THIN: Final = {"full_matrices": False}
 
@@ -305,6 +305,26 @@ def extreme_eigenpairs(
     values, vectors = (torch.from_numpy(np.asarray(part)) for part in found)
     order = values.argsort()
     return values[order], vectors[:, order]
+
+
+def smallest_eigenvalue(products: "LinearOperator", what: str, tolerance: float) -> float:
+    """Return the smallest eigenvalue, to a tolerance relative to the largest in size.
+
+    It is searched as the largest of cI − M: next to 0 Lanczos converges there alone.
+
+    Raises
+    ------
+    NumericalError
+        If Lanczos does not converge.
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    size = abs(float(extreme_eigenpairs(products, 1, "LM", what, 1e-3, RESTARTS)[0]))
+    shift = 1.01 * size
+    turned = LinearOperator(
+        products.shape, lambda x: shift * x - products.matvec(x), dtype=products.dtype
+    )
+    return shift - float(extreme_eigenpairs(turned, 1, "LA", what, tolerance, RESTARTS)[0])
 
 
 REST = 1e2  # of ε: a remainder this small ends the recurrence, the space is invariant

@@ -11,7 +11,7 @@ from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from fisherlab.operators.eigenform import Eigenform
 
-RESTARTS = 300  # of Lanczos, 20 products each, until it is given up
 PANEL_BYTES = 64 * 2**20  # unit matrices multiplied at once in the general paths
 
 HALF = (torch.bfloat16, torch.float16)
@@ -287,8 +286,8 @@ class Operator(Held, ABC):
         p = self.shape[0]
         if p <= 512 or k >= p // 2:
             return self.eigenvalues()[:k]
-        values = extreme_eigenvalues(self, k, "LA").flip(0)
-        return values.to(dtype=self.dtype, device=self.device)
+        values, _ = extreme_eigenpairs(self.to_scipy(), k, "LA", repr(self))
+        return values.flip(0).to(dtype=self.dtype, device=self.device)
 
     def to_scipy(self) -> LinearOperator:
         """Return a flat scipy LinearOperator on float64 numpy vectors."""
@@ -333,34 +332,6 @@ class Operator(Held, ABC):
                 "`stats[name].pack({parameter: tensor})` makes it from parameters."
             )
             raise ValueError(msg)
-
-
-def extreme_eigenvalues(
-    operator: Operator, k: int, end: Literal["LA", "SA"], tolerance: float = 0.0
-) -> Float[Tensor, " k"]:
-    """Return k eigenvalues at the large ("LA") or small ("SA") end, ascending, float64.
-
-    The tolerance is relative to the largest in size: an eigenvalue next to 0 at the small
-    end is searched as the largest of cI − M, where Lanczos converges.
-
-    Raises
-    ------
-    NumericalError
-        If Lanczos does not converge.
-    """
-    from scipy.sparse.linalg import LinearOperator
-
-    what, products = repr(operator), operator.to_scipy()
-    if end == "LA":
-        return extreme_eigenpairs(products, k, end, what, tolerance)[0]
-    size = abs(float(extreme_eigenpairs(products, 1, "LM", what, 1e-3, RESTARTS)[0]))
-    turned = LinearOperator(
-        products.shape,
-        lambda x: 1.01 * size * x - products.matvec(x),
-        dtype=products.dtype,
-    )
-    values = extreme_eigenpairs(turned, k, "LA", what, tolerance, RESTARTS)[0]
-    return (1.01 * size - values).flip(0)
 
 
 A = TypeVar("A", bound=Operator)

@@ -83,9 +83,7 @@ class FactoredFisher(Operator):
     @property
     def product_flops(self) -> int:
         """The cheaper of two passes over the samples and one dense product."""
-        held = self.samples.nbytes // self.dtype.itemsize
-        o, i = self.weight_shape
-        return min(2 * max(held, self.samples.examples * o * i), self.shape[0] ** 2)
+        return min(_two_passes(self.samples), self.shape[0] ** 2)
 
     @cached_property
     def uses_gram(self) -> bool:
@@ -100,8 +98,7 @@ class FactoredFisher(Operator):
         return self.samples.combine(self.samples.project(w)) / self.count
 
     def _dense(self) -> Float[Tensor, "p p"]:
-        p = self.shape[0]
-        out = empty((p, p), self.dtype, self.device)
+        out = empty(self.shape, self.dtype, self.device)
         if isinstance(self.samples, SharedSamples) and self.form == "pairs":
             return self.samples.add_pairs_(out, 1 / self.count)
         if self.form == "matrices":
@@ -146,9 +143,7 @@ class FactoredFisher(Operator):
         p = self.shape[0]
         matrix = self._gram() if self.uses_gram else self._formed()
         values = factorised("eigvalsh", matrix.double(), self).flip(0).to(self.dtype)
-        padded = values.new_zeros(max(p, len(values)))
-        padded[: len(values)] = values
-        return padded[:p]
+        return torch.cat([values, values.new_zeros(max(0, p - len(values)))])[:p]
 
     def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(F + damping·I) = p log λ + log det(I + K/λ).
@@ -159,13 +154,11 @@ class FactoredFisher(Operator):
             If the damped block is not positive definite.
         """
         damping = tikhonov(damping, self)
-        p = self.shape[0]
         if not self.uses_gram or damping <= 0:
             return -self.inverse(damping).logdet()
         factor = damped_cholesky(self._gram(), damping, self, overwrite=True)
-        size = factor.shape[0]
         logs = 2 * float(factor.diagonal().log().sum())
-        return logs + (p - size) * math.log(damping)
+        return logs + (self.shape[0] - len(factor)) * math.log(damping)
 
     def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Return (F + damping·I)⁻¹ w, refined once, residual checked.
@@ -255,6 +248,11 @@ class FactoredFisher(Operator):
         return self.samples.gram().div_(self.count)
 
 
+def _two_passes(samples: Samples) -> int:
+    o, i = samples.weight_shape
+    return 2 * max(samples.nbytes // samples.dtype.itemsize, samples.examples * o * i)
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class WoodburyInverse(Operator):
@@ -285,10 +283,7 @@ class WoodburyInverse(Operator):
     @property
     def product_flops(self) -> int:
         """Two passes over the samples and two triangular solves."""
-        o, i = self.weight_shape
-        held = self.samples.nbytes // self.dtype.itemsize
-        passes = 2 * max(held, self.samples.examples * o * i)
-        return passes + self.factor.shape[0] ** 2
+        return _two_passes(self.samples) + self.factor.shape[0] ** 2
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         c = self.samples.project(w)
@@ -402,6 +397,4 @@ def _woodbury_eigenform(a: WoodburyInverse, b: Eigenform) -> float:
     return b.inner_by_vectors(a) if len(b.values) < len(a.factor) else a.inner_with(b)
 
 
-@inner_product(WoodburyInverse, Operator, by_samples=True)
-def _woodbury_any(a: WoodburyInverse, b: Operator) -> float:
-    return a.inner_with(b)
+inner_product(WoodburyInverse, Operator, by_samples=True)(WoodburyInverse.inner_with)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.decompositions import spectrum
+from fisherlab.numerics.krylov import smallest_eigenvalue
 from fisherlab.numerics.linalg import (
     Label,
     compensated_sum,
@@ -19,12 +20,7 @@ from fisherlab.numerics.linalg import (
     require_finite,
     require_positive,
 )
-from fisherlab.operators.base import (
-    Operator,
-    Provenance,
-    extreme_eigenvalues,
-    inner_product,
-)
+from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.eigenform import Eigenform, powers, quadratic_forms
@@ -183,7 +179,7 @@ class KroneckerSum(Operator):
             return 0.0
         if len(self.terms) == 1 or self.shape[0] <= DENSE_ROWS:
             return float(self.eigenvalues()[-1])
-        return float(extreme_eigenvalues(self, 1, "SA", tolerance=1e-8))
+        return smallest_eigenvalue(self.to_scipy(), repr(self), tolerance=1e-8)
 
     def require_positive(self, damping: float) -> None:
         """Raise unless the damped sum is positive definite.
