@@ -99,7 +99,9 @@ class ModelView:
         recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
         with ExitStack() as stack:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(_no_encoder_fast_path())
+            fast = torch.backends.mha.get_fastpath_enabled()
+            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            torch.backends.mha.set_fastpath_enabled(False)
             stack.enter_context(_replaced(checkpoint, **_KEEPING))
             stack.enter_context(gradients_kept(self.model))
             stack.enter_context(warnings.catch_warnings())
@@ -108,8 +110,10 @@ class ModelView:
                 cuda = self.device.type == "cuda"
                 fused = torch.backends.cudnn if cuda else torch.backends.mkldnn
                 stack.enter_context(_replaced(fused, enabled=False))
-            for module in recurrent:
-                stack.enter_context(_followed(module))
+            for module in recurrent:  # the flat list is made anew when they are swapped
+                stack.callback(setattr, module, "_flat_weights", module._flat_weights)
+                handle = module.register_forward_pre_hook(_with_states, with_kwargs=True)
+                stack.callback(handle.remove)
             yield
 
 
@@ -326,16 +330,6 @@ def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _no_encoder_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-@contextmanager
 def gradients_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a backward pass inside of a backward pass adds to ``.grad``."""
     parameters = list(model.parameters())
@@ -378,25 +372,13 @@ _KEEPING: Mapping[str, Any] = {  # it keeps what it would compute again: runs ar
 }
 
 
-@contextmanager
-def _followed(module: nn.RNNBase) -> Iterator[None]:
-    """Let a recurrent module begin with states that take part in ``vmap``.
-
-    Adding to its own zero states in place fails there. The flat list of parameters that
-    it fills anew when they are swapped is put back.
-    """
-    kept = module._flat_weights
-    handle = module.register_forward_pre_hook(_with_states, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        module._flat_weights = kept
-
-
 def _with_states(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a recurrent module begin with states that take part in ``vmap``.
+
+    Adding to its own zero states in place fails there.
+    """
     x, hx = (*args, None, None)[:2]
     x, hx = kwargs.get("input", x), kwargs.get("hx", hx)
     if hx is None and isinstance(x, Tensor):
