@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from fisherlab.catalogue import FLOOR, kind_of
 from fisherlab.plots import frames
-from fisherlab.plots.style import Style, publication, styles
-from fisherlab.plots.trajectories import legend_above, panels
+from fisherlab.plots.style import Style, legend_above, panels, publication, styles
 
 SMALLEST: Final = 1e-14
 """Eigenvalues below this share of the largest are rounding and are not drawn."""

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
-from fisherlab.plots.style import new_axes, publication, text
-from fisherlab.plots.trajectories import legend_above, panels
+from fisherlab.plots.style import legend_above, new_axes, panels, publication, text
 
 # Dark to light, so that grey prints keep the order; the hatch tells them apart.
 PARTS: Final = {

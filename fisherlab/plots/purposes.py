@@ -18,8 +18,7 @@ from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from fisherlab.plots.frames import drawn, kinds, known_layers
-from fisherlab.plots.style import Style, publication, styles, text
-from fisherlab.plots.trajectories import legend_above, panels
+from fisherlab.plots.style import Style, legend_above, panels, publication, styles, text
 
 COLUMNS: Final = 4
 LETTERS: Final = 25  # of a line of a title

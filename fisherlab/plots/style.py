@@ -1,7 +1,7 @@
 """One look for every figure: a fixed colour, marker and dash per approximator."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
@@ -215,3 +217,86 @@ def as_vectors(bar: Any) -> None:
     >>> plt.close("all")
     """
     bar.solids.set(rasterized=False, edgecolor="face")
+
+
+def panels(
+    layers: list[str],
+    col_wrap: int,
+    kinds: Mapping[str, str] | None = None,
+    *,
+    sharex: bool = True,
+) -> tuple[sns.FacetGrid, dict[str, Axes]]:
+    """Open a grid of one small panel per layer, and give the axes by layer.
+
+    What `kinds` knows of a layer stands behind its name.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> grid, axes = panels(["fc1", "fc2"], col_wrap=3)
+    >>> axes["fc2"].get_title()
+    'layer fc2'
+    >>> plt.close("all")
+    """
+    titles = _titles(layers)
+    wrap = min(col_wrap, len(layers))
+    grid = sns.FacetGrid(
+        pd.DataFrame({"layer": list(titles.values())}),
+        col="layer",
+        col_order=list(titles.values()),
+        col_wrap=wrap,
+        height=2.2 if wrap > 1 else 3.0,
+        aspect={1: 1.7, 2: 1.45}.get(wrap, 1.18),
+        sharex=sharex,
+    )
+    axes = dict(zip(layers, grid.axes.flat, strict=True))
+    for layer, ax in axes.items():
+        ax.set_title(f"layer {text(layer, 20)}{(kinds or {}).get(layer, '')}")
+    return grid, axes
+
+
+def _titles(layers: list[str]) -> dict[str, str]:
+    # seaborn writes them into figures, so they must be drawable, and stay distinct.
+    short = [text(name, 40) for name in layers]
+    if len(set(short)) < len(layers):
+        short = [f"{i}: {name}" for i, name in enumerate(short)]
+    return dict(zip(layers, short, strict=True))
+
+
+def legend_above(grid: sns.FacetGrid, shown: Sequence[str]) -> None:
+    """Settle the layout and put one legend above the panels, entries in this order.
+
+    The figure grows by the height of the legend, which has as many columns as fit.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> grid, axes = panels(["fc"], col_wrap=1)
+    >>> _ = axes["fc"].plot([1, 2], label="kfac")
+    >>> legend_above(grid, ["kfac", "not drawn"])
+    >>> [entry.get_text() for entry in grid.figure.legends[0].get_texts()]
+    ['kfac']
+    >>> plt.close("all")
+    """
+    handles: dict[str, Any] = {}
+    for ax in grid.axes.flat:
+        handles |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    grid.tight_layout()
+    named = [name for name in shown if name in handles]
+    if not named:
+        return
+    figure = grid.figure
+    width, height = figure.get_size_inches()
+    rows = -(-len(named) // (6 if len(grid.axes.flat) > 2 else 3))
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1.0)}
+    for columns in range(-(-len(named) // rows), 0, -1):
+        look = [handles[name] for name in named], [text(name, 40) for name in named]
+        legend = figure.legend(*look, ncols=columns, **place)
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= width * figure.dpi:
+            break
+        legend.remove()
+    room = box.height / figure.dpi
+    edges, shrink = figure.subplotpars, height / (height + room)
+    figure.set_size_inches(width, height + room)
+    figure.subplots_adjust(top=edges.top * shrink, bottom=edges.bottom * shrink)
