@@ -1,4 +1,4 @@
-"""Published grids of settings, and an optuna study on disk: what is done, what goes on."""
+"""Grids of settings, an optuna study of them on disk, and what all trials came to."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import xarray as xr
 from filelock import FileLock
 
 from fisherlab.analysis.files import last_step, read_parts
-from fisherlab.errors import DataError
+from fisherlab.errors import DataError, NumericalError
 
 if TYPE_CHECKING:
     import optuna
@@ -200,6 +202,22 @@ def _checked(results: xr.Dataset, status: str, wanted: Sequence[int]) -> xr.Data
 
 Grid = Mapping[str, Sequence[float]]
 Setting = dict[str, float]
+Found = dict[str, tuple[str, xr.Dataset]]  # key of a trial to status and results
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one optimiser with one seed."""
+
+    optimizer: str
+    setting: Setting
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name for a folder."""
+        values = "-".join(f"{name}-{value:g}" for name, value in self.setting.items())
+        return f"{self.optimizer}-{values}-seed-{self.seed}"
 
 
 def _decades(first: int, last: int) -> tuple[float, ...]:
@@ -277,3 +295,63 @@ def settings_of(grid: Grid) -> list[Setting]:
         dict(zip(grid, map(float, values), strict=True))
         for values in product(*grid.values())
     ]
+
+
+def laid_out(
+    found: Found,
+    chosen: Mapping[str, Sequence[Setting]],
+    seeds: list[int],
+    objective: str,
+) -> xr.Dataset:
+    """Lay the results of all trials on one grid, and name the best of every optimiser."""
+    whole = [results for _, results in found.values() if "step" in results.coords]
+    if not whole:
+        first, _ = next(iter(found.values()))
+        raise NumericalError(f"tune: no trial came to its first moment; {first}")
+    steps = sorted({int(step) for results in whole for step in results["step"].values})
+    kept = {str(n): v.attrs for results in whole for n, v in results.data_vars.items()}
+    kept.pop("probe_seconds", None)
+    shape = len(chosen), max(map(len, chosen.values())), len(seeds)
+    values = {name: np.full((*shape, len(steps)), np.nan) for name in kept}
+    status = np.full(shape, "", dtype=object)
+    for row, (name, settings) in enumerate(chosen.items()):
+        for (k, setting), (column, seed) in product(enumerate(settings), enumerate(seeds)):
+            place = row, k, column
+            told, results = found[Trial(name, setting, seed).key]
+            status[place] = told
+            there = [steps.index(step) for step in results.coords.get("step", [])]
+            for variable in sorted(set(kept) & set(map(str, results.data_vars))):
+                values[variable][(*place, there)] = results[variable].values
+    dims = ("optimizer", "setting", "seed")
+    variables: dict[str, Any] = {
+        name: ((*dims, "step"), array, kept[name]) for name, array in values.items()
+    }
+    variables["status"] = (dims, status.astype(str))
+    coords = {"optimizer": list(chosen), "seed": seeds, "step": steps}
+    ds = xr.Dataset(variables, {**coords, **_labels(chosen, shape[:2])})
+    return _judged(ds, objective)
+
+
+def _labels(
+    chosen: Mapping[str, Sequence[Setting]], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """Return the values of every setting, NaN where an optimiser does not have it."""
+    names = dict.fromkeys(name for s in chosen.values() for one in s for name in one)
+    labels = {name: np.full(shape, np.nan) for name in names}
+    for row, settings in enumerate(chosen.values()):
+        for k, setting in enumerate(settings):
+            for name, value in setting.items():
+                labels[name][row, k] = value
+    return {name: (("optimizer", "setting"), v) for name, v in labels.items()}
+
+
+def _judged(ds: xr.Dataset, objective: str) -> xr.Dataset:
+    """Add how good every setting is, and which one is the best of its optimiser."""
+    last = ds[objective].isel(step=-1).where(ds["status"] == "ok")
+    mean = last.mean("seed", skipna=False)
+    bounded = mean.where(np.isfinite(mean), np.inf)
+    best = bounded.argmin("setting").where((bounded < np.inf).any("setting"), -1)
+    mean.attrs = {"long_name": f"{objective} at the last step", "units": "nat"}
+    best.attrs = {"long_name": "number of the best setting, -1 none", "units": "1"}
+    told = {"analysis": "tune", "objective": objective}
+    return ds.assign(objective=mean, best=best.astype(int)).assign_attrs(told)

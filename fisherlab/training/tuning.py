@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +30,13 @@ from fisherlab.training.replicas import require_one_process
 from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store
 from fisherlab.training.studies import (
+    Found,
     Grid,
     Setting,
+    Trial,
     ended,
     finished,
+    laid_out,
     last_value,
     open_study,
     preset,
@@ -46,21 +48,6 @@ from fisherlab.training.studies import (
 Make = Callable[..., torch.optim.Optimizer]
 Problems = str | Problem | Callable[[int], Problem]
 _MOMENTS: Final = LinearSteps(11)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One setting of one optimiser with one seed."""
-
-    optimizer: str
-    setting: Setting
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """A name for a folder."""
-        values = "-".join(f"{name}-{value:g}" for name, value in self.setting.items())
-        return f"{self.optimizer}-{values}-seed-{self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +170,7 @@ def tune(
     }
     search = _Search(_problems(problem), makers, options, objective, folder, progress)
     order = [
-        _Trial(name, setting, one)
+        Trial(name, setting, one)
         for name, settings in chosen.items()
         for setting in settings
         for one in seeds
@@ -194,7 +181,7 @@ def tune(
             stack.enter_context(Store(folder).opened())
             _record(search, Store(folder), seeds[0], prune)
         found = _searched(optuna, search, order, prune, executor)
-        tuned = _dataset(search, chosen, list(seeds), found)
+        tuned = laid_out(found, chosen, list(seeds), objective)
         if folder is not None:
             save(tuned, folder / "results.nc")
     return tuned
@@ -285,13 +272,10 @@ def _record(search: _Search, store: Store, seed: int, prune: bool) -> None:
         )
 
 
-Found = dict[str, tuple[str, xr.Dataset]]  # key to status and results
-
-
 def _searched(
     optuna: Any,
     search: _Search,
-    order: Sequence[_Trial],
+    order: Sequence[Trial],
     prune: bool,
     executor: Workers,
 ) -> Found:
@@ -321,7 +305,7 @@ def _searched(
     return found
 
 
-def _tried_elsewhere(search: _Search, trial: _Trial, prune: bool) -> tuple[str, xr.Dataset]:
+def _tried_elsewhere(search: _Search, trial: Trial, prune: bool) -> tuple[str, xr.Dataset]:
     """Run one trial by the study in the folder, which other workers write, too."""
     with quiet_optuna() as optuna:
         study = shared_study(optuna, trial.optimizer, search.folder, prune)
@@ -329,7 +313,7 @@ def _tried_elsewhere(search: _Search, trial: _Trial, prune: bool) -> tuple[str, 
 
 
 def _tried(
-    optuna: Any, study: Any, search: _Search, trial: _Trial
+    optuna: Any, study: Any, search: _Search, trial: Trial
 ) -> tuple[str, xr.Dataset]:
     """Run one trial and tell the study how it ended."""
     asked = study.ask()
@@ -360,7 +344,7 @@ def _tried(
 
 
 def _trained(
-    search: _Search, trial: _Trial, watch: Callable[[xr.Dataset], None]
+    search: _Search, trial: Trial, watch: Callable[[xr.Dataset], None]
 ) -> xr.Dataset:
     problem = search.problem(trial.seed)
     optimizer = search.makers[trial.optimizer](problem, **trial.setting)
@@ -371,7 +355,7 @@ def _trained(
 
 
 def _before(
-    search: _Search, trial: _Trial, told: Mapping[str, Any] | None
+    search: _Search, trial: Trial, told: Mapping[str, Any] | None
 ) -> tuple[str, xr.Dataset] | None:
     """Return how a trial ended in an earlier session, None if it is to be run."""
     if told is None or search.folder is None:
@@ -379,63 +363,3 @@ def _before(
     wanted = moments(search.options["every"], search.options["steps"])
     results = ended(search.folder / trial.key, told, wanted, search.objective)
     return None if results is None else (told["status"], results)
-
-
-def _dataset(
-    search: _Search,
-    chosen: Mapping[str, Sequence[Setting]],
-    seeds: list[int],
-    found: Found,
-) -> xr.Dataset:
-    """Lay the results of all trials on one grid."""
-    whole = [results for _, results in found.values() if "step" in results.coords]
-    if not whole:
-        first, _ = next(iter(found.values()))
-        raise NumericalError(f"tune: no trial came to its first moment; {first}")
-    steps = sorted({int(step) for results in whole for step in results["step"].values})
-    kept = {str(n): v.attrs for results in whole for n, v in results.data_vars.items()}
-    kept.pop("probe_seconds", None)
-    shape = len(chosen), max(map(len, chosen.values())), len(seeds)
-    values = {name: np.full((*shape, len(steps)), np.nan) for name in kept}
-    status = np.full(shape, "", dtype=object)
-    for row, (name, settings) in enumerate(chosen.items()):
-        for (k, setting), (column, seed) in product(enumerate(settings), enumerate(seeds)):
-            place = row, k, column
-            told, results = found[_Trial(name, setting, seed).key]
-            status[place] = told
-            there = [steps.index(step) for step in results.coords.get("step", [])]
-            for variable in sorted(set(kept) & set(map(str, results.data_vars))):
-                values[variable][(*place, there)] = results[variable].values
-    dims = ("optimizer", "setting", "seed")
-    variables: dict[str, Any] = {
-        name: ((*dims, "step"), array, kept[name]) for name, array in values.items()
-    }
-    variables["status"] = (dims, status.astype(str))
-    coords = {"optimizer": list(chosen), "seed": seeds, "step": steps}
-    ds = xr.Dataset(variables, {**coords, **_labels(chosen, shape[:2])})
-    return _judged(ds, search)
-
-
-def _labels(
-    chosen: Mapping[str, Sequence[Setting]], shape: tuple[int, int]
-) -> dict[str, Any]:
-    """Return the values of every setting, NaN where an optimiser does not have it."""
-    names = dict.fromkeys(name for s in chosen.values() for one in s for name in one)
-    labels = {name: np.full(shape, np.nan) for name in names}
-    for row, settings in enumerate(chosen.values()):
-        for k, setting in enumerate(settings):
-            for name, value in setting.items():
-                labels[name][row, k] = value
-    return {name: (("optimizer", "setting"), v) for name, v in labels.items()}
-
-
-def _judged(ds: xr.Dataset, search: _Search) -> xr.Dataset:
-    """Add how good every setting is, and which one is the best of its optimiser."""
-    last = ds[search.objective].isel(step=-1).where(ds["status"] == "ok")
-    mean = last.mean("seed", skipna=False)
-    bounded = mean.where(np.isfinite(mean), np.inf)
-    best = bounded.argmin("setting").where((bounded < np.inf).any("setting"), -1)
-    mean.attrs = {"long_name": f"{search.objective} at the last step", "units": "nat"}
-    best.attrs = {"long_name": "number of the best setting, -1 none", "units": "1"}
-    told = {"analysis": "tune", "objective": search.objective}
-    return ds.assign(objective=mean, best=best.astype(int)).assign_attrs(told)
