@@ -181,9 +181,8 @@ def test_a_report_from_python_equals_a_comparison_by_hand(here):
 
 
 def test_a_sweep_of_ones_own_model_holds_every_damping(here, capsys, monkeypatch):
-    monkeypatch.setattr(
-        figures, "RECIPES", tuple(r for r in figures.RECIPES if r[0] == "direction_sweep")
-    )
+    one = "direction_sweep", "Direction against damping", figures._steps
+    monkeypatch.setattr(figures, "RECIPES", (one,))
     arguments = ["--model", "my_own:model", "--data", "my_own:data", "--alpha", "0.1,1"]
     methods = ["--approximators", "kfac,diagonal", "--quiet"]
     assert cli.main(["sweep", *arguments, *methods, "--out", "out"]) == 0
