@@ -89,7 +89,9 @@ class AdaptiveKFAC(Preconditioned):
     -----
     A step costs that of `NaturalGradient`, two forward-mode passes on τ₂ of the batch,
     and a forward pass where λ is adapted. The defaults are published, those of T, τ and
-    of the parameter average from memory; that of λ is ours.
+    of the parameter average from memory; that of λ is ours. M knows the batch alone: the
+    published batches have a thousand examples and more, and on a handful the minimum of M
+    can raise the loss of all others many times over. `NaturalGradient` serves those.
 
     References
     ----------
