@@ -9,6 +9,8 @@ packing both factors leaves one matrix product of (o(o+1)/2) × N × (m(m+1)/2),
 result is the Van Loan rearrangement of F in packed coordinates.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -294,12 +296,16 @@ def symmetric_flops(size: int, rows: int) -> int:
     >>> symmetric_flops(100, 7), symmetric_flops(1000, 7) / (1000 * 1000 * 7)
     (67312, 0.54688)
     """
+    return _written(size) * rows
+
+
+@lru_cache(maxsize=4096)
+def _written(size: int) -> int:
+    """Count the entries that `_triangle_` writes; halves of one size are counted once."""
     if size <= LEAF:
-        panels = chunks(size, PANEL)
-        return sum((p.stop - p.start) * (size - p.start) for p in panels) * rows
+        return sum((p.stop - p.start) * (size - p.start) for p in chunks(size, PANEL))
     half = size // 2
-    squares = symmetric_flops(half, rows) + symmetric_flops(size - half, rows)
-    return squares + half * (size - half) * rows
+    return _written(half) + _written(size - half) + half * (size - half)
 
 
 def mirror_(matrix: Tensor) -> Tensor:
