@@ -17,8 +17,10 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators.base import facts
+from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.errors import DataError
 from fisherlab.statistics import storing
+from fisherlab.statistics.values import Stored
 from tests.cases import normal
 from tests.oracles import assert_close
 
@@ -157,6 +159,33 @@ def test_methods_make_of_stored_statistics_what_they_make_of_held_ones(kind, tmp
             assert_close(found.to_dense(), expected.to_dense(), near, near * scale), name
 
 
+def seen_twice(method, layer):
+    """Return what a method with a state makes of the same statistics, twice."""
+    last = method(layer)
+    if hasattr(method, "observe"):
+        w = normal(*layer.weight_shape, seed=1)
+        last = method.observe(last, *(Observation.of(layer, x) for x in (w, 2 * w)))
+    return method(layer, previous=last)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [fl.CGFAC(), fl.BKFAC(2), fl.BKFAC(2, refresh=fl.Correction()), fl.KBFGS(), fl.SINGD()],
+    ids=["cg-fac", "b-kfac", "b-kfac-c", "k-bfgs", "singd"],
+)
+def test_methods_with_a_state_read_part_by_part(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stored, "pair", None)  # never all at once
+    model = nn.Linear(2, 3).double()
+    data = [(normal(2, t, 2, seed=t), torch.zeros(2, t).long()) for t in (1, 4, 2)]
+    for number, own in enumerate((problem("shared", 5), (model, data))):
+        chunk = None if number else 2
+        held, stored = both(*own, tmp_path / str(number), chunk, fisher=fl.Empirical())
+        for name, layer in held.items():
+            expected = seen_twice(method, layer).to_dense()
+            found = seen_twice(method, stored[name]).to_dense()
+            assert_close(found, expected, 1e-11, 1e-12 * float(expected.norm()))
+
+
 @pytest.mark.parametrize("kind", ["outer", pytest.param("shared", marks=SLOW)])
 def test_tables_of_stored_statistics_are_those_of_held_ones(kind, tmp_path):
     held, stored = both(*problem(kind, 5), tmp_path / "held")
@@ -285,7 +314,10 @@ asked = {"metrics": ["frobenius_error"], "approximators": ["kfac", "ekfac", "kps
 def work(stats):
     layer = stats["0"]
     exact = fl.ExactBlock()(layer)
-    print(exact.trace(), float((exact @ torch.ones(width, width).double()).norm()))
+    ones = torch.ones(width, width).double()
+    print(exact.trace(), float((exact @ ones).norm()))
+    for method in (fl.CGFAC(), fl.BKFAC(8), fl.KBFGS(), fl.SINGD()):
+        print(float((method(layer) @ ones).norm()))
     print(fl.compare(stats, **asked)["frobenius_error"].values)
 
 

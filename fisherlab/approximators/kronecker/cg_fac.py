@@ -7,6 +7,7 @@ from fisherlab.approximators import register
 from fisherlab.approximators.base import OfSamples
 from fisherlab.approximators.blocks.exact import ExactBlock
 from fisherlab.approximators.costs import Cost
+from fisherlab.approximators.kronecker.kfac import roots
 from fisherlab.operators import KroneckerSamples, Operator, SolvedByProducts, Stopping
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
@@ -102,9 +103,9 @@ class CGFAC(OfSamples[SolvedByProducts]):
 
 def _kfac(statistics: LayerStatistics) -> KroneckerSamples:
     """Return KFAC's matrix with its scale in the rows."""
-    inputs, gradients = statistics.pair("CGFAC(variant='kfac')")
-    rows = gradients.flatten(0, 2) / max(statistics.positions, 1) ** 0.5
-    cols = inputs.flatten(0, 1) / statistics.count**0.5
+    rows, cols = roots(statistics, "CGFAC(variant='kfac')", turned=True)
+    rows = rows / max(statistics.positions, 1) ** 0.5
+    cols = cols / statistics.count**0.5
     rows, cols = (cols, rows) if statistics.turned else (rows, cols)
     return KroneckerSamples(rows, cols, statistics.provenance.by("CGFAC"))
 

@@ -1,6 +1,6 @@
 """Kronecker-factored curvature: products of second moments, or of one and the identity."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, final
@@ -12,6 +12,7 @@ from fisherlab.approximators import register
 from fisherlab.approximators.base import OfSums
 from fisherlab.approximators.costs import Cost, factor_flops, input_flops, pair_numbers
 from fisherlab.approximators.states import Sums, add, by_group
+from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import (
     mirror_,
     second_moment,
@@ -36,9 +37,57 @@ def factor_sums(
     NeedsSharedForm
         If the block has no inputs and output gradients, or is stored (in, out).
     """
-    statistics.shared(method)  # outputs in the rows are expected of these two
-    gradients, inputs = _rows(statistics, sharing, method)
-    return second_moment(gradients), second_moment(inputs)
+    totals: list[Tensor] = []
+    for piece in statistics.pieces():
+        piece.shared(method)  # outputs in the rows are expected of these two
+        found = [second_moment(rows) for rows in _rows(piece, sharing, method)]
+        totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else found
+    rows, cols = totals
+    return rows, cols
+
+
+def rows_by_part(
+    statistics: LayerStatistics, method: str, *, turned: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield output gradients and inputs as rows, part by part where they are stored.
+
+    Parameters
+    ----------
+    turned
+        Whether the weight may have its outputs in the columns.
+
+    Raises
+    ------
+    NeedsSharedForm
+        If the block has no such pair.
+    """
+    for piece in statistics.pieces():
+        inputs, gradients = piece.pair(method) if turned else piece.shared(method)
+        yield gradients.flatten(0, 2), inputs.flatten(0, 1)
+
+
+def roots(
+    statistics: LayerStatistics, method: str, *, turned: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return X and Y with XᵀX = Σ g gᵀ and YᵀY = Σ a aᵀ.
+
+    They are the rows; of stored statistics, which memory may not hold, triangles as wide
+    as the layer, from a QR decomposition that goes on from part to part.
+
+    Raises
+    ------
+    NeedsSharedForm
+        As `rows_by_part`.
+    """
+    found: tuple[Tensor, ...] = ()
+    for pair in rows_by_part(statistics, method, turned=turned):
+        if statistics.stored is None:
+            return pair
+        found = found or tuple(rows[:0] for rows in pair)
+        stacks = [torch.cat(both) for both in zip(found, pair, strict=True)]
+        found = tuple(factorised("qr", s, method, mode="r").R for s in stacks)
+    rows, cols = found
+    return rows, cols
 
 
 @final

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.approximators.kronecker.kfac import roots
 from fisherlab.numerics.krylov import orthonormal
 from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import second_moment
@@ -220,9 +221,9 @@ class BKFAC:
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        inputs, gradients = statistics.shared("BKFAC")
-        row_batch = gradients.flatten(0, 2).T / max(statistics.positions, 1) ** 0.5
-        col_batch = inputs.flatten(0, 1).T / statistics.count**0.5
+        rows_, cols_ = roots(statistics, "BKFAC")
+        row_batch = rows_.T / max(statistics.positions, 1) ** 0.5
+        col_batch = cols_.T / statistics.count**0.5
         rows, cols = _factors(previous)
         rows = brand_update(rows, row_batch, self.rank, self.decay)
         cols = brand_update(cols, col_batch, self.rank, self.decay)

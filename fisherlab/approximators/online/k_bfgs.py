@@ -1,6 +1,7 @@
 """K-BFGS: Kronecker factors of an inverse that quasi-Newton updates learn."""
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import final
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.approximators import register
+from fisherlab.approximators.kronecker.kfac import rows_by_part
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import Operator, QuasiNewtonFactors
@@ -57,8 +59,22 @@ class Observation:
         NeedsSharedForm
             If the block has no inputs and output gradients.
         """
-        inputs, gradients = statistics.shared("K-BFGS")
-        return cls(w @ inputs.flatten(0, 1).mean(0), gradients.flatten(0, 2).mean(0))
+        gradient, inputs, _ = _means(statistics, of_products=False)
+        return cls(w @ inputs, gradient)
+
+
+def _means(
+    statistics: LayerStatistics, *, of_products: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means of g, of a and, if asked for, of a aᵀ, part by part."""
+    parts = (
+        (g.sum(0), a.sum(0), second_moment(a) if of_products else a.new_zeros(()))
+        for g, a in rows_by_part(statistics, "K-BFGS")
+    )
+    gradient, inputs, products = (reduce(torch.add, t) for t in zip(*parts, strict=True))
+    samples = statistics.samples
+    rows = samples.examples * samples.positions
+    return gradient / (samples.columns * rows), inputs / rows, products / rows
 
 
 def damped_pair(
@@ -176,12 +192,10 @@ class KBFGS:
         ValueError
             If `previous` was made by another method.
         """
-        inputs, gradients = statistics.shared("K-BFGS")
-        rows = inputs.flatten(0, 1)
-        moment = second_moment(rows) / len(rows)
+        like, mean, moment = _means(statistics, of_products=True)
         made = statistics.provenance.by(repr(self))
         if previous is None:
-            root, like = self.damping**0.5, gradients[0, 0, 0]
+            root = self.damping**0.5
             factor = damped_cholesky(moment, root, f"the inputs of {statistics.name!r}")
             columns = torch.cholesky_inverse(factor).to(moment.dtype)
             return QuasiNewtonFactors(self._start(like), columns, moment, None, made)
@@ -189,7 +203,7 @@ class KBFGS:
             msg = f"KBFGS: previous is {previous!r}; an operator of KBFGS is expected."
             raise ValueError(msg)
         moment = self.decay * previous.moment + (1 - self.decay) * moment
-        s = previous.columns @ rows.mean(0)
+        s = previous.columns @ mean
         columns = bfgs(previous.columns, s, moment @ s + self.damping**0.5 * s)
         return replace(previous, columns=columns, moment=moment, provenance=made)
 
