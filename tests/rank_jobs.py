@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -204,7 +204,7 @@ def steps(rank, ranks, folder=None):
     """Count what a first step of every method sends."""
     _, batch, lik, _, fisher = one_by_one()
     here, found = slice(8 * rank // ranks, 8 * (rank + 1) // ranks), {}
-    for name in fl.approximators():
+    for name in [*fl.approximators(), *fl.preconditioners()]:
         how = {"damping": 10.0, "fisher": fisher, "average": 0.0}
         optimiser = fl.NaturalGradient(network()[0], lik, name, lr=0.1, **how)
         with counted() as told:
@@ -272,6 +272,7 @@ def _adaptive(model):
     return fl.AdaptiveKFAC(model, fl.Categorical(), inverse_every=3, **some)
 
 
+NEAR = 1e-10  # a relative change of weights that a training should hardly feel
 FEW = {"statistics_fraction": 0.4}  # of 11 examples those of the first of two ranks
 OPTIMISERS = {
     "kfac": _natural("kfac", fl.Factored(0.1), clip=fl.training.KLClip(1e-2)),
@@ -288,13 +289,19 @@ OPTIMISERS = {
 }
 
 
-def trained(make, rank, ranks, *, replicated=False, closure=False, even=False):
-    """Take ten steps on parts of batches; return losses and weights."""
-    noise = torch.Generator().manual_seed(1)
+def begun(noise):
+    """Return the network that is trained, with weights drawn from `noise`."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=noise))
+    return model
+
+
+def trained(make, rank, ranks, *, replicated=False, closure=False, even=False, told=None):
+    """Take ten steps on parts of batches; return losses and weights, tell what is sent."""
+    noise = torch.Generator().manual_seed(1)
+    model = begun(noise)
     called = nn.parallel.DistributedDataParallel(model) if replicated else model
     optimiser, lik, losses = make(called), fl.Categorical(), []
     for _ in range(10):
@@ -312,13 +319,50 @@ def trained(make, rank, ranks, *, replicated=False, closure=False, even=False):
             return loss
 
         how = (computed,) if closure else ()
-        losses.append(float(optimiser.step(*how, batch=(x, y))))
+        with counted() as sent:
+            losses.append(float(optimiser.step(*how, batch=(x, y))))
+        if told is not None:
+            told.append(sent)
     return {"losses": losses, **{n: p.detach() for n, p in model.named_parameters()}}
+
+
+@cache
+def rounding():
+    """Return how far ten adaptive steps may drift apart by rounding.
+
+    Their lengths are those of the quadratic model, about 1, so that the steps move apart
+    what begins near: 1e-10 on the weights grows 2e4 to 6e4 times, whatever inverts the
+    factors, whose condition is below 9. Sixteen roundings grow as much.
+    """
+
+    def moved(seed):
+        noise = torch.Generator().manual_seed(seed)
+
+        def make(model):
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1 + NEAR * torch.randn(p.shape, generator=noise, dtype=p.dtype))
+            return _adaptive(model)
+
+        return trained(make, 0, 1)
+
+    here = trained(_adaptive, 0, 1)
+    apart = [
+        float((found[name] - here[name]).abs().max())
+        for found in map(moved, range(2))
+        for name in found.keys() - {"losses"}
+    ]
+    return 16 * torch.finfo(torch.float64).eps * max(apart) / NEAR
 
 
 def trainings(rank, ranks, folder=None):
     """Train by every kind of optimiser, on plain models and on those in DDP."""
-    found = {name: trained(make, rank, ranks) for name, make in OPTIMISERS.items()}
+    told = {name: [] for name in OPTIMISERS}
+    found = {
+        name: trained(make, rank, ranks, told=told[name])
+        for name, make in OPTIMISERS.items()
+    }
+    found["sent"] = told
     for name in ("kfac", "adaptive"):
         make = OPTIMISERS[name]
         found[f"{name} in DDP"] = trained(make, rank, ranks, replicated=ranks > 1)
@@ -341,12 +385,14 @@ def by_recipe(name, ranks):
         problem = replace(problem, model=nn.parallel.DistributedDataParallel(model))
     asked = {"warm_start": None}
     asked = {key: value for key, value in asked.items() if key in recipe.settings}
-    optimiser, losses = recipe(problem, **asked), []
+    optimiser, losses, told = recipe(problem, **asked), [], []
     for step in range(10):
         batch = x[step % 2 :: 2], y[step % 2 :: 2]
-        losses.append(fl.training.take_step(problem, optimiser, batch, step))
+        with counted() as sent:
+            losses.append(fl.training.take_step(problem, optimiser, batch, step))
+        told.append(sent)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    return {"losses": torch.tensor(losses).double(), **weights}
+    return {"losses": torch.tensor(losses).double(), **weights}, told
 
 
 def killed(rank, ranks, folder):

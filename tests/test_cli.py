@@ -254,6 +254,21 @@ def test_an_estimate_of_several_ranks_says_what_one_of_them_sends(capsys):
     assert "ranks=8 share 4 examples" in told
 
 
+def test_an_estimate_of_steps_is_that_of_their_optimisers(capsys):
+    words = ["--examples", "100", "--approximators", "kfac", "--ranks", "4"]
+    words += ["--optimizers", "adam,k-bfgs", "--batch-size", "20"]
+    assert cli.main(["estimate", *words]) == 0
+    assert "optimizer  added" in capsys.readouterr().out
+    assert cli.main(["estimate", *words, "--json"]) == 0
+    for name, found in json.loads(capsys.readouterr().out)["steps"].items():
+        problem = fl.problems.load("digits")
+        told = fl.training.step_bytes(problem, name, ranks=4, batch_size=20)
+        assert found == vars(told.at(0)) | {"gradient": told.gradient.added}
+        assert (found["gathered"] > 0) == (name == "k-bfgs")
+    told = fails_with(capsys, "estimate", "--optimizers", "adam")
+    assert "give --ranks" in told
+
+
 def test_an_estimate_above_its_budget_says_so(capsys):
     assert cli.main(["estimate", "--budget", "1KiB"]) == 0
     assert "more than the budget" in capsys.readouterr().out

@@ -13,8 +13,10 @@ import torch
 from filelock import FileLock
 
 import fisherlab as fl
+from fisherlab.training.sending import of_rank
 from tests import rank_jobs
 from tests.rank_jobs import saved, spawned
+from tests.training_runs import small
 
 CLOSE = 1e-12
 # Rounding times the condition of factors that are inverted in each round, or over the gaps
@@ -63,9 +65,18 @@ def test_two_ranks_train_as_one(two, alone, name):
     assert first.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(*map(torch.as_tensor, (first[key], second[key]))), key
-        # The damping follows a small difference of losses, whose rounding it amplifies.
-        close = 1e-9 if name.startswith("adaptive") else CLOSE
+        close = rank_jobs.rounding() if name.startswith("adaptive") else CLOSE
         np.testing.assert_allclose(first[key], value, rtol=close, atol=close, err_msg=key)
+
+
+@pytest.mark.parametrize("name", rank_jobs.OPTIMISERS)
+def test_the_bytes_of_steps_are_those_foretold(two, name):
+    model, lik = rank_jobs.begun(torch.Generator()), fl.Categorical()
+    optimiser = rank_jobs.OPTIMISERS[name](model)
+    pair = torch.zeros(2, 4).double(), torch.zeros(2).long()
+    for rank, found in enumerate(of(two, "trainings")):
+        told = of_rank(model, pair, lik, optimiser, [8, 3], rank)
+        assert found["sent"][name] == [vars(told.at(step)) for step in range(10)]
 
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "kfac"])
@@ -218,6 +229,15 @@ ITERATED |= {"lanczos-koroko", "kfac-corrected-koroko"}
 ITERATED |= {"kfac-full", "kfac-full-tridiagonal"}  # λ and γ follow the losses of steps
 
 
+def require_foretold_steps(name, sent):
+    """Compare the bytes of ten steps with those counted, on the rank that sends most."""
+    problem, ranks = small(), len(sent)
+    size = len(problem.train[0]) // 2
+    told = fl.training.step_bytes(problem, name, ranks=ranks, batch_size=size)
+    most = max(sent, key=lambda steps: sum(steps[0].values()))
+    assert most == [vars(told.at(step)) for step in range(len(most))], name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("group", range(4))
@@ -225,9 +245,10 @@ def test_every_named_optimiser_trains_in_ddp_as_one_process(tmp_path, group, ran
     expected = rank_jobs.recipes(0, 1, group=group)
     found = spawned(partial(rank_jobs.recipes, group=group), ranks, tmp_path)
     assert len(expected) >= 7
-    for name, values in expected.items():
+    for name, (values, _) in expected.items():
+        require_foretold_steps(name, [rank[name][1] for rank in found])
         for key, value in values.items():
-            first, *others = (rank[name][key] for rank in found)
+            first, *others = (rank[name][0][key] for rank in found)
             assert all(torch.equal(other, first) for other in others), (name, key)
             error = float((first - value).norm() / value.norm())
             allowed = 1e-9 if name in ITERATED else CLOSE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any, final
@@ -12,7 +12,7 @@ from fisherlab.analysis.wording import aligned
 from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.costs import cost_of
 from fisherlab.approximators.ranks import Sent
-from fisherlab.approximators.streaming import sent
+from fisherlab.approximators.streaming import sent, sent_in_step
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.numerics.memory import readable
 
@@ -56,7 +56,7 @@ class Shares:
     """The bill of one rank of several: that with the most examples.
 
     Bytes sent are those of `fisherlab.approximate`, and of a step of `NaturalGradient`
-    that renews everything. Names and shapes, some hundred bytes a block, are not counted.
+    that takes statistics. Names and shapes, some hundred bytes a block, are not counted.
 
     Parameters
     ----------
@@ -68,6 +68,8 @@ class Shares:
         A `Share` for every layer and approximator.
     sent
         By all of them together, where a tensor that several need is sent once.
+    step
+        For the matrices of a training step: of the method that hands over most.
     gradient_bytes
         What a training step adds besides: loss and gradients.
     bytes
@@ -80,6 +82,7 @@ class Shares:
     examples: int
     rows: tuple[Share, ...]
     sent: Sent
+    step: Sent
     gradient_bytes: int
     bytes: int
     flops: float
@@ -87,13 +90,13 @@ class Shares:
     @property
     def step_bytes(self) -> int:
         """Bytes that the rank hands over in a training step."""
-        return self.gradient_bytes + self.sent.added + self.sent.gathered
+        return self.gradient_bytes + self.step.total
 
     @property
     def wire_bytes(self) -> float:
         """Bytes that leave the rank in a step, where sums go around a ring."""
-        added, others = self.gradient_bytes + self.sent.added, self.ranks - 1
-        return 2 * others / self.ranks * added + others * self.sent.gathered
+        added, others = self.gradient_bytes + self.step.added, self.ranks - 1
+        return 2 * others / self.ranks * added + others * self.step.gathered
 
     def __repr__(self) -> str:
         """Return a plain-text table with the totals on top."""
@@ -103,9 +106,10 @@ class Shares:
     def _summary(self) -> str:
         return (
             f"{self.ranks} ranks, {self.examples} examples each: {readable(self.bytes)} a "
-            f"rank; a step sends {readable(self.step_bytes)} (gradient "
-            f"{readable(self.gradient_bytes)}, added {readable(self.sent.added)}, gathered "
-            f"{readable(self.sent.gathered)}); {self.flops:.3g} multiply-adds a rank"
+            f"rank, which sends {readable(self.sent.added)} to sums and "
+            f"{readable(self.sent.gathered)} to all; a step of training sends "
+            f"{readable(self.step_bytes)} at most, {readable(self.gradient_bytes)} of them "
+            f"of the gradient; {self.flops:.3g} multiply-adds a rank"
         )
 
 
@@ -151,11 +155,11 @@ def shares(
         for name, method in methods.items()
     )
     states = Sent()
+    unknown = {(row.layer, row.approximator) for row in rows if isnan(row.added)}
     for layer, plan in own.items():
-        known = {r.approximator for r in rows if r.layer == layer and not isnan(r.added)}
-        some = {name: method for name, method in methods.items() if name in known}
+        some = {n: method for n, method in methods.items() if (layer, n) not in unknown}
         states += sent(some, {layer: plan.statistics}, ranks) if some else Sent()
-    total = states if ranks > 1 else Sent()
+    steps = [_step(n, method, own, unknown, ranks) for n, method in methods.items()]
     numbers = sum(p.weight_shape[0] * p.weight_shape[1] for p in own.values())
     size = next(iter(own.values())).statistics.dtype.itemsize
     flops = collection.flops + sum(row.flops for row in rows if not isnan(row.flops))
@@ -163,11 +167,24 @@ def shares(
         ranks,
         collection.examples,
         rows,
-        total,
+        states if ranks > 1 else Sent(),
+        max(steps, key=lambda one: one.total) if ranks > 1 else Sent(),
         (1 + parameters + numbers) * size * (ranks > 1),
         _peak(methods, whole, own, collection, states, ranks),
         flops,
     )
+
+
+def _step(
+    name: str,
+    method: Any,
+    own: Mapping[str, Plan],
+    unknown: Set[tuple[str, str]],
+    ranks: int,
+) -> Sent:
+    """Return what a rank hands over for the matrices of one method in a training step."""
+    taken = {n: plan.held for n, plan in own.items() if (n, name) not in unknown}
+    return sent_in_step(method, taken, ranks)
 
 
 def _share(whole: Plan, own: Plan, name: str, method: Any, ranks: int) -> Share:

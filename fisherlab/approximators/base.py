@@ -296,3 +296,26 @@ class OfSamples(ABC, Generic[Result]):
     def finish(self, state: Held) -> Result:
         """Return the approximation of all that was kept."""
         return self(state.joined())
+
+
+def learns(approximator: Any) -> bool:
+    """Tell whether a method is shown the batch before and after a step (K-BFGS).
+
+    Examples
+    --------
+    >>> learns(lambda statistics: None)
+    False
+    """
+    return hasattr(approximator, "observe")
+
+
+def adds(approximator: Any) -> bool:
+    """Tell whether processes that train add up the sums of a method, not its samples.
+
+    Examples
+    --------
+    >>> adds(lambda statistics: None)
+    False
+    """
+    kept = facts(approximator).couples or learns(approximator)
+    return isinstance(approximator, OfSums) and not kept

@@ -303,6 +303,11 @@ class Sent:
     added: int = 0
     gathered: int = 0
 
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.added + self.gathered
+
     def __add__(self, other: "Sent") -> "Sent":
         """Add up both."""
         return Sent(self.added + other.added, self.gathered + other.gathered)

@@ -2,18 +2,28 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import OfSamples, Streaming, called, facts
+from fisherlab.approximators.base import (
+    OfSamples,
+    OfSums,
+    Streaming,
+    adds,
+    called,
+    facts,
+    learns,
+)
 from fisherlab.approximators.costs import result_numbers
 from fisherlab.approximators.ranks import Key, Sent, foreseen, merged, place
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
+from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, require
-from fisherlab.numerics.ranks import live
+from fisherlab.numerics.ranks import held_tensors, live
 from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
@@ -197,7 +207,12 @@ def sent(
     >>> sent({"kfac": fl.KFAC()}, stats, 8), 4 * (4**2 + 2**2)
     (Sent(added=80, gathered=0), 80)
     """
-    passes, total = _Passes(methods, {n: streaming(m) for n, m in methods.items()}), Sent()
+    passes = _Passes(methods, {n: streaming(m) for n, m in methods.items()})
+    return _sent(passes, pieces, ranks)
+
+
+def _sent(passes: "_Passes", pieces: Mapping[str, LayerStatistics], ranks: int) -> Sent:
+    total = Sent()
     while passes.unfinished:
         seen: dict[Key, Any] = {}
         passes.feed(seen, pieces)
@@ -205,6 +220,66 @@ def sent(
         total += more
         passes.close(joined)
     return total
+
+
+def sent_in_step(
+    method: Any, pieces: Mapping[str, LayerStatistics], ranks: int, *, later: bool = False
+) -> Sent:
+    """Return the bytes that a rank hands over for a method's matrices in a training step.
+
+    Sums are added, also mean gradients; else the statistics are gathered, twice where a
+    method learns from the step.
+
+    Parameters
+    ----------
+    method
+        One method.
+    pieces, ranks
+        As in `sent`.
+    later
+        Whether the step has matrices to go on from.
+
+    Raises
+    ------
+    RuntimeError
+        As `sent`.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = torch.ones(4, 3), None
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), data, fl.Gaussian())
+    >>> [sent_in_step(method, stats, 8) for method in (fl.KFAC(), fl.KBFGS())]
+    [Sent(added=80, gathered=0), Sent(added=0, gathered=256)]
+    """
+    if facts(method).takes == "mean_gradient":
+        return Sent(sum(prod(p.weight_shape) * p.dtype.itemsize for p in pieces.values()))
+    if not adds(method):
+        return _gathered(pieces) + (_gathered(pieces) if learns(method) else Sent())
+    total = Sent()
+    for name, piece in pieces.items():
+        one = {name: piece}
+        try:
+            apart = len(piece.by_group()) > 1  # their states are not added in a step
+            total += _gathered(one) if apart else _added(method, one, ranks, later)
+        except NeedsSharedForm:
+            total += _gathered(one)
+    return total
+
+
+def _added(
+    method: OfSums[Any, Any], one: Mapping[str, LayerStatistics], ranks: int, later: bool
+) -> Sent:
+    """Return the bytes of the sums of one block."""
+    ((name, piece),) = one.items()
+    goes_on = later and type(method).begun is not OfSums.begun
+    state = method.begun(piece, method(piece)) if goes_on else None
+    states = {} if state is None else {("", name): state}
+    return _sent(_Passes({"": method}, {"": method}, states), one, ranks)
+
+
+def _gathered(pieces: Mapping[str, LayerStatistics]) -> Sent:
+    return Sent(0, sum(tensor.nbytes for tensor in held_tensors(dict(pieces))))
 
 
 @final

@@ -22,7 +22,7 @@ from fisherlab.report.config import DEFAULT_APPROXIMATORS
 if TYPE_CHECKING:
     from fisherlab.analysis.coverages import Coverage
     from fisherlab.analysis.estimates import Estimate
-    from fisherlab.problems import Description
+    from fisherlab.problems import Description, Problem
 import importlib.util
 import os
 import shutil
@@ -58,10 +58,23 @@ def add_estimate(commands: Any) -> None:
         metavar="NAME",
         help="approximations, see `fisherlab approximators`",
     )
+    estimate.add_argument(
+        "--optimizers",
+        nargs="+",
+        type=many(str),
+        default=[],
+        metavar="NAME",
+        help="with --ranks: also count what their steps send",
+    )
+    estimate.add_argument(
+        "--batch-size", type=int, default=64, help="examples of a step, of all ranks"
+    )
 
 
 def _estimate(arguments: argparse.Namespace, command: str) -> None:
     import fisherlab as fl
+    from fisherlab.analysis.wording import aligned
+    from fisherlab.numerics.memory import readable
     from fisherlab.report import own
 
     fishers: dict[str, Any] = {
@@ -86,19 +99,42 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
             budget=arguments.budget,
             ranks=arguments.ranks,
         )
-    print(_bill(covered, counted) if arguments.json else f"{covered}\n\n{counted}")
+    steps = _steps(problem, arguments)
+    if arguments.json:
+        print(_bill(covered, counted, steps))
+        return
+    print(f"{covered}\n\n{counted}")
+    if steps:
+        rows = [[name, *map(readable, row.values())] for name, row in steps.items()]
+        print("\n" + aligned([["optimizer", *next(iter(steps.values()))], *rows]))
 
 
-def _bill(covered: Coverage, counted: Estimate) -> str:
-    """Write both tables and the totals as JSON: bytes, multiply-adds, null for none."""
+def _steps(problem: Problem, arguments: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Return the bytes that a step of each optimiser sends, and of its gradient alone."""
+    from fisherlab.training import step_bytes
+
+    names, found = list(chain.from_iterable(arguments.optimizers)), {}
+    if names and arguments.ranks is None:
+        raise ValueError("--optimizers: how many processes is not known; give --ranks.")
+    how = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}
+    for name in names:
+        told = step_bytes(problem, name, **how)
+        found[name] = {**vars(told.at(0)), "gradient": told.gradient.total}
+    return found
+
+
+def _bill(covered: Coverage, counted: Estimate, steps: dict[str, dict[str, int]]) -> str:
+    """Write all tables and the totals as JSON: bytes, multiply-adds, null for none."""
     totals = ("statistics_bytes", "result_bytes", "peak_bytes", "budget", "flops", "fits")
     found = {name: getattr(counted, name) for name in ("examples", *totals)}
     found |= {
         "coverage": covered.table().to_dict("records"),
         "rows": [vars(row) for row in counted.rows],
+        "steps": steps,
     }
     if (told := counted.shares) is not None:
-        parts = {"rows": [vars(row) for row in told.rows], "sent": vars(told.sent)}
+        parts: dict[str, Any] = {"rows": [vars(row) for row in told.rows]}
+        parts |= {name: vars(getattr(told, name)) for name in ("sent", "step")}
         found["shares"] = {**vars(told), "step_bytes": told.step_bytes, **parts}
     return as_json(found)
 

@@ -20,5 +20,7 @@ from fisherlab.training.register import optimizers as optimizers
 from fisherlab.training.schedules import ExponentialBatches as ExponentialBatches
 from fisherlab.training.schedules import LinearSteps as LinearSteps
 from fisherlab.training.schedules import LogarithmicSteps as LogarithmicSteps
+from fisherlab.training.sending import StepBytes as StepBytes
+from fisherlab.training.sending import step_bytes as step_bytes
 from fisherlab.training.tuning import best_runs as best_runs
 from fisherlab.training.tuning import tune as tune

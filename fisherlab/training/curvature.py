@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import OfSums, called, facts
+from fisherlab.approximators.base import adds, called, facts, learns
 from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
@@ -55,7 +55,7 @@ class Curvature:
     @property
     def learns(self) -> bool:
         """Whether the method is shown the batch before and after a step (K-BFGS)."""
-        return hasattr(self.approximator, "observe")
+        return learns(self.approximator)
 
     def seen(
         self,
@@ -85,8 +85,7 @@ class Curvature:
     @property
     def adds(self) -> bool:
         """Whether several processes add up the sums of the method, not its samples."""
-        kept = self.couples or self.learns
-        return isinstance(self.approximator, OfSums) and not kept
+        return adds(self.approximator)
 
     def whole(
         self, ranks: Ranks | None, statistics: Mapping[str, Any] | None

@@ -217,7 +217,7 @@ class NaturalGradient(Preconditioned):
     def _step(self, closure: Any, batch: Any, statistics_batch: Any) -> Tensor:
         parameters = self._parameters()
         before, holding, known = current(self.units, self._owners, parameters)
-        due = self._due(self.statistics_every) or not (before and known)
+        due = self.takes_statistics(self.steps) or not (before and known)
         ranks = self._passes.replicas.ranks
         between = not (due or self._due(self.inverse_every)) and ranks is None
         if not between:
@@ -338,6 +338,10 @@ class NaturalGradient(Preconditioned):
         if observed is not None:
             statistics = self._passes.observe(observed, parameters.blocks, self.steps)
         return Passed(loss, known, statistics)
+
+    def takes_statistics(self, step: int) -> bool:
+        """Tell whether a step takes statistics; the first one is 0."""
+        return step % self.statistics_every == 0 or step < self.burn_in
 
     def _due(self, every: int) -> bool:
         return self.steps % every == 0 or self.steps < self.burn_in

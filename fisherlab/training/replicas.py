@@ -1,6 +1,6 @@
 """One model on several processes, each of which has a part of every batch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -81,8 +81,7 @@ class Replicas:
             return batch
         ranks = self.ranks
         counts = [len(batch)] if ranks is None else ranks.gathered(len(batch))
-        before = 0 if ranks is None else sum(counts[: ranks.rank])
-        own = max(1, round(fraction * sum(counts))) - before
+        own = of_first(counts, 0 if ranks is None else ranks.rank, fraction)
         return replace(batch.part(slice(0, max(1, own))), counted=own > 0)
 
     def averaged(self, passed: Passed, examples: int, names: Iterable[str]) -> Passed:
@@ -101,6 +100,18 @@ class Replicas:
         named = {n: p for n, p in self._model.named_parameters() if n in {*names}}
         loss, found = averaged(ranks, passed.loss, passed.gradients, named, examples)
         return replace(passed, loss=loss, gradients=found)
+
+
+def of_first(counts: Sequence[int], rank: int, fraction: float) -> int:
+    """Return how many of the first examples of all, a share, are a rank's own.
+
+    Examples
+    --------
+    >>> [of_first([5, 0, 6], rank, 0.6) for rank in range(3)]
+    [5, 0, 2]
+    """
+    first = max(1, round(fraction * sum(counts)))
+    return max(0, min(counts[rank], first - sum(counts[:rank])))
 
 
 def averaged(
