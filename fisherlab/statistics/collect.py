@@ -19,7 +19,7 @@ from fisherlab.operators.base import Provenance
 from fisherlab.statistics import per_example, recorder, storing, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
-from fisherlab.statistics.gathered import Held, foretold, held_bytes, require_equal
+from fisherlab.statistics.gathered import gathered, require_equal
 from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.network import Statistics
 from fisherlab.statistics.probe import OtherUses, Probe, probe, require_independence
@@ -168,9 +168,8 @@ def collect(
     >>> stats["2"].gradients.shape
     torch.Size([1, 5, 1, 2])
     """
-    limit = parse_budget(
-        budget, next(uncompiled(model).parameters(), torch.empty(0)).device
-    )
+    device = next(uncompiled(model).parameters(), torch.empty(0)).device
+    limit = parse_budget(budget, device)
     run = partial(
         stream,
         model,
@@ -192,32 +191,7 @@ def collect(
         return storing.kept(
             Path(store).expanduser(), known, run, chunk_size, limit, compress
         )
-    return _gathered(run, chunk_size, length(data), limit, compress)
-
-
-def _gathered(
-    run: Callable[..., Iterator[dict[str, LayerStatistics]]],
-    chunk_size: int | None,
-    examples: int,
-    limit: int,
-    compress: bool,
-) -> Statistics:
-    """Join all chunks in memory."""
-    kept: dict[str, Held] = {}
-    remedy = "Use fewer layers or MonteCarlo, approximate(), or collect(store=folder)."
-
-    def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
-        needed = foretold(pieces, columns, examples, kept, compress)
-        require(needed, limit, "collect", remedy)
-
-    for pieces in run(chunk_size=chunk_size, planned=planned):
-        for name, piece in pieces.items():
-            kept[name] = kept.get(name, Held((), compress)).add(piece)
-        require(held_bytes(kept), limit, "collect", remedy)
-    joined = {name: kept.pop(name).joined() for name in list(kept)}  # one by one
-    seen = max(layer.count for layer in joined.values())
-    made = replace(next(iter(joined.values())).provenance, layer="", examples=seen)
-    return Statistics(joined, made)
+    return gathered(run, chunk_size, length(data), limit, compress)
 
 
 @in_turn

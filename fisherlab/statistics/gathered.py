@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.memory import require
+from fisherlab.statistics.network import Statistics
 from fisherlab.statistics.values import LayerStatistics, summable
 
 Run = tuple[LayerStatistics, ...]
@@ -220,3 +222,28 @@ def _compared(first: Layers, second: Layers) -> Iterator[tuple[str, str, Tensor,
                     a, b = getattr(mine, field), getattr(its, field)
                     if a is not None and b is not None:
                         yield name, what, a, b
+
+
+def gathered(
+    run: Callable[..., Iterator[dict[str, LayerStatistics]]],
+    chunk_size: int | None,
+    examples: int,
+    limit: int,
+    compress: bool,
+) -> Statistics:
+    """Join all chunks in memory."""
+    kept: dict[str, Held] = {}
+    remedy = "Use fewer layers or MonteCarlo, approximate(), or collect(store=folder)."
+
+    def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
+        needed = foretold(pieces, columns, examples, kept, compress)
+        require(needed, limit, "collect", remedy)
+
+    for pieces in run(chunk_size=chunk_size, planned=planned):
+        for name, piece in pieces.items():
+            kept[name] = kept.get(name, Held((), compress)).add(piece)
+        require(held_bytes(kept), limit, "collect", remedy)
+    joined = {name: kept.pop(name).joined() for name in list(kept)}  # one by one
+    seen = max(layer.count for layer in joined.values())
+    made = replace(next(iter(joined.values())).provenance, layer="", examples=seen)
+    return Statistics(joined, made)
