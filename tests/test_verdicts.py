@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import fisherlab as fl
 from fisherlab.analysis import verdicts
+from fisherlab.analysis.merging import beside
 from fisherlab.report import judging, summary
 from fisherlab.report.snapshot import moment
 
@@ -210,7 +211,7 @@ def told_of(seed, kind, alpha, tmp_path=None):
     )
     time = [None, 1e-4, 1e-3][seed % 3]
     found = judging.judged(PURPOSES, asked, METHODS, seconds=time)
-    ds = verdicts.beside(ds, found)
+    ds = beside(ds, found)
     if tmp_path is not None:
         fl.save(ds, tmp_path / "results.nc")
         ds = fl.open(tmp_path / "results.nc")

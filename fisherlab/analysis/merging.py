@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -227,3 +227,29 @@ def _attributes(datasets: Sequence[xr.Dataset]) -> dict[str, Any]:
     if methods:
         shared["approximators"] = json.dumps(methods)
     return shared | {"merged_from": json.dumps(other, default=str)}
+
+
+PREFIX: Final = "purpose_"
+TABLE: Final = (
+    "value",
+    "network",
+    "status",
+    "decrease",
+    "network_decrease",
+    "gradient_decrease",
+    "network_gradient_decrease",
+)
+
+
+def beside(ds: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+    """Put the table of purposes into a result of metrics of the same methods."""
+    kept = found[[name for name in TABLE if name in found]]
+    kept = kept.rename({str(name): f"{PREFIX}{name}" for name in kept.data_vars})
+    given = ds.assign_coords(kept.drop_vars(["layer", "approximator"]).coords)
+    return given.assign(kept.data_vars)
+
+
+def judged(ds: xr.Dataset) -> xr.Dataset:
+    """Return the table of purposes of a result, as `compare` gives it."""
+    own = {PREFIX + name: name for name in TABLE if PREFIX + name in ds}
+    return ds.drop_vars([n for n in own.values() if n in ds]).rename(own) if own else ds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fisherlab.analysis.damping_ranges import damping_verdict
+from fisherlab.analysis.merging import judged
 from fisherlab.analysis.wording import percent, quoted
 from fisherlab.catalogue import kind_of, total_share
 
@@ -87,38 +88,29 @@ class Contest:
     @property
     def complete(self) -> tuple[str, ...]:
         """Approximations with a number for all layers together, the best first."""
-        if self.pooled is None:
-            return ()
-        found = [j for j in range(len(self.methods)) if np.isfinite(self.pooled[j])]
-        found.sort(key=lambda j: abs(self.pooled[j] - self.best))  # type: ignore[index]
-        return tuple(self.methods[j] for j in found)
+        found = [name for name in self.methods if np.isfinite(self.of(name))]
+        return tuple(sorted(found, key=lambda name: abs(self.of(name) - self.best)))
 
     @property
     def indefinite(self) -> dict[str, list[int]]:
         """Layers, by approximation, where it is not positive definite."""
-        return self._where(lambda cell: _NEEDED.search(cell) is not None)
+        return self._where(lambda i, j: self._needed(i, j) is not None)
 
     @property
     def partial(self) -> dict[str, list[int]]:
         """Layers, by approximation, without a number that no indefiniteness explains."""
-        there = {
-            name: [
-                i
-                for i in range(len(self.layers))
-                if not np.isfinite(self.values[i, j])
-                and _NEEDED.search(str(self.status[i, j])) is None
-            ]
-            for j, name in enumerate(self.methods)
-            if self.pooled is None or not np.isfinite(self.pooled[j])
-        }
-        return {name: rows for name, rows in there.items() if rows}
+        whole = np.isfinite([self.of(name) for name in self.methods])
+        missing = ~(np.isfinite(self.values) | whole)
+        return self._where(lambda i, j: missing[i, j] and self._needed(i, j) is None)
 
-    def _where(self, holds: Any) -> dict[str, list[int]]:
-        rows = {
-            name: [i for i in range(len(self.layers)) if holds(str(self.status[i, j]))]
-            for j, name in enumerate(self.methods)
-        }
-        return {name: found for name, found in rows.items() if found}
+    def _needed(self, row: int, column: int) -> re.Match[str] | None:
+        """Return which λ a cell says that it needs, if it is indefinite."""
+        return _NEEDED.search(str(self.status[row, column]))
+
+    def _where(self, holds: Callable[[int, int], Any]) -> dict[str, list[int]]:
+        rows = range(len(self.layers))
+        found = {n: [i for i in rows if holds(i, j)] for j, n in enumerate(self.methods)}
+        return {name: there for name, there in found.items() if there}
 
     def winners(self) -> dict[str, tuple[str, ...]]:
         """Name the nearest of every layer where at least two have a number; ties share."""
@@ -145,7 +137,9 @@ class Contest:
         told = self._layers_won() or "no approximation has a number in every layer"
         if not np.isfinite(self.values).any():
             told = f"{self.title}: there are no numbers"
-        return [told, *self._alone(complete)]
+        whole = [f"`{name}` ({self._number(name)})" for name in complete]
+        alone = [f"a number in every layer has only {', '.join(whole)}"] if whole else []
+        return [told, *alone]
 
     def of(self, method: str) -> float:
         """Return the number of all layers together."""
@@ -161,9 +155,7 @@ class Contest:
         gaps = [abs(self.of(name) - self.best) for name in complete]
         tied = [n for n, gap in zip(complete, gaps, strict=True) if gap <= gaps[0] + TIED]
         verb = "are" if len(tied) > 1 else "is"
-        among = ""
-        if len(complete) < len(self.methods):
-            among = " of those that can be used"
+        among = " of those that can be used" * (len(complete) < len(self.methods))
         said = f"{quoted(tied)} {verb} the closest to the exact block{among}, "
         said += f"{self.title} {self._number(tied[0])}"
         if len(tied) < len(complete):
@@ -200,13 +192,6 @@ class Contest:
             f"{self._settled(order)}"
         )
 
-    def _alone(self, complete: Sequence[str]) -> list[str]:
-        """Name those that have a number in every layer, beside others that have none."""
-        if not complete:
-            return []
-        told = [f"`{name}` ({self._number(name)})" for name in complete]
-        return [f"a number in every layer has only {', '.join(told)}"]
-
     def _cost(self, method: str) -> list[str]:
         """Say what an approximation costs beside the exact block."""
         column, told = self.methods.index(method), []
@@ -223,7 +208,7 @@ class Contest:
         told = []
         for name, rows in self.indefinite.items():
             column = self.methods.index(name)
-            needed = [_NEEDED.search(str(self.status[i, column])) for i in rows]
+            needed = (self._needed(i, column) for i in rows)
             least = max(float(found[1]) for found in needed if found)
             there = f"`{name}` is indefinite in {self._at(rows)}"
             told.append(f"{there}; from λ = {least:.3g} on it is not")
@@ -324,60 +309,31 @@ def contests(found: xr.Dataset) -> dict[str, Contest]:
     return {str(p): _contest(table, str(p)) for p in table["purpose"].values}
 
 
-PREFIX: Final = "purpose_"
-TABLE: Final = (
-    "value",
-    "network",
-    "status",
-    "decrease",
-    "network_decrease",
-    "gradient_decrease",
-    "network_gradient_decrease",
-)
-
-
-def beside(ds: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
-    """Put the table of purposes into a result of metrics of the same methods."""
-    kept = found[[name for name in TABLE if name in found]]
-    kept = kept.rename({str(name): f"{PREFIX}{name}" for name in kept.data_vars})
-    given = ds.assign_coords(kept.drop_vars(["layer", "approximator"]).coords)
-    return given.assign(kept.data_vars)
-
-
-def judged(ds: xr.Dataset) -> xr.Dataset:
-    """Return the table of purposes of a result, as `compare` gives it."""
-    own = {PREFIX + name: name for name in TABLE if PREFIX + name in ds}
-    return ds.drop_vars([n for n in own.values() if n in ds]).rename(own) if own else ds
-
-
 def _contest(table: xr.Dataset, purpose: str) -> Contest:
     first = table.isel(measure=int(np.flatnonzero(table["of_purpose"] == purpose)[0]))
-    made = _made(table)
+    first, made = first.sel(purpose=purpose), _made(table)
     every = [str(name) for name in table["approximator"].values]
     methods = [n for n in every if not str(made.get(n, n)).startswith("ExactBlock")]
     kept = first.sel(approximator=[n for n in methods if n != "exact"])
-    cell = "layer", "approximator"
-    status = kept["status"].sel(purpose=purpose).transpose(*cell)
+    names = tuple(map(str, kept["approximator"].values))
+    cell, whom = ("layer", "approximator"), _word(first, "settles")
     return Contest(
-        str(first["title"].item()),
+        _word(first, "title"),
         float(first["best"]),
         titles(table),
-        tuple(map(str, kept["approximator"].values)),
+        names,
         _sizes(table),
         kept["value"].transpose(*cell).values,
-        status.values,
+        kept["status"].transpose(*cell).values,
         kept["network"].values,
-        costs(table, [str(n) for n in kept["approximator"].values]),
-        known=settled(table, str(first["assured"].item()), _settles(first)),
-        setting=str(table["setting"].sel(purpose=purpose).item())
-        if "setting" in table.coords
-        else "",
+        costs(table, names),
+        known=settled(table, _word(first, "assured"), whom.split(" | ") if whom else ()),
+        setting=_word(first, "setting"),
     )
 
 
-def _settles(first: xr.Dataset) -> Sequence[str]:
-    told = str(first["settles"].item()) if "settles" in first.coords else ""
-    return told.split(" | ") if told else ()
+def _word(found: xr.Dataset, name: str) -> str:
+    return str(found[name].item()) if name in found else ""
 
 
 def settled(table: xr.Dataset, assured: str, whom: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.analysis.intervals import with_noise
-from fisherlab.analysis.verdicts import beside
+from fisherlab.analysis.merging import beside
 from fisherlab.errors import FisherlabError
 from fisherlab.numerics.ranks import live
 from fisherlab.problems import Problem

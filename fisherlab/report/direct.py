@@ -15,7 +15,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.intervals import with_noise
-from fisherlab.analysis.verdicts import beside
+from fisherlab.analysis.merging import beside
 from fisherlab.approximators.register import Chosen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping

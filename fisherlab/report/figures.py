@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fisherlab import plots
 from fisherlab.analysis.damping_ranges import best_dampings
-from fisherlab.analysis.verdicts import judged
+from fisherlab.analysis.merging import judged
 from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
 from fisherlab.plots.pixels import typical_maximum

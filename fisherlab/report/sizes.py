@@ -127,8 +127,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
             break
     batch = _batch(found, config)
     left = tuple(max(share - found.passes / RATE, _CELLS * share) for share in shares)
-    judging = _PURPOSES * parse_time(config.time)
-    memory = parse_budget(config.budget)
+    judging, memory = _PURPOSES * parse_time(config.time), parse_budget(config.budget)
     samples = {name: plan.samples for name, plan in found.plans.items()}
     chosen = {name: fl.approximators()[name] for name in config.approximators}
     early, last = (

@@ -734,8 +734,8 @@ PURPOSES = [
     mutant(
         "a verdict ranks the farthest first",
         "analysis/verdicts.py",
-        "found.sort(key=lambda j: abs(self.pooled[j] - self.best))",
-        "found.sort(key=lambda j: -abs(self.pooled[j] - self.best))",
+        "sorted(found, key=lambda name: abs(self.of(name) - self.best))",
+        "sorted(found, key=lambda name: -abs(self.of(name) - self.best))",
         "verdicts::no_sentence_is_false_whatever_the_numbers",
     ),
 ]
