@@ -16,17 +16,6 @@ FLOOR: Final = 1e-6
 """Below this a relative error is a difference of equal numbers, not a measurement."""
 
 
-def kind_of(name: str, kind: str = "") -> str:
-    """Write what stands behind a layer's name that is a number, as in a Sequential.
-
-    Examples
-    --------
-    >>> kind_of("0", "Conv2d 3→16"), kind_of("fc1", "Linear 64→10")
-    (' · Conv2d 3→16', '')
-    """
-    return f" · {kind}" if kind and name.rpartition(".")[2].isdigit() else ""
-
-
 def below_floor(error: float) -> bool:
     """Say whether a relative error is at or below the numerical floor.
 
@@ -154,6 +143,11 @@ class Quantity:
         return {"long_name": self.long_name or self.title, "units": self.unit}
 
 
+# What is best, and what the exact block has.
+_LIKENESS: Final[dict[str, Any]] = {"best": "high", "perfect": 1.0}
+_RATIO: Final[dict[str, Any]] = {"best": "one", "perfect": 1.0}
+_DISTANCE: Final[dict[str, Any]] = {"best": "low", "perfect": 0.0}
+_ERROR: Final = _DISTANCE | {"floor": FLOOR}
 _ALL: Final = (
     Quantity(
         "frobenius_error",
@@ -161,9 +155,7 @@ _ALL: Final = (
         long_name="relative Frobenius error",
         symbol=r"$\|F-\hat{F}\|_F\,/\,\|F\|_F$",
         formula="‖F − F̂‖ / ‖F‖",
-        best="low",
-        perfect=0.0,
-        floor=FLOOR,
+        **_ERROR,
         needs="matrix",
         default=True,
         meaning="Distance from the exact block F to its approximation F̂ in the Frobenius "
@@ -175,8 +167,7 @@ _ALL: Final = (
         "matrix cosine",
         symbol=r"$\langle F,\hat{F}\rangle\,/\,\|F\|\,\|\hat{F}\|$",
         formula="⟨F, F̂⟩ / (‖F‖ ‖F̂‖)",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="matrix",
         default=True,
         meaning="Angle between the two matrices, blind to scale: 1 where F̂ is a positive "
@@ -188,8 +179,7 @@ _ALL: Final = (
         long_name="cosine of the update directions",
         symbol=r"$\cos((F+\lambda I)^{-1}g,\,(\hat{F}+\lambda I)^{-1}g)$",
         formula="cos( (F + λI)⁻¹g , (F̂ + λI)⁻¹g )",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="gradient",
         default=True,
         meaning="Angle between the exact damped natural gradient and the one that the "
@@ -203,9 +193,7 @@ _ALL: Final = (
         symbol=r"$\|(F+\lambda I)^{-1}-(\hat{F}+\lambda I)^{-1}\|"
         r"\,/\,\|(F+\lambda I)^{-1}\|$",
         formula="‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖ / ‖(F + λI)⁻¹‖",
-        best="low",
-        perfect=0.0,
-        floor=FLOOR,
+        **_ERROR,
         needs="damping",
         default=True,
         meaning="Relative Frobenius distance of the damped inverses. It depends strongly "
@@ -217,8 +205,7 @@ _ALL: Final = (
         "trace ratio",
         symbol=r"$\mathrm{tr}\,\hat{F}\,/\,\mathrm{tr}\,F$",
         formula="tr F̂ / tr F",
-        best="one",
-        perfect=1.0,
+        **_RATIO,
         needs="matrix",
         default=True,
         meaning="1 where the approximation keeps the total curvature of the layer.",
@@ -229,9 +216,7 @@ _ALL: Final = (
         long_name="relative Frobenius error after the best scaling",
         symbol=r"$\min_c\,\|F-c\hat{F}\|\,/\,\|F\|$",
         formula="min over c of ‖F − c F̂‖ / ‖F‖ = √(1 − cos²)",
-        best="low",
-        perfect=0.0,
-        floor=FLOOR,
+        **_ERROR,
         needs="matrix",
         default=True,
         meaning="What is left of the relative error when F̂ may be multiplied by the best "
@@ -243,8 +228,7 @@ _ALL: Final = (
         long_name="best scale of the approximation",
         symbol=r"$c^*=\langle F,\hat{F}\rangle\,/\,\|\hat{F}\|^2$",
         formula="c* = ⟨F, F̂⟩ / ‖F̂‖²",
-        best="one",
-        perfect=1.0,
+        **_RATIO,
         needs="matrix",
         default=True,
         meaning="The number by which F̂ would have to be multiplied to be closest to F. A "
@@ -256,8 +240,7 @@ _ALL: Final = (
         long_name="correlation of the diagonals",
         symbol=r"$\mathrm{corr}(\mathrm{diag}\,F,\,\mathrm{diag}\,\hat{F})$",
         formula="Pearson correlation of diag F and diag F̂",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="matrix",
         default=True,
         meaning="Whether the approximation ranks the single weights by their curvature as "
@@ -269,9 +252,7 @@ _ALL: Final = (
         long_name="relative spectral error",
         symbol=r"$\|F-\hat{F}\|_2\,/\,\|F\|_2$",
         formula="‖F − F̂‖₂ / ‖F‖₂",
-        best="low",
-        perfect=0.0,
-        floor=FLOOR,
+        **_ERROR,
         needs="matrix",
         meaning="The largest error in any one direction, relative to the largest "
         "curvature.",
@@ -282,9 +263,7 @@ _ALL: Final = (
         long_name="relative error of the singular values",
         symbol=r"$\|\sigma(F)-\sigma(\hat{F})\|\,/\,\|\sigma(F)\|$",
         formula="‖σ(F) − σ(F̂)‖ / ‖σ(F)‖, singular values in descending order",
-        best="low",
-        perfect=0.0,
-        floor=FLOOR,
+        **_ERROR,
         needs="matrix",
         meaning="Whether the singular values agree, whatever the directions they belong "
         "to (“Error 2” of Koroko et al.).",
@@ -295,8 +274,7 @@ _ALL: Final = (
         long_name="distance of the damped log spectra",
         symbol=r"$\mathrm{rms}\,\log\frac{\lambda_i+\lambda}{\hat{\lambda}_i+\lambda}$",
         formula="root mean square of log( (λᵢ + λ) / (λ̂ᵢ + λ) )",
-        best="low",
-        perfect=0.0,
+        **_DISTANCE,
         needs="damping",
         meaning="Distance of the damped spectra on a log scale, where small eigenvalues "
         "count as much as large ones: what an inverse sees.",
@@ -317,8 +295,7 @@ _ALL: Final = (
         long_name="overlap of the leading subspaces",
         symbol=r"$\|U_k^T\hat{U}_k\|^2\,/\,k$",
         formula="‖Uₖᵀ Ûₖ‖² / k",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="matrix",
         meaning="Share of the span of the k top eigenvectors of F that those of F̂ find; "
         "1 means the same subspace.",
@@ -329,8 +306,7 @@ _ALL: Final = (
         long_name="cosine of the damped inverses",
         symbol=r"$\cos((F+\lambda I)^{-1},\,(\hat{F}+\lambda I)^{-1})$",
         formula="cosine of (F + λI)⁻¹ and (F̂ + λI)⁻¹",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="damping",
         meaning="Angle between the damped inverses, blind to scale.",
     ),
@@ -340,8 +316,7 @@ _ALL: Final = (
         long_name="relative whitened error",
         symbol=r"$\|P^{1/2}Q^{-1}P^{1/2}-I\|\,/\,\sqrt{p}$",
         formula="‖P^½ Q⁻¹ P^½ − I‖ / √p, P = F + λI, Q = F̂ + λI",
-        best="low",
-        perfect=0.0,
+        **_DISTANCE,
         needs="damping",
         meaning="Distance from the identity of what is left of P when it is "
         "preconditioned by Q: the error that an iterative solver or an optimiser meets.",
@@ -353,8 +328,7 @@ _ALL: Final = (
         symbol=r"$\mathrm{KL}(\mathcal{N}(0,P)\,\|\,\mathcal{N}(0,Q))$",
         formula="KL( N(0, P) ‖ N(0, Q) ), P = F + λI, Q = F̂ + λI",
         unit="nat",
-        best="low",
-        perfect=0.0,
+        **_DISTANCE,
         needs="damping",
         meaning="Nats lost by coding draws of the damped exact Gaussian with the damped "
         "approximate one.",
@@ -366,8 +340,7 @@ _ALL: Final = (
         symbol=r"$\mathrm{KL}(\mathcal{N}(0,Q)\,\|\,\mathcal{N}(0,P))$",
         formula="KL( N(0, Q) ‖ N(0, P) ), P = F + λI, Q = F̂ + λI",
         unit="nat",
-        best="low",
-        perfect=0.0,
+        **_DISTANCE,
         needs="damping",
         meaning="Nats lost by coding draws of the damped approximate Gaussian with the "
         "damped exact one.",
@@ -378,8 +351,7 @@ _ALL: Final = (
         symbol=r"$\mathrm{tr}\,Q^{-1}P-\log\det Q^{-1}P-p$",
         formula="tr Q⁻¹P − log det Q⁻¹P − p, P = F + λI, Q = F̂ + λI",
         unit="nat",
-        best="low",
-        perfect=0.0,
+        **_DISTANCE,
         needs="damping",
         meaning="Twice the Gaussian KL.",
     ),
@@ -389,8 +361,7 @@ _ALL: Final = (
         long_name="share of the best decrease, rescaled",
         symbol=r"$\cos^2_{F+\lambda I}(p_Q,\,p^*)$",
         formula="share of the best decrease of the damped quadratic model",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="gradient",
         default=True,
         meaning="Which share of the largest decrease of the damped quadratic model the "
@@ -402,8 +373,7 @@ _ALL: Final = (
         long_name="share of the best decrease, unscaled",
         symbol=r"$M(p_Q)\,/\,M(p^*)$",
         formula="M(p_Q) / M(p*)",
-        best="high",
-        perfect=1.0,
+        **_LIKENESS,
         needs="gradient",
         default=True,
         meaning="The same for the step as it comes, its length unchanged; at most 1, "

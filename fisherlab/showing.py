@@ -1,4 +1,4 @@
-"""How values show themselves in notebooks."""
+"""How values show themselves in notebooks, and layers in sentences."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -62,3 +62,14 @@ def _settings(value: Any) -> dict[str, str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+
+
+def kind_of(name: str, kind: str = "") -> str:
+    """Write what stands behind a layer's name that is a number, as in a Sequential.
+
+    Examples
+    --------
+    >>> kind_of("0", "Conv2d 3→16"), kind_of("fc1", "Linear 64→10")
+    (' · Conv2d 3→16', '')
+    """
+    return f" · {kind}" if kind and name.rpartition(".")[2].isdigit() else ""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.merging import judged
 from fisherlab.analysis.wording import percent, quoted
-from fisherlab.catalogue import kind_of, total_share
+from fisherlab.catalogue import total_share
+from fisherlab.showing import kind_of
 
 Grid = NDArray[Any]
 TIED: Final = 1e-6  # distances from the best that differ by less are called equal

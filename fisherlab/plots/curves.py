@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from fisherlab.catalogue import FLOOR, kind_of
+from fisherlab.catalogue import FLOOR
 from fisherlab.plots import frames
 from fisherlab.plots.style import Style, legend_above, panels, publication, styles
+from fisherlab.showing import kind_of
 
 SMALLEST: Final = 1e-14
 """Eigenvalues below this share of the largest are rounding and are not drawn."""

@@ -8,7 +8,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.catalogue import FLOOR, below_floor, kind_of, quantity
+from fisherlab.catalogue import FLOOR, below_floor, quantity
+from fisherlab.showing import kind_of
 
 
 def values(

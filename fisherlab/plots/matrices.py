@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from fisherlab.catalogue import kind_of
 from fisherlab.plots.frames import require_result
 from fisherlab.plots.pixels import (
     PANEL_PIXELS,
@@ -31,6 +30,7 @@ from fisherlab.plots.pixels import (
     weight_rows,
 )
 from fisherlab.plots.style import as_vectors, publication, text
+from fisherlab.showing import kind_of
 
 COLOURS: Final = "Greys"
 Scale = Literal["linear", "log"]
