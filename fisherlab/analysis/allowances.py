@@ -177,7 +177,7 @@ def may_be_long(layers: Mapping[str, Samples], cells: int) -> bool:
         Approximations times dampings.
     """
     sizes = (
-        s.weight_shape[0] * s.weight_shape[1] + s.columns * s.examples + s.positions
+        s.weight_shape[0] * s.weight_shape[1] + s.total + s.positions
         for s in layers.values()
     )
     return CUBES * cells * sum(size**3 for size in sizes) > LONG * RATE

@@ -97,7 +97,7 @@ class Plan:
     @property
     def gram_bytes(self) -> int:
         """Bytes of the Gram matrix of all V·N samples."""
-        size = self.samples.columns * self.samples.examples
+        size = self.samples.total
         return size * size * self.samples.dtype.itemsize
 
     @property
@@ -324,7 +324,7 @@ def _workspace(samples: Samples) -> int:
             pairs.CHUNK_BYTES,
             size * samples.examples * samples.inputs.shape[1] ** 2 * (o * o + i * i),
         )
-    return min(CHUNK_BYTES, size * samples.columns * samples.examples * o * i)
+    return min(CHUNK_BYTES, size * samples.total * o * i)
 
 
 def _pass_flops(

@@ -60,7 +60,7 @@ class Work:
 def _sizes(s: Samples) -> tuple[int, int, int, int]:
     """Return d_out, d_in, M = V·N and p."""
     o, i = s.weight_shape
-    return o, i, s.columns * s.examples, o * i
+    return o, i, s.total, o * i
 
 
 def _reading(s: Samples) -> float:

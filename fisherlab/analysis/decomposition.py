@@ -248,7 +248,7 @@ def _network(
     """Return the parts of the network's squared error, the couplings, and of what."""
     exact = sources["exact"]
     first = next(iter(exact.values())).samples
-    small = first.columns * first.examples <= NETWORK_SAMPLES
+    small = first.total <= NETWORK_SAMPLES
     matched = small and not any(layer.compressed for layer in exact.values())
     chosen = exact if matched else sources["sampled"]
     squares = cross_squares(chosen)

@@ -78,7 +78,7 @@ def exact_solve(s: Samples) -> float:
     >>> exact_solve(OuterSamples(torch.ones(9, 4), torch.ones(2, 9, 3)))
     576.0
     """
-    p, m = s.weight_shape[0] * s.weight_shape[1], s.columns * s.examples
+    p, m = s.weight_shape[0] * s.weight_shape[1], s.total
     return 4.0 * min(p * p, 2 * p * m + m * m)
 
 

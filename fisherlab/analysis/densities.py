@@ -185,7 +185,7 @@ def measure(operator: Operator, effort: _Effort) -> Measure:
     """Return the measure of one matrix: whole where it is small enough."""
     if isinstance(operator, FactoredFisher):
         samples = operator.samples
-        rows = min(samples.columns * samples.examples, operator.shape[0])
+        rows = min(samples.total, operator.shape[0])
         if rows <= effort.whole and 2 * NUMBER * rows**2 <= effort.limit:
             return _of_samples(operator, rows)
     elif _lists(operator, effort.whole):

@@ -193,5 +193,5 @@ def _working_bytes(statistics: LayerStatistics, kept: int) -> int:
     exact = ExactBlock()(statistics)
     if kept == p or not exact.uses_gram:
         return 3 * 8 * p**2
-    rows = exact.samples.columns * exact.samples.examples
+    rows = exact.samples.total
     return 3 * 8 * rows**2 + 6 * max(PANEL_BYTES, 8 * p)

@@ -50,9 +50,9 @@ class Need:
         made = KEPT * NUMBER * sum(n for n in numbers if NUMBER * n <= limit)
         double = 0 if s.dtype == torch.float64 else NUMBER * s.nbytes // s.dtype.itemsize
         spaces = max((space(s, m) for m in methods.values()), default=0.0)
-        matrices = NUMBER * s.columns * s.examples * p
+        matrices = NUMBER * s.total * p
         formed = 0 if isinstance(s, OuterSamples) else min(FORMED, matrices)
-        gram = 2 * NUMBER * (s.columns * s.examples) ** 2
+        gram = 2 * NUMBER * (s.total) ** 2
         exact = min(gram, 3 * NUMBER * p * p) + 2 * min(CHUNK_BYTES, matrices)
         directions = 4 * NUMBER * p if along else 0
         held = s.nbytes + (s.dtype.itemsize * p if along else 0)

@@ -332,7 +332,7 @@ def solve_flops(approx: Operator, damping: float, formed: bool) -> float:
     if isinstance(approx, FactoredMiniBlocks) and (damping > 0 or not formed):
         return approx.product_flops  # as many as of the inverse blocks
     if not formed and isinstance(approx, FactoredFisher):
-        samples = approx.samples.columns * approx.samples.examples
+        samples = approx.samples.total
         return min(approx.product_flops + samples**2, approx.shape[0] ** 2)
     return approx.inverse(damping).product_flops
 
@@ -344,7 +344,7 @@ def require_inverses(metric: str, pair: Pair, limit: int) -> None:
     needed = (6 if several else 3) * 8 * p**2
     if isinstance(pair.exact, FactoredFisher) and pair.exact.uses_gram and not several:
         samples = pair.exact.samples
-        needed = min(needed, 3 * 8 * samples.columns * samples.examples * p)
+        needed = min(needed, 3 * 8 * samples.total * p)
     needed = max(needed, _blocks_bytes(pair.source))
     if needed > limit:
         raise BudgetError(

@@ -225,7 +225,7 @@ def joined(
     """
     p = old.shape[0]
     samples = old.samples, new.samples
-    if p <= KEPT_BLOCK or sum(s.columns * s.examples for s in samples) >= p:
+    if p <= KEPT_BLOCK or sum(s.total for s in samples) >= p:
         return None
     count = old.count + new.count
     scales = weight * count / old.count, (1 - weight) * count / new.count

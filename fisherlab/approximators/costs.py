@@ -86,7 +86,7 @@ def input_flops(s: Samples) -> int:
 
 def factor_flops(s: Samples) -> int:
     """Count Σ g gᵀ and Σ a aᵀ, about half of each through symmetry."""
-    rows = s.columns * s.examples * s.positions
+    rows = s.total * s.positions
     return symmetric_flops(s.weight_shape[0], rows) + input_flops(s)
 
 
@@ -108,23 +108,23 @@ def partial_trace_flops(s: Samples) -> int:
     o, i = s.weight_shape
     if isinstance(s, OuterSamples):
         return factor_flops(s) + s.examples * (s.columns * o * o + i * i)
-    return 2 * _forming(s) + 2 * s.columns * s.examples * o * i * (o + i)
+    return 2 * _forming(s) + 2 * s.total * o * i * (o + i)
 
 
 def row_trace_flops(s: Samples) -> int:
     """Count Σ D Dᵀ."""
     o, i = s.weight_shape
     if isinstance(s, OuterSamples):
-        rows = s.columns * s.examples
+        rows = s.total
         return symmetric_flops(o, rows) + rows * o * o + s.examples * i * i
-    return _forming(s) + s.columns * s.examples * o * i * (o + i)
+    return _forming(s) + s.total * o * i * (o + i)
 
 
 def alternation_flops(s: Samples) -> int:
     """Count the power steps of the leading product, by the cheaper space."""
     o, i = s.weight_shape
     if not isinstance(s, OuterSamples):
-        return _forming(s) + STEPS * s.columns * s.examples * o * i * (o + i)
+        return _forming(s) + STEPS * s.total * o * i * (o + i)
     packed = s.examples * pair_count(o) * pair_count(i) + STEPS * (o * i) ** 2 // 2
     outputs = min(pair_count(o), s.columns**2 * o)
     grams = s.examples**2 * (i + outputs) // 2 + STEPS * 2 * s.examples**2
@@ -136,12 +136,12 @@ def alternating_flops(s: Samples) -> int:
     o, i = s.weight_shape
     if isinstance(s, OuterSamples):
         return 3 * s.examples * (i * i + s.columns * o * o) // 2
-    return 2 * s.columns * s.examples * o * i * (o + i)
+    return 2 * s.total * o * i * (o + i)
 
 
 def leading_flops(s: Samples) -> int:
     """Count the eigenvalues of the block by its cheaper space."""
-    p, m = entry_count(s), s.columns * s.examples
+    p, m = entry_count(s), s.total
     if m <= p:
         return s.gram_flops() + EIGEN * m**3
     return s.dense_flops() + EIGEN * p**3
@@ -165,4 +165,4 @@ def pair_numbers(s: Samples) -> int:
 
 def _forming(s: Samples) -> int:
     """Count the matrices D themselves."""
-    return s.columns * s.examples * entry_count(s) * s.positions
+    return s.total * entry_count(s) * s.positions

@@ -90,7 +90,7 @@ class FactoredFisher(Operator):
         """Whether second-order questions are answered in the sample space."""
         if self.form != "auto":
             return self.form == "gram"
-        p, m = self.shape[0], self.samples.columns * self.samples.examples
+        p, m = self.shape[0], self.samples.total
         dense = self.samples.dense_flops() + p**3 // 3
         return self.samples.gram_flops() + m**3 // 3 < dense
 
@@ -181,7 +181,7 @@ class FactoredFisher(Operator):
     @property
     def iterates(self) -> bool:
         """Whether a damped solve takes products only, being dearer by a factor."""
-        p, m = self.shape[0], self.samples.columns * self.samples.examples
+        p, m = self.shape[0], self.samples.total
         if self.form != "auto" or min(p, m) <= FACTORED:
             return False
         gram = self.samples.gram_flops() + m**3 // 3
@@ -203,7 +203,7 @@ class FactoredFisher(Operator):
         return self._kept[damping]
 
     def _invert(self, damping: float) -> Operator:
-        if not damping and self.samples.columns * self.samples.examples < self.shape[0]:
+        if not damping and self.samples.total < self.shape[0]:
             raise IndefiniteError(repr(self), damping, 0.0)  # fewer samples than p
         if self.uses_gram and damping > 0:
             made = self.provenance.by("inverse of exact")
@@ -219,7 +219,7 @@ class FactoredFisher(Operator):
         block is decomposed.
         """
         samples, count, p = self.samples, self.count, self.shape[0]
-        wide = samples.columns * samples.examples >= p
+        wide = samples.total >= p
         if not self.uses_gram or (wide and p <= FACTORED):
             return None
         values, vectors = eigh(
@@ -237,7 +237,7 @@ class FactoredFisher(Operator):
         return Eigenform(basis, (values[None],), self.weight_shape, 0.0, self.provenance)
 
     def _gram(self) -> Float[Tensor, "m m"]:
-        m = self.samples.columns * self.samples.examples
+        m = self.samples.total
         require(
             2 * m * m * 8,
             parse_budget(None, self.device),
@@ -365,7 +365,7 @@ def _factored_eigenform(a: FactoredFisher, b: Eigenform) -> float:
 
 @inner_product(FactoredFisher, Dense)
 def _factored_dense(a: FactoredFisher, b: Dense) -> float:
-    p, m = a.shape[0], a.samples.columns * a.samples.examples
+    p, m = a.shape[0], a.samples.total
     if a._block_is_cheap or a.samples.dense_flops() < m * p * p:
         return float((a._formed() * b.matrix).sum(dtype=torch.float64))
     return _factored_any(a, b)
@@ -374,7 +374,7 @@ def _factored_dense(a: FactoredFisher, b: Dense) -> float:
 @inner_product(FactoredFisher, IterativeInverse)
 def _factored_iterative(a: FactoredFisher, b: IterativeInverse) -> float:
     """Solve for every sample, or form the inverse where that is cheaper."""
-    p, m = a.shape[0], a.samples.columns * a.samples.examples
+    p, m = a.shape[0], a.samples.total
     solves = m * ROUNDS * b.forward.product_flops
     iterated = b.closed or b.stopping.truncated
     by_samples = a.uses_gram and (iterated or solves < p**3 + m * p * p)

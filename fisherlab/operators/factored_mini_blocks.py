@@ -255,7 +255,7 @@ class FactoredMiniBlocks(Operator):
     ) -> Float[Tensor, "k o i"]:
         """Solve in the V·N samples: a row's block is B Bᵀ, B the row of all matrices."""
         samples, flat = self.samples, w.double()
-        m, (o, i) = samples.columns * samples.examples, self.weight_shape
+        m, (o, i) = samples.total, self.weight_shape
         out = torch.empty_like(flat)
         for part in chunks(o, PANEL_BYTES // (8 * m * (i + m))):
             cut = _rows_of(samples, part).double() / self.count**0.5  # (b, M, i)
@@ -317,7 +317,7 @@ def _by_tables(left: OuterSamples, right: OuterSamples) -> float:
 
 def _cuts_are_cheaper(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> bool:
     """Whether all pairs of samples cost less than the blocks of both."""
-    m, k = (x.samples.columns * x.samples.examples for x in (a, b))
+    m, k = (x.samples.total for x in (a, b))
     return m * k * a.shape[0] < (m + k) * a.product_flops
 
 

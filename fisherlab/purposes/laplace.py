@@ -143,7 +143,7 @@ class Laplace:
         weights = 0
         if self.held_out is not None and layer.name in self.held_out.jacobians:
             samples = self.held_out.jacobians[layer.name].samples
-            weights = samples.columns * samples.examples
+            weights = samples.total
         return Demand(weights=weights, traces=True)
 
     @property

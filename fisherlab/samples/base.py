@@ -56,6 +56,11 @@ class Samples(Held, ABC):
         return self.gradients.shape[1]
 
     @property
+    def total(self) -> int:
+        """M = V·N, the number of samples."""
+        return self.columns * self.examples
+
+    @property
     @abstractmethod
     def weight_shape(self) -> tuple[int, int]:
         """(o, i) = (d_out, d_in)."""
@@ -201,17 +206,17 @@ class Samples(Held, ABC):
     def product_work(self) -> int:
         """Count the multiply-adds of `project` and `combine` with one weight."""
         (o, i), t = self.weight_shape, self.positions
-        return 2 * self.columns * self.examples * min(o * i * t, t * (o + i) + o * i)
+        return 2 * self.total * min(o * i * t, t * (o + i) + o * i)
 
     def form_flops(self) -> int:
         """Count the multiply-adds of `kronecker_inner`, here those of matrices."""
         o, i = self.weight_shape
-        return self.columns * self.examples * o * i * (o + i)
+        return self.total * o * i * (o + i)
 
     def dense_flops(self) -> int:
         """Count the multiply-adds of `add_dense_`, here half a product."""
         o, i = self.weight_shape
-        return self.columns * self.examples * (o * i) ** 2 // 2
+        return self.total * (o * i) ** 2 // 2
 
     @abstractmethod
     def gram_flops(self) -> int:

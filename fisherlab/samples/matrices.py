@@ -60,11 +60,11 @@ class MatrixSamples(Samples):
     def dense_flops(self) -> int:
         """Count the multiply-adds of the dense sum (about half a product)."""
         size = self.weight_shape[0] * self.weight_shape[1]
-        return symmetric_flops(size, self.columns * self.examples)
+        return symmetric_flops(size, self.total)
 
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix (half a product)."""
-        return self.stored.numel() * self.columns * self.examples // 2
+        return self.stored.numel() * self.total // 2
 
 
 @final
@@ -135,7 +135,7 @@ class GroupedSamples(Samples):
     def dense_flops(self) -> int:
         """Count the multiply-adds of the dense sum: forming D, then half a product."""
         formed = sum(g.positions * g.weight_shape[0] for g in self.groups)
-        forming = self.columns * self.examples * formed * self.weight_shape[1]
+        forming = self.total * formed * self.weight_shape[1]
         return forming + super().dense_flops()
 
     def gram_flops(self) -> int:

@@ -72,7 +72,7 @@ class SharedSamples(Samples):
 
         Forming them takes T/(d_out + d_in) of a quadratic form, again at each of them.
         """
-        (o, i), samples = self.weight_shape, self.columns * self.examples
+        (o, i), samples = self.weight_shape, self.total
         by_pairs, _ = self._form_flops
         fit = samples * o * i * self.dtype.itemsize <= limit
         if not fit or by_pairs < samples * o * i * (o + i):
@@ -211,7 +211,7 @@ class SharedSamples(Samples):
 
     def _matrix_flops(self) -> int:
         p = self.weight_shape[0] * self.weight_shape[1]
-        samples = self.columns * self.examples
+        samples = self.total
         return samples * p * self.inputs.shape[1] + symmetric_flops(p, samples)
 
     def _tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -268,6 +268,6 @@ class SharedSamples(Samples):
         """Count the multiply-adds of the Gram matrix, half of it by symmetry."""
         by_pairs, by_matrices = self._table_flops()
         o, i = self.weight_shape
-        samples, t = self.columns * self.examples, self.inputs.shape[1]
+        samples, t = self.total, self.inputs.shape[1]
         halved = by_matrices - samples * samples * o * i // 2
         return min(by_pairs, max(halved, samples * o * i * t))

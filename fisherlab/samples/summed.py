@@ -241,7 +241,7 @@ class SummedSamples(Samples):
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix: forming D, then half a product."""
         o, i = self.weight_shape
-        samples = self.columns * self.examples
+        samples = self.total
         tied = self._tied
         if tied is not None:
             each = tied[0].tokens.shape[1] * tied[1].positions * i
@@ -250,7 +250,7 @@ class SummedSamples(Samples):
 
     def _forming_flops(self) -> int:
         o, i = self.weight_shape
-        return self.columns * self.examples * self.positions * o * i
+        return self.total * self.positions * o * i
 
 
 def looked_up_inner(table: TokenSamples, pair: Pair) -> Float[Tensor, "m m"]:

@@ -171,5 +171,5 @@ class TokenSamples(Samples):
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix."""
         k, i = self.weight_shape
-        m = self.columns * self.examples
+        m = self.total
         return m * m * i * min(self.tokens.shape[1] ** 2, k) // 2

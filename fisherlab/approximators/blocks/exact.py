@@ -115,7 +115,7 @@ class LowRank(OfSamples[operators.LowRank]):
         """Return the best approximation of one block."""
         s = statistics
         exact = FactoredFisher(s.samples, s.count, s.provenance)
-        p, m = exact.shape[0], s.samples.columns * s.samples.examples
+        p, m = exact.shape[0], s.samples.total
         made = s.provenance.by(repr(self))
         if m <= min(p, DIRECT):
             rows = _by_gram(exact, self.rank)
@@ -128,7 +128,7 @@ class LowRank(OfSamples[operators.LowRank]):
     def cost(self, samples: Samples) -> Cost:
         """Count the eigenvalues of the block by its cheaper space."""
         p = entry_count(samples)
-        rank = min(self.rank, p, samples.columns * samples.examples)
+        rank = min(self.rank, p, samples.total)
         return Cost(leading_flops(samples), rank * (p + 1))
 
 
