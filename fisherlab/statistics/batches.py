@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherlab.errors import UnsupportedModelError
+
 Progress = bool | Callable[[int], Any]
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]  # tensors, nested as they come
 
@@ -60,6 +62,20 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """Return the input tensors, in order."""
         return list(_leaves(self.x))
+
+    def require_outputs(self, output: Tensor) -> None:
+        """Refuse an output that has not one row an example.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Naming its shape.
+        """
+        if output.shape[:1] != (len(self),):
+            raise UnsupportedModelError(
+                f"For {len(self)} examples the model's output has shape "
+                f"{tuple(output.shape)}; axis 0 must be the example."
+            )
 
 
 def map_inputs(x: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

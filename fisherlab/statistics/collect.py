@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import NumericalError, UnsupportedModelError
+from fisherlab.errors import NumericalError
 from fisherlab.layers import Block, in_turn, select, uncompiled
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
@@ -407,11 +407,7 @@ def _general_pieces(
 
 
 def _check_output(job: _Job, output: Tensor, batch: Batch) -> None:
-    if output.shape[0] != len(batch):
-        raise UnsupportedModelError(
-            f"For {len(batch)} examples the model's output has shape "
-            f"{tuple(output.shape)}; axis 0 must be the example."
-        )
+    batch.require_outputs(output)
     if not bool(torch.isfinite(output).all()):
         raise NumericalError(
             "The model's output holds NaN or infinity, although data and weights are "

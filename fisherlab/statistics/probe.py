@@ -119,11 +119,7 @@ def probe(
     require_repeatable(view, batch)
     pair = per_example.differentiable(batch.part([0, min(1, len(batch) - 1)]))
     direct, example_bytes = _measured(view, pair)
-    if direct.dim() == 0 or direct.shape[0] != 2:
-        raise UnsupportedModelError(
-            f"For 2 examples the model's output has shape {tuple(direct.shape)}; axis 0 "
-            "must be the example."
-        )
+    pair.require_outputs(direct)
     column = generic(direct)
     expected = _sums(view, blocks, direct, column)
     alone, overwrites = _alone(view, blocks, batch.part([0]))
