@@ -99,10 +99,16 @@ def test_conv_inputs_are_the_unfolded_patches_with_ones():
     assert_close(stats.inputs, torch.cat([patches, ones], 2), 1e-15)
 
 
-@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate", "circular", "same"])
+PADDINGS = ["zeros", "reflect", "replicate", "circular", "same", "same and even"]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("padding", PADDINGS)
 def test_every_padding_of_a_convolution_is_seen(padding):
     options = {"padding": 1, "padding_mode": padding}
-    conv = nn.Conv2d(1, 2, 3, **({"padding": "same"} if padding == "same" else options))
+    if padding.startswith("same"):
+        options = {"padding": "same"}
+    conv = nn.Conv2d(1, 2, 2 if "even" in padding else 3, **options)
     model = nn.Sequential(conv, nn.Flatten(), nn.Linear(24, 2)).double()
     x, likelihood = cases.normal(2, 1, 3, 4), fl.Gaussian()
     stats = fl.collect(model, (x, None), likelihood, layers=["0"])["0"]

@@ -18,8 +18,10 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.approximators.base import facts
 from fisherlab.approximators.online.k_bfgs import Observation
+from fisherlab.durable import claimed
 from fisherlab.errors import DataError
-from fisherlab.statistics import storing
+from fisherlab.samples import parted
+from fisherlab.statistics import storing, values
 from fisherlab.statistics.values import Stored
 from tests.cases import normal
 from tests.oracles import assert_close
@@ -94,6 +96,7 @@ def test_samples_on_a_disk_answer_as_those_in_memory(kind, n, chunk, labels, tmp
     shutil.rmtree(folder, ignore_errors=True)
     held, stored = both(*problem(kind, n), folder, chunk, fisher=LABELS[labels])
     assert stored.nbytes == held.nbytes
+    assert stored.provenance == held.provenance
     for name, layer in stored.items():
         a, b = held[name], pickle.loads(pickle.dumps(layer))
         assert len(list(b.pieces())) == -(-n // chunk)
@@ -119,6 +122,10 @@ def answers(a, b):
     assert_close(b.project(w), a.project(w), **near)
     assert_close(b.combine(c), a.combine(c), **near)
     assert_close(b.matrices(), a.matrices(), **near)
+    middle = slice(a.examples // 2, a.examples // 2 + 1)  # ends within a part
+    assert_close(b.matrices(middle), a.matrices(middle), **near)
+    each = torch.cat([b.matrices(part) for part in b.parts()], 1)
+    assert_close(each, a.matrices(), **near)
     assert_close(b.gram(), a.gram(), **near)
     assert_close(b.squared_norms(), a.squared_norms(), **near)
     assert_close(b.squares(), a.squares(), **near)
@@ -226,14 +233,64 @@ def test_a_folder_is_opened_again_and_has_one_model_and_data(tmp_path, monkeypat
     assert_close(again["0"].samples.squares(), first["0"].samples.squares(), 0)
     with pytest.raises(DataError, match="differ: fisher"):
         both(model, data, folder, fisher=fl.Empirical())
-    with pytest.raises(DataError, match="differ: model and data"):
-        both(model, (data[0] + 1, data[1]), folder)
+    for other in ((data[0] + 1, data[1]), (data[0], (data[1] + 1) % 3)):
+        with pytest.raises(DataError, match="differ: model and data"):
+            both(model, other, folder)
+    with monkeypatch.context() as later:
+        later.setattr(storing, "FORMAT", storing.FORMAT + 1)
+        with pytest.raises(DataError, match="differ: format"):
+            both(model, data, folder)
     with torch.no_grad():
         model[0].weight.add_(1)
     with pytest.raises(DataError, match="differ: model and data"):
         both(model, data, folder)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == files
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["held"]
+
+
+def test_numbers_in_another_shape_are_other_data():
+    x, y = torch.zeros(4, 1, 2), torch.zeros(4, 1).long()
+    rows, model = (x.view(2, 2, 2), y.view(2, 2)), nn.Linear(2, 3)
+    assert storing.fingerprint(model, (x, y)) != storing.fingerprint(model, rows)
+
+
+def test_one_process_at_a_time_writes_a_folder_and_within_its_budget(tmp_path):
+    model, data = problem("outer", 64)
+    busy = claimed(tmp_path / ".held.lock", ValueError("held"))
+    with busy, pytest.raises(DataError, match="another process is writing"):
+        both(model, data, tmp_path / "held")
+    own = {"chunk_size": 64, "store": tmp_path / "held", "budget": 1000}
+    with pytest.raises(fl.BudgetError, match=r"collect\(store=\) of 64 examples"):
+        fl.collect(model, data, fl.Categorical(), **own)
+    assert not (tmp_path / "held").exists()
+
+
+def test_groups_of_rows_lie_in_the_same_files(tmp_path):
+    held, stored = both(*problem("grouped", 3), tmp_path / "held")
+    groups = zip(held["0"].by_group(), stored["0"].by_group(), strict=True)
+    for one, other in groups:
+        assert_close(other.samples.squares(), one.samples.squares(), 1e-12, 1e-14)
+        assert len(list(other.pieces())) == 2
+
+
+def test_a_function_is_given_all_inputs_at_once_if_they_fit(tmp_path, monkeypatch):
+    model = nn.Linear(2, 3).double()
+    data = [(normal(2, t, 2, seed=t), torch.zeros(2, t).long()) for t in (1, 4, 2)]
+    held, stored = both(model, data, tmp_path / "held", chunk=None)
+    pairs = (layer["weight"].shared("mine") for layer in (held, stored))
+    for one, other in zip(*pairs, strict=True):
+        assert_close(other, one, 1e-14)
+    monkeypatch.setattr(values, "parse_budget", lambda budget: 100)
+    with pytest.raises(fl.BudgetError, match="mine of statistics on disk"):
+        stored["weight"].shared("mine")
+
+
+def test_layers_whose_parts_differ_are_stacked_too(tmp_path):
+    model, data = problem("outer", 5)
+    first, second = (both(model, data, tmp_path / f"{k}", k)[1] for k in (2, 3))
+    layers = [first["0"].samples, second["2"].samples]
+    found = parted.stacked(layers)
+    assert_close(found.gram(), sum(layer.gram() for layer in layers), 1e-12, 1e-14)
 
 
 def test_damage_strangers_and_lost_files_are_told(tmp_path):

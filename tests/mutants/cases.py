@@ -827,6 +827,72 @@ RANKS = [
     ),
 ]
 
+STORING = [
+    mutant(
+        "stored statistics belong to any labels",
+        "statistics/storing.py",
+        "for held in (*batch.tensors(), batch.y):",
+        "for held in batch.tensors():",
+        "storing::a_folder_is_opened_again_and_has_one_model_and_data",
+    ),
+    mutant(
+        "two processes write one folder",
+        "statistics/storing.py",
+        'with claimed(folder.with_name(f".{folder.name}.lock"), busy):',
+        "if busy:",
+        "storing::one_process_at_a_time_writes_a_folder_and_within_its_budget",
+    ),
+    mutant(
+        "a run of examples may exceed the budget on its way to a disk",
+        "statistics/storing.py",
+        'require(needed, limit, f"collect(store=)',
+        'require(0, limit, f"collect(store=)',
+        "storing::one_process_at_a_time_writes_a_folder_and_within_its_budget",
+    ),
+    mutant(
+        "matrices of stored examples go on to the end of their part",
+        "samples/parted.py",
+        "here = slice(first - at.start, last - at.start)",
+        "here = slice(first - at.start, None)",
+        "storing::batches_of_other_lengths_and_columns_are_made_alike",
+    ),
+    mutant(
+        "stored examples are counted from the beginning of their part",
+        "samples/parted.py",
+        "yield slice(at.start + part.start, at.start + part.stop)",
+        "yield slice(part.start, part.stop)",
+        "storing::batches_of_other_lengths_and_columns_are_made_alike",
+    ),
+    mutant(
+        "every group of stored rows is the first",
+        "statistics/values.py",
+        "found = found.by_group()[number]",
+        "found = found.by_group()[0]",
+        "storing::groups_of_rows_lie_in_the_same_files",
+    ),
+    mutant(
+        "stored inputs are read into memory however many they are",
+        "statistics/values.py",
+        'require(needed, limit, f"{method} of statistics on disk", remedy)',
+        "pass",
+        "storing::a_function_is_given_all_inputs_at_once_if_they_fit",
+    ),
+    mutant(
+        "the odd zero of an even kernel stands before",
+        "layers/patches.py",
+        "return tuple((total // 2, total - total // 2) for total in totals)",
+        "return tuple((total - total // 2, total // 2) for total in totals)",
+        "statistics::every_padding_of_a_convolution_is_seen",
+    ),
+    mutant(
+        "a method that learns from a step sends its statistics once",
+        "approximators/streaming.py",
+        "(_gathered(pieces) if learns(method) else Sent())",
+        "Sent()",
+        "ranks::the_bytes_of_steps_are_those_foretold",
+    ),
+]
+
 EVERY = [
     *OPERATORS,
     *APPROXIMATORS,
@@ -836,4 +902,5 @@ EVERY = [
     *ANALYSIS,
     *PURPOSES,
     *RANKS,
+    *STORING,
 ]
