@@ -18,8 +18,10 @@ from tests.zoo_modules import (
     Folded,
     FunctionalUse,
     Gated,
+    Graph,
     HiddenScale,
     HiddenUse,
+    Hypernetwork,
     Keyword,
     LanguageModel,
     Offloaded,
@@ -203,6 +205,8 @@ MODULES: dict[str, Callable[[], Case]] = {
     "overwritten-input": lambda: _gaussian(
         nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2), nn.PReLU()), rows(4, 3)
     ),
+    "graph": lambda: _gaussian(Graph(), rows(3, 3, 2)),
+    "hypernetwork": lambda: _gaussian(Hypernetwork(), rows(3, 3)),
     "encoder": lambda: _gaussian(
         nn.TransformerEncoderLayer(4, 2, 3, batch_first=True), rows(3, 2, 4)
     ),

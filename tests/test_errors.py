@@ -14,6 +14,7 @@ from tests import cases
 from tests.cases import normal
 
 X, Y = normal(4, 3), torch.tensor([0, 1, 1, 0])
+NESTED = torch.nested.nested_tensor([X, X], layout=torch.jagged)
 
 
 def model():
@@ -54,6 +55,10 @@ BAD_DATA = {
     "lengths": ((X, Y[:3]), r"axis 0 is the example.*\[4, 3\]"),
     "a triple": ((X, Y, Y), "pair"),
     "not pairs": ([X, X], "pair"),
+    "sparse x": ((X.to_sparse(), Y), "a sparse tensor was given; dense.*to_dense"),
+    "sparse y": ((X, Y.to_sparse()), "a sparse tensor was given"),
+    "meta x": (({"a": X, "b": X.to("meta")}, Y), "a meta tensor was given"),
+    "nested x": ((NESTED, Y[:2]), "a nested tensor was given"),
     "labels as a list": ((X, [0, 1, 1, 0]), "y must be a tensor.*list"),
 }
 

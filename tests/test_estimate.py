@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fisherlab as fl
 from tests.model_zoo import MODULES, NETWORKS
 
-ALL = NETWORKS | {name: MODULES[name] for name in ("twice", "conv3d", "attention")}
+SOME = ("twice", "conv3d", "attention", "graph", "hypernetwork")
+ALL = NETWORKS | {name: MODULES[name] for name in SOME}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -266,6 +266,14 @@ def test_moving_a_problem_keeps_targets_that_are_inputs():
     assert moved.test[1] is not moved.test[0]
 
 
+def test_a_problem_of_several_inputs_is_refused_when_it_is_made():
+    x, y = torch.zeros(2, 3), torch.zeros(2, 3)
+    problem = problems.Problem("a", torch.nn.Linear(3, 3), Bernoulli(), (x, y), (x, y))
+    object.__setattr__(problem, "test", ((x, x), y))  # types are checked at the door here
+    with pytest.raises(ValueError, match=r"test has x of type tuple.*NaturalGradient"):
+        problem.__post_init__()
+
+
 @pytest.mark.data
 def test_koroko_keeps_50_000_digits_to_train():
     problem = problems.load("mnist-autoencoder-koroko", data_folder(), dtype=torch.float32)

@@ -355,6 +355,54 @@ class TwoHeads(nn.Module):
         return self.fc(a, self.embedding(b))
 
 
+class Graph(nn.Module):
+    """Messages along the edges of a ring for each example, one sparse matrix for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message, self.last = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, nodes, _ = x.shape
+        place = torch.arange(n * nodes)
+        after = place // nodes * nodes + (place + 1) % nodes
+        sent = torch.ones(n * nodes, dtype=x.dtype)
+        edges = torch.sparse_coo_tensor(
+            torch.stack([after, place]), sent, (n * nodes,) * 2, check_invariants=True
+        )
+        received = torch.sparse.mm(edges, self.message(x).flatten(0, 1))
+        return self.last(torch.tanh(received).unflatten(0, (n, nodes)).mean(1))
+
+
+class Hypernetwork(nn.Module):
+    """A layer called on a parameter makes the weight of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.maker = nn.Parameter(torch.randn(2, 3)), nn.Linear(3, 4)
+        self.last = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.maker(self.code)
+        return self.last(torch.tanh(F.linear(x, weight[:, :3], weight[:, 3])))
+
+
+class UntilSettled(nn.Module):
+    """A fixed-point iteration that ends once all examples have settled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x
+        for _ in range(50):
+            before, hidden = hidden, torch.tanh(self.fc(hidden) / 4 + x)
+            if (hidden - before).abs().max() < 1e-6:
+                break
+        return hidden
+
+
 class Coupled(nn.Module):
     """Batch statistics in a functional call, which no module gives away."""
 

@@ -1,6 +1,7 @@
 """What a request will hold and compute, layer by layer, from two examples."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, final
@@ -213,7 +214,7 @@ class Probed:
             If an example's output depends on the others.
         """
         for one in self.probes.values():
-            require_independence(one)
+            require_independence(one, one.output)
         return {signature: one.settled() for signature, one in self.probes.items()}
 
     def plans(
@@ -339,7 +340,11 @@ def _pass_flops(
         done = recorder.forward(seen, tapped, one)
     column = torch.ones_like(done.output)[None]
     general = {name: found[name] for name in longest.general}
-    with FlopCounterMode(display=False) as backward, seen.settings():
+    backward = FlopCounterMode(display=False)
+    no_modules: Any = nullcontext()  # their hooks fail where one is given a parameter
+    no_modules.parents = {"Global"}
+    backward.mod_tracker = no_modules
+    with backward, seen.settings():
         taps.pull([done], longest.tapped, column)
         if general:
             longest.matrices(seen, general, one, column)

@@ -39,6 +39,11 @@ class Problem:
         None if the problem has no such rule. Data are stored unchanged, and the Fisher
         is that of unchanged data.
 
+    Raises
+    ------
+    ValueError
+        If x is not one tensor.
+
     Examples
     --------
     >>> import fisherlab as fl
@@ -52,6 +57,23 @@ class Problem:
     train: Pair
     test: Pair
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse networks of several inputs: minibatches are rows of one tensor.
+
+        Raises
+        ------
+        ValueError
+            Naming what is not a tensor, and what trains such networks.
+        """
+        for name in ("train", "test"):
+            x, _ = getattr(self, name)
+            if not isinstance(x, Tensor):
+                raise ValueError(
+                    f"Problem {self.name!r}: {name} has x of type {type(x).__name__}; one "
+                    "tensor with the example in axis 0 is expected. fl.NaturalGradient and "
+                    "its step(batch=...) train networks of several inputs."
+                )
 
     def to(self, where: str | device) -> Problem:
         """Move the data to a device, and the model with it (in place, as in torch)."""

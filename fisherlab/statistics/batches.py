@@ -246,12 +246,12 @@ def _checked(item: Any, first: int) -> Batch:
             f"{'nothing' if other is None else other.__name__}."
         )
         raise ValueError(msg)
-    sizes = [t.shape[0] if t.dim() else 0 for t in tensors]
     if y is not None and not isinstance(y, Tensor):
         msg = f"data: y must be a tensor or None, not {type(y)}; see torch.as_tensor."
         raise ValueError(msg)
-    if y is not None:
-        sizes.append(y.shape[0] if y.dim() else 0)
+    given = tensors if y is None else [*tensors, y]
+    _require_dense(given)
+    sizes = [t.shape[0] if t.dim() else 0 for t in given]
     if len(set(sizes)) != 1:
         msg = f"data: axis 0 is the example, but x and y have lengths {sizes} there."
         raise ValueError(msg)
@@ -261,6 +261,23 @@ def _checked(item: Any, first: int) -> Batch:
         if tensor.is_floating_point():
             _require_squares(tensor)
     return Batch(x, y, first)
+
+
+def _require_dense(tensors: list[Tensor]) -> None:
+    """Raise unless examples can be taken out of every tensor."""
+    for tensor in tensors:
+        kinds = {
+            "nested": tensor.is_nested,
+            "sparse": tensor.layout != torch.strided,
+            "quantised": tensor.is_quantized,
+            "meta": tensor.is_meta,
+        }
+        if found := next((kind for kind, holds in kinds.items() if holds), ""):
+            raise ValueError(
+                f"data: a {found} tensor was given; dense tensors that hold numbers are "
+                "expected, with the example in axis 0. See to_dense, dequantize and "
+                "torch.nested.to_padded_tensor."
+            )
 
 
 def _require_squares(x: Tensor) -> None:
@@ -284,7 +301,8 @@ def length(data: Any) -> int:
     given = data[0] if isinstance(data, tuple) and data else data
     single = isinstance(data, (tuple, Mapping))
     held = next(_leaves(given), None) if single else None
-    return len(held) if isinstance(held, Tensor) and held.dim() else 0
+    countable = isinstance(held, Tensor) and held.dim() and not held.is_nested
+    return len(held) if countable else 0
 
 
 def is_empty(data: Any) -> bool:
@@ -299,7 +317,8 @@ def is_empty(data: Any) -> bool:
     if not isinstance(given, (tuple, Mapping)):
         return hasattr(given, "__len__") and len(given) == 0
     held = next(_leaves(given), None)
-    return isinstance(held, Tensor) and held.dim() > 0 and not len(held)
+    known = isinstance(held, Tensor) and held.dim() > 0 and not held.is_nested
+    return known and not len(held)
 
 
 def reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], Any]]:

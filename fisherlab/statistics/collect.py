@@ -258,11 +258,12 @@ def stream(
                 pieces = _pieces(job, found, run)
                 if run.first == first:
                     found, pieces = _begun(job, found, run)
-                    known[batch.signature] = job, found
                     kept[batch.signature] = found.settled()
                 if checked and part.start == 0:
                     _require_same(job, found, run)
                 yield from pieces
+                found = found.settled()  # its example was in this run
+                known[batch.signature] = job, found
                 report(part.stop - part.start)
     finally:
         finish()
@@ -278,7 +279,7 @@ def _probed(
     if checked:
         _require_same(job, found, batch.part(slice(0, 2)))
     if known is None:
-        require_independence(found)
+        require_independence(found, found.output)
         kept[batch.signature] = found.settled()
     return job, found
 
@@ -321,6 +322,8 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
         passes.append(_passed(job, found, tapped, batch.part(part)))
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
+    if len(found.alone):
+        require_independence(found, output)
     mask = job.likelihood.mask(output, batch.y) if tapped else None
     with job.view.settings():  # a checkpoint calls its part of the model again
         layers = taps.described(tapped, found.tapped, passes, batch, mask, job.provenance)
