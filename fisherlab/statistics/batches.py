@@ -301,8 +301,9 @@ def length(data: Any) -> int:
     given = data[0] if isinstance(data, tuple) and data else data
     single = isinstance(data, (tuple, Mapping))
     held = next(_leaves(given), None) if single else None
-    countable = isinstance(held, Tensor) and held.dim() and not held.is_nested
-    return len(held) if countable else 0
+    if not isinstance(held, Tensor) or held.is_nested or not held.dim():
+        return 0
+    return len(held)
 
 
 def is_empty(data: Any) -> bool:
@@ -317,8 +318,9 @@ def is_empty(data: Any) -> bool:
     if not isinstance(given, (tuple, Mapping)):
         return hasattr(given, "__len__") and len(given) == 0
     held = next(_leaves(given), None)
-    known = isinstance(held, Tensor) and held.dim() > 0 and not held.is_nested
-    return known and not len(held)
+    if not isinstance(held, Tensor) or held.is_nested or not held.dim():
+        return False
+    return not len(held)
 
 
 def reporter(progress: Progress) -> tuple[Callable[[int], Any], Callable[[], Any]]:
