@@ -154,3 +154,10 @@ def one_figure(unrendered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from fisherlab.report import figures
 
     monkeypatch.setattr(figures, "RECIPES", figures.RECIPES[:1])
+
+
+@pytest.fixture(autouse=True)
+def _examples_draw_one_figure(request: pytest.FixtureRequest) -> None:
+    """Let the examples of docstrings write pages with one figure, as most tests do."""
+    if request.node.name.startswith("fisherlab.report."):
+        request.getfixturevalue("one_figure")

@@ -250,6 +250,7 @@ def test_layers_that_are_numbers_show_what_they_are(tmp_path):
     assert both["kind"].values.tolist() == ["Conv2d 3→16", ""]
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_a_value_below_the_floor_is_not_shown_as_measured(tmp_path):
     ds = small()
     ds["frobenius_error"].loc[{"approximator": "kpsvd-2"}] = 3.2e-9
