@@ -114,6 +114,7 @@ def test_every_padding_of_a_convolution_is_seen(padding):
     stats = fl.collect(model, (x, None), likelihood, layers=["0"])["0"]
     expected = brute_force_fisher(model, x, likelihood, stats.block)
     assert_close(block_of(stats), expected, 1e-12)
+    assert stats.is_shared  # else the probe has found the reading wrong
 
 
 @pytest.mark.parametrize("dims", [1, 3])

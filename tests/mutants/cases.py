@@ -854,7 +854,7 @@ STORING = [
         "samples/parted.py",
         "here = slice(first - at.start, last - at.start)",
         "here = slice(first - at.start, None)",
-        "storing::batches_of_other_lengths_and_columns_are_made_alike",
+        "storing::groups_of_rows_lie_in_the_same_files",
     ),
     mutant(
         "stored examples are counted from the beginning of their part",
