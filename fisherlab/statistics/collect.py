@@ -305,7 +305,8 @@ def _begun(
 
 
 def _require_same(job: _Job, found: Probe, batch: Batch) -> None:
-    require_equal(*(next(_pieces(job, found, batch)) for _ in range(2)))
+    """Compare two runs of the same examples layer by layer, before other examples."""
+    require_equal(*(next(_pieces(job, found.settled(), batch)) for _ in range(2)))
 
 
 def run_length(found: Probe, budget: int) -> int:
