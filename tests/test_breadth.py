@@ -30,6 +30,7 @@ from tests.zoo_modules import (
     HiddenScale,
     HiddenUse,
     LanguageModel,
+    Narrowed,
     Noisy,
     Offloaded,
     Recomputed,
@@ -251,6 +252,25 @@ def test_dependent_examples_are_refused(model: nn.Module) -> None:
     x[0] *= 0.1  # settles sooner than the others
     with pytest.raises(fl.UnsupportedModelError, match="beside it"):
         fl.collect(randomised(model), (x, None), fl.Gaussian())
+
+
+def test_dependence_of_single_precision_is_refused() -> None:
+    """Rounding hid what was less than 1.9 % of the output."""
+    model = randomised(UntilSettled(3e-3)).float()
+    x = rows(5, 3).float()
+    x[0] *= 0.1
+    with pytest.raises(fl.UnsupportedModelError, match="beside it"):
+        fl.collect(model, (x, None), fl.Gaussian())
+    repeated = x[:1].expand(5, 3)  # equal examples settle together
+    assert fl.collect(model, (repeated, None), fl.Gaussian())["fc"].count == 5
+
+
+@pytest.mark.parametrize("within", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_within_a_model_is_no_dependence(within: torch.dtype, seed: int) -> None:
+    """Products of single precision round otherwise for one example than for many."""
+    model, x = Narrowed(within).double(), rows(200, 16)
+    assert fl.collect(model, (x, None), fl.Gaussian())["last"].count == 200
 
 
 def test_complex_parameters_are_refused() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
 from fisherlab.numerics import krylov, linalg, memory, packed
@@ -265,3 +266,14 @@ def test_factors_laid_out_unlike_have_a_kronecker_product():
     first, second = normal(3, 2), normal(4, 5, seed=1)
     expected = torch.einsum("ab,cd->acbd", first.T, second).reshape(8, 15)
     assert_close(linalg.kron(first.T, second), expected, 1e-14)
+
+
+@pytest.mark.parametrize("size", [1, 97, packed.LEAF, packed.LEAF + 1, 2 * packed.LEAF + 3])
+def test_the_count_of_a_symmetric_product_is_what_it_multiplies(size):
+    def multiplied(out, a, b, *, out_shape=None, **kwargs):
+        return a[0] * a[1] * b[1]
+
+    products = {torch.ops.aten.addmm_: multiplied}
+    with FlopCounterMode(display=False, custom_mapping=products) as counter:
+        packed.symmetric_product_(torch.zeros(size, size), torch.zeros(3, size))
+    assert counter.get_total_flops() == packed.symmetric_flops(size, 3)

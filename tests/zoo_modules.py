@@ -390,17 +390,30 @@ class Hypernetwork(nn.Module):
 class UntilSettled(nn.Module):
     """A fixed-point iteration that ends once all examples have settled."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerance: float = 1e-6) -> None:
         super().__init__()
-        self.fc = nn.Linear(3, 3)
+        self.fc, self.tolerance = nn.Linear(3, 3), tolerance
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = x
         for _ in range(50):
             before, hidden = hidden, torch.tanh(self.fc(hidden) / 4 + x)
-            if (hidden - before).abs().max() < 1e-6:
+            if (hidden - before).abs().max() < self.tolerance:
                 break
         return hidden
+
+
+class Narrowed(nn.Module):
+    """A product in a lower precision than that of the weights, as attention has them."""
+
+    def __init__(self, within: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.last, self.within = nn.Linear(16, 64), nn.Linear(64, 5), within
+        self.weight = nn.Parameter(torch.randn(64, 64) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x)).to(self.within) @ self.weight.to(self.within)
+        return self.last(torch.tanh(hidden.to(x.dtype)))
 
 
 class Coupled(nn.Module):

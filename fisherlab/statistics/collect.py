@@ -324,7 +324,8 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
     if len(found.alone):
-        require_independence(found, output)
+        together = len(passes[0].output)
+        require_independence(found, output, partial(_copies, job, batch, together))
     mask = job.likelihood.mask(output, batch.y) if tapped else None
     with job.view.settings():  # a checkpoint calls its part of the model again
         layers = taps.described(tapped, found.tapped, passes, batch, mask, job.provenance)
@@ -339,6 +340,11 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
             job.planned(pieces, total)
         yield {name: pieces[name] for name in job.blocks}
         count = 0  # of further columns
+
+
+def _copies(job: _Job, batch: Batch, count: int) -> Tensor:
+    """Return the output of so many copies of the first example, run together."""
+    return recorder.forward(job.view, {}, batch.part([0] * count)).output.detach()
 
 
 def _passed(job: _Job, found: Probe, blocks: Mapping[str, Block], batch: Batch) -> Pass:

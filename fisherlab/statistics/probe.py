@@ -6,7 +6,7 @@ other, which hold what they hold for it alone. Everything else goes through per-
 gradients.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
@@ -168,20 +168,35 @@ def _alone(view: ModelView, blocks: Mapping[str, Block], one: Batch) -> tuple[Pa
     return done, before != [t._version for t in copied.tensors()]
 
 
-def require_independence(found: Probe, beside: Tensor) -> None:
+def require_independence(
+    found: Probe, beside: Tensor, copies: Callable[[], Tensor] | None = None
+) -> None:
     """Refuse a model whose output for one example depends on others, or on chance.
 
-    `beside` is the output of several examples, the first of which was probed alone.
+    Parameters
+    ----------
+    found
+        What was found out with the first example alone.
+    beside
+        The output of several examples, the first of which it was.
+    copies
+        Gives the output of as many copies of the first: rounding (of products in float32
+        inside a float64 model) changes with the number of examples, not with the others,
+        so that small differences are judged by these.
 
     Raises
     ------
     UnsupportedModelError
         If the first example alone has another output than beside the others.
     """
-    beside = beside[:1].detach()
-    power = 0.5 if beside.dtype == torch.float64 else 0.25
-    same = found.alone.shape == beside.shape and not _differs(found.alone, beside, power)
-    if same or not bool(beside.isfinite().all()):  # overflow is told of elsewhere
+    beside, power = beside[:1].detach(), 0.5
+    alike = found.alone.shape == beside.shape
+    if alike and not _differs(found.alone, beside, power):
+        return
+    if not bool(beside.isfinite().all()):  # overflow is told of elsewhere
+        return
+    near = alike and not _differs(found.alone, beside)
+    if near and (copies is None or not _differs(copies()[:1], beside, power)):
         return
     raise UnsupportedModelError(
         "The output for an example changes with the examples beside it, or from call to "
@@ -379,7 +394,7 @@ def _unfollowed(
 
 
 def _differs(found: Tensor, expected: Tensor, power: float = 0.25) -> bool:
-    """Compare far above rounding (TF32 too), far below what a lost term would make."""
+    """Compare up to a power of eps; a quarter is above TF32, below a lost term."""
     if not expected.numel():
         return False
     if not expected.is_floating_point():
