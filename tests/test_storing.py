@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -297,13 +298,17 @@ def test_damage_strangers_and_lost_files_are_told(tmp_path):
     model, data = problem("outer", 5)
     folder = tmp_path / "held"
     _, stored = both(model, data, folder)
+    kept = pickle.dumps(stored)
     part = min(folder.glob("*.pt"))  # of the first block
     part.write_bytes(part.read_bytes()[:-1] + b"!")
     with pytest.raises(DataError, match="damaged"):
         both(model, data, folder)
-    part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
-        stored["0"].samples.squares()
+    whole, noise = part.read_bytes(), np.random.default_rng(0)
+    ends = [whole[:size] for size in noise.integers(len(whole) - 1, size=10)]
+    for damaged in [b"", *ends, *map(noise.bytes, range(1, 400, 10))]:
+        part.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read"):
+            pickle.loads(kept)["0"].samples.squares()
     shutil.rmtree(folder)
     with pytest.raises(DataError, match="is gone"):
         stored["0"].samples.squares()

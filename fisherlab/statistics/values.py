@@ -1,6 +1,5 @@
 """Per-example gradients of layers, as values."""
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -81,7 +80,7 @@ class StoredPart(Held):
                 f"{self.path} is gone, which stored statistics stand on. Call collect "
                 "again with store=, and keep the folder as long as its statistics."
             ) from error
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged file may raise anything
             raise DataError(
                 f"{self.path}, which stored statistics stand on, cannot be read "
                 f"({' '.join(str(error).split())[:100]}). If it was changed, remove the "
