@@ -303,9 +303,11 @@ def test_damage_strangers_and_lost_files_are_told(tmp_path):
     part.write_bytes(part.read_bytes()[:-1] + b"!")
     with pytest.raises(DataError, match="damaged"):
         both(model, data, folder)
-    whole, noise = part.read_bytes(), np.random.default_rng(0)
+    whole, noise = bytearray(part.read_bytes()), np.random.default_rng(0)
     ends = [whole[:size] for size in noise.integers(len(whole) - 1, size=10)]
-    for damaged in [b"", *ends, *map(noise.bytes, range(1, 400, 10))]:
+    flips = [(at, bytes([whole[at] ^ 255])) for at in range(0, len(whole), 61)]
+    flipped = [whole[:at] + other + whole[at + 1 :] for at, other in flips]
+    for damaged in [b"", noise.bytes(99), *ends, *flipped]:
         part.write_bytes(damaged)
         with pytest.raises(DataError, match="cannot be read"):
             pickle.loads(kept)["0"].samples.squares()

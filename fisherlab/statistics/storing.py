@@ -25,7 +25,7 @@ from fisherlab.numerics.memory import require
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.gathered import Held, foretold, held_bytes, join_examples
 from fisherlab.statistics.network import Statistics
-from fisherlab.statistics.values import LayerStatistics, StoredPart, stored_as
+from fisherlab.statistics.values import LayerStatistics, StoredPart, state_of, stored_as
 
 SHARE = 16  # parts of the budget: pairs of parts are opened, and cast to float64
 PART_BYTES = 256 * 2**20  # the largest part
@@ -246,7 +246,9 @@ def _joined(files: list[Path]) -> LayerStatistics:
     whole = join_examples(shapes)
     columns, precision = whole.samples.columns, whole.dtype
     parts = (
-        StoredPart(str(file), layer.samples.examples, columns, precision)
+        StoredPart(
+            str(file), layer.samples.examples, columns, precision, state=state_of(file)
+        )
         for file, layer in zip(files, shapes, strict=True)
     )
     return stored_as(whole, tuple(parts))

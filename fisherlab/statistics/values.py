@@ -1,5 +1,6 @@
 """Per-example gradients of layers, as values."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,12 @@ from fisherlab.showing import html_table
 HALF = (torch.bfloat16, torch.float16)
 
 
+def state_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the size of a file, and when it was written."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class StoredPart(Held):
@@ -46,6 +53,8 @@ class StoredPart(Held):
         What it is read in.
     groups
         Which group of rows is meant, in turn.
+    state
+        Size and time of the file when it was verified, none before.
     """
 
     path: str
@@ -53,6 +62,7 @@ class StoredPart(Held):
     columns: int
     precision: torch.dtype
     groups: tuple[int, ...] = ()
+    state: tuple[int, int] | None = None
 
     def layer(self) -> "LayerStatistics":
         """Return the part, with the columns of the whole."""
@@ -68,9 +78,11 @@ class StoredPart(Held):
         Raises
         ------
         DataError
-            If the file is gone, or cannot be read.
+            If the file is gone, was changed, or cannot be read.
         """
         try:
+            if self.state not in (None, state_of(self.path)):
+                raise OSError("it was changed")
             with torch.serialization.safe_globals([LayerStatistics, Block, Provenance]):
                 found: LayerStatistics = torch.load(
                     self.path, "cpu", mmap=True, weights_only=True
@@ -83,8 +95,8 @@ class StoredPart(Held):
         except Exception as error:  # a damaged file may raise anything
             raise DataError(
                 f"{self.path}, which stored statistics stand on, cannot be read "
-                f"({' '.join(str(error).split())[:100]}). If it was changed, remove the "
-                "folder and call collect again with store=."
+                f"({' '.join(str(error).split())[:100]}). Call collect again with store=, "
+                "which verifies the folder."
             ) from error
         return found
 
