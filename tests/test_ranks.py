@@ -79,6 +79,27 @@ def test_the_bytes_of_steps_are_those_foretold(two, name):
         assert found["sent"][name] == [vars(told.at(step)) for step in range(10)]
 
 
+class Judging(fl.approximators.OfSums):
+    """A method whose sums hang on the numbers, so that nothing tells their bytes."""
+
+    def accumulate(self, state, statistics):
+        return state or float(statistics.samples.squares().sum())
+
+    def finish(self, state):
+        raise AssertionError(state)
+
+
+def test_bytes_of_steps_that_hang_on_numbers_are_refused():
+    model, lik = rank_jobs.begun(torch.Generator()), fl.Categorical()
+    optimiser = fl.NaturalGradient(model, lik, Judging(), lr=0.1, damping=0.1)
+    pair = torch.zeros(2, 4).double(), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"step_bytes: .* as many passes"):
+        of_rank(model, pair, lik, optimiser, [8, 3], 0)
+    wide = torch.zeros(2, 9).double(), pair[1]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # the model's
+        of_rank(model, wide, lik, optimiser, [8, 3], 0)
+
+
 @pytest.mark.parametrize("name", ["sgd-momentum", "kfac"])
 def test_two_ranks_follow_as_one_and_the_first_writes(two, alone, name):
     first, second = of(of(two, "followed"), name)

@@ -159,10 +159,10 @@ def of_rank(
         return StepBytes(optimizer, _gradient(held, loss), Sent(), Sent(), loss)
     blocks = Parameters.of(optimizer, plain, "step_bytes").blocks
     own = {name: held[name] for block in blocks.values() for name in block.parameters}
+    with frozen(plain):
+        probed = Probed.of(plain, pair, likelihood, list(blocks))
     try:
-        with frozen(plain):
-            probed = Probed.of(plain, pair, likelihood, list(blocks))
-            first, later = _statistics(probed, optimizer, counts, rank)
+        first, later = _statistics(probed, optimizer, counts, rank)
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"step_bytes: {optimizer.curvature.approximator!r} makes as many passes as "
