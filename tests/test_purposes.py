@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import math
 import weakref
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy.stats import spearmanr
+from torch import nn
 
 import fisherlab as fl
 from fisherlab import purposes
@@ -420,6 +422,24 @@ def test_saliencies_are_those_of_formed_matrices(name, damping, network):
     check(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_drift_that_the_exact_matrix_does_not_see_has_no_ratio(dtype):
+    """The same number added to every logit: 1e16 or 1e31, whatever rounding left."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3, dtype=dtype), torch.randn(9, 4, dtype=dtype)
+    stats = fl.collect(model, (x, None), fl.Categorical())
+    here = {n: p.detach() for n, p in model.named_parameters()}
+    shifted = {n: p + 0.1 for n, p in here.items()}
+    seen = {"weight": here["weight"] + torch.eye(3, 4, dtype=dtype), "bias": here["bias"]}
+
+    def ratio(*others):
+        judged = fl.compare(stats, ["kfac"], purpose=fl.EWC(here, others))
+        return float(judged["value"].sel(measure="ewc.penalty_ratio").squeeze())
+
+    assert math.isnan(ratio(shifted))
+    assert ratio(shifted, seen) == pytest.approx(ratio(seen), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_penalties_and_sharpness_are_those_of_formed_matrices(name, network):
     model, _, stats = network
@@ -522,7 +542,7 @@ def all_purposes(network):
     model, data, _ = network
     weights = dict(model.named_parameters())
     losses = fl.collect(model, data, fl.Categorical(), fl.Empirical())
-    there = {key: value + 0.1 for key, value in weights.items()}
+    there = {key: value + 0.1 * value.square() for key, value in weights.items()}
     return [
         purposes.Step(fl.mean_gradient(model, data, fl.Categorical()), DAMPING),
         purposes.Laplace(0.5, N, purposes.HeldOut.of(model, data)),

@@ -319,7 +319,9 @@ def _workspace(samples: Samples) -> int:
     if isinstance(samples, TurnedSamples):  # it is turned in a copy
         return size * (o * i) ** 2 + _workspace(samples.upright)
     if isinstance(samples, OuterSamples):
-        return size * workspace_numbers(samples.columns, samples.examples, o, i)
+        here = samples.columns, samples.examples, o, i
+        away = samples.device.type not in ("cpu", "meta")
+        return size * workspace_numbers(*here, accelerator=away)
     if isinstance(samples, SharedSamples) and samples.pairs_are_cheaper:
         return min(
             pairs.CHUNK_BYTES,

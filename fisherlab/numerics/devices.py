@@ -54,6 +54,17 @@ def _accelerated() -> bool:
     return torch.accelerator.is_available()
 
 
+def on_accelerator(tensor: Tensor) -> bool:
+    """Tell whether a call costs more than its arithmetic, where the tensor is small.
+
+    Examples
+    --------
+    >>> on_accelerator(torch.ones(2))
+    False
+    """
+    return tensor.device.type not in ("cpu", "meta")
+
+
 def free_bytes(device: torch.device | str = "cpu") -> int:
     """Return the number of bytes free on a device now.
 

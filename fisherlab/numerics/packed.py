@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fisherlab.numerics.devices import on_accelerator
 from fisherlab.numerics.memory import chunks, empty
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
@@ -21,6 +22,7 @@ EXAMPLES = 1000  # examples packed at once: fewer slow the products down
 SQUARE_ROWS = 16  # rows of the examples' squares at once: they stay in cache
 LEAF = 1200  # symmetric products are halved down to this size, and then go by panels
 PANEL = 96  # rows of a panel: right of it nothing is wasted, and it stays in cache
+# Calls are what an accelerator pays: there a leaf is one panel, a piece is packed at once.
 INPUT_ROWS = 2200  # packed input rows at once, so that N × m(m+1)/2 is never held
 
 
@@ -90,6 +92,9 @@ def pack_outer(rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         Buffer of at least that many pairs × n; a view of it is returned.
     """
     size, position = rows.shape[0], 0
+    if on_accelerator(rows):
+        first, second = _pairs(size, start, stop, rows.device)
+        return torch.mul(rows[first], rows[second], out=out[: len(first)])
     for i in range(start, stop):
         torch.mul(rows[i], rows[i:], out=out[position : position + size - i])
         position += size - i
@@ -109,6 +114,11 @@ def pack_sums(columns: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         Buffer of n × at least that many pairs; a view of it, pairs × n, is returned.
     """
     size, position = columns.shape[2], 0
+    if on_accelerator(columns):
+        first, second = _pairs(size, start, stop, columns.device)
+        squares = columns[:, :, start:stop].mT @ columns[:, :, start:]
+        packed = squares[:, first - start, second - start]
+        return out[:, : len(first)].copy_(packed).T
     for rows in chunks(stop - start, SQUARE_ROWS):
         first = start + rows.start
         left = columns[:, :, first : start + rows.stop].transpose(1, 2)
@@ -118,6 +128,12 @@ def pack_sums(columns: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
             out[:, position : position + width] = squares[:, i, i:]
             position += width
     return out[:, :position].T
+
+
+def _pairs(size: int, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return i and j of the pairs (i, j ≥ i), start ≤ i < stop, in packed order."""
+    rows, cols = torch.triu_indices(stop - start, size - start, device=device) + start
+    return rows, cols
 
 
 def triangle_chunks(size: int, pairs: int) -> list[tuple[int, int]]:
@@ -156,14 +172,18 @@ class _Workspace:
         self.product = empty((pairs, pair_count(m)), inputs.dtype, inputs.device)
 
 
-def workspace_numbers(columns: int, examples: int, o: int, m: int) -> int:
+def workspace_numbers(
+    columns: int, examples: int, o: int, m: int, *, accelerator: bool = False
+) -> int:
     """Return how many numbers `kronecker_sum_` holds beside the block."""
     outputs = triangle_chunks(o, PAIR_ROWS)
     pairs, wide = _longest(o, outputs), _longest(m, triangle_chunks(m, INPUT_ROWS))
     turned = columns * examples * o + examples * m
     squares = 0 if columns == 1 else min(o, SQUARE_ROWS) * o
-    buffers = (pairs + wide + squares) * min(EXAMPLES, examples)
-    return turned + buffers + pairs * pair_count(m) + o * m * m
+    packed, spread = pairs + wide + squares, o * m * m
+    if accelerator:  # what is packed and spread at once, a piece holds half of
+        packed, spread = 3 * (pairs + wide), 2 * pairs * m * m
+    return turned + packed * min(EXAMPLES, examples) + pairs * pair_count(m) + spread
 
 
 def _longest(size: int, pieces: list[tuple[int, int]]) -> int:
@@ -239,6 +259,8 @@ def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float)
     if inputs.shape[0] == 0:
         return out.zero_()
     space = _Workspace(gradients, inputs)
+    if on_accelerator(inputs):
+        return _spread_(out, space, scale)
     columns = pair_index(m, inputs.device).reshape(-1)
     panels = inputs.new_empty(o, m * m)
     for start, stop in space.output_pieces:
@@ -251,6 +273,19 @@ def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float)
             panel = panels[: o - row].view(o - row, m, m)
             out[row, :, row:, :] = panel.transpose(0, 1)
             out[row + 1 :, :, row, :] = panel[1:]
+    return out
+
+
+def _spread_(out: Tensor, space: _Workspace, scale: float) -> Tensor:
+    """Write the packed product into the dense block, a few calls a piece."""
+    o, m = out.shape[:2]
+    outputs, inputs = pair_index(o, out.device), pair_index(m, out.device)
+    for start, stop in space.output_pieces:
+        packed = _product_rows(space, (start, stop), scale)
+        here = outputs[start:stop, start:] - pair_offset(o, start)
+        rows = packed[here[:, None, :, None], inputs[None, :, None, :]]
+        out[start:stop, :, start:] = rows
+        out[stop:, :, start:stop] = rows[:, :, stop - start :].permute(2, 1, 0, 3)
     return out
 
 
@@ -277,7 +312,7 @@ def _triangle_(
     """Set the upper triangle of `out` to beta · out + scale · LᵀR, LᵀR symmetric."""
     size = out.shape[0]
     if size <= LEAF:
-        for part in chunks(size, PANEL):
+        for part in chunks(size, _panel(out)):
             panel = out[part, part.start :]
             panel.addmm_(left[:, part].T, right[:, part.start :], alpha=scale, beta=beta)
         return out
@@ -310,9 +345,13 @@ def _written(size: int) -> int:
 
 def mirror_(matrix: Tensor) -> Tensor:
     """Copy the upper triangle onto the lower one, in place, panel by panel."""
-    for part in chunks(matrix.shape[0], PANEL):
+    for part in chunks(matrix.shape[0], _panel(matrix)):
         _mirror_panel_(matrix, part)
     return matrix
+
+
+def _panel(matrix: Tensor) -> int:
+    return LEAF if on_accelerator(matrix) else PANEL
 
 
 def _mirror_panel_(matrix: Tensor, part: slice) -> None:
@@ -333,7 +372,7 @@ def second_moment(rows: Tensor) -> Tensor:
     out = rows.new_empty(size, size)
     if size > LEAF:
         return mirror_(symmetric_product_(out, rows, beta=0.0))
-    for part in chunks(size, PANEL):  # mirrored while it is in cache
+    for part in chunks(size, _panel(out)):  # mirrored while it is in cache
         torch.mm(rows[:, part].T, rows[:, part.start :], out=out[part, part.start :])
         _mirror_panel_(out, part)
     return out

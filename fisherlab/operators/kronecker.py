@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import final
 
 import torch
@@ -89,10 +89,8 @@ class KroneckerSum(Operator):
         return len(self.terms) * o * i * (o + i)
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        out = torch.zeros_like(w)
-        for rows, cols in self.terms:
-            out += rows @ w @ cols.T
-        return out
+        products = (rows @ w @ cols.T for rows, cols in self.terms)
+        return reduce(torch.Tensor.add_, products) if self.terms else torch.zeros_like(w)
 
     def _dense(self) -> Float[Tensor, "p p"]:
         if self.cancels:

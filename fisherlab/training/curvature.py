@@ -14,7 +14,7 @@ from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import FisherlabError, NeedsSharedForm
-from fisherlab.layers import uncompiled
+from fisherlab.layers import outline, same_outline, uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.numerics.ranks import Ranks
@@ -287,6 +287,8 @@ class Preconditioned(torch.optim.Optimizer):
         self.exceptions: dict[str, str] = {}
         self._owners: Owners = {}
         self._unseen: list[devices.Look] = []
+        self._outline: tuple[Any, ...] = ()
+        self._known: dict[Any, Parameters] = {}  # of this outline
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         super().__init__(trainable if params is None else params, settings)
 
@@ -325,13 +327,22 @@ class Preconditioned(torch.optim.Optimizer):
         devices.look(unseen)
 
     def _parameters(self) -> Parameters:
-        """Return what is optimised now."""
-        return Parameters.of(self, self.model, type(self).__name__)
+        """Return what is optimised now, found again where the model is another one."""
+        now = outline(self.model)
+        if not same_outline(self._outline, now):
+            self._outline, self._known = now, {}
+        parts = (p for p in now if isinstance(p, nn.Parameter))
+        wanted = tuple((p.requires_grad, p.shape) for p in parts)
+        held = tuple(id(p) for group in self.param_groups for p in group["params"])
+        if (wanted, held) not in self._known:
+            found = Parameters.of(self, self.model, type(self).__name__)
+            self._known[wanted, held] = found
+        return replace(self._known[wanted, held], groups=self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""
         self.look()
-        return serialise.lasting(self)
+        return {**serialise.lasting(self), "_outline": (), "_known": {}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state as plain containers of tensors, safe for ``weights_only``."""

@@ -226,7 +226,7 @@ def move_(
     Parameters
     ----------
     directions
-        By parameter name.
+        By parameter name; zero where the step is not good.
     kept
         Momenta of gradients to be remembered, by parameter name. If None, the momentum
         of directions is, m ← μ m + d.
@@ -239,46 +239,56 @@ def move_(
         here = [p for p in group["params"] if names[p] in directions]
         if not here:
             continue
-        steps = [directions[names[p]] for p in here]
+        steps = tuple(directions[names[p]] for p in here)
         if kept is not None:
             for p in here:
                 before = state[p].get("momentum", torch.zeros_like(p))
                 state[p]["momentum"] = _own(_if(good, kept[names[p]], before))
-        elif group["momentum"]:
-            steps = [
-                _added_(state[p], group["momentum"], step, good)
-                for p, step in zip(here, steps, strict=True)
-            ]
+        if kept is None and group["momentum"]:
+            steps = _added_([state[p] for p in here], group["momentum"], steps, good)
         rate = float(group["lr"])
         if group["weight_decay"]:
-            torch._foreach_mul_(here, _factor(good, 1 - rate * group["weight_decay"]))
-        still = [_if(good, step, 0) for step in steps]
-        torch._foreach_add_(here, still, alpha=-rate)
+            shrunk = _where(good, 1 - rate * group["weight_decay"], 1.0, here)
+            torch._foreach_mul_(here, shrunk)
+        if good is not None:
+            steps = torch._foreach_mul(steps, _where(good, 1.0, 0.0, here))
+        torch._foreach_add_(here, steps, alpha=-rate)
 
 
 def _added_(
-    state: dict[str, Tensor], momentum: float, step: Tensor, good: Tensor | None
-) -> Tensor:
-    """Return m ← μ m + d, in place where there is one already."""
-    if "momentum" not in state:
-        state["momentum"] = _own(_if(good, step, 0))
-    elif good is None:
-        state["momentum"].mul_(momentum).add_(step)
-    else:
-        kept = state["momentum"]
-        kept.copy_(torch.where(good, momentum * kept + step, kept))
-    return state["momentum"]
+    states: Sequence[dict[str, Tensor]],
+    momentum: float,
+    steps: tuple[Tensor, ...],
+    good: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Return m ← μ m + d, in place; a step that is not good is 0 and changes nothing."""
+    for state, step in zip(states, steps, strict=True):
+        if "momentum" not in state:
+            state["momentum"] = _own(torch.zeros_like(step))
+    held = tuple(state["momentum"] for state in states)
+    torch._foreach_mul_(held, _where(good, momentum, 1.0, held))
+    torch._foreach_add_(held, steps)
+    return held
+
+
+def zero_unless(good: Tensor | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as they are, or zeros where a boolean on the device says no."""
+    return {name: _if(good, tensor, 0) for name, tensor in tensors.items()}
 
 
 def _if(good: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
     return new if good is None else torch.where(good, new, old)
 
 
-def _factor(good: Tensor | None, value: float) -> Any:
+def _where(
+    good: Tensor | None, then: float, otherwise: float, like: Sequence[Tensor]
+) -> Any:
+    """Return one number for all tensors, decided on the device where nobody has looked."""
     if good is None:
-        return value
-    ones = torch.ones((), dtype=torch.float64, device=good.device)
-    return torch.where(good, value * ones, ones)
+        return then
+    widest = max((tensor.dtype for tensor in like), key=lambda dtype: dtype.itemsize)
+    numbers = (good.new_full((), number, dtype=widest) for number in (then, otherwise))
+    return torch.where(good, *numbers)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -301,7 +311,7 @@ def require_finite(
     if not directions:
         return
     names = list(directions)
-    finite = torch.stack([torch.isfinite(d.sum()) for d in directions.values()])
+    finite = torch.stack([d.sum() for d in directions.values()]).isfinite()
     known = {} if devices.postponing(finite) else gradients  # too large to be kept
 
     def complaint() -> NumericalError:

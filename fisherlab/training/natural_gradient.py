@@ -30,6 +30,7 @@ from fisherlab.training.moves import (
     momenta,
     move_,
     require_finite,
+    zero_unless,
 )
 from fisherlab.training.one_graph import Passed, returned_loss
 from fisherlab.training.passes import Observed
@@ -242,8 +243,9 @@ class NaturalGradient(Preconditioned):
             directions = {name: d * scale for name, d in directions.items()}
         kept = parameters.unpack(gradients) if of_gradient else None
         seen = self.curvature.seen(statistics, parameters, exceptions)
-        moves = parameters.unpack(directions)
-        move_(parameters, self.state, moves, kept, devices.all_good(found))
+        good = devices.all_good(found)
+        moves = parameters.unpack(zero_unless(good, directions))
+        move_(parameters, self.state, moves, kept, good)
         self.units, self.exceptions, self._owners = units, exceptions, holding
         if seen and observed is not None:
             own = self._passes.observe(observed, parameters.blocks, self.steps)

@@ -106,13 +106,12 @@ def returned_loss(returned: Any) -> Tensor:
 
 
 def pulled(
-    value: Tensor, model: nn.Module, names: tuple[str, ...], *, retain: bool = False
+    value: Tensor, named: Mapping[str, nn.Parameter], *, retain: bool = False
 ) -> dict[str, Tensor]:
     """Return the gradients of a value by parameter name, where it depends on them."""
-    named = dict(model.named_parameters())
-    leaves = [named[name] for name in names]
+    leaves = list(named.values())
     grads = torch.autograd.grad(value, leaves, retain_graph=retain, allow_unused=True)
-    pairs = zip(names, grads, strict=True)
+    pairs = zip(named, grads, strict=True)
     return {name: grad for name, grad in pairs if grad is not None}
 
 
@@ -122,6 +121,7 @@ def together(
     fisher: Fisher,
     batch: Batch,
     blocks: Mapping[str, Block],
+    trained: Mapping[str, nn.Parameter],
     tapped: Mapping[str, taps.Tapped],
 ) -> Passed:
     """Return loss, gradients of all blocks, and statistics of those that are tapped.
@@ -129,34 +129,33 @@ def together(
     There are no statistics where the weights were used in another way than the taps have
     it, as stochastic depth does.
     """
-    named = dict(model.named_parameters())
     watched = {name: blocks[name] for name in blocks if name in tapped}
-    with Recorder(watched, named, apart=False) as recorder:
+    every = dict(model.named_parameters())
+    with Recorder(watched, every, apart=False) as recorder:
         output, losses = forward(model, likelihood, batch)
     done, loss = Pass(output, recorder.calls), losses.detach().mean()
-    names = tuple(name for block in blocks.values() for name in block.parameters)
     fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
     if recorder.unseen or not all(fits):
-        return Passed(loss, pulled(losses.mean(), model, names), None)
+        return Passed(loss, pulled(losses.mean(), trained), None)
     made = Provenance.of(fisher, likelihood, len(batch))
     mask = likelihood.mask(output, batch.y) if tapped else None
     layers = taps.described(watched, tapped, [done], batch, mask, made)
     if isinstance(fisher, Empirical):
-        inputs: Any = [*(named[name] for name in names), *done.edges]
+        inputs: Any = [*trained.values(), *done.edges]
         found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        pairs = zip(names, found, strict=False)
+        pairs = zip(trained, found, strict=False)
         gradients = {n: g.div_(len(batch)) for n, g in pairs if g is not None}
-        ends = [g if g is None else g[None] for g in found[len(names) :]]
+        ends = [g if g is None else g[None] for g in found[len(trained) :]]
         pulled_ = by_call(done, ends)
         rows = {
             n: taps.rows_of(t, done.calls[n], pulled_[n], len(batch))
             for n, t in tapped.items()
         }
     else:
-        gradients = pulled(losses.mean(), model, names, retain=True)
+        gradients = pulled(losses.mean(), trained, retain=True)
         seen = output.detach()
-        every = slice(0, fisher.column_count(likelihood, seen))
-        columns = fisher.columns(likelihood, seen, batch.y, batch.first, every)
+        count = fisher.column_count(likelihood, seen)
+        columns = fisher.columns(likelihood, seen, batch.y, batch.first, slice(0, count))
         rows = taps.pull([done], tapped, columns, keep=False)
     statistics = {name: layers[name](rows[name], len(batch)) for name in watched}
     return Passed(loss, gradients, Statistics(statistics, made))

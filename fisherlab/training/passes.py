@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import is_not
 from typing import Any, Literal, cast, final
 
 import torch
@@ -56,6 +55,8 @@ class _Plan:
     ----------
     blocks
         Those that are optimised.
+    named
+        Their parameters.
     probes
         What `collect` has found out about the blocks that are observed.
     left
@@ -65,6 +66,7 @@ class _Plan:
     """
 
     blocks: Mapping[str, Block]
+    named: Mapping[str, nn.Parameter]
     probes: dict[Any, Probe]
     left: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
@@ -73,11 +75,6 @@ class _Plan:
     def observed(self) -> list[str]:
         """Names of the blocks whose statistics are taken."""
         return [name for name in self.blocks if name not in self.left]
-
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """Names of the parameters."""
-        return tuple(n for block in self.blocks.values() for n in block.parameters)
 
 
 class Passes:
@@ -122,11 +119,12 @@ class Passes:
         self._compress = compress
         self._left = left
         self._plans: dict[Any, _Plan] = {}
-        self._parts: tuple[Any, ...] = ()  # modules and parameters that the plans are of
+        self._blocks: Mapping[str, Block] = {}
+        self._modules: tuple[nn.Module, ...] = ()  # as long as the blocks are those
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is found out again."""
-        return {**self.__dict__, "_plans": {}, "_parts": ()}
+        return {**self.__dict__, "_plans": {}, "_blocks": {}, "_modules": ()}
 
     def batch(self, data: Any) -> Batch:
         """Move one batch to the model; its first of a kind is checked as in `collect`.
@@ -141,7 +139,8 @@ class Passes:
         if isinstance(data, list):  # as a DataLoader gives it
             data = tuple(data)
         plain = [isinstance(d, Tensor) for d in data] if isinstance(data, tuple) else []
-        if plain != [True, True] or self._key(Batch(data[0], None)) not in self._plans:
+        known = {signature for signature, *_ in self._plans}
+        if plain != [True, True] or Batch(data[0], None).signature not in known:
             found = list(batches(data, parameter.device, parameter.dtype, model=self.model))
             if len(found) != 1:
                 msg = f"step: one batch (x, y) is expected; {len(found)} were given."
@@ -199,10 +198,10 @@ class Passes:
         if observe is batch and plan.shared and self._few:
             passed = self._together(plan, batch, self._drawn(step))
             if passed.statistics is None:  # a training pass that differs from the last
-                self._plans[self._key(batch)] = replace(plan, shared=False)
+                self._plans[self._key(batch, blocks)] = replace(plan, shared=False)
         else:
             _, losses = forward(self.called, self.likelihood, batch)
-            gradients = pulled(losses.mean(), self.model, plan.trainable)
+            gradients = pulled(losses.mean(), plan.named)
             passed = Passed(losses.detach().mean(), gradients, None)
         if observe is None or passed.statistics is not None:
             return passed
@@ -288,24 +287,22 @@ class Passes:
 
     def _together(self, plan: _Plan, batch: Batch, fisher: Fisher) -> Passed:
         (found,) = plan.probes.values()
-        return together(
-            self.model, self.likelihood, fisher, batch, plan.blocks, found.tapped
-        )
+        parts = plan.blocks, plan.named, found.tapped
+        return together(self.model, self.likelihood, fisher, batch, *parts)
 
-    def _key(self, batch: Batch) -> tuple[Any, ...]:
-        modes = tuple(m.training for m in self.model.modules())
-        wanted = tuple(p.requires_grad for p in self.model.parameters())
-        return batch.signature, modes, wanted
+    def _key(self, batch: Batch, blocks: Mapping[str, Block]) -> tuple[Any, ...]:
+        if blocks is not self._blocks:
+            self._blocks, self._modules = blocks, tuple(self.model.modules())
+        return batch.signature, tuple(m.training for m in self._modules), tuple(blocks)
 
     def _plan(self, batch: Batch, blocks: Mapping[str, Block]) -> _Plan:
-        """Return the plan for batches like this one; the last few kinds are kept."""
-        parts = (*self.model.modules(), *self.model.parameters())
-        if len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
-            self._plans.clear()  # of layers that have moved, or are here no more
-            self._parts = parts
-        key = self._key(batch)
+        """Return the plan for batches like this one; the last few kinds are kept.
+
+        The optimiser gives the same mapping as long as the model is what it was.
+        """
+        key = self._key(batch, blocks)
         plan = self._plans.pop(key, None)
-        if plan is None or tuple(plan.blocks) != tuple(blocks):
+        if plan is None or plan.blocks is not blocks:
             plan = self._planned(batch, blocks)
         self._plans[key] = plan  # the newest is the last
         while len(self._plans) > PLANS:
@@ -313,7 +310,9 @@ class Passes:
         return plan
 
     def _planned(self, batch: Batch, blocks: Mapping[str, Block]) -> _Plan:
-        plan = _Plan(dict(blocks), {})
+        named = dict(self.model.named_parameters())
+        trained = [name for block in blocks.values() for name in block.parameters]
+        plan = _Plan(blocks, {name: named[name] for name in trained}, {})
         if self.takes == "mean_gradient":
             return plan
         pair = batch.part([0, min(1, len(batch) - 1)])

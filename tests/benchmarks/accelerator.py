@@ -55,27 +55,28 @@ class Plan:
 TINY = Plan(1, 8, 40, 4, (20, 12, 6, 3), (20, 16, 6, 16, 20), 64, 0.5, "digits", False)
 
 
-def peak(plan: Plan) -> Iterator[Row]:
+def peak(plan: Plan, device: str) -> Iterator[Row]:
     """The rate of matrix products, which all counts are held against."""
     n = plan.square
-    work = {
-        str(dtype): gemm([(n, n, n)], dtype) for dtype in (torch.float64, torch.float32)
-    }
+    dtypes = torch.float64, torch.float32
+    with torch.device(device):
+        work = {str(dtype): gemm([(n, n, n)], dtype) for dtype in dtypes}
     seconds = interleaved(work, plan.rounds)
     told = ", ".join(f"{2 * n**3 / s / 1e12:.3g} Tflop/s {k}" for k, s in seconds.items())
     yield _row(f"matrix products of {n} rows", told, seconds)
 
 
-def blocks(plan: Plan) -> Iterator[Row]:
+def blocks(plan: Plan, device: str) -> Iterator[Row]:
     """Dense blocks of a perceptron and of convolutions, and KFAC's factors."""
-    made = [
-        cases.dense_mlp(plan.width, plan.examples),
-        cases.conv(plan.images),
-        *(
-            cases.kfac(dtype, aim, 2 * plan.examples, list(plan.widths))
-            for dtype, aim in ((torch.float64, 0.6), (torch.float32, 0.5))
-        ),
-    ]
+    with torch.device(device):  # no longer: a default device slows every call of torch
+        made = [
+            cases.dense_mlp(plan.width, plan.examples),
+            cases.conv(plan.images),
+            *(
+                cases.kfac(dtype, aim, 2 * plan.examples, list(plan.widths))
+                for dtype, aim in ((torch.float64, 0.6), (torch.float32, 0.5))
+            ),
+        ]
     for case in made:
         rivals = _working(case.rivals) if plan.neighbours else {}
         yield measured(replace(case, rivals=rivals), plan.rounds)
@@ -94,11 +95,11 @@ def _working(rivals: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], 
     return found
 
 
-def comparison(plan: Plan) -> Iterator[Row]:
+def comparison(plan: Plan, device: str) -> Iterator[Row]:
     """Approximations of the widest layer, and five errors of it, from one statistics."""
     o, i = plan.autoencoder[1], plan.autoencoder[0] + 1
     for dtype in (torch.float64, torch.float32):
-        layer = kronecker._synthetic(o, i, 1000, dtype).to(torch.get_default_device())
+        layer = kronecker._synthetic(o, i, 1000, dtype).to(device)
         work = {
             name: partial(kronecker._fresh_call, method, layer)
             for name, method in {
@@ -115,10 +116,11 @@ def comparison(plan: Plan) -> Iterator[Row]:
         yield _row(f"approximations of a {o}×{i} layer, N=1000, {dtype}", note, seconds)
 
 
-def training_steps(plan: Plan) -> Iterator[Row]:
+def training_steps(plan: Plan, device: str) -> Iterator[Row]:
     """Seconds of a step relative to SGD's, statistics and inverses every 100 steps."""
     widths = list(plan.autoencoder)
-    row = steps.measure(1000, plan.rounds, widths, neighbours=plan.neighbours)
+    options: Any = {"neighbours": plan.neighbours, "device": device}
+    row = steps.measure(1000, plan.rounds, widths, **options)
     sgd = row["seconds"]["SGD-m"]
     ratios = {
         name: row["seconds"][f"{name}, T1=100, T2=100"] / max(sgd, 1e-9) for name in AIMS
@@ -134,12 +136,12 @@ def training_steps(plan: Plan) -> Iterator[Row]:
     yield row
 
 
-def training(plan: Plan) -> Iterator[Row]:
+def training(plan: Plan, device: str) -> Iterator[Row]:
     """Losses of seven optimisers after the same time on the MNIST autoencoder."""
     reports.stand_in(plan.race)
     for name in RUNNERS:
         problem = fl.problems.load(plan.race, dtype=torch.float32)
-        problem = problem.to(str(torch.get_default_device()))
+        problem = problem.to(device)
         started = time.perf_counter()
         run = fl.follow(problem, name, steps=10**6, seconds=plan.seconds, batch_size=512)
         took = time.perf_counter() - started
@@ -176,10 +178,9 @@ def main() -> int:
     if asked.device != "cpu" and (why := simulated_device.missing(asked.device)):
         parser.error(why)
     out = asked.out or (REHEARSED if asked.tiny else None)
-    torch.set_default_device(asked.device)
     plan = TINY if asked.tiny else Plan()
     for name in asked.parts or PARTS:
-        for row in PARTS[name](plan):
+        for row in PARTS[name](plan, asked.device):
             show(row)
             save(machine(asked.device), [row], out)
     return 0

@@ -35,7 +35,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _loader(x: Tensor, batch: int) -> DataLoader:
-    labels = torch.zeros(len(x), dtype=torch.long)
+    labels = x.new_zeros(len(x), dtype=torch.long)
     return DataLoader(TensorDataset(x, labels), batch_size=batch)
 
 
@@ -86,7 +86,7 @@ def backpack_blocks(model: nn.Module, x: Tensor, batch: int) -> Blocks:
     extended, loss = extend(deepcopy(model)), extend(nn.CrossEntropyLoss(reduction="sum"))
     blocks: list[Tensor] | None = None
     for part in x.split(batch):
-        labels = torch.zeros(len(part), dtype=torch.long)
+        labels = part.new_zeros(len(part), dtype=torch.long)
         extended.zero_grad()
         with default_dtype(x.dtype), backpack(SqrtGGNExact()):
             loss(extended(part), labels).backward()
@@ -111,7 +111,8 @@ def backpack_kfac(model: nn.Module, x: Tensor, batch: int) -> list[list[Tensor]]
     for part in x.split(batch):
         extended.zero_grad()
         with default_dtype(x.dtype), backpack(KFLR()):
-            loss(extended(part), torch.zeros(len(part), dtype=torch.long)).backward()
+            labels = part.new_zeros(len(part), dtype=torch.long)
+            loss(extended(part), labels).backward()
         new = [p.kflr for p in extended.parameters()]
         total = (
             new
@@ -139,7 +140,7 @@ def asdl(model: nn.Module, x: Tensor, batch: int, shape: str) -> list[Tensor]:
     with default_dtype(x.dtype):
         maker = get_fisher_maker(model, config)
         for number, part in enumerate(x.split(batch)):
-            labels = torch.zeros(len(part), dtype=torch.long)
+            labels = part.new_zeros(len(part), dtype=torch.long)
             output = maker.setup_model_call(model, part)
             maker.setup_loss_call(nn.functional.cross_entropy, output, labels)
             maker.forward_and_backward(accumulate=number > 0)
@@ -167,7 +168,7 @@ def asdl_kfac(model: nn.Module, x: Tensor, batch: int) -> list[Tensor]:
 def curvlinops_kfac(model: nn.Module, x: Tensor, batch: int) -> object:
     from curvlinops import FisherType, KFACLinearOperator
 
-    data = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(batch)]
+    data = [(part, part.new_zeros(len(part), dtype=torch.long)) for part in x.split(batch)]
     operator = KFACLinearOperator(
         model,
         nn.CrossEntropyLoss(),

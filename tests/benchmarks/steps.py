@@ -127,7 +127,7 @@ class HookKFAC:
         for layer in self.layers:
             if inverses:
                 self.inverses[layer] = [
-                    torch.linalg.inv(f + 0.5 * torch.eye(len(f)))
+                    torch.linalg.inv(f + 0.5 * torch.eye(len(f), device=f.device))
                     for f in self.factors[layer]
                 ]
             rows, cols = self.inverses[layer]
@@ -214,11 +214,10 @@ def flops(action: Action) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(
-    batch: int, rounds: int, widths: list[int] | None = None, *, neighbours: bool = True
-) -> dict[str, object]:
-    """Time all methods in turn, in float32; return a row as the other cases do."""
-    widths = widths or WIDTHS
+def contestants(
+    batch: int, widths: list[int], neighbours: bool
+) -> tuple[dict[str, dict[str, Action]], dict[str, Action]]:
+    """Return the parts of the steps of all methods, and the steps of first order."""
     x = images(batch, widths[0])
     steps = {
         name: three_steps(m.make(autoencoder(widths)), x) for name, m in METHODS.items()
@@ -229,11 +228,26 @@ def measure(
     momentum = partial(torch.optim.SGD, momentum=0.9)
     sgd = first_order_step(momentum, autoencoder(widths), x)
     adam = first_order_step(torch.optim.Adam, autoencoder(widths), x)
+    return steps, {"SGD-m": sgd, "Adam": adam}
+
+
+def measure(
+    batch: int,
+    rounds: int,
+    widths: list[int] | None = None,
+    *,
+    neighbours: bool = True,
+    device: str = "cpu",
+) -> dict[str, object]:
+    """Time all methods in turn, in float32; return a row as the other cases do."""
+    with torch.device(device):  # no longer: a default device slows every call of torch
+        steps, first = contestants(batch, widths or WIDTHS, neighbours)
+    sgd = first["SGD-m"]
     sgd()
     work = {
         f"{n}: {part}": act for n, parts in steps.items() for part, act in parts.items()
     }
-    seconds = interleaved({"SGD-m": sgd, "Adam": adam} | work, rounds)
+    seconds = interleaved(first | work, rounds)
     counted = {name: flops(act) / flops(sgd) for name, act in work.items()}
     rows, found = {}, {}
     for name, schedule in _rows(steps):

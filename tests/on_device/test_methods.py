@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fisherlab as fl
+from fisherlab.numerics import packed
 from fisherlab.numerics.devices import free_bytes
 from tests import cases, simulated_device
 from tests.cases import METHODS, normal
@@ -104,6 +105,30 @@ def test_every_method_on_every_layer_and_fisher(name, layer, fisher, device):
     assert_same(expected, found)
     previous = method(here, previous=found) if name in METHODS else found
     assert_same(expected, previous)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("shape", [(70, 5), (3, 80)], ids=str)
+def test_a_block_is_packed_and_spread_in_few_calls(shape, columns, device):
+    """Several pieces of rows and of inputs, with one column and with several."""
+    (o, m), n = shape, 7
+    gradients, inputs = normal(columns, n, o, seed=1), normal(n, m, seed=2)
+    blocks = [
+        packed.kronecker_sum_(x.new_empty(o, m, o, m), g, x, 0.5)
+        for g, x in ((gradients, inputs), (gradients.to(device), inputs.to(device)))
+    ]
+    expected = 0.5 * torch.einsum("vno,vnp,ni,nj->oipj", *[gradients] * 2, *[inputs] * 2)
+    assert_same(expected, blocks[0])
+    assert_same(expected, blocks[1])
+    host, here = (packed.rearranged(g, x) for g, x in ((gradients, inputs), (
+        gradients.to(device), inputs.to(device))))  # fmt: skip
+    assert_same(host, here)
+
+
+@pytest.mark.parametrize("size", [5, 130, 2 * packed.LEAF + 3])
+def test_a_symmetric_product_is_one_panel(size, device):
+    rows = normal(4, size, seed=3)
+    assert_same(rows.T @ rows, packed.second_moment(rows.to(device)))
 
 
 @pytest.mark.parametrize("name", OTHERS)
