@@ -45,7 +45,7 @@ report: $(INSTALLED)  ## train, analyse and write a report into reports/
 
 # Stored results are taken as they are: remove reproduced/all to begin anew.
 reproduce-quick: $(INSTALLED)  ## judge the papers' claims at quick size
-	OMP_NUM_THREADS=$(JOBS) $(BIN)/fisherlab reproduce all --quick --out reproduced/all $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/fisherlab reproduce all --quick --jobs $(JOBS) --out reproduced/all $(ARGS)
 	cp reproduced/all/REPRODUCTION.md docs/REPRODUCTION.md
 
 # One thread per worker: the workers are the parallelism. The check of types at run time

@@ -1,6 +1,7 @@
 """Verdicts are computed from numbers, and every row of every paper says its state."""
 
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -102,6 +103,10 @@ def tiny(setting):
     return xr.Dataset(numbers, attrs={"settings": "two numbers"})
 
 
+def named(setting):
+    return tiny(setting).assign_attrs(settings=setting.problem)
+
+
 def broken(_):
     raise ArithmeticError("no drawing")
 
@@ -181,6 +186,44 @@ def test_whole_matrices_are_of_one_seed_and_say_so(tmp_path, monkeypatch):
     assert fl.open(tmp_path / "tree" / "results.nc").attrs["seeds"] == 1
     page = (tmp_path / "tree" / "comparison.md").read_text(encoding="utf-8")
     assert "; paper size; seed 3." in page
+
+
+def test_another_problem_is_taken_where_an_experiment_can_and_refused_elsewhere(
+    listed, tmp_path, capsys
+):
+    known = catalogue.experiments()
+    known["tiny"] = replace(known["tiny"], compute=named, problems=("digits", "mnist"))
+    out = tmp_path / "new"
+    command = ["reproduce", "tiny", "--problem", "mnist", "--out", str(out)]
+    assert main(command) == 0
+    assert fl.open(out / "results.nc").attrs["settings"] == "mnist"
+    assert main(["reproduce"]) == 0
+    assert "--problem digits mnist" in capsys.readouterr().out
+    for name, takes in (
+        ("broken", "takes no other problem"),
+        ("all", "takes no other problem"),
+        ("tiny", "takes one of digits, mnist"),
+    ):
+        other = ["--problem", "faces", "--out", str(tmp_path / "no")]
+        assert main(["reproduce", name, *other]) == 2
+        said = capsys.readouterr().err
+        assert takes in said
+        assert "it is for tiny" in said
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_longest_experiments_begin_first(listed, tmp_path):
+    known, begun = catalogue.experiments(), []
+    known |= {
+        name: replace(known["tiny"], name=name, minutes=(quick, 9.0 - quick))
+        for name, quick in (("a", 2.0), ("b", 3.0), ("tiny", 1.0), ("broken", 0.5))
+    }
+    setting = Setting(quick=True)
+    catalogue.write_all(setting, 1, tmp_path / "quick", begun.append)
+    assert [said.split(":")[0] for said in begun] == ["b", "a", "tiny", "broken"]
+    begun.clear()
+    catalogue.write_all(replace(setting, quick=False), 1, tmp_path / "all", begun.append)
+    assert [said.split(":")[0] for said in begun] == ["broken", "tiny", "a", "b"]
 
 
 def test_a_run_that_fails_leaves_nothing_behind(listed, tmp_path):

@@ -180,6 +180,33 @@ def test_the_share_of_the_gain_is_that_of_the_worst_moment():
     assert beyond._near(ds)["largest TKFAC / KPSVD"] == pytest.approx(1.4)
 
 
+def test_what_noise_leaves_of_an_error_is_fitted_over_the_examples():
+    counts = np.array([128, 512, 2048])
+    errors = np.sqrt(0.3**2 + 4.0 / counts)
+    bias, share, miss = beyond._limit(counts, errors)
+    assert bias == pytest.approx(0.3)
+    assert share == pytest.approx(0.3 / errors[0])
+    assert miss < 1e-12
+    assert beyond._limit(counts, errors * [1, 1.1, 1])[2] > 0.02
+    data = {
+        name: (("approximator", "examples"), np.array([errors, scale * errors]))
+        for name, scale in (("by_examples", 0.1), ("scaled_by_examples", 0.1))
+    }
+    coords = {"approximator": ["kfac", "kpsvd"], "examples": counts}
+    told = beyond._bias(xr.Dataset(data, coords))
+    assert "KFAC's to 0.300" in told
+    assert "KPSVD's to 0.0300" in told
+
+
+def test_where_tkfac_lacks_most_the_scale_and_the_second_term_are_told():
+    ds = row(kfac=0.5, kpsvd=0.3, deflation=0.1, tkfac=0.34)
+    ds["scale_optimal_error"] = ds["frobenius_error"].where(ds.approximator != "kfac", 0.49)
+    second = ((0.3**2 - 0.1**2) / (1 - 0.3**2)) ** 0.5
+    told = beyond._shape(ds)
+    assert "At step 1 KFAC's best scale has 5.0 % of the gain" in told
+    assert f"{second:.3f} of the first" in told
+
+
 def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many(
     monkeypatch,
 ):

@@ -182,11 +182,14 @@ def add_reproduce(commands: Any) -> None:
     command.add_argument("name", nargs="?", default="list", help="an id, `list` or `all`")
     add_json(command)
     size = command.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="minutes on two cores")
+    size.add_argument("--quick", action="store_true", help="minutes a row, not hours")
     size.add_argument("--paper", action="store_true", help="the paper's size (default)")
     command.add_argument("--seed", type=int, default=0, help="decides everything random")
     command.add_argument("--seeds", type=int, default=1, help="so many, from --seed on")
     command.add_argument("--device", default="cpu", help="where networks are trained")
+    command.add_argument(
+        "--problem", metavar="NAME", help="train on another one, where `list` names some"
+    )
     command.add_argument("--data-dir", type=Path, help="folder of the data files")
     command.add_argument(
         "--out",
@@ -208,7 +211,12 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
         return
     require_device(arguments.device)
     setting = Setting(
-        arguments.seed, arguments.quick, arguments.device, arguments.data_dir, Path("runs")
+        arguments.seed,
+        arguments.quick,
+        arguments.device,
+        arguments.data_dir,
+        Path("runs"),
+        arguments.problem,
     )
     executor = executor_of(arguments, Path("runs") / "jobs")
     seeds, out = arguments.seeds, arguments.out
@@ -232,6 +240,8 @@ def _rows_listed(data_dir: Path | None) -> list[tuple[str, ...]]:
         data, minutes = "", ""
         if made is not None:
             data = " ".join(_there(name, data_dir) for name in made.data) or "none"
+            if made.problems:
+                data += f"; --problem {' '.join(made.problems)}"
             minutes = "/".join(f"{one:g}" for one in made.minutes)
         told = (row.name, row.experiment or "", row.shows, data, minutes, state(row, known))
         lines.append(told)

@@ -115,13 +115,16 @@ def write(
     Raises
     ------
     ValueError
-        If the name is unknown, the folder not empty, or `seeds` below 1.
+        If the name is unknown, the folder not empty, `seeds` below 1, or the problem none
+        that the experiment can take.
     DataError
         If data files are missing.
     """
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
     chosen = experiment(name)
+    if setting.problem not in (None, *chosen.problems):
+        raise ValueError(_other_problem(chosen, setting.problem))
     with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
         joined = _computed(chosen, setting, seeds, executor)
         joined.attrs |= {"experiment": chosen.name, **_marks(joined, setting, seeds)}
@@ -146,19 +149,28 @@ def write_all(
     """Run each experiment that has no results in the folder, and write REPRODUCTION.md.
 
     An experiment that fails is a row that says so. The page is written anew after each.
-    An executor, as of `fl.tune`, does the experiments.
+    An executor, as of `fl.tune`, does the experiments, those of most minutes first.
 
     Returns
     -------
     Path
         The page; beside it a folder for each experiment.
+
+    Raises
+    ------
+    ValueError
+        If the setting names a problem, which no experiment shares with all others.
     """
+    if setting.problem is not None:
+        raise ValueError(_other_problem(None, setting.problem))
     folder = Path("reproduced") / "all" if out is None else out
     page = folder / "REPRODUCTION.md"
     every, known, found = rows(), experiments(), dict[str, Outcome]()
+    paper = not setting.quick
+    longest = sorted(known, key=lambda name: known[name].minutes[paper], reverse=True)
     cells = {
         name: partial(_failed, name, setting, seeds, folder / name, progress)
-        for name in known
+        for name in longest
     }
     for name, failure in filled("reproduce", cells, executor):
         found[name] = (
@@ -171,6 +183,17 @@ def write_all(
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(page, partial(_put, text))
     return page
+
+
+def _other_problem(chosen: Experiment | None, problem: str) -> str:
+    """Say that an experiment, or all together, cannot take a problem."""
+    others = chosen.problems if chosen else ()
+    takes = f"one of {', '.join(others)}" if others else "no other problem"
+    able = [name for name, one in experiments().items() if one.problems]
+    return (
+        f"reproduce {chosen.name if chosen else 'all'} takes {takes}, but --problem is "
+        f"{problem!r}. Leave it out; it is for {', '.join(able)}."
+    )
 
 
 def _failed(

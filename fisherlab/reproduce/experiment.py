@@ -209,13 +209,15 @@ class Setting:
     seed
         Decides everything random.
     quick
-        Take a size that runs in minutes on two cores instead of the paper's.
+        Take a size that runs in minutes instead of the paper's.
     device
         Where networks are trained.
     data_dir
         The folder of the data files, as for `fl.problems.load`.
     runs
         Where trainings are stored, so that a stopped one goes on; None stores nothing.
+    problem
+        One of `Experiment.problems` in place of what the experiment takes otherwise.
 
     Examples
     --------
@@ -228,6 +230,7 @@ class Setting:
     device: str = "cpu"
     data_dir: Path | None = None
     runs: Path | None = None
+    problem: str | None = None
 
     def load(self, name: str, **options: Any) -> Problem:
         """Load a problem with the weights of this seed, on the device."""
@@ -265,7 +268,9 @@ class Experiment:
     data
         The problems it loads.
     minutes
-        Expected minutes of a seed on two cores: quick, and the paper's size.
+        Expected minutes of a seed on one core: quick, and the paper's size.
+    problems
+        Those that it can take instead, each of them alone.
 
     Examples
     --------
@@ -281,3 +286,4 @@ class Experiment:
     draw: Callable[[Any], Drawing]
     data: tuple[str, ...] = ("digits",)
     minutes: tuple[float, float] = (1.0, 1.0)
+    problems: tuple[str, ...] = ()

@@ -33,7 +33,7 @@ from fisherlab.reproduce.kfac_drawings import (
     draw_over_damping,
     draw_structures,
 )
-from fisherlab.reproduce.kfac_iterations import trained
+from fisherlab.reproduce.kfac_iterations import PROBLEMS, trained
 from fisherlab.statistics import Statistics, collect
 
 LAYERS: Final = ("fc2", "fc3", "fc4", "fc5")
@@ -284,6 +284,7 @@ EXPERIMENTS: Final = {
             factorisation,
             draw_factorisation,
             minutes=(0.2, 3.0),
+            problems=PROBLEMS,
         ),
         Experiment(
             "kfac-figure-3",
@@ -291,6 +292,7 @@ EXPERIMENTS: Final = {
             inverse,
             draw_inverse,
             minutes=(0.7, 4.0),
+            problems=PROBLEMS,
         ),
         Experiment(
             "kfac-figure-5",
@@ -298,6 +300,7 @@ EXPERIMENTS: Final = {
             structures,
             draw_structures,
             minutes=(0.3, 3.0),
+            problems=PROBLEMS,
         ),
         Experiment(
             "kfac-figure-6",
@@ -305,6 +308,7 @@ EXPERIMENTS: Final = {
             inverse_structures,
             draw_structures,
             minutes=(0.3, 3.0),
+            problems=PROBLEMS,
         ),
         Experiment(
             "kfac-tridiagonal-damping",
@@ -312,6 +316,7 @@ EXPERIMENTS: Final = {
             over_damping,
             draw_over_damping,
             minutes=(1.0, 5.0),
+            problems=PROBLEMS,
         ),
     )
 }

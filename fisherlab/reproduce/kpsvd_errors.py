@@ -168,7 +168,8 @@ def controls(setting: Setting) -> xr.Dataset:
     -------
     xarray.Dataset
         ``by_examples(examples, approximator)`` of the layer 30→250 and
-        ``by_layer(layer, approximator)`` at 512 examples, both error 1.
+        ``by_layer(layer, approximator)`` at 512 examples, both error 1;
+        ``scaled_by_examples``, the first with the best scale of each approximation.
     """
     problem = setting.load(MNIST.problem, dtype=torch.float32)
     steps = TRAINED[not setting.quick]
@@ -183,12 +184,15 @@ def controls(setting: Setting) -> xr.Dataset:
         store=setting.store("kpsvd-controls", str(steps)),
         progress=True,
     )
-    by_examples = [_errors(problem, n, [MNIST.layer], setting.seed) for n in SAMPLES]
+    rows = [_errors(problem, n, [MNIST.layer], setting.seed) for n in SAMPLES]
     counts = xr.DataArray(list(SAMPLES), dims="examples", name="examples")
+    over = xr.concat(rows, counts).isel(layer=0, drop=True)
+    layers = _errors(problem, MNIST.batch, None, setting.seed)
     found = xr.Dataset(
         {
-            "by_examples": xr.concat(by_examples, counts).isel(layer=0, drop=True),
-            "by_layer": _errors(problem, MNIST.batch, None, setting.seed),
+            "by_examples": over["frobenius_error"],
+            "scaled_by_examples": over["scale_optimal_error"],
+            "by_layer": layers["frobenius_error"],
         }
     )
     told = (
@@ -201,12 +205,12 @@ def controls(setting: Setting) -> xr.Dataset:
 
 def _errors(
     problem: Problem, examples: int, layers: list[str] | None, seed: int
-) -> xr.DataArray:
+) -> xr.Dataset:
     x, y = problem.train
     data = x[:examples], y[:examples]
     fisher = MonteCarlo(1, seed)
     stats = collect(problem.model, data, problem.likelihood, fisher, layers=layers)
-    return compare(stats, METHODS, metrics=["frobenius_error"])["frobenius_error"]
+    return compare(stats, METHODS, metrics=["frobenius_error", "scale_optimal_error"])
 
 
 def draw_controls(result: xr.Dataset) -> Drawing:
