@@ -123,7 +123,7 @@ def write(
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
     chosen = experiment(name)
-    if setting.problem not in (None, *chosen.problems):
+    if setting.problem is not None and setting.problem not in chosen.problems:
         raise ValueError(_other_problem(chosen, setting.problem))
     with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
         joined = _computed(chosen, setting, seeds, executor)
