@@ -355,9 +355,11 @@ def _panel(matrix: Tensor) -> int:
 
 
 def _mirror_panel_(matrix: Tensor, part: slice) -> None:
-    matrix[part.stop :, part] = matrix[part, part.stop :].T
+    if part.stop < matrix.shape[0]:
+        matrix[part.stop :, part] = matrix[part, part.stop :].T
     square = matrix[part, part]
-    square.copy_(torch.triu(square) + torch.triu(square, 1).T)
+    lower = square.T.tril(-1)
+    square.triu_().add_(lower)
 
 
 def second_moment(rows: Tensor) -> Tensor:

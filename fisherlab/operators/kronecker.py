@@ -89,8 +89,11 @@ class KroneckerSum(Operator):
         return len(self.terms) * o * i * (o + i)
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
-        products = (rows @ w @ cols.T for rows, cols in self.terms)
-        return reduce(torch.Tensor.add_, products) if self.terms else torch.zeros_like(w)
+        if not self.terms:
+            return torch.zeros_like(w)
+        one = w.squeeze(0)  # of one weight, as a step has it, products are plain
+        products = (rows @ one @ cols.T for rows, cols in self.terms)
+        return reduce(torch.Tensor.add_, products).view(w.shape)
 
     def _dense(self) -> Float[Tensor, "p p"]:
         if self.cancels:

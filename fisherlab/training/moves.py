@@ -273,7 +273,10 @@ def _added_(
 
 def zero_unless(good: Tensor | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as they are, or zeros where a boolean on the device says no."""
-    return {name: _if(good, tensor, 0) for name, tensor in tensors.items()}
+    if good is None or not tensors:
+        return dict(tensors)
+    zero = next(iter(tensors.values())).new_zeros(())
+    return {name: torch.where(good, each, zero) for name, each in tensors.items()}
 
 
 def _if(good: Tensor | None, new: Tensor, old: Tensor | float) -> Tensor:
@@ -311,7 +314,7 @@ def require_finite(
     if not directions:
         return
     names = list(directions)
-    finite = torch.stack([d.sum() for d in directions.values()]).isfinite()
+    finite = torch.stack(torch._foreach_norm(list(directions.values()))).isfinite()
     known = {} if devices.postponing(finite) else gradients  # too large to be kept
 
     def complaint() -> NumericalError:
@@ -321,7 +324,8 @@ def require_finite(
         first = next(n for n in parameters.blocks[name].parameters if n in damping)
         return NumericalError(
             f"step {step}: the {'gradient' if wrong else 'direction'} of block {name!r} "
-            f"holds NaN or infinity (damping {damping[first]!r}). No parameter was changed."
+            "holds NaN or infinity, or numbers whose squares overflow (damping "
+            f"{damping[first]!r}). No parameter was changed."
         )
 
     devices.require(finite.all(), complaint)

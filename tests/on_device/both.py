@@ -13,7 +13,7 @@ from tests import cases
 LIKELIHOOD = fl.Categorical()
 ROUNDING = 1e-8  # a card sums in another order
 CLOCKS = ("seconds", "cost_value")  # differ from run to run
-ROOTS = {"error", "kronecker_value"}  # of what is zero but for rounding
+ROOTS = {"error", "kronecker_value", "singular_value"}  # of what is zero but for rounding
 
 
 def network(*, seed=0, norm=False):
