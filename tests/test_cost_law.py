@@ -201,3 +201,23 @@ def test_calls_stay_within_their_budget_or_refuse(call: str) -> None:
     found = alone(work)
     assert "error" not in found, found
     assert found["peak"] <= 1.1 * BUDGET + LOADED
+
+
+PASSES: dict[str, Callable[..., Any]] = {
+    "collect": lambda net, data: fl.collect(net, data, fl.Categorical(), fl.MonteCarlo(1)),
+    "mean_gradient": lambda net, data: fl.mean_gradient(net, data, fl.Categorical()),
+}
+
+
+@pytest.mark.parametrize("call", PASSES)
+def test_gradients_of_a_large_network_are_held_twice_at_most(call: str) -> None:
+    net = nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(24)))
+    data = torch.randn(2, 1000), torch.zeros(2, dtype=torch.long)
+
+    def work() -> dict[str, float]:
+        PASSES[call](net, data)
+        return {}
+
+    found = alone(work)
+    assert "error" not in found, found
+    assert found["peak"] <= 2 * 4 * sum(p.numel() for p in net.parameters()) + LOADED

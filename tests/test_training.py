@@ -92,18 +92,18 @@ def test_checkpoints_outside_of_the_training_are_refused_at_once(checkpoints):
         trajectory(problem, sgd(problem), 3, checkpoints)
 
 
-def test_evaluation_in_chunks_equals_evaluation_at_once(monkeypatch):
+def test_evaluation_in_chunks_equals_evaluation_at_once():
     problem = problems.load("digits")
     x, y = problem.train
     output = problem.model(x)
     expected_loss = torch.nn.functional.cross_entropy(output, y).item()
     expected_accuracy = (output.argmax(1) == y).double().mean().item()
-    monkeypatch.setattr("fisherlab.training.loop._CHUNK", 100)
     loss = mean_loss(problem.model, problem.likelihood, problem.train)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert accuracy(problem.model, problem.train) == expected_accuracy
-    both = performance(problem.model, problem.likelihood, problem.train)
+    both = performance(problem.model, problem.likelihood, problem.train, at_once=100)
     assert both.accuracy == expected_accuracy
+    assert both.loss == pytest.approx(expected_loss, rel=1e-12)
 
 
 def test_masked_positions_count_in_no_accuracy():

@@ -1,7 +1,9 @@
 """Memory budgets: how many bytes a request may take, and how to cut work to fit."""
 
+import ctypes
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 
 import numpy as np
@@ -115,6 +117,20 @@ def spans(lengths: Sequence[int]) -> list[slice]:
     """
     ends = list(accumulate(lengths))
     return [slice(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+
+
+def give_back() -> None:
+    """Give memory that is free in this process back to the system.
+
+    The C library of Linux keeps what lies between pieces in use: after a pass through a
+    network of a hundred million weights, gigabytes. Elsewhere nothing is done.
+
+    Examples
+    --------
+    >>> give_back()
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

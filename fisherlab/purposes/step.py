@@ -120,11 +120,11 @@ class Step:
         v = v.to(torch.float64)
         common = parsed(self.damping, pair.exact).value
         damped = pair.damped(common)
-        found: dict[str, Any] = {"direction": torch.full_like(v, torch.nan).flatten()}
+        found: dict[str, Any] = {}
         try:
             taken = self._solved(pair, v, common)
         except IndefiniteError as error:
-            found["why"] = error
+            found |= {"direction": torch.full_like(v, torch.nan).flatten(), "why": error}
             first = (float("nan"), float("nan"))
         else:
             found["direction"] = taken.flatten()

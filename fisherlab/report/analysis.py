@@ -148,6 +148,9 @@ def checkpoints(
     for _ in size.moments:
         with phase("train"):
             arrived = next(path)
+        optimizer.zero_grad()  # the next step begins with none
+        if arrived[0] == size.moments[-1]:
+            optimizer.state.clear()  # and there is none after the last moment
         yield arrived
 
 
@@ -193,7 +196,7 @@ def _moment(
         for name, whole in (("train", problem.train), ("test", problem.test))
     }
     with phase("losses", f"at step {step}"), fl.frozen(model):
-        found = measured(model, problem.likelihood, sets)
+        found = measured(model, problem.likelihood, sets, size.at_once)
     return stats, gradient, row.assign(found).assign_coords(step=step)
 
 

@@ -182,6 +182,21 @@ class ReportConfig:
         return [*self.damping, *relative, *map(Factored, self.factored)]
 
     @property
+    def fishers(self) -> tuple[Any, ...]:
+        """Return the Fisher that is asked for; for "auto" a sampled one if need be.
+
+        Examples
+        --------
+        >>> ReportConfig().fishers
+        (Exact(), MonteCarlo(samples=1, seed=0))
+        """
+        from fisherlab.statistics import Empirical, Exact, MonteCarlo
+
+        exact, sampled = Exact(), MonteCarlo(self.samples, seed=self.seed)
+        kinds = {"exact": (exact,), "monte-carlo": (sampled,), "empirical": (Empirical(),)}
+        return (exact, sampled) if self.fisher == "auto" else kinds[self.fisher]
+
+    @property
     def subject(self) -> str:
         """Return a name for what is analysed, fit for a folder."""
         return (self.model or self.problem).rpartition(":")[2]

@@ -18,6 +18,7 @@ from typing import Any, Final
 from tqdm.auto import tqdm
 
 import fisherlab
+from fisherlab.numerics.memory import give_back
 from fisherlab.report.config import ReportConfig
 
 
@@ -64,6 +65,7 @@ class Phases:
         finally:
             spent = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            give_back()  # what the next phase begins with
             self._bar.update()
 
     def note(self, text: str) -> None:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, Final
 
 import numpy as np
+from torch import Tensor
 
 import fisherlab as fl
 from fisherlab.analysis.allowances import RATE, Allowance, cut, least, parse_time
@@ -22,6 +23,7 @@ from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.judging import HELD_OUT
 from fisherlab.samples import Samples
+from fisherlab.training.loop import CHUNK
 
 FEW: Final = 32
 """Below so many examples that fit, labels are sampled instead (`--fisher auto`)."""
@@ -40,8 +42,7 @@ _STEP: Final = 10.0
 _SMALLEST_BATCH: Final = 8
 _FEW_AT_SEVERAL, _FEW_AT_ONE = 8, 2
 """Examples at least at several moments, and at one: two long sequences have many rows."""
-# Passes move more memory than they multiply.
-_PASSES: Final = 5.0
+_PASSES: Final = 5.0  # they move more memory than they multiply
 _LOSSES: Final = 2000
 _FEWEST_LOSSES: Final = 64
 _LOSS_SHARE: Final = 0.1
@@ -80,6 +81,8 @@ class Size:
         Held-out examples whose predictive variances are compared.
     losses
         Random examples that losses and accuracies are taken over, at most.
+    at_once
+        How many of them are passed through together.
     batch
         Examples in a minibatch of the training.
     told
@@ -96,6 +99,7 @@ class Size:
     judging: float
     held_out: int
     losses: int
+    at_once: int
     batch: int
     told: tuple[str, ...]
 
@@ -143,7 +147,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         *_moments_told(asked, moments),
         *told(last),
         *([f"before the last moment {more} further parts of cells"] if more else []),
-        *_predictive_told(problem, config, found.outputs, held_out),
+        *_predictive_told(problem, config, found.output.numel(), held_out),
         *_batch_told(batch, config),
     )
     return Size(
@@ -157,6 +161,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         judging,
         held_out,
         losses,
+        max(1, min(CHUNK, memory // 16 // found.output.nbytes)),
         batch,
         sentences,
     )
@@ -170,7 +175,10 @@ def _step(found: _Trial, batch: int) -> float:
 def _batch(found: _Trial, config: ReportConfig) -> int:
     """Return the examples in a minibatch: those asked for, or as many as are quick."""
     batch = config.batch_size or BATCH
-    while not config.batch_size and batch > _SMALLEST_BATCH and _step(found, batch) > _STEP:
+    while not config.batch_size and batch > _SMALLEST_BATCH:
+        logits = 4 * batch * found.output.nbytes  # their logarithms, and gradients of both
+        if _step(found, batch) <= _STEP and logits <= found.room:
+            break
         batch //= 2
     return batch
 
@@ -199,9 +207,9 @@ def _held_out(found: _Trial, seconds: float) -> int:
 
     For each, a pass back for every output, and a solve of it with the exact block.
     """
-    passes = _PASSES * (1 + 2 * found.outputs) * found.collection.forward
+    passes = _PASSES * (1 + 2 * found.output.numel()) * found.collection.forward
     solves = sum(exact_solve(plan.samples) for plan in found.plans.values())
-    return int(seconds / 4 * RATE / (passes + found.outputs * solves))
+    return int(seconds / 4 * RATE / (passes + found.output.numel() * solves))
 
 
 def _predictive_told(
@@ -224,14 +232,14 @@ def _losses(collection: Collection, seconds: float) -> int:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One number of examples under one Fisher, with what it costs."""
+    """Some examples under one Fisher, what they cost, and the output of one."""
 
     examples: int
     fisher: Any
     methods: Sequence[Any]
     plans: Mapping[str, Plan]
     collection: Collection
-    outputs: int
+    output: Tensor
     flops: float
     room: float
 
@@ -279,26 +287,19 @@ def _tried(
     memory = parse_budget(config.budget)
     flops = parse_time(config.time) * RATE / moments / 2
     methods = tuple(fl.approximators()[name] for name in config.approximators)
-    outputs = max(probe.output[0].numel() for probe in probed.probes.values())
+    output = max((p.output[0] for p in probed.probes.values()), key=Tensor.numel)
     fewest = _FEW_AT_SEVERAL if moments > 1 else _FEW_AT_ONE
-    for fisher in fishers(config):
+    for fisher in config.fishers:
         count = most
         while True:
             planned, collection = probed.plans(fisher, memory // 4, examples=count)
             one = _Trial(
-                count, fisher, methods, planned, collection, outputs, flops, memory / 2
+                count, fisher, methods, planned, collection, output, flops, memory / 2
             )
             yield one
             if one.fits or count <= fewest:
                 break
             count = max(fewest, count // 2)
-
-
-def fishers(config: ReportConfig) -> tuple[Any, ...]:
-    """Return the Fisher that is asked for; for "auto" a sampled one if need be."""
-    exact, sampled = fl.Exact(), fl.MonteCarlo(config.samples, seed=config.seed)
-    kinds = {"exact": (exact,), "monte-carlo": (sampled,), "empirical": (fl.Empirical(),)}
-    return (exact, sampled) if config.fisher == "auto" else kinds[config.fisher]
 
 
 def _drawn(

@@ -132,7 +132,7 @@ def mean_gradient(
     blocks = select(blocks_of(model), layers)
     named = dict(seen.model.named_parameters())
     leaves = {name: named[name] for block in blocks.values() for name in block.parameters}
-    totals = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    totals: dict[str, Tensor] = {}
     count, (report, finish) = 0, reporter(progress)
     for whole in batches(data, seen.device, seen.dtype, first, seen.model):
         if not count:
@@ -140,17 +140,23 @@ def mean_gradient(
         for part in chunks(len(whole), EXAMPLES):
             output, column = _column(seen, whole.part(part), likelihood, fisher)
             for grads in per_example.pull(seen, output, leaves, column[None]):
-                for name, grad in grads.items():
-                    totals[name] += grad
+                for name in list(grads):  # one by one: each is as large as the model
+                    grad = grads.pop(name)
+                    totals[name] = totals[name] + grad if name in totals else grad
             count += part.stop - part.start
             report(part.stop - part.start)
     finish()
     made = Provenance.of(fisher or Empirical(), likelihood, count).by("mean gradient")
-    means = {name: total / count for name, total in totals.items()}
-    return {
-        name: MeanGradient(block, block.pack(means), count, replace(made, layer=name))
-        for name, block in blocks.items()
-    }
+
+    def mean(name: str) -> Tensor:
+        total = totals.pop(name, None)
+        return torch.zeros_like(leaves[name]) if total is None else total / count
+
+    found = {}
+    for name, block in blocks.items():
+        packed = block.pack({one: mean(one) for one in block.parameters})
+        found[name] = MeanGradient(block, packed, count, replace(made, layer=name))
+    return found
 
 
 def _column(

@@ -22,7 +22,7 @@ from fisherlab.training.schedules import BatchSize, Order
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 # Examples of one forward pass: bounds its memory, and changes no result.
-_CHUNK = 256
+CHUNK = 256
 
 
 def trajectory(
@@ -246,8 +246,12 @@ class Performance(NamedTuple):
 
 
 @torch.no_grad()
-def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Performance:
+def performance(
+    model: nn.Module, likelihood: Likelihood, data: Pair, at_once: int = CHUNK
+) -> Performance:
     """Return mean loss and accuracy from one pass over the data, a chunk at a time.
+
+    Chunks hold `at_once` examples: fewer where outputs are large.
 
     Raises
     ------
@@ -262,7 +266,7 @@ def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Perform
     0.5
     """
     sums, hits, labels = [], 0, 0  # sequences have a label per position
-    for output, y in _outputs(model, data):
+    for output, y in _outputs(model, data, at_once):
         likelihood.check(output, y)
         sums.append(likelihood.loss(output, y).sum().item())
         if isinstance(likelihood, Categorical):
@@ -275,10 +279,10 @@ def performance(model: nn.Module, likelihood: Likelihood, data: Pair) -> Perform
     return Performance(loss, hits / labels if labels else math.nan)
 
 
-def _outputs(model: nn.Module, data: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+def _outputs(model: nn.Module, data: Pair, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Give outputs and labels, a chunk of the examples at a time."""
     x, y = data
-    for x_part, y_part in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+    for x_part, y_part in zip(x.split(at_once), y.split(at_once), strict=True):
         yield model(x_part), y_part
 
 

@@ -162,6 +162,9 @@ def test_a_report_is_fitted_to_its_time_and_budget():
     assert any("--time" in sentence for sentence in tight.told)
     small = fitted(problem, replace(config, budget="600 KiB"))
     assert small.examples < 200
+    tiny = fitted(problem, replace(config, budget="10 KiB"))  # outputs of 80 bytes
+    assert (roomy.at_once, roomy.batch) == (256, 64)
+    assert (tiny.at_once, tiny.batch) == (8, 16)
 
 
 SIX = (

@@ -24,7 +24,7 @@ from fisherlab.statistics import (
     Fisher,
     mean_gradient,
 )
-from fisherlab.training.loop import performance
+from fisherlab.training.loop import CHUNK, performance
 from fisherlab.training.probes.moment import Moment, Source
 
 SETS: Final[tuple[Source, ...]] = ("train", "test")
@@ -60,14 +60,14 @@ class Losses:
 
 
 def measured(
-    model: nn.Module, likelihood: Likelihood, sets: Mapping[str, Pair]
+    model: nn.Module, likelihood: Likelihood, sets: Mapping[str, Pair], at_once: int = CHUNK
 ) -> dict[str, xr.DataArray]:
     """Return losses and accuracies on the sets by their names; on an empty one, none."""
     found = {}
     for name, data in sets.items():
         if not len(data[0]):
             continue  # one's own data may come without a test set
-        done = performance(model, likelihood, data)
+        done = performance(model, likelihood, data, at_once)
         made = {"long_name": f"mean {name} loss", "units": "nat"}
         found[f"{name}_loss"] = xr.DataArray(done.loss, attrs=made)
         if done.accuracy is not None:
