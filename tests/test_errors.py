@@ -15,6 +15,9 @@ from tests.cases import normal
 
 X, Y = normal(4, 3), torch.tensor([0, 1, 1, 0])
 NESTED = torch.nested.nested_tensor([X, X], layout=torch.jagged)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch calls it a prototype
+    MASKED = [torch.masked.masked_tensor(t, t > 0) for t in (X, Y)]
 
 
 def model():
@@ -59,6 +62,8 @@ BAD_DATA = {
     "sparse y": ((X, Y.to_sparse()), "a sparse tensor was given"),
     "meta x": (({"a": X, "b": X.to("meta")}, Y), "a meta tensor was given"),
     "nested x": ((NESTED, Y[:2]), "a nested tensor was given"),
+    "masked x": (({"a": X, "b": MASKED[0]}, Y), "a masked tensor was.*to_tensor"),
+    "masked y": ((X, MASKED[1]), "a masked tensor was given"),
     "labels as a list": ((X, [0, 1, 1, 0]), "y must be a tensor.*list"),
 }
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from fisherlab.durable import put_back
 from fisherlab.errors import UnsupportedModelError
 
 
@@ -29,11 +30,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     True
     """
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield model.eval()
-    finally:
+
+    def undo() -> None:
         for module, mode in modes:
             module.training = mode
+
+    with put_back(undo):
+        yield model.eval()
 
 
 def require_independent_examples(model: nn.Module) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import psutil
 import torch
 from torch import Tensor
+
+from fisherlab.durable import put_back
 
 
 def available_devices() -> tuple[str, ...]:
@@ -121,14 +124,12 @@ def generators_kept(device: torch.device, seed: int | None = None) -> Iterator[N
     ...     bool(first == torch.rand(1))
     True
     """
-    before = generator_states(device)
-    if seed is not None:
-        drawing = [torch.device("cpu"), *_own(device)]
-        _set(device, [torch.Generator(d).manual_seed(seed).get_state() for d in drawing])
-    try:
+    with put_back(partial(_set, device, generator_states(device))):
+        if seed is not None:
+            all_of = [torch.device("cpu"), *_own(device)]
+            seeded = [torch.Generator(d).manual_seed(seed).get_state() for d in all_of]
+            _set(device, seeded)
         yield
-    finally:
-        _set(device, before)
 
 
 def _set(device: torch.device, states: list[Tensor]) -> None:

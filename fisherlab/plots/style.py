@@ -14,6 +14,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
+from fisherlab.durable import put_back
+
 
 @dataclass(frozen=True)
 class Style:
@@ -116,13 +118,11 @@ def publication() -> Iterator[None]:
     True
     """
     before = {name: mpl.rcParams[name] for name in PUBLICATION}
-    mpl.rcParams.update(PUBLICATION)
-    try:
+    # Not `rc_context`, which puts everything back: a notebook's backend becomes
+    # interactive with the first figure, and would show no second one.
+    with put_back(lambda: mpl.rcParams.update(before)):
+        mpl.rcParams.update(PUBLICATION)
         yield
-    finally:
-        # Not `rc_context`, which puts everything back: a notebook's backend becomes
-        # interactive with the first figure, and would show no second one.
-        mpl.rcParams.update(before)
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:

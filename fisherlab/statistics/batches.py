@@ -268,6 +268,7 @@ def _require_dense(tensors: list[Tensor]) -> None:
     for tensor in tensors:
         kinds = {
             "nested": tensor.is_nested,
+            "masked": isinstance(tensor, torch.masked.MaskedTensor),
             "sparse": tensor.layout != torch.strided,
             "quantised": tensor.is_quantized,
             "meta": tensor.is_meta,
@@ -275,8 +276,8 @@ def _require_dense(tensors: list[Tensor]) -> None:
         if found := next((kind for kind, holds in kinds.items() if holds), ""):
             raise ValueError(
                 f"data: a {found} tensor was given; dense tensors that hold numbers are "
-                "expected, with the example in axis 0. See to_dense, dequantize and "
-                "torch.nested.to_padded_tensor."
+                "expected, with the example in axis 0. See to_dense, dequantize, "
+                "torch.nested.to_padded_tensor and MaskedTensor.to_tensor."
             )
 
 

@@ -2,10 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
+from fisherlab.durable import put_back
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block, alone, require_independent_examples, uncompiled
 from fisherlab.numerics.devices import generator_states, generators_kept
@@ -97,23 +98,28 @@ class ModelView:
         the tensors that stand in for the parameters here.
         """
         recurrent = [m for m in self.model.modules() if isinstance(m, nn.RNNBase)]
-        with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            fast = torch.backends.mha.get_fastpath_enabled()
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-            torch.backends.mha.set_fastpath_enabled(False)
-            stack.enter_context(_replaced(checkpoint, **_KEEPING))
-            stack.enter_context(gradients_kept(self.model))
-            stack.enter_context(warnings.catch_warnings())
+        cuda = self.device.type == "cuda"
+        fused: Any = torch.backends.cudnn if cuda else torch.backends.mkldnn
+        with (
+            put_back(
+                *_attention(),
+                _as_now(checkpoint, _KEEPING),
+                *([_as_now(fused, ["enabled"])] if recurrent else []),
+                *(_unhooked(module) for module in recurrent),
+            ),
+            gradients_kept(self.model),
+            sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
+            warnings.catch_warnings(),  # where the inner one is left by an interrupt
+        ):
             warnings.filterwarnings("ignore", message=_EXPECTED)
+            torch.backends.mha.set_fastpath_enabled(False)
+            for name, value in _KEEPING.items():
+                setattr(checkpoint, name, value)
             if recurrent:
-                cuda = self.device.type == "cuda"
-                fused = torch.backends.cudnn if cuda else torch.backends.mkldnn
-                stack.enter_context(_replaced(fused, enabled=False))
-            for module in recurrent:  # the flat list is made anew when they are swapped
-                stack.callback(setattr, module, "_flat_weights", module._flat_weights)
-                handle = module.register_forward_pre_hook(_with_states, with_kwargs=True)
-                stack.callback(handle.remove)
+                fused.enabled = False
+            for module in recurrent:
+                module.register_forward_pre_hook(_with_states, with_kwargs=True)
             yield
 
 
@@ -262,13 +268,15 @@ def swapped(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
         for name, tensor in held.items()
         if id(tensor) in given
     ]
-    try:
+
+    def own_again() -> None:
+        for held, name, tensor in slots:
+            held[name] = tensor
+
+    with put_back(own_again):
         for held, name, tensor in slots:
             held[name] = given[id(tensor)]
         yield
-    finally:
-        for held, name, tensor in slots:
-            held[name] = tensor
 
 
 def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -279,13 +287,15 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 def plain_attributes_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a forward pass stores in attributes: caches, normalised weights."""
     kept = [(vars(module), _plain_tensors(module)) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         for (held, before), module in zip(kept, model.modules(), strict=True):
             for name in sorted(_plain_tensors(module).keys() - before.keys()):
                 del held[name]
             held.update(before)
+
+    with put_back(undo):
+        yield
 
 
 @contextmanager
@@ -308,14 +318,16 @@ def buffers_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
         if buffer is not None
     ]
     done = False
-    try:
-        yield
-        done = True
-    finally:
+
+    def undo() -> None:
         if always or not done:
             for module, name, buffer, before in held:
-                with torch.no_grad():
-                    module._buffers[name] = buffer.copy_(before)
+                buffer.detach().copy_(before)
+                module._buffers[name] = buffer
+
+    with put_back(undo):
+        yield
+        done = True
 
 
 @contextmanager
@@ -334,24 +346,52 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a backward pass inside of a backward pass adds to ``.grad``."""
     parameters = list(model.parameters())
     kept = [p.grad for p in parameters]
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         for parameter, grad in zip(parameters, kept, strict=True):
             parameter.grad = grad
 
-
-@contextmanager
-def _replaced(holder: Any, **values: Any) -> Iterator[None]:
-    """Give an object other attributes for a while."""
-    kept = {name: getattr(holder, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(holder, name, value)
+    with put_back(undo):
         yield
-    finally:
+
+
+def _as_now(holder: Any, names: Iterable[str]) -> Callable[[], None]:
+    """Return what gives attributes of an object the values that they have now."""
+    kept = {name: getattr(holder, name) for name in names}
+
+    def undo() -> None:
         for name, value in kept.items():
             setattr(holder, name, value)
+
+    return undo
+
+
+def _attention() -> Iterator[Callable[[], object]]:
+    """Yield what chooses the kernels of attention that are chosen now."""
+    backends, cuda = torch.backends.mha, torch.backends.cuda
+    yield partial(backends.set_fastpath_enabled, backends.get_fastpath_enabled())
+    yield partial(cuda.enable_flash_sdp, cuda.flash_sdp_enabled())
+    yield partial(cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled())
+    yield partial(cuda.enable_math_sdp, cuda.math_sdp_enabled())
+    yield partial(cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled())
+
+
+def _unhooked(module: nn.RNNBase) -> Callable[[], None]:
+    """Return what takes new hooks of ours from a recurrent module.
+
+    And gives it its flat list of weights, which is made anew when they are swapped.
+    """
+    hooks, flat = module._forward_pre_hooks, _as_now(module, ["_flat_weights"])
+    before = set(hooks)
+
+    def undo() -> None:
+        for key in [k for k, hook in hooks.items() if hook is _with_states]:
+            if key not in before:
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                hooks.pop(key, None)
+        flat()
+
+    return undo
 
 
 def _around_nothing(*args: Any, **kwargs: Any) -> Iterator[None]:

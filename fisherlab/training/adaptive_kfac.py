@@ -1,7 +1,7 @@
 """The full K-FAC optimiser: no learning rate, no momentum to tune, damping that adapts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from fisherlab.durable import put_back
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
@@ -309,15 +310,15 @@ class AdaptiveKFAC(Preconditioned):
             raise ValueError(msg)
         held = [p for group in self.param_groups for p in group["params"]]
         kept = [p.detach().clone() for p in held]
-        try:
-            with torch.no_grad():
-                for p in held:
-                    p.copy_(self.state[p]["average"])
+        averages = (self.state[p]["average"] for p in held)
+        with put_back(partial(_copy, held, kept)):
+            _copy(held, averages)
             yield self.model
-        finally:
-            with torch.no_grad():
-                for p, before in zip(held, kept, strict=True):
-                    p.copy_(before)
+
+
+def _copy(into: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    for p, value in zip(into, values, strict=True):
+        p.detach().copy_(value)
 
 
 def _damped(units: Mapping[str, Unit], gamma: float) -> dict[str, Unit]:

@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.progress import say_complete
+from fisherlab.durable import put_back
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.training.probes import Losses, Probe, Tracker
@@ -392,8 +393,6 @@ def held_interrupt() -> Iterator[Interrupt]:
             raise KeyboardInterrupt
         interrupt.asked = True
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with put_back(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))):
+        signal.signal(signal.SIGINT, note)
         yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from fisherlab.durable import put_back
 from fisherlab.numerics.devices import generator_states, generators_kept
 
 
@@ -96,10 +98,10 @@ def one_order(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     searched = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    try:
+    with put_back(
+        partial(torch.use_deterministic_algorithms, before, warn_only=warned),
+        partial(setattr, torch.backends.cudnn, "benchmark", searched),
+    ):
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
         yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.backends.cudnn.benchmark = searched

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ import xarray as xr
 from filelock import FileLock
 
 from fisherlab.analysis.files import last_step, read_parts
+from fisherlab.durable import put_back
 from fisherlab.errors import DataError, NumericalError
 
 if TYPE_CHECKING:
@@ -40,12 +42,9 @@ def quiet_optuna() -> Iterator[Any]:
         raise ImportError(
             "fl.tune needs optuna. Install it with `pip install 'fisherlab[tune]'`."
         ) from error
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with put_back(partial(optuna.logging.set_verbosity, optuna.logging.get_verbosity())):
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         yield optuna
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def open_study(optuna: Any, name: str, folder: Path | None, prune: bool) -> optuna.Study:
