@@ -188,7 +188,7 @@ class ReportConfig:
         Examples
         --------
         >>> ReportConfig().fishers
-        (Exact(), MonteCarlo(samples=1, seed=0))
+        (Exact(), MonteCarlo(samples=1, seed=0, step=0))
         """
         from fisherlab.statistics import Empirical, Exact, MonteCarlo
 
