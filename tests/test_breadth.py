@@ -254,6 +254,42 @@ def test_dependent_examples_are_refused(model: nn.Module) -> None:
         fl.collect(randomised(model), (x, None), fl.Gaussian())
 
 
+class ButFirst(nn.Module):
+    """Examples that depend on others, but for the first ones."""
+
+    def __init__(self, couple: Any) -> None:
+        super().__init__()
+        self.fc, self.couple = nn.Linear(3, 2), couple
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.couple(x))
+
+
+@pytest.mark.parametrize(
+    "couple",
+    [
+        lambda x: x.cumsum(0),
+        lambda x: torch.cat([x[:1], x[1:] - x[1:].mean(0)]),
+        lambda x: torch.cat([x[:2], x[2:].flip(0)]),
+        lambda x: torch.cat([x[:1], x[1:] + x[:-1]]),
+    ],
+)
+def test_examples_that_leave_the_first_as_it_is_are_refused(couple: Any) -> None:
+    model = randomised(ButFirst(couple))
+    with pytest.raises(fl.UnsupportedModelError, match="beside it"):
+        fl.collect(model, (rows(5, 3), None), fl.Gaussian())
+
+
+def test_the_last_example_costs_one_forward_pass_of_the_first_run() -> None:
+    seen: list[int] = []
+    model = randomised(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    probes: dict[Any, Any] = {}
+    for _ in range(2):
+        fl.collect(model, (rows(6, 3), None), fl.Gaussian(), chunk_size=2, probes=probes)
+    assert seen == [2, 2, 1, 2, *[2, 1, 2, 2], *[2, 2, 2]]
+
+
 def test_dependence_of_single_precision_is_refused() -> None:
     """Rounding hid what was less than 1.9 % of the output."""
     model = randomised(UntilSettled(3e-3)).float()

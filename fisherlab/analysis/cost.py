@@ -214,7 +214,7 @@ class Probed:
             If an example's output depends on the others.
         """
         for one in self.probes.values():
-            require_independence(one, one.output)
+            require_independence(one.alone, one.output[:1])
         return {signature: one.settled() for signature, one in self.probes.items()}
 
     def plans(

@@ -279,7 +279,7 @@ def _probed(
     if checked:
         _require_same(job, found, batch.part(slice(0, 2)))
     if known is None:
-        require_independence(found, found.output)
+        require_independence(found.alone, found.output[:1])
         kept[batch.signature] = found.settled()
     return job, found
 
@@ -324,8 +324,7 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
     output = torch.cat([done.output.detach() for done in passes])
     _check_output(job, output, batch)
     if len(found.alone):
-        together = len(passes[0].output)
-        require_independence(found, output, partial(_copies, job, batch, together))
+        _require_alone(job, found.alone, batch, passes[0].output.detach())
     mask = job.likelihood.mask(output, batch.y) if tapped else None
     with job.view.settings():  # a checkpoint calls its part of the model again
         layers = taps.described(tapped, found.tapped, passes, batch, mask, job.provenance)
@@ -342,9 +341,23 @@ def _pieces(job: _Job, found: Probe, batch: Batch) -> Iterator[dict[str, LayerSt
         count = 0  # of further columns
 
 
-def _copies(job: _Job, batch: Batch, count: int) -> Tensor:
-    """Return the output of so many copies of the first example, run together."""
-    return recorder.forward(job.view, {}, batch.part([0] * count)).output.detach()
+def _require_alone(job: _Job, first: Tensor, batch: Batch, output: Tensor) -> None:
+    """Hold the first and the last example of a pass against what they give alone.
+
+    What couples examples but for the first (a sum of all before, `x[1:]`) reaches the last.
+    """
+    count = len(output)
+    require_independence(first, output[:1], partial(_copies, job, batch, 0, count))
+    if count > 1:
+        many = partial(_copies, job, batch, count - 1)
+        require_independence(many(1), output[-1:], partial(many, count))
+
+
+def _copies(job: _Job, batch: Batch, example: int, count: int) -> Tensor:
+    """Return what an example gives among so many copies of it, at its own place."""
+    done = recorder.forward(job.view, {}, batch.part([example] * count))
+    place = min(example, count - 1)
+    return done.output[place : place + 1].detach()
 
 
 def _passed(job: _Job, found: Probe, blocks: Mapping[str, Block], batch: Batch) -> Pass:

@@ -169,34 +169,33 @@ def _alone(view: ModelView, blocks: Mapping[str, Block], one: Batch) -> tuple[Pa
 
 
 def require_independence(
-    found: Probe, beside: Tensor, copies: Callable[[], Tensor] | None = None
+    alone: Tensor, beside: Tensor, copies: Callable[[], Tensor] | None = None
 ) -> None:
     """Refuse a model whose output for one example depends on others, or on chance.
 
     Parameters
     ----------
-    found
-        What was found out with the first example alone.
+    alone
+        The output for one example (1, …).
     beside
-        The output of several examples, the first of which it was.
+        That of the same example in a run of several.
     copies
-        Gives the output of as many copies of the first: rounding (of products in float32
+        Gives it for as many copies of the example: rounding (of products in float32
         inside a float64 model) changes with the number of examples, not with the others,
         so that small differences are judged by these.
 
     Raises
     ------
     UnsupportedModelError
-        If the first example alone has another output than beside the others.
+        If the example alone has another output than beside the others.
     """
-    beside, power = beside[:1].detach(), 0.5
-    alike = found.alone.shape == beside.shape
-    if alike and not _differs(found.alone, beside, power):
+    power, alike = 0.5, alone.shape == beside.shape
+    if alike and not _differs(alone, beside, power):
         return
     if not bool(beside.isfinite().all()):  # overflow is told of elsewhere
         return
-    near = alike and not _differs(found.alone, beside)
-    if near and (copies is None or not _differs(copies()[:1], beside, power)):
+    near = alike and not _differs(alone, beside)
+    if near and (copies is None or not _differs(copies(), beside, power)):
         return
     raise UnsupportedModelError(
         "The output for an example changes with the examples beside it, or from call to "
