@@ -1,17 +1,19 @@
 """The K-FAC paper's figures: what they show holds in their data."""
 
+from dataclasses import replace
 from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import fisherlab as fl
 from fisherlab.operators import Factored
+from fisherlab.reproduce import kfac_iterations, martens2015
 from fisherlab.reproduce import kfac_matrices as figures
 from fisherlab.reproduce.experiment import Setting
-from fisherlab.reproduce.kfac_iterations import EXPERIMENTS
 from tests.cases import normal
 from tests.oracles import assert_close
 from tests.test_reproduce_claims import verdicts
@@ -56,6 +58,33 @@ def test_the_distances_are_those_of_dense_gaussians():
         assert_close(inverse_error, gap.norm() / torch.linalg.inv(matrix).norm(), 1e-8)
 
 
+def test_the_problem_of_a_setting_is_trained_on_and_told(monkeypatch):
+    asked = []
+
+    def load(setting, name):
+        asked.append(name)
+        return fl.problems.load("digits")
+
+    monkeypatch.setattr(Setting, "load", load)
+    for one in (replace(QUICK, problem="mnist"), QUICK):
+        _, _, told = kfac_iterations.trained(one, 0)
+        assert told.startswith(f"{asked[-1]}, 256-20-20-20-20-20-10")
+    assert asked == ["mnist", "digits"]
+
+
+def test_how_far_the_exact_inverse_falls_at_best_is_told():
+    falls = {"F̃ Tikhonov": [[0.5, 0.1], [0.5, 0.4]], "F Tikhonov": [[0.6, 0.5], [0.8, 0.6]]}
+    coords = {"of": list(falls), "damping": [1e-6, 1e-2], "apart": [1, 3]}
+    distance = xr.DataArray(list(falls.values()), coords)
+    ds = xr.Dataset({"distance": distance}, attrs={"settings": "mnist, 7 iterations, 2 %"})
+    told = martens2015._exact_reason(ds)
+    assert (
+        "falls to 0.200 of its value at distance 1 (λ = 1e-06), F⁻¹ at best to 0.750"
+        in told
+    )
+    assert martens2015._by_hand(ds) == "Here it is mnist after 7 iterations of K-FAC."
+
+
 @pytest.mark.slow
 def test_the_chain_is_that_of_the_factored_form():
     problem = fl.problems.load("digits")
@@ -77,9 +106,8 @@ def test_seven_iterations_train_as_far_as_published():
     assert claim.verdict == "reproduced"
     assert claim.measured["after 7"][0] == pytest.approx(0.030, abs=0.003)
     assert claim.measured["after 22"][0] == 0
-    plt.close(
-        EXPERIMENTS["kfac-iterations"].draw(EXPERIMENTS["kfac-iterations"].compute(QUICK))
-    )
+    one = kfac_iterations.EXPERIMENTS["kfac-iterations"]
+    plt.close(one.draw(one.compute(QUICK)))
 
 
 @pytest.mark.slow
