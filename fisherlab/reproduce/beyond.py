@@ -127,7 +127,7 @@ def _trace_row(data: str, experiment: str) -> Row:
     return Row(
         PAPER,
         f"The right trace, {data}",
-        "How much of KPSVD's gain over KFAC is TKFAC's, which has the right trace only.",
+        "How much of KPSVD's gain over KFAC is TKFAC's, which has F's partial traces.",
         experiment,
         (
             Claim(

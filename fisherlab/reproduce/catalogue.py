@@ -223,7 +223,11 @@ def _taken(chosen: Experiment, setting: Setting, seeds: int, folder: Path) -> Ou
     kept = {name: int(held.attrs[name]) for name in wanted}
     if kept != wanted:
         return Outcome(failure=f"{results} holds {kept}; remove it to run {wanted}")
-    return _outcome(chosen, held)
+    try:
+        return _outcome(chosen, held)
+    except KeyError as error:  # of another version, which measured something else
+        lacks = str(error.args[0]).partition(". ")[0]
+        return Outcome(failure=f"{results} is not enough: {lacks}; remove it to run anew")
 
 
 def _put(text: str, at: Path) -> None:

@@ -167,7 +167,7 @@ EXPERIMENTS: Final = {
         costs,
         draw,
         data=(),
-        minutes=(0.5, 30.0),
+        minutes=(0.3, 30.0),
     )
 }
 

@@ -113,7 +113,7 @@ EXPERIMENTS: Final = {
         "K-FAC (1503.05671): error after 7 and 22 full-batch iterations of Algorithm 2",
         iterations,
         draw,
-        minutes=(0.3, 6.0),
+        minutes=(0.2, 6.0),
         problems=PROBLEMS,
     )
 }

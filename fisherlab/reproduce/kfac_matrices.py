@@ -291,7 +291,7 @@ EXPERIMENTS: Final = {
             "K-FAC (1503.05671) Figure 3: |F̃⁻¹|, and by distance of layers over damping",
             inverse,
             draw_inverse,
-            minutes=(0.7, 4.0),
+            minutes=(0.3, 4.0),
             problems=PROBLEMS,
         ),
         Experiment(
@@ -299,7 +299,7 @@ EXPERIMENTS: Final = {
             "K-FAC (1503.05671) Figure 5: F̃ beside its block diagonal and its chain",
             structures,
             draw_structures,
-            minutes=(0.3, 3.0),
+            minutes=(0.2, 3.0),
             problems=PROBLEMS,
         ),
         Experiment(
@@ -307,7 +307,7 @@ EXPERIMENTS: Final = {
             "K-FAC (1503.05671) Figure 6: F̃⁻¹ beside those of block diagonal and chain",
             inverse_structures,
             draw_structures,
-            minutes=(0.3, 3.0),
+            minutes=(0.2, 3.0),
             problems=PROBLEMS,
         ),
         Experiment(
@@ -315,7 +315,7 @@ EXPERIMENTS: Final = {
             "Errors and divergence of block diagonal and chain over the damping",
             over_damping,
             draw_over_damping,
-            minutes=(1.0, 5.0),
+            minutes=(0.4, 5.0),
             problems=PROBLEMS,
         ),
     )

@@ -267,6 +267,6 @@ EXPERIMENTS: Final = {
         training,
         draw,
         ("mnist-autoencoder-koroko",),
-        minutes=(1.0, 90.0),
+        minutes=(0.8, 90.0),
     )
 }

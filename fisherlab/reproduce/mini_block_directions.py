@@ -226,6 +226,6 @@ EXPERIMENTS: Final = {
         "MBF, figure 6: cosines of directions with dense blocks, over the damping.",
         cosines,
         draw,
-        minutes=(3.0, 20.0),
+        minutes=(0.3, 3.0),
     )
 }

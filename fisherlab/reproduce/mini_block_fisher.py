@@ -309,7 +309,7 @@ EXPERIMENTS: Final = {
             "MBF: share of inverse Fisher blocks in mini-blocks, beside nulls, 256-20⁵-10",
             digits_mass,
             draw_mass,
-            minutes=(0.5, 4.0),
+            minutes=(0.3, 4.0),
         ),
         Experiment(
             "mbf-mass-cnn",
@@ -317,14 +317,14 @@ EXPERIMENTS: Final = {
             cnn_mass,
             draw_mass,
             ("fashion-mnist-cnn",),
-            minutes=(2.0, 15.0),
+            minutes=(0.6, 15.0),
         ),
         Experiment(
             "mbf-inverse-digits",
             "MBF, figures 5 (right) and 13: inverse empirical Fisher blocks, 256-20⁵-10.",
             digits_inverses,
             draw_inverses,
-            minutes=(0.3, 1.0),
+            minutes=(0.2, 1.0),
         ),
         Experiment(
             "mbf-inverse-cnn",
@@ -332,7 +332,7 @@ EXPERIMENTS: Final = {
             cnn_inverses,
             draw_inverses,
             ("fashion-mnist-cnn",),
-            minutes=(1.5, 8.0),
+            minutes=(0.4, 8.0),
         ),
     )
 }
