@@ -140,7 +140,8 @@ def test_the_inverses_mass_is_the_diagonals():
     assert squares.verdict == "reproduced"
     assert beyond.verdict == "not"
     assert "are not zero" in sizes.reason
-    assert null.measured["smallest"][0] > 1
+    assert null.verdict == "not"  # in fc2 blocks by input hold as much
+    assert null.measured["smallest"][0] == pytest.approx(0.989, abs=0.005)
 
 
 def test_kernels_of_one_channel_are_those_entries_of_the_block():
