@@ -230,6 +230,29 @@ def test_another_problem_is_taken_where_an_experiment_can_and_refused_elsewhere(
     assert not (tmp_path / "no").exists()
 
 
+def test_steps_are_taken_where_an_experiment_trains_and_refused_elsewhere(
+    listed, tmp_path, capsys
+):
+    def counted(setting):
+        return tiny(setting).assign_attrs(settings=f"{setting.steps} steps")
+
+    known = catalogue.experiments()
+    known["tiny"] = replace(known["tiny"], compute=counted, trains=True)
+    out, refused = tmp_path / "new", tmp_path / "no"
+    assert main(["reproduce", "tiny", "--steps", "7", "--out", str(out)]) == 0
+    assert fl.open(out / "results.nc").attrs["settings"] == "7 steps"
+    assert main(["reproduce"]) == 0
+    assert "--steps N" in capsys.readouterr().out
+    for name, steps, said in (
+        ("broken", "7", "reproduce broken has no --steps; it is for tiny."),
+        ("all", "7", "reproduce all has no --steps"),
+        ("tiny", "0", "--steps must be at least 1, but is 0."),
+    ):
+        assert main(["reproduce", name, "--steps", steps, "--out", str(refused)]) == 2
+        assert said in capsys.readouterr().err
+    assert not refused.exists()
+
+
 def test_the_longest_experiments_begin_first(listed, tmp_path):
     known, begun = catalogue.experiments(), []
     known |= {

@@ -190,6 +190,9 @@ def add_reproduce(commands: Any) -> None:
     command.add_argument(
         "--problem", metavar="NAME", help="train on another one, where `list` names some"
     )
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="of each training, where `list` names it"
+    )
     command.add_argument("--data-dir", type=Path, help="folder of the data files")
     command.add_argument(
         "--out",
@@ -217,6 +220,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
         arguments.data_dir,
         Path("runs"),
         arguments.problem,
+        arguments.steps,
     )
     executor = executor_of(arguments, Path("runs") / "jobs")
     seeds, out = arguments.seeds, arguments.out
@@ -242,6 +246,8 @@ def _rows_listed(data_dir: Path | None) -> list[tuple[str, ...]]:
             data = " ".join(_there(name, data_dir) for name in made.data) or "none"
             if made.problems:
                 data += f"; --problem {' '.join(made.problems)}"
+            if made.trains:
+                data += "; --steps N"
             minutes = "/".join(f"{one:g}" for one in made.minutes)
         told = (row.name, row.experiment or "", row.shows, data, minutes, state(row, known))
         lines.append(told)

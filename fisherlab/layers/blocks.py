@@ -165,7 +165,14 @@ def outline(model: nn.Module) -> tuple[Any, ...]:
 
 
 def same_outline(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    """Tell whether a model has the same modules and parameters under the same names."""
+    """Tell whether a model has the same modules and parameters under the same names.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> same_outline(outline(model), outline(model))
+    True
+    """
     pairs = zip(before, now, strict=False)
     return len(before) == len(now) and all(
         a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in pairs

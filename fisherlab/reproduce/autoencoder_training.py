@@ -163,13 +163,13 @@ def race(name: str, setting: Setting) -> xr.Dataset:
         the paper does, and ``seconds`` of steps (optimizer, step); ``status(optimizer)``.
     """
     chosen = RACES[name]
-    steps = chosen.steps[not setting.quick]
+    steps = setting.steps or chosen.steps[not setting.quick]
     joined = raced(chosen, steps, setting, name)
     tuned = "; ".join(f"{k} {_said(v)}".strip() for k, v in chosen.runners.items())
     weights = f"{'torch' if chosen.default_weights else 'Glorot'}'s first weights"
     told = (
         f"{chosen.problem}, batch {chosen.batch}, float32, {weights}; {steps} of "
-        f"{chosen.steps[1]:,} steps; {tuned}"
+        f"{chosen.steps[1]:,} steps; {tuned}{setting.place}"
     )
     return joined.assign_attrs(settings=told, steps=steps, published_steps=chosen.steps[1])
 
@@ -288,6 +288,7 @@ EXPERIMENTS: Final = {
         draw,
         (chosen.problem,),
         _MINUTES[name],
+        trains=True,
     )
     for name, chosen in RACES.items()
 }

@@ -6,6 +6,7 @@ run may refute.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Final
 
@@ -109,18 +110,17 @@ def _last(ds: xr.Dataset, candidate: str) -> dict[str, float]:
 
 
 def _candidates(ds: xr.Dataset) -> str:
-    """Say how far KFAC-CORRECTED and DEFLATION end from KFAC under each candidate."""
+    """Say how far the other methods end from KFAC under each candidate."""
     said = []
     for name in ds["candidate"].values:
         last = _last(ds, name)
-        two = " and ".join(
-            number(last[method]) for method in ("kfac-corrected", "deflation")
-        )
-        said.append(f"{name}: {two}")
-    return (
-        f"KFAC-CORRECTED's and DEFLATION's loss over KFAC's after {ds.attrs['steps']:,} "
-        f"steps: {'; '.join(said)}."
-    )
+        parts = [
+            f"{method.upper()} {number(ratio)}"
+            for method, ratio in last.items()
+            if method != "kfac" and math.isfinite(ratio)
+        ]
+        said.append(f"{name}: {', '.join(parts) or 'no run ended'}")
+    return f"Losses over KFAC's after {ds.attrs['steps']:,} steps: {'; '.join(said)}."
 
 
 def _trace_row(data: str, experiment: str) -> Row:

@@ -115,19 +115,20 @@ def write(
     Raises
     ------
     ValueError
-        If the name is unknown, the folder not empty, `seeds` below 1, or the problem none
-        that the experiment can take.
+        If the name is unknown, the folder not empty, `seeds` below 1, or the experiment
+        takes no such problem or number of steps.
     DataError
         If data files are missing.
     """
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}.")
     chosen = experiment(name)
-    if setting.problem is not None and setting.problem not in chosen.problems:
-        raise ValueError(_other_problem(chosen, setting.problem))
+    _require_taken(chosen, setting)
     with whole_folder(out, Path("reproduced") / chosen.name) as (scratch, target):
         joined = _computed(chosen, setting, seeds, executor)
         joined.attrs |= {"experiment": chosen.name, **_marks(joined, setting, seeds)}
+        if setting.steps is not None:
+            joined.attrs["asked_steps"] = setting.steps
         save(joined, scratch / "results.nc")
         outcome = _outcome(chosen, joined)
         drawing = chosen.draw(joined)
@@ -159,10 +160,9 @@ def write_all(
     Raises
     ------
     ValueError
-        If the setting names a problem, which no experiment shares with all others.
+        If the setting names a problem or steps, which not all experiments take.
     """
-    if setting.problem is not None:
-        raise ValueError(_other_problem(None, setting.problem))
+    _require_taken(None, setting)
     folder = Path("reproduced") / "all" if out is None else out
     page = folder / "REPRODUCTION.md"
     every, known, found = rows(), experiments(), dict[str, Outcome]()
@@ -185,15 +185,24 @@ def write_all(
     return page
 
 
-def _other_problem(chosen: Experiment | None, problem: str) -> str:
-    """Say that an experiment, or all together, cannot take a problem."""
-    others = chosen.problems if chosen else ()
-    takes = f"one of {', '.join(others)}" if others else "no other problem"
-    able = [name for name, one in experiments().items() if one.problems]
-    return (
-        f"reproduce {chosen.name if chosen else 'all'} takes {takes}, but --problem is "
-        f"{problem!r}. Leave it out; it is for {', '.join(able)}."
-    )
+def _require_taken(chosen: Experiment | None, setting: Setting) -> None:
+    """Refuse a problem or steps that an experiment, or all together, cannot take."""
+    who, every = chosen.name if chosen else "all", experiments().items()
+    if setting.problem is not None:
+        others = chosen.problems if chosen else ()
+        if setting.problem not in others:
+            takes = f"one of {', '.join(others)}" if others else "no other problem"
+            able = ", ".join(name for name, one in every if one.problems)
+            raise ValueError(
+                f"reproduce {who} takes {takes}, but --problem is {setting.problem!r}. "
+                f"Leave it out; it is for {able}."
+            )
+    if setting.steps is not None:
+        if chosen is None or not chosen.trains:
+            able = ", ".join(name for name, one in every if one.trains)
+            raise ValueError(f"reproduce {who} has no --steps; it is for {able}.")
+        if setting.steps < 1:
+            raise ValueError(f"--steps must be at least 1, but is {setting.steps}.")
 
 
 def _failed(
@@ -261,10 +270,12 @@ def _outcome(chosen: Experiment, joined: Result) -> Outcome:
         if row.claims
     }
     first, seeds = (int(joined.attrs[name]) for name in ("first_seed", "seeds"))
-    size = "quick" if joined.attrs["quick"] else "paper"
+    size = "quick size" if joined.attrs["quick"] else "paper size"
+    if "asked_steps" in joined.attrs:
+        size = f"{int(joined.attrs['asked_steps']):,} steps asked for"
     said = str(joined.attrs.get("settings", "none told"))
     numbers = ", ".join(str(first + k) for k in range(seeds))
-    return Outcome(f"{said}; {size} size; seed {numbers}", found)
+    return Outcome(f"{said}; {size}; seed {numbers}", found)
 
 
 def _computed(

@@ -218,6 +218,9 @@ class Setting:
         Where trainings are stored, so that a stopped one goes on; None stores nothing.
     problem
         One of `Experiment.problems` in place of what the experiment takes otherwise.
+    steps
+        Of every training, in place of the quick number or the paper's, where
+        `Experiment.trains`.
 
     Examples
     --------
@@ -231,11 +234,17 @@ class Setting:
     data_dir: Path | None = None
     runs: Path | None = None
     problem: str | None = None
+    steps: int | None = None
 
     def load(self, name: str, **options: Any) -> Problem:
         """Load a problem with the weights of this seed, on the device."""
         found = problems.load(name, data_dir=self.data_dir, seed=self.seed, **options)
         return found.to(self.device)
+
+    @property
+    def place(self) -> str:
+        """What settings in words say of the device, if it is not the CPU."""
+        return "" if self.device == "cpu" else f"; on {self.device}"
 
     def store(self, *names: str) -> Path | None:
         """Return the folder of a training, if any is to be kept."""
@@ -271,6 +280,8 @@ class Experiment:
         Expected minutes of a seed on one core: quick, and the paper's size.
     problems
         Those that it can take instead, each of them alone.
+    trains
+        Whether `Setting.steps` says for how long.
 
     Examples
     --------
@@ -287,3 +298,4 @@ class Experiment:
     data: tuple[str, ...] = ("digits",)
     minutes: tuple[float, float] = (1.0, 1.0)
     problems: tuple[str, ...] = ()
+    trains: bool = False

@@ -80,9 +80,10 @@ def candidates(setting: Setting) -> xr.Dataset:
         What `race` returns along a dimension ``candidate``, and ``relative``, the loss
         over KFAC's at the same step (candidate, optimizer, step).
     """
-    steps = STEPS[not setting.quick]
+    steps = setting.steps or STEPS[not setting.quick]
     found = {name: trained(name, one, steps, setting) for name, one in races().items()}
-    return joined(found).assign_attrs(steps=steps)
+    table = joined(found)
+    return table.assign_attrs(steps=steps, settings=table.settings + setting.place)
 
 
 def trained(name: str, chosen: Race, steps: int, setting: Setting) -> xr.Dataset:
@@ -139,5 +140,6 @@ EXPERIMENTS: Final = {
         draw,
         (PUBLISHED.problem,),
         (8.0, 1500.0),
+        trains=True,
     )
 }

@@ -15,5 +15,4 @@ gradient = fl.mean_gradient(problem.model, batch, problem.likelihood)
 found = fl.compare(
     stats, ["kfac", "kpsvd-2", "mini-block", "diagonal"], purpose=fl.Step(gradient, 0.01)
 )
-fl.plots.purposes(found)
 fl.plots.own_dampings(found)
