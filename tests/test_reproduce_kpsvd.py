@@ -193,9 +193,14 @@ def test_what_noise_leaves_of_an_error_is_fitted_over_the_examples():
         for name, scale in (("by_examples", 0.1), ("scaled_by_examples", 0.1))
     }
     coords = {"approximator": ["kfac", "kpsvd"], "examples": counts}
-    told = beyond._bias(xr.Dataset(data, coords))
+    ds = xr.Dataset(data, coords)
+    told = beyond._bias(ds)
     assert "KFAC's to 0.300" in told
     assert "KPSVD's to 0.0300" in told
+    ds["by_layer"] = ("approximator", "layer"), errors[None, :2] * [[1.0], [0.5]]
+    drawing = kpsvd_errors.draw_controls(ds.assign_coords(layer=["fc1", "fc2"]))
+    assert [ax.get_xlabel() for ax in drawing.axes] == ["examples", "layer"]
+    plt.close(drawing)
 
 
 def test_where_tkfac_lacks_most_the_scale_and_the_second_term_are_told():

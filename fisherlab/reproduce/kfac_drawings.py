@@ -57,7 +57,9 @@ def draw_inverse(result: xr.Dataset) -> Drawing:
             ax.set(xscale="log", ylim=(0, None), xlabel="damping λ (factored: γ²)")
             ax.set_title(f"inverse, layers {apart} apart")
             ax.set_ylabel("mean |entry| / that within a layer")
-        sns.move_legend(grid[1, 2], "center left", bbox_to_anchor=(1.02, 0.5), title=None)
+        shown = grid[1, 2].get_legend_handles_labels()
+        grid[1, 2].get_legend().remove()
+        figure.legend(*shown, loc="outside right center")  # no room beside the panels above
     return figure
 
 

@@ -232,7 +232,10 @@ def draw_controls(result: xr.Dataset) -> Drawing:
     ]
     rows = pd.concat(frames, ignore_index=True)
     rows["of what"] = rows["of what"].astype(str)
-    return _lines(rows, names, "of what", "of", "linear")
+    figure = _lines(rows, names, "of what", "of", "linear")
+    for ax, label in zip(figure.axes, parts.values(), strict=True):
+        ax.set_xlabel(label)
+    return figure
 
 
 def _along(name: str, of: str, size: Size, minutes: tuple[float, float]) -> Experiment:
