@@ -20,6 +20,7 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
+from fisherlab.numerics.memory import give_back
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.dampings import parsed
 from fisherlab.purposes import Answers, Measure, Purpose, Step
@@ -287,6 +288,7 @@ def answered(
                     if why := _indefinite(pair, purposes[p]):
                         reasons[name, method, p] = why
                 costs[name, method] = _cost(pair.source, exact, purposes.values())
+        give_back()  # answers stay for all layers, what led to them does not
     return told
 
 
