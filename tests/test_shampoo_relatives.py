@@ -1,5 +1,6 @@
 """Laws of SOAP, KL-Shampoo and Muon, against dense definitions."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -278,3 +279,27 @@ def test_all_of_them_stand_in_one_table():
     assert isinstance(samples, OuterSamples)
     with pytest.raises(fl.NeedsMeanGradient):
         fl.SOAPPreconditioner()(fl.collect(*data, fl.Exact())["0"])
+
+
+@pytest.mark.parametrize("epsilon", [3e-4, 0.0])
+def test_what_is_added_in_every_mode_keeps_a_long_sum_invertible(epsilon):
+    """Trainings in float32 ended: the bound of rounding of the largest was above ε."""
+    torch.manual_seed(0)
+    model = nn.Linear(400, 300, bias=False)
+    batch = torch.randn(8, 400), 30 * torch.randn(8, 300)
+    mean = fl.mean_gradient(model, batch, fl.Gaussian())["weight"]
+    op = fl.ShampooPreconditioner(epsilon)(mean)
+    bound = 400 * torch.finfo(torch.float32).eps * op.top_eigenvalues(1)[0]
+    assert bound > 3e-4**0.5
+    if not epsilon:
+        with pytest.raises(fl.NumericalError, match="not positive definite"):
+            op.solve(mean.gradient, 0.0)
+        return
+    roots = [
+        vectors @ ((values.clamp_min(0) + epsilon) ** -0.25).diag() @ vectors.T
+        for values, vectors in (torch.linalg.eigh(h.double()) for h in op.moments)
+    ]
+    expected = roots[0] @ mean.gradient.double() @ roots[1]
+    found = op.solve(mean.gradient, 0.0)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert math.isfinite(op.logdet(0.0))

@@ -179,6 +179,11 @@ class Operator(Held, ABC):
             return self.formed._solve(w, damping)
         return self.inverse(damping)._apply(w)
 
+    @property
+    def _rounded_rows(self) -> int | None:
+        """Of how many rows the rounding of the eigenvalues is, where it is not all."""
+        return None
+
     @cached_property
     def shape(self) -> tuple[int, int]:
         """(p, p)."""
@@ -264,7 +269,7 @@ class Operator(Held, ABC):
         if self._stands:
             return self.formed.logdet(shift)
         for values in self._spectra():
-            require_positive(values, shift, Label("logdet of {}", self))
+            require_positive(values, shift, Label("logdet of {}", self), self._rounded_rows)
             total += float((values.double() + shift).log().sum())
         return total
 

@@ -48,7 +48,8 @@ class Eigenform(Operator):
     rest
         The eigenvalue outside of the span.
     size
-        How many rows a table's rounding is that of, where it is not its length.
+        How many rows a table's rounding is that of, where it is not its length, as for
+        `require_positive`.
 
     Examples
     --------
@@ -89,6 +90,10 @@ class Eigenform(Operator):
     def free(self) -> int:
         """How many eigenvalues equal `rest`: p − r."""
         return self.rows - len(self.values)
+
+    @property
+    def _rounded_rows(self) -> int | None:
+        return self.size
 
     @property
     def smallest(self) -> float:

@@ -1,5 +1,6 @@
 """The eigenforms that methods make: what each holds, and the basis it means."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,6 +190,9 @@ class TensorEigen(InBasis):
         (d_out, d_in).
     pieces
         They cover every column once.
+    floored
+        Whether a positive number was added in every mode. Then no eigenvalue is zero, and
+        only the rounding of products is left, which grows as the root of their length.
 
     Examples
     --------
@@ -200,6 +204,7 @@ class TensorEigen(InBasis):
     block_shape: tuple[int, int]
     pieces: Sequence[TensorPiece]
     provenance: Provenance = Provenance()
+    floored: bool = False
 
     @cached_property
     def formed(self) -> Eigenform:
@@ -214,7 +219,8 @@ class TensorEigen(InBasis):
         counts = tuple(piece.values.numel() for piece in self.pieces)
         basis = modes[0] if len(modes) == 1 else Beside(modes, widths, counts, 1)
         tables = tuple(piece.values.reshape(1, -1) for piece in self.pieces)
-        size = max(max(piece.values.shape) for piece in self.pieces)
+        longest = max(max(piece.values.shape) for piece in self.pieces)
+        size = math.isqrt(longest) if self.floored else longest
         return Eigenform(basis, tables, self.block_shape, 0.0, self.provenance, size)
 
 

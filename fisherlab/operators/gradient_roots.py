@@ -141,7 +141,8 @@ class ModeProducts(FromState):
             values = reduce(lambda a, b: a[..., None] * b, roots)
             bases = tuple(vectors for _, vectors in pairs)
             pieces.append(TensorPiece(modes.start, modes.stop, bases, values))
-        return TensorEigen(self.block_shape, tuple(pieces), self.provenance)
+        floored = self.epsilon > 0
+        return TensorEigen(self.block_shape, tuple(pieces), self.provenance, floored)
 
 
 class _OfGradient(FromState):
