@@ -500,3 +500,20 @@ def test_a_layer_that_the_loss_does_not_use_is_left_alone(method):
         optimiser.step(batch=batch)
     assert torch.equal(model.spare.weight, spare)
     assert not torch.equal(model.body.weight, before)
+
+
+def test_a_layer_that_grows_in_place_is_seen_as_it_is_now():
+    """The parameters are the same objects, of another shape."""
+    model, x = nn.Linear(4, 3), torch.randn(8, 4)
+    settings = {"lr": 0.1, "damping": 0.1, "average": 0.0, "momentum": 0.0}
+    optimiser = fl.NaturalGradient(model, fl.Categorical(), "kfac", **settings)
+    optimiser.step(batch=(x, torch.arange(8) % 3))
+    model.weight.data, model.bias.data = torch.randn(5, 4), torch.zeros(5)
+    fresh = copy.deepcopy(model)
+    for one, other in (
+        (model, optimiser),
+        (fresh, fl.NaturalGradient(fresh, fl.Categorical(), "kfac", **settings)),
+    ):
+        other.steps = 1
+        other.step(batch=(x, torch.arange(8) % 5))
+    assert torch.equal(model.weight, fresh.weight)
