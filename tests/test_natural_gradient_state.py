@@ -510,10 +510,8 @@ def test_a_layer_that_grows_in_place_is_seen_as_it_is_now():
     optimiser.step(batch=(x, torch.arange(8) % 3))
     model.weight.data, model.bias.data = torch.randn(5, 4), torch.zeros(5)
     fresh = copy.deepcopy(model)
-    for one, other in (
-        (model, optimiser),
-        (fresh, fl.NaturalGradient(fresh, fl.Categorical(), "kfac", **settings)),
-    ):
-        other.steps = 1
-        other.step(batch=(x, torch.arange(8) % 5))
+    begun = fl.NaturalGradient(fresh, fl.Categorical(), "kfac", **settings)
+    for each in (optimiser, begun):
+        each.steps = 1
+        each.step(batch=(x, torch.arange(8) % 5))
     assert torch.equal(model.weight, fresh.weight)
