@@ -184,7 +184,7 @@ def put_back(*undo: Callable[[], object]) -> Iterator[None]:
         finally:
             for each in undo:
                 each()
-    finally:  # not in an except: the interrupt may come before the first of them
+    finally:  # not in an except: it may come before the first of them
         for each in undo:
             each()
 

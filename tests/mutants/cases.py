@@ -581,15 +581,15 @@ TRAINING = [
     mutant(
         "weight decay is not scaled by the rate",
         "training/moves.py",
-        '_factor(good, 1 - rate * group["weight_decay"])',
-        '_factor(good, 1 - group["weight_decay"])',
+        '_where(good, 1 - rate * group["weight_decay"], 1.0, here)',
+        '_where(good, 1 - group["weight_decay"], 1.0, here)',
         "natural_gradient::weight_decay_is_apart_from_the_gradient",
     ),
     mutant(
         "momentum weighs the new direction",
         "training/moves.py",
-        'state["momentum"].mul_(momentum).add_(step)',
-        'state["momentum"].mul_(momentum).add_(step, alpha=1 - momentum)',
+        "torch._foreach_add_(held, steps)",
+        "torch._foreach_add_(held, steps, alpha=1 - momentum)",
         "natural_gradient::momentum_adds_up_directions_or_gradients",
     ),
     mutant(
@@ -629,6 +629,21 @@ ANALYSIS = [
         "        scratch.unlink(missing_ok=True)\n",
         "        pass\n",
         "follow::a_write_that_breaks_off_leaves_the_old_file",
+    ),
+    mutant(
+        "an interrupt leaves settings half put back",
+        "durable.py",
+        "    finally:  # not in an except: it may come before the first of them\n"
+        "        for each in undo:\n            each()\n",
+        "    finally:\n        pass\n",
+        "interrupts::an_interrupt_anywhere_leaves_settings_as_they_were",
+    ),
+    mutant(
+        "the last example is not held alone",
+        "statistics/collect.py",
+        "    if count > 1:\n",
+        "    if count > 2**60:\n",
+        "breadth::examples_that_leave_the_first_as_it_is_are_refused",
     ),
     mutant(
         "relative damping is a share of the trace",
