@@ -269,14 +269,14 @@ def draw(result: xr.Dataset) -> Drawing:
 
 _MINUTES: Final = {
     "kpsvd-published-curves": (7.0, 90.0),
-    "kpsvd-published-mnist": (2.5, 780.0),
-    "kpsvd-published-faces": (3.0, 3000.0),
-    "mbf-training-curves": (2.5, 90.0),
-    "mbf-training-mnist": (3.0, 900.0),
-    "mbf-training-faces": (3.0, 2800.0),
-    "kfac-training-curves": (1.5, 40.0),
+    "kpsvd-published-mnist": (2.6, 780.0),
+    "kpsvd-published-faces": (3.1, 3000.0),
+    "mbf-training-curves": (3.9, 90.0),
+    "mbf-training-mnist": (3.3, 900.0),
+    "mbf-training-faces": (6.6, 2800.0),
+    "kfac-training-curves": (1.3, 40.0),
     "kfac-training-mnist": (1.5, 150.0),
-    "kfac-training-faces": (2.0, 500.0),
+    "kfac-training-faces": (1.7, 500.0),
 }
 _PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC"}
 EXPERIMENTS: Final = {
