@@ -338,11 +338,19 @@ class WoodburyInverse(Operator):
         yield self.eigenvalues()[:, None]  # reciprocals: small, but no rounding
 
     def inner_with(self, other: Operator) -> float:
-        """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ."""
+        """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ.
+
+        In an eigenbasis Σ ⟨R_b, other R_b⟩ = Σ_j v_j Σ_b ⟨R_b, u_j⟩²: one rotation.
+        """
         stack = self._rows().to(self.dtype).unflatten(1, self.weight_shape)
         inside = 0.0
         for part in stack.split(max(1, CHUNK_BYTES // (stack[0].nbytes or 1))):
-            inside += float((part * (other @ part)).sum(dtype=torch.float64))
+            if isinstance(other, Eigenform):
+                energies = other.basis.rotate(part).square().sum(0, dtype=torch.float64)
+                inside += float(energies @ other._inside.double())
+                inside += other.rest * float(part.square().sum(dtype=torch.float64))
+            else:
+                inside += float((part * (other @ part)).sum(dtype=torch.float64))
         return (other.trace() - inside) / self.damping
 
 
