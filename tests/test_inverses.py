@@ -338,3 +338,40 @@ def test_the_inverse_of_24000_rows_is_drawn_within_a_gibibyte():
     shape, grown = done.stdout.decode().rsplit(" ", 1)
     assert shape == "(2, 2000, 2000)"
     assert int(grown) < 2**30
+
+
+N = 40
+FORMS = {
+    "sum": lambda v: fl.operators.KroneckerSum([(v.diag(), torch.eye(N))], (N, N)),
+    "two terms": lambda v: fl.operators.KroneckerSum(
+        [(v.diag() / 2, torch.eye(N))] * 2, (N, N)
+    ),
+    "basis": lambda v: fl.operators.KroneckerEigen(
+        torch.eye(N), torch.eye(N), v[:, None].expand(N, N)
+    ),
+    "rows": lambda v: fl.operators.RowwiseEigen(torch.eye(N), v[:, None].expand(N, N)),
+    "diagonal": lambda v: fl.operators.Diagonal(v[:, None].expand(N, N)),
+    "dense": lambda v: fl.operators.Dense(v.repeat_interleave(N).diag(), (N, N)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("smallest", [0.0, 1e-9, 5e-5, 1e-2])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_question_draws_the_line_of_rounding_alike(form, smallest):
+    """In float32: what the inverse accepts without damping, `logdet` and `solve` do."""
+    values = torch.ones(N)
+    values[0] = smallest
+    op, answers = FORMS[form](values), []
+    for ask in (
+        lambda: op.inverse(0.0).trace(),
+        lambda: op.logdet(0.0),
+        lambda: op.solve(torch.ones(N, N), 0.0),
+    ):
+        try:
+            ask()
+            answers.append("given")
+        except fl.NumericalError:
+            answers.append("refused")
+    assert len(set(answers)) == 1, answers
+    assert answers[0] == "refused" or smallest
+    assert answers[0] == "given" or smallest < 1e-2

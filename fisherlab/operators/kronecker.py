@@ -182,6 +182,10 @@ class KroneckerSum(Operator):
             return float(self.eigenvalues()[-1])
         return smallest_eigenvalue(self.to_scipy(), repr(self), tolerance=1e-8)
 
+    @property
+    def _rounded_rows(self) -> int | None:
+        return sum(self.weight_shape) if len(self.terms) == 1 else None
+
     def require_positive(self, damping: float) -> None:
         """Raise unless the damped sum is positive definite.
 
@@ -197,8 +201,7 @@ class KroneckerSum(Operator):
             require_finite(cols, Label("a column factor of {}", self))
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
-        size = sum(self.weight_shape) if len(self.terms) == 1 else self.shape[0]
-        require_positive(values, damping, self, size)
+        require_positive(values, damping, self, self._rounded_rows or self.shape[0])
 
     def inverse(self, damping: Damping) -> Operator:
         """Return (Σ + damping)⁻¹, an `Eigenform` for one term.
