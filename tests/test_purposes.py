@@ -422,6 +422,13 @@ def test_saliencies_are_those_of_formed_matrices(name, damping, network):
     check(found, expected)
 
 
+class Negative:
+    """A matrix with penalties below zero, as an indefinite sum may have."""
+
+    def __call__(self, statistics, previous=None):
+        return fl.operators.Dense(-fl.ExactBlock()(statistics).to_dense(), (3, 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_drift_that_the_exact_matrix_does_not_see_has_no_ratio(dtype):
     """The same number added to every logit: 1e16 or 1e31, whatever rounding left."""
@@ -437,6 +444,11 @@ def test_a_drift_that_the_exact_matrix_does_not_see_has_no_ratio(dtype):
         return float(judged["value"].sel(measure="ewc.penalty_ratio").squeeze())
 
     assert math.isnan(ratio(shifted))
+    against = fl.compare(
+        stats, {"minus": Negative()}, purpose=fl.EWC(here, [seen], random=4)
+    )["value"].squeeze()
+    assert float(against.sel(measure="ewc.penalty_ratio")) == pytest.approx(-1, rel=1e-5)
+    assert float(against.sel(measure="ewc.random_ratio")) == pytest.approx(-1, rel=1e-5)
     assert ratio(shifted, seen) == pytest.approx(ratio(seen), rel=1e-5)
 
 
