@@ -515,3 +515,15 @@ def test_a_layer_that_grows_in_place_is_seen_as_it_is_now():
         each.steps = 1
         each.step(batch=(x, torch.arange(8) % 5))
     assert torch.equal(model.weight, fresh.weight)
+
+
+def test_what_is_known_of_a_model_is_bounded_when_layers_freeze_in_turn():
+    model, x = nn.Sequential(*(nn.Linear(3, 3) for _ in range(12))), torch.randn(4, 3)
+    batch = x, torch.arange(4) % 3
+    optimiser = fl.NaturalGradient(model, fl.Categorical(), "kfac", lr=0.1, damping=0.1)
+    for layer in model:
+        layer.requires_grad_(False)
+        optimiser.step(batch=batch)
+        layer.requires_grad_(True)
+    assert 1 < len(optimiser._known) <= 8
+    assert len(optimiser._passes._plans) <= 8

@@ -2,8 +2,6 @@
 
 from fisherlab.layers.blocks import Block as Block
 from fisherlab.layers.blocks import blocks as blocks
-from fisherlab.layers.blocks import outline as outline
-from fisherlab.layers.blocks import same_outline as same_outline
 from fisherlab.layers.blocks import select as select
 from fisherlab.layers.hugging_face import hf as hf
 from fisherlab.layers.modes import alone as alone

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -144,39 +143,6 @@ class Block:
     @property
     def _bias_shape(self) -> tuple[int, ...]:
         return self.shape if self.rows > self.shape[0] else (self.rows,)
-
-
-def outline(model: nn.Module) -> tuple[Any, ...]:
-    """Return names, modules and parameters in order; `same_outline` compares two.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
-    >>> before = outline(model)
-    >>> model[1] = nn.ReLU()
-    >>> same_outline(before, outline(model))
-    False
-    """
-    return tuple(
-        part
-        for name, module in model.named_modules()
-        for part in (name, module, *module._parameters, *module._parameters.values())
-    )
-
-
-def same_outline(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    """Tell whether a model has the same modules and parameters under the same names.
-
-    Examples
-    --------
-    >>> model = nn.Linear(3, 2)
-    >>> same_outline(outline(model), outline(model))
-    True
-    """
-    pairs = zip(before, now, strict=False)
-    return len(before) == len(now) and all(
-        a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in pairs
-    )
 
 
 @alone

@@ -14,7 +14,7 @@ from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import FisherlabError, NeedsSharedForm
-from fisherlab.layers import outline, same_outline, uncompiled
+from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.numerics.ranks import Ranks
@@ -23,8 +23,17 @@ from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.statistics import Fisher
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters, check_group, match_
-from fisherlab.training.passes import Passes, Takes
-from fisherlab.training.units import Owners, Unit, Units, averaged, packed, unpacked
+from fisherlab.training.passes import PLANS, Passes, Takes
+from fisherlab.training.units import (
+    Owners,
+    Unit,
+    Units,
+    averaged,
+    outline,
+    packed,
+    same_outline,
+    unpacked,
+)
 from fisherlab.training.units import factorising as _named
 
 Fallback = Any  # "gradient", or the name or the value of an approximator
@@ -334,10 +343,13 @@ class Preconditioned(torch.optim.Optimizer):
         parts = (p for p in now if isinstance(p, nn.Parameter))
         wanted = tuple((p.requires_grad, p.shape) for p in parts)
         held = tuple(id(p) for group in self.param_groups for p in group["params"])
-        if (wanted, held) not in self._known:
+        found = self._known.pop((wanted, held), None)
+        if found is None:
             found = Parameters.of(self, self.model, type(self).__name__)
-            self._known[wanted, held] = found
-        return replace(self._known[wanted, held], groups=self.param_groups)
+        self._known[wanted, held] = found  # the newest is the last
+        if len(self._known) > PLANS:
+            del self._known[next(iter(self._known))]
+        return replace(found, groups=self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle with the model and all state; torch's own leaves them out."""

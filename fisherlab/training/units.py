@@ -179,6 +179,39 @@ def owners(parameters: Parameters) -> dict[str, tuple[nn.Parameter, ...]]:
     }
 
 
+def outline(model: nn.Module) -> tuple[Any, ...]:
+    """Return names, modules and parameters in order; `same_outline` compares two.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    >>> before = outline(model)
+    >>> model[1] = nn.ReLU()
+    >>> same_outline(before, outline(model))
+    False
+    """
+    return tuple(
+        part
+        for name, module in model.named_modules()
+        for part in (name, module, *module._parameters, *module._parameters.values())
+    )
+
+
+def same_outline(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Tell whether a model has the same modules and parameters under the same names.
+
+    Examples
+    --------
+    >>> model = nn.Linear(3, 2)
+    >>> same_outline(outline(model), outline(model))
+    True
+    """
+    pairs = zip(before, now, strict=False)
+    return len(before) == len(now) and all(
+        a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in pairs
+    )
+
+
 def alike(before: Owners, now: Owners) -> bool:
     """Tell whether all blocks of now were there before, of the same parameters."""
     return all(n in before and _key(before[n]) == _key(p) for n, p in now.items())
