@@ -11,6 +11,7 @@ from torch import nn
 
 from fisherlab.layers import Block, blocks, exclusive, select
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics.devices import is_accelerator
 from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
@@ -319,8 +320,8 @@ def _workspace(samples: Samples) -> int:
     if isinstance(samples, TurnedSamples):  # it is turned in a copy
         return size * (o * i) ** 2 + _workspace(samples.upright)
     if isinstance(samples, OuterSamples):
+        away = is_accelerator(samples.device)
         here = samples.columns, samples.examples, o, i
-        away = samples.device.type not in ("cpu", "meta")
         return size * workspace_numbers(*here, accelerator=away)
     if isinstance(samples, SharedSamples) and samples.pairs_are_cheaper:
         return min(

@@ -57,15 +57,15 @@ def _accelerated() -> bool:
     return torch.accelerator.is_available()
 
 
-def on_accelerator(tensor: Tensor) -> bool:
-    """Tell whether a call costs more than its arithmetic, where the tensor is small.
+def is_accelerator(device: torch.device) -> bool:
+    """Tell whether a call costs more than its arithmetic, where tensors are small.
 
     Examples
     --------
-    >>> on_accelerator(torch.ones(2))
+    >>> is_accelerator(torch.device("cpu"))
     False
     """
-    return tensor.device.type not in ("cpu", "meta")
+    return device.type not in ("cpu", "meta")
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
@@ -74,7 +74,7 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
     What torch holds without using it counts as free.
     """
     device = torch.device(device)
-    if device.type in ("cpu", "meta"):
+    if not is_accelerator(device):
         return int(psutil.virtual_memory().available)
     module: Any = torch.get_device_module(device)
     if device.type == "mps":  # it shares the memory of the host
@@ -139,7 +139,7 @@ def _set(device: torch.device, states: list[Tensor]) -> None:
 
 
 def _own(device: torch.device) -> list[torch.device]:
-    return [] if device.type in ("cpu", "meta") else [device]
+    return [device] if is_accelerator(device) else []
 
 
 def _module(device: torch.device) -> Any:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fisherlab.numerics.devices import on_accelerator
+from fisherlab.numerics.devices import is_accelerator
 from fisherlab.numerics.memory import chunks, empty
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
@@ -92,7 +92,7 @@ def pack_outer(rows: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         Buffer of at least that many pairs × n; a view of it is returned.
     """
     size, position = rows.shape[0], 0
-    if on_accelerator(rows):
+    if is_accelerator(rows.device):
         first, second = _pairs(size, start, stop, rows.device)
         return torch.mul(rows[first], rows[second], out=out[: len(first)])
     for i in range(start, stop):
@@ -114,7 +114,7 @@ def pack_sums(columns: Tensor, start: int, stop: int, out: Tensor) -> Tensor:
         Buffer of n × at least that many pairs; a view of it, pairs × n, is returned.
     """
     size, position = columns.shape[2], 0
-    if on_accelerator(columns):
+    if is_accelerator(columns.device):
         first, second = _pairs(size, start, stop, columns.device)
         squares = columns[:, :, start:stop].mT @ columns[:, :, start:]
         packed = squares[:, first - start, second - start]
@@ -182,7 +182,7 @@ def workspace_numbers(
     squares = 0 if columns == 1 else min(o, SQUARE_ROWS) * o
     packed, spread = pairs + wide + squares, o * m * m
     if accelerator:  # what is packed and spread at once, a piece holds half of
-        packed, spread = 3 * (pairs + wide), 2 * pairs * m * m
+        packed, spread = 4 * pairs + 3 * wide, 2 * pairs * m * m
     return turned + packed * min(EXAMPLES, examples) + pairs * pair_count(m) + spread
 
 
@@ -259,7 +259,7 @@ def kronecker_sum_(out: Tensor, gradients: Tensor, inputs: Tensor, scale: float)
     if inputs.shape[0] == 0:
         return out.zero_()
     space = _Workspace(gradients, inputs)
-    if on_accelerator(inputs):
+    if is_accelerator(inputs.device):
         return _spread_(out, space, scale)
     columns = pair_index(m, inputs.device).reshape(-1)
     panels = inputs.new_empty(o, m * m)
@@ -351,7 +351,7 @@ def mirror_(matrix: Tensor) -> Tensor:
 
 
 def _panel(matrix: Tensor) -> int:
-    return LEAF if on_accelerator(matrix) else PANEL
+    return LEAF if is_accelerator(matrix.device) else PANEL
 
 
 def _mirror_panel_(matrix: Tensor, part: slice) -> None:
