@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.numerics.linalg import damped_inverse
 from fisherlab.operators import (
     Dense,
     Factored,
@@ -375,3 +376,19 @@ def test_every_question_draws_the_line_of_rounding_alike(form, smallest):
     assert len(set(answers)) == 1, answers
     assert answers[0] == "refused" or smallest
     assert answers[0] == "given" or smallest < 1e-2
+
+
+@pytest.mark.parametrize("condition", [2, 50, 2e3, 4e3, 1e5, 1e6])
+@pytest.mark.parametrize("size", [1, 9, 120])
+def test_single_precision_inverts_as_well_as_its_numbers_allow(size, condition):
+    """Where κ is small the factor's own precision serves, else float64 is needed."""
+    rows = normal((2 * size, size), 5) * torch.logspace(0, -4, size, dtype=F64)
+    factor = (rows.T @ rows).float()
+    damping = float(factor.trace()) / condition
+    shifted = factor.double() + damping * torch.eye(size, dtype=F64)
+    exact = torch.linalg.inv(shifted)
+    error = float((damped_inverse(factor, damping).double() - exact).norm() / exact.norm())
+    eps = torch.finfo(torch.float32).eps
+    single = condition < eps**-0.5
+    assert error <= (2 * eps * condition if single else eps)
+    assert damped_inverse(factor.bfloat16(), damping).dtype == torch.bfloat16

@@ -104,7 +104,30 @@ def damped_cholesky(
     IndefiniteError
         If it is not positive definite; the smallest eigenvalue is named.
     """
-    shifted = matrix.to(torch.float64, copy=not overwrite)
+    return _cholesky(matrix.to(torch.float64, copy=not overwrite), damping, what)
+
+
+def damped_inverse(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor, "n n"]:
+    """Return (matrix + damping·I)⁻¹ of a positive semidefinite matrix, in its precision.
+
+    The matrix as it is stored fixes its inverse to ε·κ, κ ≤ tr/damping + 1. Where that is
+    below √ε Cholesky in the same precision loses as much again, at a third of the time;
+    else it is done in float64.
+
+    Raises
+    ------
+    NumericalError
+        If the damped matrix is not positive definite, or not finite.
+    """
+    lost = torch.finfo(matrix.dtype).eps ** 0.5
+    alike = matrix.dtype.itemsize > 2 and float(matrix.trace()) * lost < damping
+    kind = matrix.dtype if alike else torch.float64
+    factor = _cholesky(matrix.to(kind, copy=True), damping, "a factor")
+    return torch.cholesky_inverse(factor).to(matrix.dtype)
+
+
+def _cholesky(shifted: Tensor, damping: float, what: object) -> Tensor:
+    """Add the damping to a matrix in place and return its lower Cholesky factor."""
     shifted.diagonal().add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
     if bool((info == 0) & torch.isfinite(factor[-1:]).all()):  # one look at the device

@@ -122,8 +122,15 @@ class Factored:
         self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
     ) -> tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]:
         """Return G + (√λ/π) I and A + π√λ I."""
+        row_shift, col_shift = self.shifts(rows, cols)
+        return shifted(rows, row_shift), shifted(cols, col_shift)
+
+    def shifts(
+        self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]
+    ) -> tuple[float, float]:
+        """Return √λ/π and π√λ for a row factor G and a column factor A."""
         ratio, root = self.ratio(rows, cols), self.value**0.5
-        return shifted(rows, root / ratio), shifted(cols, root * ratio)
+        return root / ratio, root * ratio
 
 
 @shown

@@ -218,13 +218,13 @@ class KroneckerSum(Operator):
         if isinstance(damping, Factored):
             if not damping.value:
                 replace(self, terms=self.terms[:1]).require_positive(0.0)
+            halves = inverse_pair(self.terms, damping)
+            if halves is not None:
+                return KroneckerSum((halves,), self.block_shape, made)
             law = self.damped(damping)
             if isinstance(law, KroneckerCongruence):
                 return law.inverted()
-            halves = inverse_pair(law.terms)
-            if halves is None:
-                return law.inverse(0.0)
-            return KroneckerSum((halves,), self.block_shape, made)
+            return law.inverse(0.0)
         shift = tikhonov(damping, self)
         if len(self.terms) == 1:
             return replace(self._eigen.inverse(shift), provenance=made)

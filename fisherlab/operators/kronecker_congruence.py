@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import (
     damped_cholesky,
+    damped_inverse,
     factorised,
     kron,
     narrowed,
@@ -205,18 +206,16 @@ def simultaneous(
     return values, factor.to(vectors.dtype) @ vectors
 
 
-def inverse_pair(terms: Sequence[Term]) -> Term | None:
-    """Return G⁻¹ and A⁻¹ through Cholesky, or None unless terms are one positive pair."""
+def inverse_pair(terms: Sequence[Term], damping: Factored) -> Term | None:
+    """Return both inverses of one damped positive pair, or None for anything else."""
     if len(terms) != 1:
         return None
-    inverted = []
-    for factor in terms[0]:
-        try:
-            root = damped_cholesky(factor, 0.0, "a factor")
-        except NumericalError:
-            return None
-        inverted.append(torch.cholesky_inverse(root).to(factor.dtype))
-    return inverted[0], inverted[1]
+    try:
+        shifts = damping.shifts(*terms[0])
+        row, col = map(damped_inverse, terms[0], shifts)
+    except NumericalError:
+        return None
+    return row, col
 
 
 def _parity(factor: Tensor, what: str) -> bool:
