@@ -227,8 +227,8 @@ def test_what_dampings_share_is_done_and_counted_once(name, holder, asked, monke
         demands._method(samples, method, purposes.base.Demand(k, products=0)).flops
         for k in (1, 101)
     )
-    assert (many - few) / 100 == pytest.approx(counts.one_more(samples, method))
-    assert few > counts.prepared(samples, method).flops > 0
+    assert (many - few) / 100 == pytest.approx(counts.counted(samples, method).one_more())
+    assert few > counts.counted(samples, method).prepared().flops > 0
 
 
 @pytest.mark.parametrize("shape", [(12,), (3, 3, 2)])

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import final
 
-from fisherlab.analysis.counts import ITERATED, Work, norm, own, shared
+from fisherlab.analysis.counts import Work, norm, own, shared
 from fisherlab.approximators import Approximator
+from fisherlab.approximators.base import facts
 from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import Samples
@@ -216,7 +217,7 @@ def least(samples: Iterable[Samples], methods: Iterable[Approximator]) -> float:
     >>> least([OuterSamples(torch.ones(10, 4), torch.ones(1, 10, 3))], [Diagonal()])
     6235.0
     """
-    closed = [method for method in methods if not isinstance(method, ITERATED)]
+    closed = [method for method in methods if facts(method).result != "terms"]
     return sum(
         norm(s) + sum(own(s, method, "matrix").flops for method in closed) for s in samples
     )

@@ -11,18 +11,10 @@ from torch import nn
 
 from fisherlab.layers import Block, blocks, exclusive, select
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.devices import is_accelerator
-from fisherlab.numerics.packed import workspace_numbers
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
-from fisherlab.samples import (
-    OuterSamples,
-    Samples,
-    SharedSamples,
-    TurnedSamples,
-    pairs,
-)
-from fisherlab.samples.base import CHUNK_BYTES
+from fisherlab.samples import Samples
+from fisherlab.samples.base import DenseRoute
 from fisherlab.statistics import Exact, Fisher, LayerStatistics, recorder, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
@@ -32,7 +24,7 @@ from fisherlab.statistics.model_view import ModelView, view
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.taps import Part, Tapped
 
-Route = Literal["packed GEMM", "per-example SYRK", "position pairs", "Gram"]
+Route = DenseRoute | Literal["Gram"]
 
 
 @final
@@ -115,7 +107,7 @@ class Plan:
     @property
     def workspace_bytes(self) -> int:
         """Bytes that forming the dense block takes beside the block itself."""
-        return _workspace(self.samples)
+        return self.samples.dense_workspace()
 
     def working_bytes(self, form: Form) -> int:
         """Bytes a form of the exact block takes: a Gram matrix and its factor, or p²."""
@@ -304,31 +296,7 @@ def route(samples: Samples, form: Form) -> Route:
     """Return where second-order questions about the exact block are answered."""
     if FactoredFisher(samples, samples.examples, form=form).uses_gram:
         return "Gram"
-    samples = samples.upright if isinstance(samples, TurnedSamples) else samples
-    if isinstance(samples, OuterSamples):
-        return "packed GEMM"
-    if not isinstance(samples, SharedSamples) or form == "matrices":
-        return "per-example SYRK"
-    pairs = form == "pairs" or samples.pairs_are_cheaper
-    return "position pairs" if pairs else "per-example SYRK"
-
-
-def _workspace(samples: Samples) -> int:
-    """Return the bytes that `add_dense_` takes beside the block."""
-    size = samples.dtype.itemsize
-    o, i = samples.weight_shape
-    if isinstance(samples, TurnedSamples):  # it is turned in a copy
-        return size * (o * i) ** 2 + _workspace(samples.upright)
-    if isinstance(samples, OuterSamples):
-        away = is_accelerator(samples.device)
-        here = samples.columns, samples.examples, o, i
-        return size * workspace_numbers(*here, accelerator=away)
-    if isinstance(samples, SharedSamples) and samples.pairs_are_cheaper:
-        return min(
-            pairs.CHUNK_BYTES,
-            size * samples.examples * samples.inputs.shape[1] ** 2 * (o * o + i * i),
-        )
-    return min(CHUNK_BYTES, size * samples.total * o * i)
+    return samples.dense_route(form)
 
 
 def _pass_flops(

@@ -1,18 +1,11 @@
 """Multiply-adds and bytes that exact blocks, methods and their numbers take."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from fisherlab.approximators import (
-    CGFAC,
-    KPSVD,
-    Approximator,
-    Deflation,
-    Diagonal,
-    ExactBlock,
-    KFACCorrected,
-    MiniBlock,
-)
+from fisherlab.approximators import KPSVD, Approximator
+from fisherlab.approximators.base import Returned, facts
 from fisherlab.approximators.costs import EIGEN, building_flops
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
@@ -22,7 +15,7 @@ from fisherlab.numerics.decompositions import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.samples import OuterSamples, Samples, SharedSamples
+from fisherlab.samples import OuterSamples, Samples
 
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
@@ -34,8 +27,6 @@ STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 BATCHED = 8  # what factorisations of many small blocks lose to one large product
 NUMBER = 8  # bytes
-
-ITERATED = (KPSVD, Deflation, KFACCorrected)
 
 
 @final
@@ -115,106 +106,10 @@ def shared(s: Samples, part: Needs) -> Work:
     return work + Work(p**3 / 2, 3 * NUMBER * p**2)
 
 
-def _terms(method: Approximator) -> int:
-    rank = int(getattr(method, "rank", 1))
-    return rank + isinstance(method, KFACCorrected)
-
-
-def own(s: Samples, method: Approximator, part: Needs) -> Work:
-    """Return what one method takes beside what is shared."""
-    if isinstance(method, ExactBlock):
-        return Work(0)
-    if part == "matrix":
-        read = SWEEPS * _reading(s) + _factor_reading(s, method)
-        return Work(_building(s, method) + _inner(s, method) + read, space(s, method))
-    if part == "gradient":  # two quadratic forms of the exact block beside the solve
-        return solve(s, method) + Work(2 * product(s))
-    return solve(s, method) + against_inverse(s, method)
-
-
-def _building(s: Samples, method: Approximator) -> float:
-    counted = building_flops(method, s) or 0
-    if not isinstance(method, ITERATED):
-        return counted
-    by_gram = isinstance(s, OuterSamples) and method.solver == "auto"
-    return counted * (1 if by_gram else EFFORT)
-
-
-def _factor_reading(s: Samples, method: Approximator) -> float:
-    """Count the readings of Kronecker factors, which take longer than what is done."""
-    if isinstance(method, (Diagonal, MiniBlock)):
-        return 0.0
-    o, i = s.weight_shape
-    reads, terms = TERM_READS * _terms(method), _terms(method)
-    if isinstance(method, ITERATED) and not isinstance(s, OuterSamples):
-        reads += STEP_READS * STEPS * (terms + 1)
-    made_positive = _decomposing(s) if isinstance(method, ITERATED) else 0
-    return READ * reads * (o * o + i * i) + made_positive
-
-
-def space(s: Samples, method: Approximator) -> float:
-    """Return the bytes of the Krylov space of the pairs of a shared layer."""
-    if not isinstance(method, ITERATED) or isinstance(s, OuterSamples):
-        return 0.0
-    rank, auto = _terms(method), isinstance(method, KPSVD) and method.solver == "auto"
-    if auto and isinstance(choose(Rearranged(s, s.examples), rank), PositionGram):
-        return position_bytes(s, rank)
-    o, i = s.weight_shape
-    longer, shorter = max(o, i) ** 2, min(o, i) ** 2
-    return (rank + 1) * STEPS * (longer + 2 * shorter) * s.dtype.itemsize
-
-
-def _inner(s: Samples, method: Approximator) -> float:
-    o, i, m, p = _sizes(s)
-    if isinstance(method, Diagonal):
-        return s.examples * p
-    if isinstance(method, MiniBlock):
-        outer = isinstance(s, OuterSamples)
-        return s.examples**2 * (i + o) if outer else m * p * i
-    return _terms(method) * s.form_flops()
-
-
-def solve(s: Samples, method: Approximator) -> Work:
-    """Count one solve at one damping, with all that it takes beforehand."""
-    return prepared(s, method) + Work(one_more(s, method))
-
-
-def prepared(s: Samples, method: Approximator) -> Work:
-    """Count what the solves at all dampings share: blocks, and eigendecompositions."""
-    o, i, _, p = _sizes(s)
-    if isinstance(method, (Diagonal, CGFAC)) or _by_examples(s, method):
-        return Work(0)
-    if isinstance(method, MiniBlock):
-        return Work(s.examples * p * i, 2 * NUMBER * o * i * i)
-    if _terms(method) < 2 or not isinstance(method, ITERATED):
-        return Work(_decomposing(s))
-    if p <= DENSE_ROWS:
-        return Work(EIGEN * p**3, 3 * NUMBER * p * p)
-    return Work(CHECKS * _terms(method) * p * (o + i))
-
-
-def one_more(s: Samples, method: Approximator) -> float:
-    """Count a solve at a damping more."""
-    o, i, _, p = _sizes(s)
-    if isinstance(method, Diagonal):
-        return p
-    if isinstance(method, CGFAC):
-        iterations = min(STEPS_TO_TOLERANCE, method.max_iterations or STEPS_TO_TOLERANCE)
-        return iterations * _cg_product(s, method)
-    if _by_examples(s, method):
-        n = s.examples
-        return n * n * i + o * (BATCHED * n**3 / 3 + n * n + 2 * n * i)
-    if isinstance(method, MiniBlock):
-        return o * (BATCHED * i**3 / 3 + i * i)
-    return 2.0 * p * sum(widths(s)) + solved_again(s, method)
-
-
 def widths(s: Samples) -> tuple[int, int]:
     """Return how many eigenvectors both factors have: no more than the rows they sum up."""
-    o, i, m, _ = _sizes(s)
-    if not isinstance(s, (OuterSamples, SharedSamples)):
-        return o, i
-    rows, cols = m * s.positions, s.examples * s.positions
+    o, i = s.weight_shape
+    rows, cols = s.factor_rows()
     return (rows if rows <= WORTH * o else o), (cols if cols <= WORTH * i else i)
 
 
@@ -228,49 +123,284 @@ def _decomposing(s: Samples) -> float:
     )
 
 
-def _cg_product(s: Samples, method: CGFAC) -> float:
-    """Count a product of CG-FAC, through the rows of its factors or the samples."""
-    if method.variant == "exact":
-        return product(s)
-    _, _, m, p = _sizes(s)
-    return 2.0 * s.positions * (m + s.examples) * p
-
-
-def _by_examples(s: Samples, method: Approximator) -> bool:
-    """Return whether mini-blocks are solved through examples fewer than their rows."""
-    outer = isinstance(method, MiniBlock) and isinstance(s, OuterSamples)
-    return outer and s.examples < s.weight_shape[1]
-
-
-def solved_again(s: Samples, method: Approximator) -> float:
-    """Count a solve of many weights by conjugate gradients; 0 for what is factorised."""
-    o, i, _, p = _sizes(s)
-    terms = _terms(method)
-    if terms < 2 or not isinstance(method, ITERATED):
-        return 0.0
-    return ROUNDS * 2 * terms * p * (o + i)
-
-
-def against_inverse(s: Samples, method: Approximator) -> Work:
-    """Return ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with the samples in its coordinates."""
-    work = _inverse_inner(s, method)
-    _, _, m, p = _sizes(s)
-    return work + Work(m * m * p if by_gram(s) else 0)
-
-
 def formed_inverse(s: Samples) -> Work:
     """Count the Cholesky factor of a dense block and its inverse."""
     p = s.weight_shape[0] * s.weight_shape[1]
     return Work(p**3, 4 * NUMBER * p * p)
 
 
-def _inverse_inner(s: Samples, method: Approximator) -> Work:
-    o, i, m, p = _sizes(s)
-    columns = m if by_gram(s) else 0
-    if isinstance(method, MiniBlock):
+@dataclass(frozen=True)
+class Factors:
+    """A product of factors, or what is diagonal in their bases: counts of one cell.
+
+    Parameters
+    ----------
+    samples
+        Those of the exact block.
+    method
+        The approximator.
+    """
+
+    samples: Samples
+    method: Any
+
+    @property
+    def terms(self) -> int:
+        """How many products are added up."""
+        return int(getattr(self.method, "rank", 1))
+
+    def matrix(self) -> Work:
+        """Count building it, ⟨F, F̂⟩ and the readings of samples and factors."""
+        read = SWEEPS * _reading(self.samples) + self.reading()
+        return Work(self.building() + self.inner() + read, self.space())
+
+    def gradient(self) -> Work:
+        """Count a solve, and two quadratic forms of the exact block beside it."""
+        return self.solve() + Work(2 * product(self.samples))
+
+    def damping(self) -> Work:
+        """Count a solve, ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖."""
+        return self.solve() + self.against_inverse()
+
+    def solve(self) -> Work:
+        """Count one solve at one damping, with all that it takes beforehand."""
+        return self.prepared() + Work(self.one_more())
+
+    def building(self) -> float:
+        """Count what the approximator says of itself."""
+        return building_flops(self.method, self.samples) or 0
+
+    def reading(self) -> float:
+        """Count the readings of factors, which take longer than what is done."""
+        o, i = self.samples.weight_shape
+        return READ * TERM_READS * self.terms * (o * o + i * i)
+
+    def space(self) -> float:
+        """Return the bytes held while it is built."""
+        return 0.0
+
+    def inner(self) -> float:
+        """Count ⟨F, F̂⟩."""
+        return self.terms * self.samples.form_flops()
+
+    def prepared(self) -> Work:
+        """Count what the solves at all dampings share."""
+        return Work(_decomposing(self.samples))
+
+    def one_more(self) -> float:
+        """Count a solve at a damping more."""
+        o, i = self.samples.weight_shape
+        return 2.0 * o * i * sum(widths(self.samples))
+
+    def further(self, formed: bool) -> float:
+        """Count a solve at the same damping, `formed` where its traces were asked for."""
+        return 2.0 * Factors.one_more(self)
+
+    def against_inverse(self) -> Work:
+        """Count ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with samples in its coordinates."""
+        _, _, m, p = _sizes(self.samples)
+        return self.inverse_inner() + Work(m * self._columns * p)
+
+    def inverse_inner(self) -> Work:
+        """Count ⟨P⁻¹, Q⁻¹⟩ once the exact inverse is there."""
+        _, _, _, p = _sizes(self.samples)
+        dense = 0 if self._columns else 3 * NUMBER * p * p
+        return Work(2 * self._columns * p * sum(widths(self.samples)), dense)
+
+    @property
+    def _columns(self) -> int:
+        return self.samples.total if by_gram(self.samples) else 0
+
+
+@final
+class Terms(Factors):
+    """A sum of products by power or Krylov steps, solved together or iteratively."""
+
+    @property
+    def terms(self) -> int:
+        """How many products are added up."""
+        return int(self.method.terms)
+
+    def building(self) -> float:
+        """Count power steps, or the Krylov steps of many more products."""
+        by_gram = isinstance(self.samples, OuterSamples) and self.method.solver == "auto"
+        return super().building() * (1 if by_gram else EFFORT)
+
+    def reading(self) -> float:
+        """Count the readings of factors, of a Krylov space, and the making positive."""
+        o, i = self.samples.weight_shape
+        outer = isinstance(self.samples, OuterSamples)
+        steps = 0 if outer else STEP_READS * STEPS * (self.terms + 1)
+        return (
+            super().reading() + READ * steps * (o * o + i * i) + _decomposing(self.samples)
+        )
+
+    def space(self) -> float:
+        """Return the bytes of the Krylov space of the pairs of a shared layer."""
+        s = self.samples
+        if isinstance(s, OuterSamples):
+            return 0.0
+        auto = isinstance(self.method, KPSVD) and self.method.solver == "auto"
+        way = choose(Rearranged(s, s.examples), self.terms) if auto else None
+        if isinstance(way, PositionGram):
+            return position_bytes(s, self.terms)
+        o, i = s.weight_shape
+        longer, shorter = max(o, i) ** 2, min(o, i) ** 2
+        return (self.terms + 1) * STEPS * (longer + 2 * shorter) * s.dtype.itemsize
+
+    def prepared(self) -> Work:
+        """Count eigendecompositions, of the dense sum while it is small."""
+        o, i, _, p = _sizes(self.samples)
+        if self.terms < 2:
+            return super().prepared()
+        if p <= DENSE_ROWS:
+            return Work(EIGEN * p**3, 3 * NUMBER * p * p)
+        return Work(CHECKS * self.terms * p * (o + i))
+
+    def one_more(self) -> float:
+        """Count a solve at a damping more."""
+        return super().one_more() + self._again()
+
+    def _again(self) -> float:
+        """Count a solve of many weights by conjugate gradients; 0 for one product."""
+        o, i, _, p = _sizes(self.samples)
+        return ROUNDS * 2.0 * self.terms * p * (o + i) if self.terms > 1 else 0.0
+
+    def further(self, formed: bool) -> float:
+        """Count conjugate gradients, or a product with the inverse that was formed."""
+        again, p = (
+            self._again(),
+            self.samples.weight_shape[0] * self.samples.weight_shape[1],
+        )
+        if formed and again:
+            return min(again, 2.0 * p**2)
+        return super().further(formed) + again
+
+    def inverse_inner(self) -> Work:
+        """Count the inverse of the dense sum beside its product."""
+        if self.terms < 2:
+            return super().inverse_inner()
+        _, _, _, p = _sizes(self.samples)
+        return formed_inverse(self.samples) + Work(2 * self._columns * p * p)
+
+
+@final
+class Entries(Factors):
+    """A diagonal."""
+
+    def reading(self) -> float:
+        """Count nothing: there are no factors."""
+        return 0.0
+
+    def inner(self) -> float:
+        """Count the diagonal of the exact block."""
+        o, i = self.samples.weight_shape
+        return self.samples.examples * o * i
+
+    def prepared(self) -> Work:
+        """Count nothing."""
+        return Work(0)
+
+    def one_more(self) -> float:
+        """Count a division an entry."""
+        return float(self.samples.weight_shape[0] * self.samples.weight_shape[1])
+
+    def further(self, formed: bool) -> float:
+        """Count a division an entry."""
+        return self.one_more()
+
+
+@final
+class Blocks(Factors):
+    """Blocks of rows, solved through their examples where those are fewer."""
+
+    def reading(self) -> float:
+        """Count nothing: there are no factors."""
+        return 0.0
+
+    def inner(self) -> float:
+        """Count ⟨F, F̂⟩, through tables of examples for outer products."""
+        o, i, m, p = _sizes(self.samples)
+        outer = isinstance(self.samples, OuterSamples)
+        return self.samples.examples**2 * (i + o) if outer else m * p * i
+
+    @property
+    def _by_examples(self) -> bool:
+        outer = isinstance(self.samples, OuterSamples)
+        return outer and self.samples.examples < self.samples.weight_shape[1]
+
+    def prepared(self) -> Work:
+        """Count the dense blocks."""
+        if self._by_examples:
+            return Work(0)
+        o, i, _, p = _sizes(self.samples)
+        return Work(self.samples.examples * p * i, 2 * NUMBER * o * i * i)
+
+    def one_more(self) -> float:
+        """Count the factorisations of all blocks, and a solve."""
+        (o, i), n = self.samples.weight_shape, self.samples.examples
+        if self._by_examples:
+            return n * n * i + o * (BATCHED * n**3 / 3 + n * n + 2 * n * i)
+        return o * (BATCHED * i**3 / 3 + i * i)
+
+    def further(self, formed: bool) -> float:
+        """Count a solve with what is factorised."""
+        o, i = self.samples.weight_shape
+        return 2.0 * o * i * i
+
+    def inverse_inner(self) -> Work:
+        """Count the inverse blocks."""
+        o, i, _, p = _sizes(self.samples)
         formed = Work(BATCHED * o * i**3, 2 * NUMBER * o * i * i)
-        return formed + Work(columns * p * i)
-    if _terms(method) > 1 and isinstance(method, ITERATED):
-        return formed_inverse(s) + Work(2 * columns * p * p)
-    dense = 0 if columns else 3 * NUMBER * p * p
-    return Work(2 * columns * p * sum(widths(s)), dense)
+        return formed + Work(self._columns * p * i)
+
+
+@final
+class Products(Factors):
+    """What is known by its products alone: CG-FAC."""
+
+    def prepared(self) -> Work:
+        """Count nothing."""
+        return Work(0)
+
+    def one_more(self) -> float:
+        """Count the products of conjugate gradients."""
+        iterations = STEPS_TO_TOLERANCE
+        return min(iterations, self.method.max_iterations or iterations) * self._product()
+
+    def _product(self) -> float:
+        """Count a product, through the rows of the factors or the samples."""
+        if self.method.variant == "exact":
+            return product(self.samples)
+        _, _, m, p = _sizes(self.samples)
+        return 2.0 * self.samples.positions * (m + self.samples.examples) * p
+
+
+_FORMS: Mapping[Returned, type[Factors]] = {
+    "factors": Factors,
+    "terms": Terms,
+    "blocks": Blocks,
+    "entries": Entries,
+    "products": Products,
+}
+
+
+def counted(s: Samples, method: Approximator) -> Factors:
+    """Return the counts of one cell, by what the method returns.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> samples = OuterSamples(torch.ones(9, 4), torch.ones(2, 9, 3))
+    >>> counted(samples, fl.Diagonal()).one_more()
+    12.0
+    """
+    return _FORMS[facts(method).result](s, method)
+
+
+def own(s: Samples, method: Approximator, part: Needs) -> Work:
+    """Return what one method takes beside what is shared."""
+    if facts(method).result == "exact":
+        return Work(0)
+    cell = counted(s, method)
+    return {"matrix": cell.matrix, "gradient": cell.gradient}.get(part, cell.damping)()

@@ -3,18 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from fisherlab.analysis.allowances import Allowance, chosen
-from fisherlab.analysis.counts import (
-    Work,
-    against_inverse,
-    one_more,
-    own,
-    prepared,
-    product,
-    shared,
-    solved_again,
-    widths,
-)
-from fisherlab.approximators import Approximator, Diagonal, ExactBlock, MiniBlock
+from fisherlab.analysis.counts import Work, counted, own, product, shared
+from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.base import facts
 from fisherlab.purposes import Demand, Purpose
 from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -84,23 +75,11 @@ def exact_solve(s: Samples) -> float:
 
 def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     work = own(s, method, "matrix") + Work(asked.products * product(s) + asked.flops)
-    if isinstance(method, ExactBlock):
+    if facts(method).result == "exact":
         return work
+    cell = counted(s, method)
     if asked.dampings or asked.weights or asked.traces:
-        work = work + prepared(s, method) + Work(asked.dampings * one_more(s, method))
+        work = work + cell.prepared() + Work(asked.dampings * cell.one_more())
     if asked.traces:
-        work = work + against_inverse(s, method)
-    return work + Work(asked.weights * _further(s, method, asked.traces))
-
-
-def _further(s: Samples, method: Approximator, formed: bool) -> float:
-    """Count a solve with a matrix that is factorised already, `formed` for its traces."""
-    o, i = s.weight_shape
-    if isinstance(method, Diagonal):
-        return o * i
-    if isinstance(method, MiniBlock):
-        return 2.0 * o * i * i
-    again = solved_again(s, method)
-    if formed and again:
-        return min(again, 2.0 * (o * i) ** 2)
-    return 4.0 * o * i * sum(widths(s)) + again
+        work = work + cell.against_inverse()
+    return work + Work(asked.weights * cell.further(asked.traces))

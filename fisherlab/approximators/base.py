@@ -24,6 +24,7 @@ from fisherlab.statistics.gathered import Held
 State = TypeVar("State")
 Result = TypeVar("Result")
 Takes = Literal["per_example", "mean_gradient", "network"]
+Returned = Literal["factors", "terms", "blocks", "entries", "products", "exact"]
 NetworkStatistics = Mapping[str, LayerStatistics]
 
 
@@ -87,6 +88,10 @@ class Facts:
         Whether it needs the inputs and output gradients of the layer.
     entrywise
         Whether it treats every entry of the weight alone, also those of an embedding.
+    result
+        What it returns, by which solves and inner products are counted: a product of
+        "factors" or what is diagonal in their bases, the sum of several "terms", "blocks"
+        of rows, "entries", "products" alone, or the block that is "exact".
     """
 
     takes: Takes = "per_example"
@@ -94,6 +99,7 @@ class Facts:
     by_column: bool = False
     needs_inputs: bool = False
     entrywise: bool = False
+    result: Returned = "factors"
 
     @property
     def couples(self) -> bool:

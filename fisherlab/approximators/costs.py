@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 
 from fisherlab.approximators.base import facts
 from fisherlab.numerics.packed import pair_count, symmetric_flops
-from fisherlab.samples import (
-    GroupedSamples,
-    MatrixSamples,
-    OuterSamples,
-    Samples,
-    SummedSamples,
-    TokenSamples,
-    TurnedSamples,
-)
+from fisherlab.samples import OuterSamples, Samples
 
 EIGEN = 9  # multiply-adds of a symmetric eigendecomposition over d³, about
 STEPS = 5  # power steps until convergence, about
@@ -47,24 +39,15 @@ def cost_of(method: Any, samples: Samples) -> Cost | None:
     >>> cost_of(fl.KFAC(), samples)
     Cost(flops=340, numbers=25)
     """
-    samples = samples.counted_as
-    if isinstance(samples, TurnedSamples):  # rows and columns change places
-        return cost_of(method, samples.upright)
     told = facts(method)
-    parts = samples.groups if isinstance(samples, GroupedSamples) else ()
-    if isinstance(samples, SummedSamples) and told.needs_inputs:
-        parts = samples.uses
-    if parts:
-        costs = [cost_of(method, part) for part in parts]
-        known = [one for one in costs if one is not None]
-        flops, numbers = (sum(one[k] for one in known) for k in range(2))
-        return Cost(flops, numbers) if known else None
-    unseen = isinstance(samples, TokenSamples) and not told.entrywise
-    lacking = isinstance(samples, MatrixSamples) and told.needs_inputs
-    if unseen or lacking or not hasattr(method, "cost"):
+    if not hasattr(method, "cost"):
         return None
-    found: Cost | None = method.cost(samples)
-    return found
+    parts = samples.counted_as.counted(
+        needs_inputs=told.needs_inputs, entrywise=told.entrywise
+    )
+    known = [one for one in map(method.cost, parts) if one is not None]
+    flops, numbers = (sum(one[k] for one in known) for k in range(2))
+    return Cost(flops, numbers) if known else None
 
 
 def building_flops(method: Any, samples: Samples) -> int | None:
@@ -94,49 +77,23 @@ def rotation_flops(s: Samples) -> int:
     """Count gradients and inputs in another basis, and the squares there."""
     o, i = s.weight_shape
     rows = s.examples * s.positions
-    return s.columns * rows * o * o + rows * i * i + square_flops(s)
-
-
-def square_flops(s: Samples) -> int:
-    """Count Σ D∘D."""
-    o, i = s.weight_shape
-    return s.examples * o * i if isinstance(s, OuterSamples) else _forming(s)
+    return s.columns * rows * o * o + rows * i * i + s.square_flops()
 
 
 def partial_trace_flops(s: Samples) -> int:
     """Count Σ D Dᵀ and Σ Dᵀ D."""
-    o, i = s.weight_shape
-    if isinstance(s, OuterSamples):
-        return factor_flops(s) + s.examples * (s.columns * o * o + i * i)
-    return 2 * _forming(s) + 2 * s.total * o * i * (o + i)
-
-
-def row_trace_flops(s: Samples) -> int:
-    """Count Σ D Dᵀ."""
-    o, i = s.weight_shape
-    if isinstance(s, OuterSamples):
-        rows = s.total
-        return symmetric_flops(o, rows) + rows * o * o + s.examples * i * i
-    return _forming(s) + s.total * o * i * (o + i)
+    return s.row_trace_flops() + s.column_trace_flops()
 
 
 def alternation_flops(s: Samples) -> int:
     """Count the power steps of the leading product, by the cheaper space."""
     o, i = s.weight_shape
     if not isinstance(s, OuterSamples):
-        return _forming(s) + STEPS * s.total * o * i * (o + i)
+        return s.matrix_flops() + STEPS * s.total * o * i * (o + i)
     packed = s.examples * pair_count(o) * pair_count(i) + STEPS * (o * i) ** 2 // 2
     outputs = min(pair_count(o), s.columns**2 * o)
     grams = s.examples**2 * (i + outputs) // 2 + STEPS * 2 * s.examples**2
     return min(packed, grams)
-
-
-def alternating_flops(s: Samples) -> int:
-    """Count Σ D M Dᵀ and Σ Dᵀ M D once each."""
-    o, i = s.weight_shape
-    if isinstance(s, OuterSamples):
-        return 3 * s.examples * (i * i + s.columns * o * o) // 2
-    return 2 * s.total * o * i * (o + i)
 
 
 def leading_flops(s: Samples) -> int:
@@ -161,8 +118,3 @@ def entry_count(s: Samples) -> int:
 def pair_numbers(s: Samples) -> int:
     """Count the numbers of two factors, or of two bases."""
     return s.weight_shape[0] ** 2 + s.weight_shape[1] ** 2
-
-
-def _forming(s: Samples) -> int:
-    """Count the matrices D themselves."""
-    return s.total * entry_count(s) * s.positions

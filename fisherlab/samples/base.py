@@ -1,9 +1,9 @@
 """What every form of per-example gradients answers, by its matrices or by better means."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -17,6 +17,7 @@ from fisherlab.numerics.packed import mirror_, symmetric_product_
 CHUNK_BYTES = 64 * 2**20  # matrices formed at once
 WHOLE = slice(None)
 S = TypeVar("S", bound="Samples")
+DenseRoute = Literal["packed GEMM", "per-example SYRK", "position pairs"]
 Tiles = Iterator[tuple[slice, slice, Tensor]]
 _CASTS: WeakKeyDictionary[Any, WeakValueDictionary[torch.dtype, Any]] = WeakKeyDictionary()
 
@@ -222,6 +223,54 @@ class Samples(Held, ABC):
     def gram_flops(self) -> int:
         """Count the multiply-adds of `gram`."""
 
+    def matrix_flops(self) -> int:
+        """Count the multiply-adds of `matrices`."""
+        o, i = self.weight_shape
+        return self.total * o * i * self.positions
+
+    def square_flops(self) -> int:
+        """Count the multiply-adds of `squares`."""
+        return self.matrix_flops()
+
+    def row_trace_flops(self) -> int:
+        """Count the multiply-adds of Σ D Dᵀ."""
+        o, i = self.weight_shape
+        return self.matrix_flops() + self.total * o * i * (o + i)
+
+    def column_trace_flops(self) -> int:
+        """Count the multiply-adds of Σ Dᵀ D, beside Σ D Dᵀ."""
+        return self.row_trace_flops()
+
+    def alternating_flops(self) -> int:
+        """Count the multiply-adds of `row_side` and `column_side` of formed matrices."""
+        o, i = self.weight_shape
+        return 2 * self.total * o * i * (o + i)
+
+    def factor_rows(self) -> tuple[int, int]:
+        """Bound the ranks of Kronecker factors by the rows that are summed up in them."""
+        return self.weight_shape
+
+    def dense_route(self, form: str = "auto") -> DenseRoute:
+        """Say how `add_dense_` goes, where a form of it may be asked for."""
+        return "per-example SYRK"
+
+    def dense_workspace(self) -> int:
+        """Count the bytes that `add_dense_` takes beside the block."""
+        o, i = self.weight_shape
+        return min(CHUNK_BYTES, self.dtype.itemsize * self.total * o * i)
+
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple["Samples", ...]:
+        """Return the samples whose counts add up to that of an approximation.
+
+        Parameters
+        ----------
+        needs_inputs
+            Whether it needs inputs and output gradients of a layer.
+        entrywise
+            Whether it treats every entry of the weight alone.
+        """
+        return (self,)
+
     def parts(self, limit: int = CHUNK_BYTES) -> Iterator[slice]:
         """Cut the examples so that their matrices stay below `limit` bytes."""
         o, i = self.weight_shape
@@ -258,6 +307,14 @@ class Samples(Held, ABC):
         if total is None:  # no examples: an empty chunk has the right shape
             total = term(self.matrices(slice(0, 0)).flatten(0, 1))
         return total
+
+
+def counted_together(
+    parts: Iterable[Samples], needs_inputs: bool, entrywise: bool
+) -> tuple[Samples, ...]:
+    """Return `Samples.counted` of several."""
+    kinds = [part.counted(needs_inputs=needs_inputs, entrywise=entrywise) for part in parts]
+    return tuple(one for kind in kinds for one in kind)
 
 
 def row_product(

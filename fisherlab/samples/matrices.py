@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.packed import symmetric_flops
-from fisherlab.samples.base import WHOLE, Samples, kept_once
+from fisherlab.samples.base import WHOLE, Samples, counted_together, kept_once
 
 
 @final
@@ -65,6 +65,10 @@ class MatrixSamples(Samples):
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix (half a product)."""
         return self.stored.numel() * self.total // 2
+
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple[Samples, ...]:
+        """Return nothing where inputs are needed: they are not known here."""
+        return () if needs_inputs else (self,)
 
 
 @final
@@ -141,3 +145,7 @@ class GroupedSamples(Samples):
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix."""
         return sum(group.gram_flops() for group in self.groups)
+
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple[Samples, ...]:
+        """Return those of all groups."""
+        return counted_together(self.groups, needs_inputs, entrywise)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.devices import is_accelerator
 from fisherlab.numerics.memory import chunks
 from fisherlab.numerics.packed import (
     kronecker_sum_,
@@ -19,12 +20,14 @@ from fisherlab.numerics.packed import (
     pair_scale,
     rearranged,
     second_moment,
+    symmetric_flops,
     symmetric_product_,
     triangle_chunks,
     weighted_moment,
+    workspace_numbers,
 )
 from fisherlab.numerics.tables import HalfTable
-from fisherlab.samples.base import WHOLE, Samples, kept_once
+from fisherlab.samples.base import WHOLE, DenseRoute, Samples, kept_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole
 KEPT_EXAMPLES = 2048  # tables up to this size are kept for the next question
@@ -259,6 +262,43 @@ class OuterSamples(Samples):
         """Count the multiply-adds of the Gram matrix of all V·N samples."""
         o, i = self.weight_shape
         return self.examples**2 * (i + self.columns**2 * o)
+
+    def square_flops(self) -> int:
+        """Count the multiply-adds of `squares`."""
+        o, i = self.weight_shape
+        return self.examples * o * i
+
+    def row_trace_flops(self) -> int:
+        """Count the multiply-adds of Σ ‖a‖² G."""
+        o, i = self.weight_shape
+        return symmetric_flops(o, self.total) + self.total * o * o + self.examples * i * i
+
+    def column_trace_flops(self) -> int:
+        """Count the multiply-adds of Σ tr(G) a aᵀ, beside the other sum."""
+        return symmetric_flops(self.weight_shape[1], self.examples)
+
+    def alternating_flops(self) -> int:
+        """Count the multiply-adds of `row_side` and `column_side`."""
+        o, i = self.weight_shape
+        return 3 * self.examples * (i * i + self.columns * o * o) // 2
+
+    def factor_rows(self) -> tuple[int, int]:
+        """Return V·N and N."""
+        return self.total, self.examples
+
+    def dense_route(self, form: str = "auto") -> DenseRoute:
+        """Say how `add_dense_` goes: by one product of packed coordinates."""
+        return "packed GEMM"
+
+    def dense_workspace(self) -> int:
+        """Count the bytes that `add_dense_` takes beside the block."""
+        numbers = workspace_numbers(
+            self.columns,
+            self.examples,
+            *self.weight_shape,
+            accelerator=is_accelerator(self.device),
+        )
+        return self.dtype.itemsize * numbers
 
 
 def _products(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherlab.numerics.memory import chunks, empty
 from fisherlab.numerics.packed import mirror_, symmetric_flops, symmetric_product_
-from fisherlab.samples import base
+from fisherlab.samples import base, pairs
 from fisherlab.samples.base import WHOLE, Samples, kept_once
 from fisherlab.samples.matrices import MatrixSamples
 from fisherlab.samples.pairs import (
@@ -271,3 +271,20 @@ class SharedSamples(Samples):
         samples, t = self.total, self.inputs.shape[1]
         halved = by_matrices - samples * samples * o * i // 2
         return min(by_pairs, max(halved, samples * o * i * t))
+
+    def factor_rows(self) -> tuple[int, int]:
+        """Return V·N·T and N·T."""
+        return self.total * self.positions, self.examples * self.positions
+
+    def dense_route(self, form: str = "auto") -> base.DenseRoute:
+        """Say how `add_dense_` goes, or the form that is asked for."""
+        by_pairs = form == "pairs" or (form != "matrices" and self.pairs_are_cheaper)
+        return "position pairs" if by_pairs else "per-example SYRK"
+
+    def dense_workspace(self) -> int:
+        """Count the bytes that `add_dense_` takes beside the block."""
+        if not self.pairs_are_cheaper:
+            return super().dense_workspace()
+        (o, i), t = self.weight_shape, self.inputs.shape[1]
+        tables = self.dtype.itemsize * self.examples * t**2 * (o * o + i * i)
+        return min(pairs.CHUNK_BYTES, tables)

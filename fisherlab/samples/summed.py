@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.samples.base import WHOLE, Samples, kept_once
+from fisherlab.samples.base import WHOLE, DenseRoute, Samples, counted_together, kept_once
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples
 from fisherlab.samples.tokens import TokenSamples
@@ -138,6 +138,19 @@ class TurnedSamples(Samples):
         """Count the multiply-adds of the Gram matrix."""
         return self.upright.gram_flops()
 
+    def dense_route(self, form: str = "auto") -> DenseRoute:
+        """Say how the sum of E goes."""
+        return self.upright.dense_route(form)
+
+    def dense_workspace(self) -> int:
+        """Count the bytes that `add_dense_` takes beside the block: E's, and a copy."""
+        o, i = self.weight_shape
+        return self.dtype.itemsize * (o * i) ** 2 + self.upright.dense_workspace()
+
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple[Samples, ...]:
+        """Return those of E: rows and columns change places."""
+        return self.upright.counted(needs_inputs=needs_inputs, entrywise=entrywise)
+
 
 Pair = OuterSamples | SharedSamples | TurnedSamples
 
@@ -236,7 +249,7 @@ class SummedSamples(Samples):
 
     def dense_flops(self) -> int:
         """Count the multiply-adds of the dense sum: forming D, then half a product."""
-        return self._forming_flops() + super().dense_flops()
+        return self.matrix_flops() + super().dense_flops()
 
     def gram_flops(self) -> int:
         """Count the multiply-adds of the Gram matrix: forming D, then half a product."""
@@ -246,11 +259,13 @@ class SummedSamples(Samples):
         if tied is not None:
             each = tied[0].tokens.shape[1] * tied[1].positions * i
             return samples * samples * each + sum(use.gram_flops() for use in tied)
-        return self._forming_flops() + samples * samples * o * i // 2
+        return self.matrix_flops() + samples * samples * o * i // 2
 
-    def _forming_flops(self) -> int:
-        o, i = self.weight_shape
-        return self.total * self.positions * o * i
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple[Samples, ...]:
+        """Return all uses where their inputs are needed, else the sums themselves."""
+        if not needs_inputs:
+            return (self,)
+        return counted_together(self.uses, needs_inputs, entrywise)
 
 
 def looked_up_inner(table: TokenSamples, pair: Pair) -> Float[Tensor, "m m"]:

@@ -173,3 +173,7 @@ class TokenSamples(Samples):
         k, i = self.weight_shape
         m = self.total
         return m * m * i * min(self.tokens.shape[1] ** 2, k) // 2
+
+    def counted(self, *, needs_inputs: bool, entrywise: bool) -> tuple[Samples, ...]:
+        """Return them where entries are alone: other factors of a table are not counted."""
+        return (self,) if entrywise else ()

@@ -1,13 +1,13 @@
 """The exact block, and the best of a given rank: its largest eigenvalues."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
 from fisherlab import operators
 from fisherlab.approximators import register
-from fisherlab.approximators.base import OfSamples
+from fisherlab.approximators.base import OfSamples, Returned
 from fisherlab.approximators.costs import Cost, entry_count, leading_flops
 from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import eigh
@@ -42,6 +42,8 @@ class ExactBlock(OfSamples[FactoredFisher]):
     >>> fl.ExactBlock()(stats["weight"]).trace()
     8.0
     """
+
+    result: ClassVar[Returned] = "exact"
 
     form: Form = "auto"
 

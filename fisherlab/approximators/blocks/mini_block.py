@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fisherlab import operators
 from fisherlab.approximators import register
-from fisherlab.approximators.base import OfSamples, OfSums
-from fisherlab.approximators.costs import Cost, entry_count, square_flops
+from fisherlab.approximators.base import OfSamples, OfSums, Returned
+from fisherlab.approximators.costs import Cost, entry_count
 from fisherlab.approximators.mean_gradients import mean_of
 from fisherlab.approximators.states import Sums, add
 from fisherlab.layers import Block
@@ -185,6 +185,8 @@ class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
     torch.Size([1, 4, 4])
     """
 
+    result: ClassVar[Returned] = "blocks"
+
     statistic: Statistic = "per_example"
     spatial_average: bool = False
     partition: Partition | Rule | None = None
@@ -296,6 +298,7 @@ class Diagonal(OfSums[Sums, operators.Diagonal]):
     """
 
     entrywise: ClassVar[bool] = True
+    result: ClassVar[Returned] = "entries"
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the squares of a chunk."""
@@ -308,7 +311,7 @@ class Diagonal(OfSums[Sums, operators.Diagonal]):
 
     def cost(self, samples: Samples) -> Cost:
         """Count the squares."""
-        return Cost(square_flops(samples), entry_count(samples))
+        return Cost(samples.square_flops(), entry_count(samples))
 
 
 @shown
@@ -344,6 +347,8 @@ class QuasiDiagonal(OfSums[Sums, operators.QuasiDiagonal]):
     [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
 
+    result: ClassVar[Returned] = "entries"
+
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the squares and the products with the bias of a chunk."""
         squares = statistics.samples.squares()
@@ -357,7 +362,7 @@ class QuasiDiagonal(OfSums[Sums, operators.QuasiDiagonal]):
 
     def cost(self, samples: Samples) -> Cost:
         """Count the squares and the products with the bias."""
-        return Cost(2 * square_flops(samples), 2 * entry_count(samples))
+        return Cost(2 * samples.square_flops(), 2 * entry_count(samples))
 
 
 def _with_bias(statistics: LayerStatistics) -> Tensor:

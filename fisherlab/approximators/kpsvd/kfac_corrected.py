@@ -154,6 +154,11 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
         made = sums.provenance.by(repr(self))
         return kronecker_sum(terms, found, sums.weight_shape, made)
 
+    @property
+    def terms(self) -> int:
+        """How many products are added up: KFAC's and those of the correction."""
+        return self.rank + 1
+
     def cost(self, samples: Samples) -> Cost:
         """Count KFAC, and the power steps of every further product."""
         kfac = factor_flops(samples)

@@ -15,7 +15,7 @@ from typing import (
 
 import torch
 
-from fisherlab.approximators.costs import alternating_flops
+from fisherlab.approximators.base import Returned
 from fisherlab.approximators.kpsvd.direct_solvers import DenseSVD, SampleGram
 from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
 from fisherlab.approximators.kpsvd.passes import HELD_BYTES, Passes
@@ -85,7 +85,7 @@ def choose(block: Rearranged, rank: int) -> Solver:
     o, i = samples.weight_shape
     outer = isinstance(samples, OuterSamples)
     rows, cols = (pair_count(o), pair_count(i)) if outer else (o * o, i * i)
-    costs: dict[Solver, float] = {Lanczos(): alternating_flops(samples) * 8 * (rank + 1)}
+    costs: dict[Solver, float] = {Lanczos(): samples.alternating_flops() * 8 * (rank + 1)}
     if rows * cols <= DENSE_NUMBERS:
         decompose = 12 * min(rows, cols) ** 2 * max(rows, cols)
         costs[DenseSVD()] = samples.dense_flops() + decompose
@@ -166,9 +166,15 @@ class HeldOrPassed(ABC, Generic[Going]):
     """
 
     holds_samples: ClassVar[bool] = True
+    result: ClassVar[Returned] = "terms"
 
     rank: int
     solver: SolverChoice
+
+    @property
+    def terms(self) -> int:
+        """How many products are added up."""
+        return self.rank
 
     def __post_init__(self) -> None:
         """Check the rank and the solver."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from fisherlab.approximators import register
-from fisherlab.approximators.base import OfSamples
+from fisherlab.approximators.base import OfSamples, Returned
 from fisherlab.approximators.blocks.exact import ExactBlock
 from fisherlab.approximators.costs import Cost
 from fisherlab.approximators.kronecker.kfac import roots
@@ -64,6 +64,7 @@ class CGFAC(OfSamples[SolvedByProducts]):
     """
 
     needs_inputs: ClassVar[bool] = True
+    result: ClassVar[Returned] = "products"
 
     variant: Variant = "kfac"
     tolerance: float | None = None

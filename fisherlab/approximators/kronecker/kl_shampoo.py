@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fisherlab.approximators import register
 from fisherlab.approximators.base import OfSamples
-from fisherlab.approximators.costs import Cost, alternating_flops, cubes, pair_numbers
+from fisherlab.approximators.costs import Cost, cubes, pair_numbers
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.states import by_group
 from fisherlab.numerics.linalg import damped_cholesky
@@ -187,7 +187,7 @@ class KLShampoo(OfSamples[Operator]):
 
     def cost(self, samples: Samples) -> Cost:
         """Count the half-steps and the inverses between them."""
-        flops = SWEEPS * (alternating_flops(samples) + cubes(samples))
+        flops = SWEEPS * (samples.alternating_flops() + cubes(samples))
         return Cost(flops, pair_numbers(samples))
 
 

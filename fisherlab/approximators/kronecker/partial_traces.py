@@ -14,7 +14,6 @@ from fisherlab.approximators.costs import (
     cubes,
     pair_numbers,
     partial_trace_flops,
-    row_trace_flops,
 )
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.decompositions import spectrum
@@ -189,7 +188,7 @@ class Muon(OfSums[Sums, Operator]):
     def cost(self, samples: Samples) -> Cost:
         """Count one partial trace and its root."""
         root = (EIGEN + 1) * samples.weight_shape[0] ** 3
-        return Cost(row_trace_flops(samples) + root, pair_numbers(samples))
+        return Cost(samples.row_trace_flops() + root, pair_numbers(samples))
 
 
 def _root(factor: Tensor, what: str) -> Tensor:
