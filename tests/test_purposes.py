@@ -18,7 +18,7 @@ import fisherlab as fl
 from fisherlab import purposes
 from fisherlab.analysis import counts, demands
 from fisherlab.analysis import purposes as analysis_of_purposes
-from fisherlab.analysis.allowances import Allowance
+from fisherlab.analysis.allowances import Allowance, chosen
 from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
 from fisherlab.numerics.decompositions import decomposed_once
@@ -243,6 +243,30 @@ def test_eigenvectors_are_counted_as_they_are_made(shape, examples):
         found = tuple(basis.shape[1] for basis in bases)
     assert found == counts.widths(fl.ExactBlock()(stats).samples)
     assert (found < stats.block.weight_shape) == (examples == 2)
+
+
+def test_what_fits_in_every_layer_is_taken_before_scattered_cells():
+    flops = {"wide": (2.0, 8.0), "narrow": (1.0, 90.0)}
+    cells = {
+        (layer, method, "step"): counts.Work(of[row])
+        for method, of in flops.items()
+        for row, layer in enumerate("ab")
+    }
+    shared = {(layer, "step"): counts.Work(0) for layer in "ab"}
+    found = chosen(cells, shared, 2, Allowance(10.0, 1e9))
+    assert set(found.reasons) == {("a", "narrow", "step"), ("b", "narrow", "step")}
+    assert found.flops == 10
+    assert set(chosen(cells, shared, 2, Allowance(11.0, 1e9)).reasons) == {
+        ("b", "narrow", "step")
+    }
+
+
+def test_a_method_is_built_once_for_all_purposes():
+    keys = [("a", "kfac", "step"), ("a", "kfac", "laplace")]
+    shared = {("a", part): counts.Work(0) for _, _, part in keys}
+    cells, built = dict.fromkeys(keys, counts.Work(1)), {("a", "kfac"): counts.Work(7)}
+    assert chosen(cells, shared, 1, Allowance(9.0, 1e9), built).reasons == {}
+    assert len(chosen(cells, shared, 1, Allowance(8.5, 1e9), built).reasons) == 1
 
 
 def test_what_exceeds_the_time_is_left_out_and_named(network):

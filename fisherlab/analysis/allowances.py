@@ -5,7 +5,7 @@ Counts, no clock: the same request is cut alike on every machine. Flops are mult
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import final
 
@@ -15,6 +15,8 @@ from fisherlab.approximators.base import facts
 from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import Samples
+
+Key = tuple[str, str, str]  # layer, method, part
 
 LONG = 60.0  # seconds from which on a comparison without progress says so beforehand
 CUBES = 200  # multiply-adds of a large cell over (p + M + T)³, at most
@@ -135,36 +137,94 @@ def _scaled(work: Work, times: int) -> Work:
     return Work(times * work.flops, work.bytes)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """Cells, what they share, and what of them is taken so far."""
+
+    cells: Mapping[Key, Work]
+    shared: Mapping[tuple[str, str], Work]
+    built: Mapping[tuple[str, str], Work]
+    methods: int
+    taken: set[Key] = field(default_factory=set)
+    paid: set[Key] = field(default_factory=set)
+
+    def price(self, keys: Sequence[Key]) -> tuple[float, bool]:
+        """Return what cells cost, no less than that without which they are not asked."""
+        first = [one for key in keys if (one := _matrix(key)) in self.cells]
+        return max(self._weighted(keys), self._weighted(first)), keys[0][2] != "matrix"
+
+    def _weighted(self, keys: Sequence[Key]) -> float:
+        own = sum(self.cells[key].flops for key in keys)
+        common = sum(self.shared[layer, part].flops for layer, _, part in keys)
+        making = sum(self._making(key).flops for key in keys)
+        weight = max((_WEIGHTS.get(part, 1) for _, _, part in keys), default=1)
+        return weight * (own + common / max(self.methods, 1) + making)
+
+    def _making(self, key: Key) -> Work:
+        return self.built.get(key[:2], Work(0))
+
+    def due(self, keys: Sequence[Key]) -> Work:
+        """Return what cells take beside what is paid: `bytes` those of the largest."""
+        once = {(layer, "", part): self.shared[layer, part] for layer, _, part in keys}
+        once |= {(*key[:2], ""): self._making(key) for key in keys}
+        work = sum((self.cells[key] for key in keys), Work(0))
+        held = max(self.shared[layer, part].bytes for layer, _, part in keys)
+        unpaid = sum(one.flops for key, one in once.items() if key not in self.paid)
+        return work + Work(unpaid, max(held, *(one.bytes for one in once.values())))
+
+    def open(self, key: Key) -> bool:
+        """Say whether a cell has what it needs: nothing is asked of what is not built."""
+        return (
+            _matrix(key) not in self.cells
+            or key[2] == "matrix"
+            or (_matrix(key) in self.taken)
+        )
+
+    def take(self, keys: Sequence[Key]) -> float:
+        """Take cells, and return what that costs."""
+        flops = self.due(keys).flops
+        self.taken.update(keys)
+        self.paid.update((layer, "", part) for layer, _, part in keys)
+        self.paid.update((layer, method, "") for layer, method, _ in keys)
+        return flops
+
+
+def _matrix(key: Key) -> Key:
+    return (*key[:2], "matrix")
+
+
 def chosen(
-    cells: Mapping[tuple[str, str, str], Work],
+    cells: Mapping[Key, Work],
     shared: Mapping[tuple[str, str], Work],
     methods: int,
     allowance: Allowance,
+    built: Mapping[tuple[str, str], Work] | None = None,
 ) -> Cut:
-    """Take the cheapest cells first; `shared` is paid once by the methods of a layer."""
+    """Take what fits in every layer, the cheapest first, and then the cheapest cells.
 
-    def price(key: tuple[str, str, str]) -> float:
-        layer, _, part = key
-        flops = cells[key].flops + shared[layer, part].flops / max(methods, 1)
-        return _WEIGHTS.get(part, 1) * flops
-
-    spent, paid, reasons = 0.0, set[tuple[str, str]](), {}
-    for key in sorted(cells, key=price):
-        layer, method, part = key
-        common = Work(0) if (layer, part) in paid else shared[layer, part]
-        work = cells[key] + common
-        without = part != "matrix" and (layer, method, "matrix") in reasons
-        heavy = max(work.bytes, shared[layer, part].bytes) > allowance.bytes
-        late = spent + work.flops > allowance.flops
-        if heavy or late or without:
-            reasons[key] = _reason(part, work, heavy, late)
+    Methods can be held together over a network only where they have numbers in all
+    layers. `shared` is paid once by the methods of a layer and part, `built` once by the
+    parts of a layer and method.
+    """
+    asked = _Request(cells, shared, built or {}, methods)
+    columns: dict[tuple[str, str], list[Key]] = {}
+    for key in cells:
+        columns.setdefault(key[1:], []).append(key)
+    whole = sorted(columns.values(), key=asked.price)
+    single = sorted(([key] for key in cells), key=asked.price)
+    spent, reasons = 0.0, dict[Key, str]()
+    for keys in (*whole, *single):
+        if asked.taken.issuperset(keys):
             continue
-        spent += work.flops
-        paid.add((layer, part))
-    for layer, method, part in cells:  # nothing is asked of what is not built
-        if part != "matrix" and (layer, method, "matrix") in reasons:
-            reasons[layer, method, part] = reasons[layer, method, "matrix"]
-    return Cut(reasons, spent)
+        work = asked.due(keys)
+        heavy, late = work.bytes > allowance.bytes, spent + work.flops > allowance.flops
+        if not (heavy or late) and all(map(asked.open, keys)):
+            spent += asked.take(keys)
+        elif len(keys) == 1:
+            (key,) = keys
+            why = reasons.get(_matrix(key))
+            reasons[key] = why or _reason(key[2], work, heavy, late)
+    return Cut({key: why for key, why in reasons.items() if key not in asked.taken}, spent)
 
 
 def may_be_long(layers: Mapping[str, Samples], cells: int) -> bool:
