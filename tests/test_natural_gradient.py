@@ -14,6 +14,8 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Diagonal
+from fisherlab.training import passes
+from fisherlab.training.one_graph import in_rows
 from tests import cases, oracles
 from tests.oracles import assert_close
 
@@ -531,3 +533,112 @@ def test_statistics_of_a_compiled_model_are_those_of_the_plain_one():
     ):
         assert torch.equal(layer.gradients, expected.gradients)
         assert layer.provenance.layer == expected.provenance.layer
+
+
+class Wide(nn.Module):
+    """Layers that are wider than a batch: plain, over positions, without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.over = nn.Linear(40, 30), nn.Linear(10, 25, bias=False)
+        self.last, self.twice = nn.Linear(75, 3), False
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        hidden = (
+            torch.tanh(self.first(torch.cat([hidden, x[:, :10]], 1)))
+            if self.twice
+            else hidden
+        )
+        return self.last(torch.tanh(self.over(hidden.unflatten(1, (3, 10)))).flatten(1))
+
+
+def steps_of_a_wide_network(monkeypatch, watching, change=None, **settings):
+    """Return the weights after eight steps, and how many passes left gradients as rows."""
+    seen = []
+
+    def counted(*given):
+        passed = in_rows(*given)
+        seen.append(sorted(passed.rows))
+        return passed
+
+    monkeypatch.setattr(passes, "WATCHING", watching)
+    monkeypatch.setattr(passes, "in_rows", counted)
+    torch.manual_seed(3)
+    model, x, y = Wide().double(), torch.randn(4, 40).double(), torch.tensor([0, 1, 2, 1])
+    chosen = {"lr": 0.2, "damping": fl.Factored(1e-2), "statistics_every": 4} | settings
+    optimiser = fl.NaturalGradient(
+        model, fl.Categorical(), chosen.pop("method", "kfac"), inverse_every=4, **chosen
+    )
+    for number in range(8):
+        if change is not None:
+            change(model, number)
+        optimiser.step(batch=(x, y))
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach(), seen
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"momentum": 0.0}, {"weight_decay": 0.1}, {"method": "kpsvd"}, {"method": "foof"}],
+    ids=str,
+)
+def test_rows_in_place_of_a_gradient_give_the_same_steps(monkeypatch, settings):
+    plain, none = steps_of_a_wide_network(monkeypatch, float("inf"), **settings)
+    found, seen = steps_of_a_wide_network(monkeypatch, 0, **settings)
+    assert not none
+    assert seen == [["first", "over"]] * 6
+    assert_close(found, plain, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip": fl.training.KLClip(1e-3)},
+        {"momentum_of": "gradient"},
+        {"damping": 1e-2},
+        {"method": "kpsvd-2"},
+    ],
+    ids=str,
+)
+def test_a_gradient_that_is_asked_for_or_turned_is_formed(monkeypatch, settings):
+    plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), **settings)
+    found, seen = steps_of_a_wide_network(monkeypatch, 0, **settings)
+    assert not seen
+    assert torch.equal(found, plain)
+
+
+def test_weights_that_are_used_in_another_way_have_their_gradient_formed(monkeypatch):
+    def change(model, number):
+        model.twice = number in (2, 5)
+
+    plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), change)
+    found, seen = steps_of_a_wide_network(monkeypatch, 0, change)
+    assert [len(names) for names in seen] == [2, 0, 2, 0, 2, 2]
+    assert_close(found, plain, 1e-12)
+
+
+def test_a_hook_of_a_weight_sees_its_gradient(monkeypatch):
+    def change(model, number):
+        if number == 2:
+            model.first.weight.register_hook(lambda gradient: 0 * gradient)
+
+    plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), change)
+    found, seen = steps_of_a_wide_network(monkeypatch, 0, change)
+    assert seen == [["first", "over"], *[["over"]] * 5]
+    assert_close(found, plain, 1e-12)
+
+
+def test_rows_that_are_not_finite_move_nothing(monkeypatch):
+    monkeypatch.setattr(passes, "WATCHING", 0)
+    torch.manual_seed(3)
+    model, x, y = Wide().double(), torch.randn(4, 40).double(), torch.tensor([0, 1, 2, 1])
+    settings = 0.1, fl.Factored(1e-2)
+    optimiser = fl.NaturalGradient(
+        model, fl.Categorical(), "kfac", *settings, statistics_every=9, inverse_every=9
+    )
+    optimiser.step(batch=(x, y))
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    model.over.register_full_backward_hook(lambda _, given, __: (given[0] * float("nan"),))
+    with pytest.raises(fl.NumericalError, match="block 'first'"):
+        optimiser.step(batch=(x, y))
+    assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)

@@ -46,6 +46,10 @@ class Part:
     calls: tuple[int, ...]
     positions: int
 
+    def of_whole(self, block: Block) -> "Part":
+        """Return the part as it is where it is all of a plain block: D = Σ g aᵀ."""
+        return replace(self, form=Form(), rows=(0, block.rows))
+
 
 @final
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.numerics.ranks import Ranks
-from fisherlab.operators import Operator
+from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.statistics import Fisher
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters, check_group, match_
+from fisherlab.training.one_graph import Rows
 from fisherlab.training.passes import PLANS, Passes, Takes
 from fisherlab.training.units import (
     Owners,
@@ -191,15 +192,39 @@ class Curvature:
         return found
 
     def directions(
-        self, units: Units, gradients: Mapping[str, Tensor]
+        self,
+        units: Units,
+        gradients: Mapping[str, Tensor],
+        rows: Mapping[str, Rows] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the inverses times the gradients; gradients of blocks without unit."""
+        """Return the inverses times the gradients; gradients of blocks without unit.
+
+        Parameters
+        ----------
+        rows
+            In place of the gradient gᵀ a of a block of `by_factors`, g and a.
+        """
         if self.couples:
             return _joint_directions(units[NETWORK].inverse, gradients)
-        return {
+        found = {
             name: _direction(units[name], gradient) if name in units else gradient
             for name, gradient in gradients.items()
         }
+        for name, (outputs, inputs) in (rows or {}).items():
+            ((left, right),) = units[name].inverse.terms
+            found[name] = (outputs @ left.T).T @ (inputs @ right.T)
+        return found
+
+    def by_factors(self, units: Units) -> list[str]:
+        """Name the blocks whose inverse is one product of factors."""
+        if self.couples:
+            return []
+        kinds = {name: unit.inverse for name, unit in units.items()}
+        return [
+            name
+            for name, inverse in kinds.items()
+            if isinstance(inverse, KroneckerSum) and len(inverse.terms) == 1
+        ]
 
 
 def _reason(error: NeedsSharedForm) -> str:

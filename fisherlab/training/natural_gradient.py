@@ -1,6 +1,6 @@
 """Natural-gradient descent with any approximation of the Fisher matrix."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, Literal, final
 
@@ -226,7 +226,9 @@ class NaturalGradient(Preconditioned):
         given = closure, batch, statistics_batch
         of_gradient = self.momentum_of == "gradient"
         with devices.postponed(between) as found:
-            passed, observed = self._passed(*given, parameters, due)
+            plain = between and not of_gradient and self.clip is None
+            apart = self.curvature.by_factors(before) if plain else ()
+            passed, observed = self._passed(*given, parameters, due, apart)
             statistics = self.curvature.whole(ranks, passed.statistics)
             units, exceptions = self._renewed(statistics, parameters, before)
             if passed.statistics is not None and observed is not None:
@@ -234,7 +236,7 @@ class NaturalGradient(Preconditioned):
             gradients = parameters.pack(passed.gradients)
             if of_gradient:
                 gradients = momenta(parameters, self.state, gradients)
-            directions = self.curvature.directions(units, gradients)
+            directions = self.curvature.directions(units, gradients, passed.rows)
             require_finite(self.steps, directions, gradients, parameters)
         self._unseen += found
         units = remembering(units, directions)
@@ -291,6 +293,7 @@ class NaturalGradient(Preconditioned):
         statistics_batch: Any,
         parameters: Parameters,
         due: bool,
+        apart: Collection[str],
     ) -> tuple[Passed, Batch | None]:
         """Return loss, gradients and, where they are due, statistics and their batch."""
         if due and self.steps == 0:
@@ -308,8 +311,8 @@ class NaturalGradient(Preconditioned):
         wanted = observed if due else None
         if closure is None:
             assert main is not None
-            blocks = parameters.blocks
-            return self._passes.run(main, blocks, self.steps, observe=wanted), observed
+            run = partial(self._passes.run, main, parameters.blocks, self.steps)
+            return run(observe=wanted, apart=apart), observed
         passed = self._passes.replicas.together(
             partial(self._closed, closure, parameters, wanted)
         )

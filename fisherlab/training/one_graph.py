@@ -5,7 +5,7 @@ data's own labels it is the backward pass of the loss itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -19,6 +19,8 @@ from fisherlab.operators import Provenance
 from fisherlab.statistics import Empirical, Fisher, Statistics, taps
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.recorder import Pass, Recorder, by_call
+
+Rows = tuple[Tensor, Tensor]
 
 
 @final
@@ -34,11 +36,15 @@ class Passed:
         By parameter name; parameters that the loss does not depend on are left out.
     statistics
         By block name, or None where none were asked for.
+    rows
+        Output gradients g (m, d_out) and inputs a (m, d_in) of blocks whose gradient
+        gᵀ a was not formed, by name.
     """
 
     loss: Tensor
     gradients: Mapping[str, Tensor]
     statistics: Mapping[str, Any] | None
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def forward(
@@ -115,6 +121,54 @@ def pulled(
     return {name: grad for name, grad in pairs if grad is not None}
 
 
+def in_rows(
+    model: nn.Module,
+    likelihood: Likelihood,
+    batch: Batch,
+    blocks: Mapping[str, Block],
+    trained: Mapping[str, nn.Parameter],
+    tapped: Mapping[str, taps.Tapped],
+) -> Passed:
+    """Return the loss and gradients, those of tapped blocks of one plain part as rows.
+
+    Where the weights were used in another way than the taps have it, no gradient is left
+    out.
+    """
+    done, losses, fit = _watched(model, likelihood, batch, blocks, tapped)
+    loss = losses.mean()
+    if not fit:
+        return Passed(loss.detach(), pulled(loss, trained), None)
+    held = {name for block in tapped for name in blocks[block].parameters}
+    leaves = {name: p for name, p in trained.items() if name not in held}
+    inputs: Any = [*leaves.values(), *done.edges]
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    pairs = zip(leaves, found, strict=False)
+    gradients = {name: grad for name, grad in pairs if grad is not None}
+    ends = by_call(done, [g if g is None else g[None] for g in found[len(leaves) :]])
+    rows = {}
+    for name, tap in tapped.items():
+        (outputs,) = taps.rows_of(tap, done.calls[name], ends[name], len(batch))
+        (features,) = taps.features(tap, done.calls[name], len(batch))
+        rows[name] = outputs.flatten(0, 2), features.flatten(0, 1)
+    return Passed(loss.detach(), gradients, None, rows)
+
+
+def _watched(
+    model: nn.Module,
+    likelihood: Likelihood,
+    batch: Batch,
+    blocks: Mapping[str, Block],
+    tapped: Mapping[str, taps.Tapped],
+) -> tuple[Pass, Tensor, bool]:
+    """Call the model; return calls, losses, and whether the weights were used as known."""
+    watched = {name: blocks[name] for name in blocks if name in tapped}
+    with Recorder(watched, dict(model.named_parameters()), apart=False) as recorder:
+        output, losses = forward(model, likelihood, batch)
+    done = Pass(output, recorder.calls)
+    fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
+    return done, losses, not recorder.unseen and all(fits)
+
+
 def together(
     model: nn.Module,
     likelihood: Likelihood,
@@ -129,14 +183,11 @@ def together(
     There are no statistics where the weights were used in another way than the taps have
     it, as stochastic depth does.
     """
-    watched = {name: blocks[name] for name in blocks if name in tapped}
-    every = dict(model.named_parameters())
-    with Recorder(watched, every, apart=False) as recorder:
-        output, losses = forward(model, likelihood, batch)
-    done, loss = Pass(output, recorder.calls), losses.detach().mean()
-    fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
-    if recorder.unseen or not all(fits):
+    done, losses, fit = _watched(model, likelihood, batch, blocks, tapped)
+    output, loss = done.output, losses.detach().mean()
+    if not fit:
         return Passed(loss, pulled(losses.mean(), trained), None)
+    watched = {name: blocks[name] for name in blocks if name in tapped}
     made = Provenance.of(fisher, likelihood, len(batch))
     mask = likelihood.mask(output, batch.y) if tapped else None
     layers = taps.described(watched, tapped, [done], batch, mask, made)

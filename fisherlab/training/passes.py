@@ -5,7 +5,7 @@ gradient and the statistics; where not, the statistics take one of their own.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast, final
@@ -35,7 +35,8 @@ from fisherlab.statistics.batches import Batch, batches, moved
 from fisherlab.statistics.gathered import require_equal
 from fisherlab.statistics.model_view import buffers_kept, require_gradients
 from fisherlab.statistics.probe import Probe
-from fisherlab.training.one_graph import Passed, forward, pulled, together
+from fisherlab.statistics.taps import Tapped
+from fisherlab.training.one_graph import Passed, forward, in_rows, pulled, together
 from fisherlab.training.randomness import drawing
 from fisherlab.training.replicas import Replicas
 
@@ -43,6 +44,7 @@ Takes = Literal["per_example", "mean_gradient"]
 Observed = Mapping[str, LayerStatistics] | Mapping[str, MeanGradient]
 Gradients = Mapping[str, Tensor]
 PLANS = 8  # kinds of batches that are remembered; sequences may have any length
+WATCHING = 2**24  # multiply-adds in the time that watching a model's calls takes
 FEW_COLUMNS = 4  # pulled back through the graph of the loss; more go through `collect`
 
 
@@ -174,27 +176,44 @@ class Passes:
         step: int,
         *,
         observe: Batch | None,
+        apart: Collection[str] = (),
     ) -> Passed:
         """Return loss, gradient and, on the batch `observe`, statistics of some blocks.
 
         Of several processes the loss is that of all examples, statistics are of its own.
+
+        Parameters
+        ----------
+        apart
+            Blocks whose gradient may be left as rows, where a product of factors with
+            those is cheaper.
 
         Raises
         ------
         ValueError
             If there are no labels, or as `collect`.
         """
-        passed = self.replicas.together(partial(self._run, batch, blocks, step, observe))
+        given = batch, blocks, step, observe, apart
+        passed = self.replicas.together(partial(self._run, *given))
         names = [n for block in blocks.values() for n in block.parameters]
         return self.replicas.averaged(passed, len(batch), names)
 
     def _run(
-        self, batch: Batch, blocks: Mapping[str, Block], step: int, observe: Batch | None
+        self,
+        batch: Batch,
+        blocks: Mapping[str, Block],
+        step: int,
+        observe: Batch | None,
+        apart: Collection[str],
     ) -> Passed:
         if batch.y is None:
             msg = "step: the loss needs labels, but y is None; give batch=(x, y)."
             raise ValueError(msg)
         plan = self._plan(batch, blocks)
+        thin = self._thin(plan, apart, len(batch)) if apart else {}
+        if thin:
+            given = self.model, self.likelihood, batch, blocks, plan.named, thin
+            return in_rows(*given)
         if observe is batch and plan.shared and self._few:
             passed = self._together(plan, batch, self._drawn(step))
             if passed.statistics is None:  # a training pass that differs from the last
@@ -289,6 +308,30 @@ class Passes:
         (found,) = plan.probes.values()
         parts = plan.blocks, plan.named, found.tapped
         return together(self.model, self.likelihood, fisher, batch, *parts)
+
+    def _thin(
+        self, plan: _Plan, apart: Collection[str], examples: int
+    ) -> dict[str, Tapped]:
+        """Return the blocks whose direction costs less from rows than from the gradient.
+
+        For G and A of sizes o and i, m rows take m (o² + i² + o i) multiply-adds, the
+        gradient m o i and its direction o i (o + i).
+        """
+        if not plan.shared or self.called is not self.model:
+            return {}
+        (found,) = plan.probes.values()
+        thin, spared = {}, 0
+        for name in apart:
+            tap, block = found.tapped.get(name), plan.blocks[name]
+            if tap is None or tap.parts != (tap.parts[0].of_whole(block),):
+                continue
+            if any(plan.named[n]._backward_hooks for n in block.parameters):
+                continue  # a hook wants the gradient
+            (o, i), rows = block.weight_shape, examples * tap.parts[0].positions
+            less = o * i * (o + i) - rows * (o * o + i * i)
+            if less > 0:
+                thin[name], spared = tap, spared + less
+        return thin if spared > WATCHING else {}
 
     def _key(self, batch: Batch, blocks: Mapping[str, Block]) -> tuple[Any, ...]:
         if blocks is not self._blocks:
