@@ -627,6 +627,33 @@ def test_a_network_is_its_blocks_side_by_side(network):
     check(numbers, expected)
 
 
+def test_methods_that_lack_a_small_layer_are_held_together_over_the_others():
+    """K-FAC has no block of a layer norm: the rest is as if that layer were not asked."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Linear(8, 3), nn.LayerNorm(3), nn.Linear(3, 20)
+        model = nn.Sequential(*layers).double()
+    data, likelihood = (normal(N, 8, seed=1), torch.arange(N) % 20), fl.Categorical()
+    gradient = fl.mean_gradient(model, data, likelihood)
+    asked = [
+        fl.Step(gradient, DAMPING),
+        fl.Laplace(1.0, N),
+        fl.Pruning.of(model, data, likelihood, DAMPING),
+        fl.Matrix(),
+    ]
+    methods = ["kfac", "kpsvd", "diagonal"]
+    found, rest = (
+        judge(fl.collect(model, data, likelihood, layers=names), methods, asked)
+        for names in (None, ["0", "2"])
+    )
+    assert found["common_layers"].values.tolist() == [[1] * 4, [0] * 4, [1] * 4]
+    np.testing.assert_allclose(found["common"], rest["network"], rtol=1e-12, atol=1e-14)
+    assert rest["network"].notnull().all()
+    assert found["network"].sel(approximator="kfac").isnull().all()
+    line = fl.analysis.verdict(found)[0]
+    assert line.startswith("step: Over 2 of 3 layers (95 % of the parameters) `")
+
+
 def test_what_a_purpose_was_not_given_is_a_status(network):
     _, _, stats = network
     found = judge(stats, ["kfac"], [purposes.Step({}, DAMPING), purposes.Sharpness()])

@@ -13,7 +13,7 @@ import fisherlab as fl
 from fisherlab import plots
 from fisherlab.plots import quantity
 from fisherlab.report import rankings, summary, tables
-from fisherlab.report.page import write_page
+from fisherlab.report.page import prose, write_page
 from fisherlab.report.snapshot import moment
 from tests import analyses
 from tests.datasets import LEVEL, comparison, inverses
@@ -220,6 +220,21 @@ def test_an_empty_column_says_why(tmp_path):
     page = page_of(ds, tmp_path)
     assert "not available: KFAC needs the shared form" in page.words
     assert "nan" not in page.words.lower().replace("finance", "")
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_verdict_answers_in_sight_and_folds_the_rest(tmp_path):
+    ds = small()
+    page = page_of(ds, tmp_path)
+    (told,) = (one for one in summary.verdict(ds) if one.topic == "matrix")
+    assert told.headline.count(". ") == 0
+    assert "It holds" in told.details
+    text = (tmp_path / "report.html").read_text("utf-8")
+    folded = "".join(re.findall(r"<details><summary>Costs.*?</details>", text, re.DOTALL))
+    assert prose(told.details) in folded
+    assert prose(told.headline) not in folded
+    assert prose(told.headline) in text
+    assert page.words.count(" ".join(re.sub("`", "", told.headline).split())) == 1
 
 
 @pytest.mark.usefixtures("one_figure")

@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fisherlab as fl
-from fisherlab.analysis import verdicts
+from fisherlab.analysis import contests, verdicts
 from fisherlab.analysis.merging import beside
 from fisherlab.report import judging, summary
 from fisherlab.report.snapshot import moment
 
 CLOSEST = re.compile(
     r"(?P<who>`[^.;]*?`) (?:is|are) the closest to the exact block"
-    r"(?P<among> of those that can be used)?, (?P<title>.*?) (?P<value>[-0-9.e+]*[0-9])"
+    r"(?P<among> of those (?:that can be used|with a number (?:there|in every layer)))?, "
+    r"(?P<title>.*?) (?P<value>[-0-9.e+]*[0-9])"
     r"(?:, then `(?P<next>[^`]+)` with (?P<second>[-0-9.e+]*[0-9]))?"
 )
+OVER = re.compile(r"Over (\d+) of (\d+) layers \(([0-9.e-]+) % of the parameters\) `")
 WON = re.compile(r"`([^`]+)` in (\d+)(?: of (\d+) layers)? \(([0-9.e-]+) %\)")
 INDEFINITE = re.compile(
     r"`([^`]+)` is indefinite in ([^(]*) \(([0-9.e-]+) % of the parameters\); "
@@ -45,11 +47,25 @@ def close(told, value):
     return float(told) == pytest.approx(value, rel=6e-3, abs=1e-12)
 
 
+def check_ranking(found, gaps, numbers):
+    """Hold first and second of a sentence against the distances from the best."""
+    who = set(names(found["who"]))
+    nearest = min(gaps.values())
+    assert who == {m for m, gap in gaps.items() if gap <= nearest + TIED / 2}
+    assert close(found["value"], numbers[names(found["who"])[0]])
+    rest = {m: gap for m, gap in gaps.items() if m not in who}
+    assert bool(found["next"]) == bool(rest)
+    if rest:
+        assert rest[found["next"]] <= min(rest.values()) + TIED
+        assert close(found["second"], numbers[found["next"]])
+
+
 def check(text, rows):
     """Hold one line against its numbers.
 
     `rows` has values and status (layer, method), pooled (method), best, sizes (layer),
-    all as labelled arrays of numpy and lists.
+    all as labelled arrays of numpy and lists, and as `common` the layers over which
+    methods are ranked where some lack a few, with their numbers.
     """
     methods, sizes, best = rows["methods"], rows["sizes"], rows["best"]
     gaps = np.abs(rows["values"] - best)
@@ -61,17 +77,28 @@ def check(text, rows):
     def share(layers):
         return 100 * sizes[layers].sum() / sizes.sum()
 
-    found = CLOSEST.search(text)
-    if found and "layer by layer" not in text.lower():
-        nearest = min(complete.values())
-        who = set(names(found["who"]))
-        assert who == {m for m, gap in complete.items() if gap <= nearest + TIED / 2}
-        assert close(found["value"], pooled[names(found["who"])[0]])
+    lead, _, layered = text.partition("ayer by layer")
+    found, over = CLOSEST.search(lead), OVER.search(lead)
+    if found and "with a number" in str(found["among"]):
+        there, pooled = rows["common"]
+        assert share(there) >= 90
+        assert there.all() == (over is None)
+        if over:
+            assert over[1] == str(there.sum())
+            assert over[2] == str(len(sizes))
+            assert float(over[3]) == pytest.approx(share(there), rel=0.06)
+        ranked = {m: abs(v - best) for m, v in pooled.items() if np.isfinite(v)}
+        held = {
+            m
+            for m, gap in zip(methods, gaps.T, strict=True)
+            if np.isfinite(gap[there]).all()
+        }
+        assert set(ranked) == held
+        assert len(held) > 1
+        check_ranking(found, ranked, pooled)
+    elif found:
+        check_ranking(found, complete, pooled)
         assert bool(found["among"]) == (len(complete) < len(methods))
-        if found["next"]:
-            rest = {m: gap for m, gap in complete.items() if m not in who}
-            assert rest[found["next"]] <= min(rest.values()) + TIED
-            assert close(found["second"], pooled[found["next"]])
         # nobody with a number somewhere and none elsewhere was left out of the contest
         assert all(
             m in complete
@@ -80,9 +107,9 @@ def check(text, rows):
             or f"`{m}`" in text
             for j, m in enumerate(methods)
         )
-    if "layer by layer" in text.lower():
+    if layered:
         known = np.isfinite(gaps).sum(1) > 1
-        for name, count, of, percent in WON.findall(text.split("ithout a number")[0]):
+        for name, count, of, percent in WON.findall(layered.split("ithout a number")[0]):
             column = gaps[:, methods.index(name)]
             with np.errstate(invalid="ignore"):
                 won = known & (
@@ -104,7 +131,7 @@ def check(text, rows):
     for j, name in enumerate(methods):
         for i in range(len(sizes)):
             if np.isnan(rows["values"][i, j]) and not bad[i][j] and name not in complete:
-                why = verdicts.coarse(str(rows["status"][i][j]))
+                why = contests.coarse(str(rows["status"][i][j]))
                 lacking.setdefault((name, why), []).append(i)
     clauses = [(one, [one.groups()]) for one in ABSENT.finditer(text)]
     clauses += [(one, LISTED.findall(one[1])) for one in WITHOUT.finditer(text)]
@@ -146,6 +173,10 @@ def rows_of(table, purpose):
         ),
         "status": status.values.tolist(),
         "needed": needed(status.values.tolist(), methods),
+        "common": (
+            part["purpose_common_layers"].sel(purpose=purpose).values.astype(bool),
+            dict(zip(methods, part["purpose_common"].isel(measure=at).values, strict=True)),
+        ),
     }
 
 
@@ -153,14 +184,16 @@ def rows_of_errors(ds):
     methods = [str(m) for m in ds["approximator"].values if m != "exact"]
     part = ds.sel(approximator=methods)
     values = part["frobenius_error"].transpose("layer", "approximator").values
-    squares = ds["fisher_norm"].values ** 2
-    pooled = np.sqrt(
-        (np.maximum(values, 1e-6) ** 2 * squares[:, None]).sum(0) / squares.sum()
-    )
+    squares, sizes = ds["fisher_norm"].values ** 2, (ds["d_out"] * ds["d_in"]).values
+    there = contests.in_common(sizes.astype(float), np.isfinite(values))
+    errors = np.maximum(values, 1e-6) ** 2 * squares[:, None]
+    pooled = np.sqrt(errors.sum(0) / squares.sum())
+    common = np.sqrt(errors[there].sum(0) / squares[there].sum())
     status = part["status"].transpose("layer", "approximator").values.tolist()
     return {
         "methods": methods,
-        "sizes": (ds["d_out"] * ds["d_in"]).values.astype(float),
+        "sizes": sizes.astype(float),
+        "common": (there, dict(zip(methods, common, strict=True))),
         "best": 0.0,
         "values": values,
         "pooled": dict(zip(methods, pooled, strict=True)),
@@ -219,10 +252,10 @@ def told_of(seed, kind, alpha, tmp_path=None):
 
 
 def winners_of(text):
-    found = CLOSEST.search(text)
-    if found and "layer by layer" not in text.lower():
+    lead, _, layered = text.partition("ayer by layer")
+    if found := CLOSEST.search(lead):
         return set(names(found["who"]))
-    return {one[0] for one in WON.findall(text.split("ithout a number")[0])}
+    return {one[0] for one in WON.findall(layered.split("ithout a number")[0])}
 
 
 def check_known(told, pruning, matrix):
@@ -383,11 +416,15 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
         status[i, j] = WHY["indefinite"].format(0.5 + i)
     sizes = np.arange(1, len(rows) + 1)
     pooled = np.where(np.isnan(values).any(0), np.nan, values.sum(0))
+    there = contests.in_common(sizes.astype(float) ** 2, np.isfinite(values))
+    common = values[there].sum(0)
     found = xr.Dataset(
         {
             "purpose_value": (("layer", "approximator", "measure"), values[:, :, None]),
             "purpose_network": (("approximator", "measure"), pooled[:, None]),
             "purpose_status": (("layer", "approximator", "purpose"), status[:, :, None]),
+            "purpose_common": (("approximator", "measure"), common[:, None]),
+            "purpose_common_layers": (("layer", "purpose"), there[:, None]),
         },
         {
             "layer": layers,
@@ -406,7 +443,27 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
     (line,) = fl.analysis.verdict(found)
     check(line, rows_of(found, "p"))
     if not np.isfinite(pooled).any():
-        assert "`kfac` is the closest" not in line or "Layer by layer" in line
+        words = "is the closest to the exact block, ", "of those that can be used"
+        assert not any(word in line for word in words)
+    assert line.split(": ", 1)[1].startswith(found_headline(found))
+
+
+def found_headline(found):
+    (one,) = verdicts.contests(found).values()
+    return one.headline()
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10_000))
+def test_layers_in_common_cover_nearly_all_and_no_method_could_join(rows, methods, seed):
+    draw = np.random.default_rng(seed)
+    sizes = draw.integers(1, 100, rows).astype(float)
+    known = draw.random((rows, methods)) < 0.8
+    there = contests.in_common(sizes, known)
+    assert sizes[there].sum() >= 0.9 * sizes.sum()
+    held = known[there].all(0)
+    np.testing.assert_array_equal(there, known[:, held].all(1))
+    for column in known.T[~held]:
+        assert sizes[there & column].sum() < 0.9 * sizes.sum()
 
 
 @pytest.mark.parametrize(
@@ -420,9 +477,9 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
 def test_a_lead_is_noise_or_not_or_not_known(noise, said):
     values, ok = np.array([[0.1, 0.5]]), np.array([["ok"] * 2], dtype=object)
     facts = ("error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok)
-    one = verdicts.Contest(*facts, values[0], noise=noise).told()
+    one = contests.Contest(*facts, values[0], noise=noise).told()
     assert re.findall(r"\((.*)\)", one) == ([said] if said else [])
-    by_layer = verdicts.Contest(*facts, None, noise=noise).told()
+    by_layer = contests.Contest(*facts, None, noise=noise).told()
     assert "noise" not in by_layer, "one winner: there is no count of layers to doubt"
 
 
@@ -430,16 +487,16 @@ def test_what_is_dearer_than_the_exact_solve_is_called_so():
     ok = np.array([["ok"] * 2], dtype=object)
     values = np.array([[0.1, 0.5]])
     flops = np.array([[30.0, 3.0]]), np.array([10.0])
-    one = verdicts.Contest(
+    one = contests.Contest(
         "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],
-        {verdicts.SOLVE: flops},
+        {contests.SOLVE: flops},
     )  # fmt: skip
     told = "A solve takes 3 times the flops of theirs, dearer than the exact solve"
     assert told in one.told()
     cheap = np.array([[3.0, 3.0]]), np.array([10.0])
-    other = verdicts.Contest(
+    other = contests.Contest(
         "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],
-        {verdicts.SOLVE: cheap},
+        {contests.SOLVE: cheap},
     )  # fmt: skip
     assert "dearer" not in other.told()
 

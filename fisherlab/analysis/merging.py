@@ -233,6 +233,8 @@ PREFIX: Final = "purpose_"
 TABLE: Final = (
     "value",
     "network",
+    "common",
+    "common_layers",
     "status",
     "decrease",
     "network_decrease",

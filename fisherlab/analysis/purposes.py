@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, re
 from fisherlab.analysis.demands import left_out
 from fisherlab.analysis.metric_table import solve_flops
 from fisherlab.analysis.progress import Telling, watched
+from fisherlab.analysis.purpose_table import Answered, Key, table
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
@@ -23,11 +23,8 @@ from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import give_back
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.dampings import parsed
-from fisherlab.purposes import Answers, Measure, Purpose, Step
+from fisherlab.purposes import Answers, Purpose
 from fisherlab.statistics import LayerStatistics, Statistics
-
-Key = tuple[str, str, str]  # layer, approximator, purpose
-Pairs = dict[str | None, tuple[Answers, Answers]]  # by layer, and of all
 
 
 def judge(
@@ -63,7 +60,9 @@ def judge(
         block itself has, `assured` what is known beforehand and `settles` of
         whom; `setting` says at which λ a
         purpose is judged. NaN where a value is not to be had, with the reason in `status`
-        (`layer`, `approximator`, `purpose`). With `fl.Step`, `decrease` and
+        (`layer`, `approximator`, `purpose`). `common` is as `network`, over the layers
+        `common_layers` (`layer`, `purpose`): nine tenths of the parameters at least, where
+        several methods have a number of the first measure. With `fl.Step`, `decrease` and
         `network_decrease` are the shares of the best decrease over `own_damping`, a
         method's own μ over the common λ, and `gradient_decrease` and
         `network_gradient_decrease` those of the gradient. `stored_numbers` and
@@ -123,121 +122,6 @@ def each_once(purposes: Iterable[Any]) -> dict[str, Purpose]:
 def told(purposes: Mapping[str, Purpose]) -> dict[str, str]:
     """Return what attributes say of the analysis."""
     return {"analysis": "purposes", "purposes": json.dumps(list(purposes))}
-
-
-def table(
-    found: Answered,
-    methods: Mapping[str, Approximator],
-    purposes: Mapping[str, Purpose],
-    layers: Mapping[str, Any],
-    made: Mapping[str, Any],
-) -> xr.Dataset:
-    """Return the measures of what all blocks answered, labelled."""
-    answers, reasons, names = found.answers, found.reasons, list(layers["layer"])
-    labels = [(p, m) for p, one in purposes.items() for m in one.measures]
-    rows = [*names, None]
-    values = np.full((len(rows), len(methods), len(labels)), np.nan)
-    more: dict[str, Any] = {}
-    for p, purpose in purposes.items():
-        exact = {name: answers[name, "", p] for name in names if (name, "", p) in answers}
-        paired: dict[str, Pairs] = {}
-        for column, method in enumerate(methods):
-            own = {n: answers[n, method, p] for n in exact if (n, method, p) in answers}
-            paired[method], failed = _paired_off(purpose, exact, own, names)
-            measured = _measured(purpose, paired[method], names, failed)
-            reasons |= {(name, method, p): why for name, why in failed.items()}
-            for place, (of, one) in enumerate(labels):
-                for row, name in enumerate(rows):
-                    if of == p and name in measured:
-                        values[row, column, place] = measured[name][one.name]
-        if isinstance(purpose, Step):
-            more = _by_damping(purpose, paired, rows)
-    _note_missing(values, names, list(methods), labels, reasons)
-    ds = _labelled(layers, list(methods), purposes, labels, values, reasons)
-    more |= _costs(found.costs, names, list(methods))
-    return ds.assign(more).assign_attrs(made)
-
-
-def _paired_off(
-    purpose: Purpose,
-    exact: Mapping[str, Answers],
-    own: Mapping[str, Answers],
-    layers: Sequence[str],
-) -> tuple[Pairs, dict[str, str]]:
-    """Set answers beside the exact ones, layer by layer and joined (None)."""
-    asked: Pairs = {n: (exact[n], own[n]) for n in own}
-    try:
-        if own and len(own) == len(layers):
-            mine, other = (purpose.joined([a[n] for n in layers]) for a in (exact, own))
-            asked[None] = mine, other
-    except REFUSALS as error:
-        return asked, dict.fromkeys(layers, reason(error))
-    return asked, {}
-
-
-def _measured(
-    purpose: Purpose, asked: Pairs, layers: Sequence[str], failed: dict[str, str]
-) -> dict[str | None, dict[str, float]]:
-    """Return the measures of every layer, and of all, noting why there are none."""
-    measured: dict[str | None, dict[str, float]] = {}
-    for name, both in asked.items():
-        try:
-            measured[name] = purpose.measure(*both)
-        except REFUSALS as error:
-            where = layers if name is None else [name]
-            failed |= dict.fromkeys(where, reason(error))
-    return measured
-
-
-def _by_damping(
-    step: Step, paired: Mapping[str, Pairs], rows: Sequence[str | None]
-) -> dict[str, Any]:
-    """Return what steps reach at dampings of their own, and what the gradient does."""
-    shares = np.full((len(rows), len(paired), len(step.ratios)), np.nan)
-    gradient = np.full(len(rows), np.nan)
-    for column, asked in enumerate(paired.values()):
-        for row, name in enumerate(rows):
-            if name in asked:
-                shares[row, column], gradient[row] = step.by_damping(*asked[name])
-    over = "approximator", "own_damping"
-    return {
-        "decrease": (("layer", *over), shares[:-1]),
-        "network_decrease": (over, shares[-1]),
-        "gradient_decrease": ("layer", gradient[:-1]),
-        "network_gradient_decrease": gradient[-1],
-        "own_damping": step.ratios,
-    }
-
-
-def _note_missing(
-    values: Any,
-    layers: Sequence[str],
-    methods: Sequence[str],
-    labels: Sequence[tuple[str, Measure]],
-    reasons: dict[Key, str],
-) -> None:
-    """Say which measures of an answered cell have no number."""
-    for row, column, place in np.argwhere(np.isnan(values[:-1])):
-        purpose, measure = labels[place]
-        key = layers[row], methods[column], purpose
-        known = reasons.setdefault(key, "not to be had for this form and size:")
-        if known.startswith("not to be had"):
-            reasons[key] = f"{known} {measure.name}"
-
-
-@dataclass(eq=False)
-class Answered:
-    """Answers of every block and method ("" the exact), why one lacks, and costs."""
-
-    answers: dict[Key, Answers] = field(default_factory=dict)
-    reasons: dict[Key, str] = field(default_factory=dict)
-    costs: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-
-    def add(self, other: Answered) -> None:
-        """Take over what other blocks answered."""
-        self.answers |= other.answers
-        self.reasons |= other.reasons
-        self.costs |= other.costs
 
 
 def answered(
@@ -335,62 +219,3 @@ def _cost(
         return approx.stored_numbers, solve_flops(approx, damped, formed=False)
     except REFUSALS:
         return approx.stored_numbers, np.nan
-
-
-def _costs(
-    costs: Mapping[tuple[str, str], tuple[float, float]],
-    layers: Sequence[str],
-    methods: Sequence[str],
-) -> dict[str, Any]:
-    unknown = np.nan, np.nan
-    table = np.array(
-        [[costs.get((name, m), unknown) for m in ("", *methods)] for name in layers]
-    )
-    cell = "layer", "approximator"
-    return {
-        "stored_numbers": (cell, table[:, 1:, 0]),
-        "solve_flops": (cell, table[:, 1:, 1]),
-        "exact_solve_flops": ("layer", table[:, 0, 1]),
-    }
-
-
-def _labelled(
-    layers: Mapping[str, Any],
-    methods: Sequence[str],
-    by_purpose: Mapping[str, Purpose],
-    labels: Sequence[tuple[str, Measure]],
-    values: Any,
-    reasons: Mapping[Key, str],
-) -> xr.Dataset:
-    """Return everything with its coordinates."""
-    purposes = list(by_purpose)
-    settings = [str(getattr(one, "setting", "")) for one in by_purpose.values()]
-    status = [
-        [[reasons.get((name, m, p), "ok") for p in purposes] for m in methods]
-        for name in layers["layer"]
-    ]
-    facts: dict[str, list[str | float]] = {
-        "of_purpose": [p for p, _ in labels],
-        "title": [one.title for _, one in labels],
-        "unit": [one.unit for _, one in labels],
-        "best": [one.best for _, one in labels],
-        "assured": [one.assured for _, one in labels],
-        "settles": [" | ".join(getattr(one, "settles", ())) for _, one in labels],
-    }
-    coords = {
-        **layers,
-        "approximator": list(methods),
-        "measure": [f"{p}.{one.name}" for p, one in labels],
-        "purpose": purposes,
-        "setting": ("purpose", settings),
-        **{name: ("measure", told) for name, told in facts.items()},
-    }
-    variables = {
-        "value": (("layer", "approximator", "measure"), values[:-1]),
-        "network": (("approximator", "measure"), values[-1]),
-        "status": (
-            ("layer", "approximator", "purpose"),
-            np.array(status, dtype=object),
-        ),
-    }
-    return xr.Dataset(variables, coords)

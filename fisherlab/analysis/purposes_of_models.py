@@ -11,7 +11,8 @@ from fisherlab.analysis.cells import located, reason
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.progress import Telling, teller
-from fisherlab.analysis.purposes import Answered, answered, each_once, table, told
+from fisherlab.analysis.purpose_table import Answered, table
+from fisherlab.analysis.purposes import answered, each_once, told
 from fisherlab.approximators import Approximator
 from fisherlab.errors import BudgetError
 from fisherlab.purposes import Purpose

@@ -61,7 +61,10 @@ for (const link of document.querySelectorAll("nav a")) link.addEventListener("cl
   const section = document.getElementById(link.hash.slice(1));
   section.querySelector("details").open = true;
 });
-addEventListener("beforeprint", () => setAll(true));
+addEventListener("beforeprint", () => {
+  setAll(true);
+  for (const each of document.querySelectorAll(".verdict details")) each.open = true;
+});
 
 // Click on a picture without vectors to enlarge it there, to the pixels of the file.
 function zoom(picture, event) {

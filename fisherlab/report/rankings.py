@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.verdicts import Contest, costs, settled
+from fisherlab.analysis.contests import Contest, in_common
+from fisherlab.analysis.verdicts import costs, settled
 from fisherlab.analysis.wording import error_text, number, percent
 from fisherlab.catalogue import FLOOR, overall, quantity, total_share
 from fisherlab.plots import frames
@@ -147,11 +148,9 @@ def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
     if not np.isfinite(values).any():
         return None
     squares = metric == "frobenius_error" and m.norms is not None
-    norms = m.norms[rows] if m.norms is not None else None
-    pooled = [
-        overall(column, norms) if np.isfinite(column).all() else np.nan
-        for column in values.T
-    ]
+    norms = np.empty(0) if m.norms is None else m.norms[rows]
+    shared = in_common(_parameters(ds, m)[rows], np.isfinite(values))
+    shared = in_common(_parameters(ds, m)[rows], np.isfinite(values))
     told = quantity(metric)
     floors = frames.pick(ds["noise_floor"], "step", m.step) if "noise_floor" in ds else None
     noise = float("nan")
@@ -166,10 +165,21 @@ def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
         _parameters(ds, m)[rows],
         values,
         m.status[np.ix_(rows, columns)],
-        np.array(pooled) if squares else None,
+        _pooled(values, norms) if squares else None,
         {what: (a[rows], b[rows]) for what, (a, b) in costs(ds, methods).items()},
         noise,
         settled(ds, ERROR.assured, ERROR.settles) if metric == ERROR.name else {},
+        common=(shared, _pooled(values[shared], norms[shared])) if squares else None,
+    )
+
+
+def _pooled(values: Grid, norms: Grid) -> Grid:
+    """Return the errors of methods (columns) over layers that all have one, else NaN."""
+    return np.array(
+        [
+            overall(column, norms) if np.isfinite(column).all() else np.nan
+            for column in values.T
+        ]
     )
 
 

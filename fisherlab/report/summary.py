@@ -6,8 +6,9 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
+from fisherlab.analysis.contests import Contest, coarse
 from fisherlab.analysis.damping_ranges import damping_verdict
-from fisherlab.analysis.verdicts import Contest, coarse, contests
+from fisherlab.analysis.verdicts import contests
 from fisherlab.analysis.wording import error_text, layers, percent, quoted, span
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
@@ -19,6 +20,8 @@ from fisherlab.report.snapshot import Moment, damping_kind, moment
 class Sentence:
     """One finding in words, with the topic it is about and where its numbers lie.
 
+    The headline answers; details are folded on a page.
+
     Examples
     --------
     >>> Sentence("closest", "`kfac` is closest.").topic
@@ -26,8 +29,14 @@ class Sentence:
     """
 
     topic: str
-    text: str
+    headline: str
     source: str = ""
+    details: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return " ".join(filter(None, (self.headline, self.details)))
 
 
 def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
@@ -53,7 +62,7 @@ def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
         return tuple(one for one in (_nothing(m), _dead(m)) if one is not None)
     told = [
         *(
-            Sentence(topic, one.told(), SOURCES.get(topic, ""))
+            Sentence(topic, one.headline(), SOURCES.get(topic, ""), one.details())
             for topic, one in found.items()
         ),
         *(Sentence("damping", one, "slope, curvature") for one in damping_verdict(ds)),

@@ -260,14 +260,20 @@ def _best(runs: Sequence[Run]) -> tuple[Sentence, ...]:
         Sentence(
             topic,
             " ".join(
-                f"In `{run.label}`: {each[topic].told()}"
-                if topic in each
-                else f"In `{run.label}` there is nothing of it."
-                for run, each in zip(runs, found, strict=True)
+                f"In `{label}`: {one.headline()}"
+                if one
+                else f"In `{label}` there is nothing of it."
+                for label, one in each
             ),
             SOURCES.get(topic, ""),
+            " ".join(
+                f"In `{label}`: {details}"
+                for label, one in each
+                if one and (details := one.details())
+            ),
         )
         for topic in topics
+        for each in [[(r.label, f.get(topic)) for r, f in zip(runs, found, strict=True)]]
     )
 
 
