@@ -14,8 +14,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Diagonal
-from fisherlab.training import passes
-from fisherlab.training.one_graph import in_rows
+from fisherlab.training import one_graph, passes
+from fisherlab.training.curvature import Curvature
+from fisherlab.training.units import Unit
 from tests import cases, oracles
 from tests.oracles import assert_close
 
@@ -557,13 +558,17 @@ def steps_of_a_wide_network(monkeypatch, watching, change=None, **settings):
     """Return the weights after eight steps, and how many passes left gradients as rows."""
     seen = []
 
-    def counted(*given):
-        passed = in_rows(*given)
-        seen.append(sorted(passed.rows))
-        return passed
+    def counted(one):
+        def call(*given):
+            passed = one(*given)
+            seen.append(sorted(passed.rows))
+            return passed
+
+        return call
 
     monkeypatch.setattr(passes, "WATCHING", watching)
-    monkeypatch.setattr(passes, "in_rows", counted)
+    monkeypatch.setattr(passes, "in_rows", counted(one_graph.in_rows))
+    monkeypatch.setattr(passes, "together", counted(one_graph.together))
     torch.manual_seed(3)
     model, x, y = Wide().double(), torch.randn(4, 40).double(), torch.tensor([0, 1, 2, 1])
     chosen = {"lr": 0.2, "damping": fl.Factored(1e-2), "statistics_every": 4} | settings
@@ -579,14 +584,23 @@ def steps_of_a_wide_network(monkeypatch, watching, change=None, **settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"momentum": 0.0}, {"weight_decay": 0.1}, {"method": "kpsvd"}, {"method": "foof"}],
+    [
+        {},
+        {"momentum": 0.0, "fisher": fl.Empirical()},
+        {"weight_decay": 0.1, "fisher": fl.Exact()},
+        {"method": "kpsvd"},
+        {"method": "foof"},
+    ],
     ids=str,
 )
 def test_rows_in_place_of_a_gradient_give_the_same_steps(monkeypatch, settings):
     plain, none = steps_of_a_wide_network(monkeypatch, float("inf"), **settings)
     found, seen = steps_of_a_wide_network(monkeypatch, 0, **settings)
-    assert not none
-    assert seen == [["first", "over"]] * 6
+    assert not any(none)
+    rows = ["first", "over"]
+    shared = "fisher" not in settings or settings["fisher"] == fl.Empirical()
+    first = 1 + shared  # the plan's own pass, and that of the first step
+    assert seen == [*[[]] * first, *[rows] * 7]
     assert_close(found, plain, 1e-12)
 
 
@@ -603,7 +617,7 @@ def test_rows_in_place_of_a_gradient_give_the_same_steps(monkeypatch, settings):
 def test_a_gradient_that_is_asked_for_or_turned_is_formed(monkeypatch, settings):
     plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), **settings)
     found, seen = steps_of_a_wide_network(monkeypatch, 0, **settings)
-    assert not seen
+    assert not any(seen)
     assert torch.equal(found, plain)
 
 
@@ -613,7 +627,7 @@ def test_weights_that_are_used_in_another_way_have_their_gradient_formed(monkeyp
 
     plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), change)
     found, seen = steps_of_a_wide_network(monkeypatch, 0, change)
-    assert [len(names) for names in seen] == [2, 0, 2, 0, 2, 2]
+    assert [len(names) for names in seen[2:]] == [2, 0, 2, 2, 0, 2, 2]
     assert_close(found, plain, 1e-12)
 
 
@@ -624,7 +638,7 @@ def test_a_hook_of_a_weight_sees_its_gradient(monkeypatch):
 
     plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), change)
     found, seen = steps_of_a_wide_network(monkeypatch, 0, change)
-    assert seen == [["first", "over"], *[["over"]] * 5]
+    assert seen[2:] == [["first", "over"], *[["over"]] * 6]
     assert_close(found, plain, 1e-12)
 
 
@@ -642,3 +656,16 @@ def test_rows_that_are_not_finite_move_nothing(monkeypatch):
     with pytest.raises(fl.NumericalError, match="block 'first'"):
         optimiser.step(batch=(x, y))
     assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)
+
+
+@pytest.mark.parametrize("damping", [fl.Factored(0.1), 0.1], ids=str)
+def test_rows_suit_an_inverse_of_any_form(damping):
+    """A renewal may find another one after the pass that left a gradient as rows."""
+    model, likelihood, batch = problem()
+    stats = fl.collect(model, batch, likelihood)
+    inverse = fl.KFAC()(stats["0"]).inverse(damping)
+    outputs, inputs = cases.normal(N, 3, seed=4), cases.normal(N, 5, seed=5)
+    found = Curvature(fl.KFAC()).directions(
+        {"0": Unit(None, inverse=inverse)}, {}, {"0": (outputs, inputs)}
+    )
+    assert_close(found["0"], inverse @ (outputs.T @ inputs), 1e-12)

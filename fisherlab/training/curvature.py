@@ -211,24 +211,29 @@ class Curvature:
             for name, gradient in gradients.items()
         }
         for name, (outputs, inputs) in (rows or {}).items():
-            ((left, right),) = units[name].inverse.terms
-            found[name] = (outputs @ left.T).T @ (inputs @ right.T)
+            factors = _factors(units[name].inverse)
+            if factors is None:  # a renewal found another form
+                found[name] = _direction(units[name], outputs.T @ inputs)
+            else:
+                found[name] = (outputs @ factors[0].T).T @ (inputs @ factors[1].T)
         return found
 
     def by_factors(self, units: Units) -> list[str]:
         """Name the blocks whose inverse is one product of factors."""
         if self.couples:
             return []
-        kinds = {name: unit.inverse for name, unit in units.items()}
-        return [
-            name
-            for name, inverse in kinds.items()
-            if isinstance(inverse, KroneckerSum) and len(inverse.terms) == 1
-        ]
+        return [name for name, unit in units.items() if _factors(unit.inverse)]
 
 
 def _reason(error: NeedsSharedForm) -> str:
     return f"{error.method} needs the shared form"
+
+
+def _factors(inverse: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the factors of an inverse that is one product of them, else None."""
+    if isinstance(inverse, KroneckerSum) and len(inverse.terms) == 1:
+        return inverse.terms[0]
+    return None
 
 
 def _direction(unit: Unit, gradient: Tensor) -> Tensor:

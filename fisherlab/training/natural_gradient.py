@@ -226,7 +226,7 @@ class NaturalGradient(Preconditioned):
         given = closure, batch, statistics_batch
         of_gradient = self.momentum_of == "gradient"
         with devices.postponed(between) as found:
-            plain = between and not of_gradient and self.clip is None
+            plain = ranks is None and not of_gradient and self.clip is None
             apart = self.curvature.by_factors(before) if plain else ()
             passed, observed = self._passed(*given, parameters, due, apart)
             statistics = self.curvature.whole(ranks, passed.statistics)

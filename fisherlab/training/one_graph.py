@@ -4,7 +4,7 @@ The backward pass of the labels of the statistics stops at the layer outputs. Wi
 data's own labels it is the backward pass of the loss itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -127,30 +127,56 @@ def in_rows(
     batch: Batch,
     blocks: Mapping[str, Block],
     trained: Mapping[str, nn.Parameter],
-    tapped: Mapping[str, taps.Tapped],
+    thin: Mapping[str, taps.Tapped],
 ) -> Passed:
-    """Return the loss and gradients, those of tapped blocks of one plain part as rows.
+    """Return the loss and gradients, those of blocks of one plain part as rows.
 
     Where the weights were used in another way than the taps have it, no gradient is left
     out.
     """
-    done, losses, fit = _watched(model, likelihood, batch, blocks, tapped)
+    done, losses, fit = _watched(model, likelihood, batch, blocks, thin)
     loss = losses.mean()
     if not fit:
         return Passed(loss.detach(), pulled(loss, trained), None)
-    held = {name for block in tapped for name in blocks[block].parameters}
-    leaves = {name: p for name, p in trained.items() if name not in held}
-    inputs: Any = [*leaves.values(), *done.edges]
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    pairs = zip(leaves, found, strict=False)
-    gradients = {name: grad for name, grad in pairs if grad is not None}
-    ends = by_call(done, [g if g is None else g[None] for g in found[len(leaves) :]])
+    leaves = _others(trained, blocks, thin)
+    gradients, outputs = _pulled_apart(done, loss, leaves, thin)
     rows = {}
-    for name, tap in tapped.items():
-        (outputs,) = taps.rows_of(tap, done.calls[name], ends[name], len(batch))
-        (features,) = taps.features(tap, done.calls[name], len(batch))
-        rows[name] = outputs.flatten(0, 2), features.flatten(0, 1)
+    for name, tap in thin.items():
+        (inputs,) = taps.features(tap, done.calls[name], len(batch))
+        rows[name] = outputs[name][0].flatten(0, 2), inputs.flatten(0, 1)
     return Passed(loss.detach(), gradients, None, rows)
+
+
+def _pulled_apart(
+    done: Pass,
+    value: Tensor,
+    named: Mapping[str, nn.Parameter],
+    tapped: Mapping[str, taps.Tapped],
+    *,
+    retain: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    """Return gradients of a value by parameter, and at the outputs of tapped blocks."""
+    edges = done.edges if tapped else []
+    inputs: Any = [*named.values(), *edges]
+    found = torch.autograd.grad(value, inputs, retain_graph=retain, allow_unused=True)
+    pairs = zip(named, found, strict=False)
+    gradients = {name: grad for name, grad in pairs if grad is not None}
+    if not tapped:
+        return gradients, {}
+    ends = by_call(done, [g if g is None else g[None] for g in found[len(named) :]])
+    examples = len(done.output)
+    return gradients, {
+        name: taps.rows_of(tap, done.calls[name], ends[name], examples)
+        for name, tap in tapped.items()
+    }
+
+
+def _others(
+    trained: Mapping[str, nn.Parameter], blocks: Mapping[str, Block], thin: Collection[str]
+) -> dict[str, nn.Parameter]:
+    """Return the parameters of all blocks but the thin ones."""
+    held = {name for block in thin for name in blocks[block].parameters}
+    return {name: p for name, p in trained.items() if name not in held}
 
 
 def _watched(
@@ -177,36 +203,38 @@ def together(
     blocks: Mapping[str, Block],
     trained: Mapping[str, nn.Parameter],
     tapped: Mapping[str, taps.Tapped],
+    thin: Mapping[str, taps.Tapped],
 ) -> Passed:
-    """Return loss, gradients of all blocks, and statistics of those that are tapped.
+    """Return loss, gradients, those of thin blocks as rows, and statistics of tapped ones.
 
     There are no statistics where the weights were used in another way than the taps have
     it, as stochastic depth does.
     """
     done, losses, fit = _watched(model, likelihood, batch, blocks, tapped)
-    output, loss = done.output, losses.detach().mean()
+    output, loss, count = done.output, losses.detach().mean(), len(batch)
     if not fit:
         return Passed(loss, pulled(losses.mean(), trained), None)
     watched = {name: blocks[name] for name in blocks if name in tapped}
-    made = Provenance.of(fisher, likelihood, len(batch))
+    made = Provenance.of(fisher, likelihood, count)
     mask = likelihood.mask(output, batch.y) if tapped else None
     layers = taps.described(watched, tapped, [done], batch, mask, made)
-    if isinstance(fisher, Empirical):
-        inputs: Any = [*trained.values(), *done.edges]
-        found = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        pairs = zip(trained, found, strict=False)
-        gradients = {n: g.div_(len(batch)) for n, g in pairs if g is not None}
-        ends = [g if g is None else g[None] for g in found[len(trained) :]]
-        pulled_ = by_call(done, ends)
-        rows = {
-            n: taps.rows_of(t, done.calls[n], pulled_[n], len(batch))
-            for n, t in tapped.items()
-        }
+    leaves = _others(trained, blocks, thin)
+    if isinstance(fisher, Empirical):  # rows of the statistics are those of the loss
+        gradients, rows = _pulled_apart(done, losses.sum(), leaves, tapped)
+        gradients = {name: gradient.div_(count) for name, gradient in gradients.items()}
+        outputs = {name: rows[name][0] / count for name in thin}
     else:
-        gradients = pulled(losses.mean(), trained, retain=True)
+        mean = losses.mean()
+        gradients, ends = _pulled_apart(done, mean, leaves, thin, retain=True)
+        outputs = {name: ends[name][0] for name in thin}
         seen = output.detach()
-        count = fisher.column_count(likelihood, seen)
-        columns = fisher.columns(likelihood, seen, batch.y, batch.first, slice(0, count))
+        width = fisher.column_count(likelihood, seen)
+        columns = fisher.columns(likelihood, seen, batch.y, batch.first, slice(0, width))
         rows = taps.pull([done], tapped, columns, keep=False)
-    statistics = {name: layers[name](rows[name], len(batch)) for name in watched}
-    return Passed(loss, gradients, Statistics(statistics, made))
+    statistics = {name: layers[name](rows[name], count) for name in watched}
+    apart = {}
+    for name, each in outputs.items():
+        inputs = statistics[name].inputs
+        assert inputs is not None  # one plain part has them
+        apart[name] = each.flatten(0, 2), inputs.flatten(0, 1)
+    return Passed(loss, gradients, Statistics(statistics, made), apart)

@@ -211,13 +211,12 @@ class Passes:
             raise ValueError(msg)
         plan = self._plan(batch, blocks)
         thin = self._thin(plan, apart, len(batch)) if apart else {}
-        if thin:
-            given = self.model, self.likelihood, batch, blocks, plan.named, thin
-            return in_rows(*given)
         if observe is batch and plan.shared and self._few:
-            passed = self._together(plan, batch, self._drawn(step))
+            passed = self._together(plan, batch, self._drawn(step), thin)
             if passed.statistics is None:  # a training pass that differs from the last
                 self._plans[self._key(batch, blocks)] = replace(plan, shared=False)
+        elif thin:
+            passed = in_rows(self.model, self.likelihood, batch, blocks, plan.named, thin)
         else:
             _, losses = forward(self.called, self.likelihood, batch)
             gradients = pulled(losses.mean(), plan.named)
@@ -304,9 +303,11 @@ class Passes:
             return self.fisher.samples <= FEW_COLUMNS
         return isinstance(self.fisher, Empirical)
 
-    def _together(self, plan: _Plan, batch: Batch, fisher: Fisher) -> Passed:
+    def _together(
+        self, plan: _Plan, batch: Batch, fisher: Fisher, thin: Mapping[str, Tapped]
+    ) -> Passed:
         (found,) = plan.probes.values()
-        parts = plan.blocks, plan.named, found.tapped
+        parts = plan.blocks, plan.named, found.tapped, thin
         return together(self.model, self.likelihood, fisher, batch, *parts)
 
     def _thin(
@@ -394,7 +395,7 @@ class Passes:
         try:
             require_independent_examples(self.model)
             with buffers_kept(self.model, always=True), drawing(self.model) as drawn:
-                passed = self._together(plan, pair, fisher)
+                passed = self._together(plan, pair, fisher, {})
         except (UnsupportedModelError, RuntimeError, ValueError):
             return False
         if drawn() or passed.statistics is None:
