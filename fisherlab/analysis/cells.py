@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 
 import fisherlab
+from fisherlab.analysis.counts import room
 from fisherlab.analysis.damping import Dampings
 from fisherlab.approximators import Approximator
-from fisherlab.approximators.costs import result_numbers
 from fisherlab.catalogue import QUANTITIES, Needs, quantity
 from fisherlab.errors import FisherlabError, IndefiniteError, NeedsSharedForm
 from fisherlab.metrics import BelowFloor
@@ -273,16 +273,15 @@ def build(
 def require_room(
     layer: LayerStatistics, method: str, approximator: Approximator, limit: int
 ) -> None:
-    """Refuse an approximation whose numbers alone exceed a budget.
+    """Refuse an approximation whose numbers, or whose making, alone exceed a budget.
 
     Raises
     ------
     BudgetError
         Naming the bytes, the budget and the remedy.
     """
-    numbers = result_numbers(approximator, layer.samples) or 0
     require(
-        8 * numbers,
+        room(layer.samples, approximator),
         limit,
         f"{method} of block {layer.name!r}",
         "Raise the budget, or leave the method or the layer out.",

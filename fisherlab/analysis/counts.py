@@ -6,7 +6,7 @@ from typing import Any, final
 
 from fisherlab.approximators import KPSVD, Approximator
 from fisherlab.approximators.base import Returned, facts
-from fisherlab.approximators.costs import EIGEN, building_flops
+from fisherlab.approximators.costs import EIGEN, building_flops, result_numbers
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import choose
@@ -15,7 +15,7 @@ from fisherlab.numerics.decompositions import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import OuterSamples, Samples, TokenSamples
 
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
@@ -240,6 +240,7 @@ class Terms(Factors):
         s = self.samples
         if isinstance(s, OuterSamples):
             return 0.0
+        s = s.of_seen() if isinstance(s, TokenSamples) else s
         auto = isinstance(self.method, KPSVD) and self.method.solver == "auto"
         way = choose(Rearranged(s, s.examples), self.terms) if auto else None
         if isinstance(way, PositionGram):
@@ -396,6 +397,29 @@ def counted(s: Samples, method: Approximator) -> Factors:
     12.0
     """
     return _FORMS[facts(method).result](s, method)
+
+
+def room(s: Samples, method: Any) -> int:
+    """Return the bytes that a method's numbers take, as made and in float64, or its space.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> samples = OuterSamples(torch.ones(9, 4), torch.ones(2, 9, 3))
+    >>> room(samples, fl.KFAC()), room(samples.to(torch.float64), fl.KFAC())
+    (300, 200)
+    """
+    told, numbers = facts(method), result_numbers(method, s) or 0
+    if told.result == "exact":
+        return 0
+    formed = told.result == "terms" or not told.needs_inputs
+    if isinstance(s, TokenSamples) and formed and hasattr(method, "cost"):
+        cost = method.cost(s)  # flops of a table are others, the factors are not
+        numbers = cost.numbers if cost else 0
+    size = s.dtype.itemsize
+    double = 0 if size == NUMBER else NUMBER
+    working = max(numbers * double, int(counted(s, method).space()))
+    return numbers * size + working
 
 
 def own(s: Samples, method: Approximator, part: Needs) -> Work:

@@ -240,6 +240,19 @@ def narrowed(basis: Tensor, dtype: torch.dtype) -> Tensor:
     return basis.masked_fill(sizes < floors, 0).to(dtype)
 
 
+def entrywise_inner(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> float:
+    """Return Σ a_ij b_ij, summed in float64, a few rows of a large matrix at a time.
+
+    Examples
+    --------
+    >>> entrywise_inner(torch.ones(2, 3), torch.ones(2, 3))
+    6.0
+    """
+    rows = max(1, 2**21 // max(1, a.shape[1]))
+    pieces = zip(a.split(rows), b.split(rows), strict=True)
+    return sum(float((x * y).sum(dtype=torch.float64)) for x, y in pieces)
+
+
 def compensated_sum(
     terms: Sequence[tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]],
 ) -> Float[Tensor, "p p"]:

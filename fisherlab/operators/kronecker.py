@@ -15,6 +15,7 @@ from fisherlab.numerics.linalg import (
     Label,
     compensated_sum,
     eigh,
+    entrywise_inner,
     factorised,
     kron,
     require_finite,
@@ -337,7 +338,7 @@ def _leading_inverse(forward: KroneckerSum, shift: float) -> Eigenform:
 @inner_product(KroneckerSum, KroneckerSum)
 def _sum_sum(a: KroneckerSum, b: KroneckerSum) -> float:
     return sum(
-        float((g * h).sum(dtype=torch.float64)) * float((x * y).sum(dtype=torch.float64))
+        entrywise_inner(g, h) * entrywise_inner(x, y)
         for g, x in a.terms
         for h, y in b.terms
     )

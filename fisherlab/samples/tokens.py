@@ -56,6 +56,19 @@ class TokenSamples(Samples):
         sums.scatter_add_(2, place[None, :, :, None].expand(v, n, t, i), sorted_)
         return TokenSamples(once, sums, self.size)
 
+    @cached_property
+    def seen(self) -> Int[Tensor, " r"]:
+        """The rows that were looked up, ascending; every other row of D is zero."""
+        if self.tokens.is_meta:  # as many as positions
+            return self.tokens.flatten()[: self.size]
+        return self.tokens[self.tokens >= 0].unique()
+
+    def of_seen(self) -> "TokenSamples":
+        """Return the same gradients of a table that has the rows looked up alone."""
+        places = torch.searchsorted(self.seen, self.tokens)
+        tokens = torch.where(self.tokens >= 0, places, -1)
+        return TokenSamples(tokens, self.gradients, len(self.seen))
+
     def counts(self) -> Float[Tensor, " k"]:
         """Return how often each row was looked up."""
         seen = self.tokens.flatten()
@@ -126,6 +139,12 @@ class TokenSamples(Samples):
             out += g.flatten(0, 2).T @ (weights @ g).flatten(0, 2)
         return out
 
+    def kronecker_inner(
+        self, rows: Float[Tensor, "k k"], cols: Float[Tensor, "i i"]
+    ) -> float:
+        """Return Σ ⟨D, rows D cols⟩; of the rows of the table only pairs are read."""
+        return float((self.column_side(rows) * cols).sum())
+
     def _pair_parts(self) -> list[slice]:
         """Cut the examples so that tables over pairs of positions stay small."""
         each = self.tokens.shape[1] ** 2 * self.dtype.itemsize
@@ -138,6 +157,11 @@ class TokenSamples(Samples):
         g = self.merged.gradients
         forms = ((g @ cols) * g).sum((0, 3))
         return float((diagonal[self.merged.tokens.clamp_min(0)] * forms).sum())
+
+    def form_flops(self) -> int:
+        """Count the multiply-adds of `kronecker_inner`, over pairs of positions."""
+        t, i = self.tokens.shape[1], self.weight_shape[1]
+        return self.total * t * i * (t + i)
 
     def gram(self) -> Float[Tensor, "m m"]:
         """Return all inner products, Σ over pairs of positions with one token."""

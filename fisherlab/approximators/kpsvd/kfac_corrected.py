@@ -14,12 +14,15 @@ from fisherlab.approximators.costs import (
     pair_numbers,
 )
 from fisherlab.approximators.kpsvd.rearranged import (
+    Pair,
     Pairs,
-    Rearranged,
+    Rows,
     Weights,
+    at_rows,
     kronecker_sum,
     terms_of,
     terms_of_passes,
+    used_rows,
 )
 from fisherlab.approximators.kpsvd.solvers import (
     HeldOrPassed,
@@ -120,14 +123,14 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
             If the block has no inputs and output gradients.
         """
         kfac = _kfac(KFAC().through(None, statistics))
-        whole = Rearranged(statistics.samples, statistics.count)
-        block = whole.less(tuple(kfac.terms), _weights(statistics))
+        whole, rows = used_rows(statistics.samples, statistics.count)
+        block = whole.less(_terms(kfac, rows), _weights(statistics))
         found = solver_of(self.solver)(block, self.rank, warm_pairs(previous, skip=1))
         if not _above_rounding(found, kfac):
             found = found._replace(pairs=(), values=found.values[:0])
-        terms = tuple(kfac.terms) + terms_of(found, block)
-        made = statistics.provenance.by(repr(self))
-        return kronecker_sum(terms, found, statistics.weight_shape, made)
+        terms = _terms(kfac, rows) + terms_of(found, block)
+        made, shape = statistics.provenance.by(repr(self)), statistics.weight_shape
+        return kronecker_sum(at_rows(terms, rows, shape[0]), found, shape, made)
 
     def passing(self, held: Held) -> CorrectedPass:
         """Return the first pass, and KFAC's sums."""
@@ -168,6 +171,13 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
 
 def _kfac(sums: AnySums) -> KroneckerSum | KroneckerDiagonal:
     return KFAC().finish(sums)
+
+
+def _terms(kfac: KroneckerSum | KroneckerDiagonal, rows: Rows) -> tuple[Pair, ...]:
+    """Return KFAC's terms, in some rows of a table if given: it counts no others."""
+    if isinstance(kfac, KroneckerDiagonal) and rows is not None:
+        kfac = replace(kfac, row_diagonal=kfac.row_diagonal[rows])
+    return tuple(kfac.terms)
 
 
 def _weights(statistics: LayerStatistics) -> tuple[Weights, ...] | None:

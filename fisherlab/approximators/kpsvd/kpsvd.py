@@ -18,10 +18,11 @@ from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import (
     Pair,
     Pairs,
-    Rearranged,
+    at_rows,
     kronecker_sum,
     terms_of,
     terms_of_passes,
+    used_rows,
     weights_of,
 )
 from fisherlab.approximators.kpsvd.solvers import (
@@ -86,10 +87,11 @@ class KPSVD(HeldOrPassed[Pass]):
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
         """Return the best sum of products of one block."""
-        block = Rearranged(statistics.samples, statistics.count)
+        block, rows = used_rows(statistics.samples, statistics.count)
         found = solver_of(self.solver)(block, self.rank, warm_pairs(previous))
-        made = statistics.provenance.by(repr(self))
-        return kronecker_sum(terms_of(found, block), found, statistics.weight_shape, made)
+        made, shape = statistics.provenance.by(repr(self)), statistics.weight_shape
+        terms = at_rows(terms_of(found, block), rows, shape[0])
+        return kronecker_sum(terms, found, shape, made)
 
     def passing(self, held: Held) -> Pass:
         """Return the first pass."""
@@ -191,7 +193,7 @@ class Deflation(HeldOrPassed[Turns]):
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
         """Return the sum of products found one by one."""
-        block = Rearranged(statistics.samples, statistics.count)
+        block, rows = used_rows(statistics.samples, statistics.count)
         warm = warm_pairs(previous)
         terms: tuple[Pair, ...] = ()
         steps: tuple[Pairs, ...] = ()
@@ -202,9 +204,9 @@ class Deflation(HeldOrPassed[Turns]):
             new = terms_of(found, block)
             steps = (*steps, found)
             terms, block = terms + new, block.less(new, weights_of(found, block))
-        made = statistics.provenance.by(repr(self))
+        made, shape = statistics.provenance.by(repr(self)), statistics.weight_shape
         found = _together(steps, block.start(1))
-        return kronecker_sum(terms, found, statistics.weight_shape, made)
+        return kronecker_sum(at_rows(terms, rows, shape[0]), found, shape, made)
 
     def passing(self, held: Held) -> Turns:
         """Return the first pass for the first pair."""

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.numerics.decompositions import spectrum
 from fisherlab.numerics.krylov import LinearMap, Triplets
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import KroneckerSum, Provenance
-from fisherlab.samples import Samples, SharedSamples, TurnedSamples
+from fisherlab.samples import Samples, SharedSamples, TokenSamples, TurnedSamples
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 Weights = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
+Rows = Int[Tensor, " r"] | None
 FORMED_BYTES = 2**28  # matrices of samples that are held while a solver multiplies
 
 
@@ -117,6 +118,29 @@ class Rearranged:
         for column, (_, cols) in enumerate(warm[:width]):
             start[:, column] = cols.flatten()
         return start
+
+
+def used_rows(samples: Samples, count: int) -> tuple[Rearranged, Rows]:
+    """Return the block of the rows of a table that were looked up, and these rows.
+
+    Every other row of D is zero, and so is it in every U. Blocks that are no table's are
+    returned whole, with None.
+    """
+    if not isinstance(samples, TokenSamples) or not 0 < len(samples.seen) < samples.size:
+        return Rearranged(samples, count), None
+    return Rearranged(samples.of_seen(), count), samples.seen
+
+
+def at_rows(
+    terms: tuple[Pair, ...], rows: Rows, size: int
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return terms of some rows of a table as those of all, zero elsewhere."""
+    if rows is None:
+        return terms
+    places = rows[:, None], rows
+    return tuple(
+        (part.new_zeros(size, size).index_put_(places, part), cols) for part, cols in terms
+    )
 
 
 def generic(

@@ -28,6 +28,7 @@ from fisherlab.approximators.kronecker.kfac import (
 from fisherlab.approximators.kronecker.partial_traces import partial_traces, traced
 from fisherlab.approximators.states import Sums, add, by_group
 from fisherlab.numerics.decompositions import spectrum
+from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import KroneckerEigen, Operator, Provenance, RowwiseEigen
 from fisherlab.samples import Samples, TokenSamples
 from fisherlab.showing import shown
@@ -58,9 +59,10 @@ class Projection:
         provenance: Provenance,
     ) -> "Projection":
         """Begin with the eigenvectors of two factors; the first may be a diagonal."""
+        if rows.dim() == 1:  # every row of a table needs the whole basis
+            _, whole = eigh(cols, f"the column factor of {provenance}")
+            return cls(None, whole, provenance)
         _, column_basis = spectrum(cols, f"the column factor of {provenance}")
-        if rows.dim() == 1:
-            return cls(None, column_basis, provenance)
         _, row_basis = spectrum(rows, f"the row factor of {provenance}")
         return cls(row_basis, column_basis, provenance)
 
