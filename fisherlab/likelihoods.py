@@ -172,6 +172,7 @@ class Categorical:
             )
             raise ValueError(msg)
         positions = _without(shape, axis)
+        _require_numbers(output, "Categorical")
         self._require_axis(shape, target)
         if target is None:
             return
@@ -437,7 +438,17 @@ class Gaussian(_OfOutputs):
         return output + noise.to(output.dtype)
 
 
+def _require_numbers(output: Tensor, name: str) -> None:
+    """Refuse examples without a single output: sequences of length zero."""
+    if len(output) and not output.numel():
+        raise ValueError(
+            f"{name}: an output of shape {tuple(output.shape)} holds no number; leave "
+            "empty sequences out of the data."
+        )
+
+
 def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
+    _require_numbers(output, name)
     if target is None:
         return
     if target.shape != output.shape:

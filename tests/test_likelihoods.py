@@ -148,3 +148,25 @@ def test_every_step_draws_labels_of_its_own():
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[1], draws[2])
     assert not torch.equal(draws[2], draws[3])
+
+
+ENTRIES = {
+    "collect": fl.collect,
+    "mean_gradient": fl.mean_gradient,
+    "approximate": lambda *given: fl.approximate(*given, ["kfac"]),
+    "compare": lambda *given: fl.compare(*given, ["kfac"]),
+    "estimate": lambda *given: fl.estimate(*given, ["kfac"]),
+    "step": lambda model, batch, likelihood: fl.NaturalGradient(
+        model, likelihood, "kfac", lr=0.1, damping=0.1
+    ).step(batch=batch),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("likelihood", [fl.Categorical(), fl.Gaussian(), fl.Bernoulli()])
+def test_sequences_of_length_zero_are_refused_by_name(entry, likelihood):
+    labels = torch.zeros(4, 0, dtype=torch.long)
+    if not isinstance(likelihood, fl.Categorical):
+        labels = torch.zeros(4, 0, 3)
+    with pytest.raises(ValueError, match="holds no number"):
+        ENTRIES[entry](torch.nn.Linear(2, 3), (torch.zeros(4, 0, 2), labels), likelihood)

@@ -399,6 +399,12 @@ def counted(s: Samples, method: Approximator) -> Factors:
     return _FORMS[facts(method).result](s, method)
 
 
+def space(s: Samples, method: Any) -> float:
+    """Return the bytes held while a method is built; the exact block is the samples."""
+    exact = facts(method).result == "exact"
+    return 0.0 if exact else counted(s, method).space()
+
+
 def room(s: Samples, method: Any) -> int:
     """Return the bytes that a method's numbers take, as made and in float64, or its space.
 
@@ -410,15 +416,13 @@ def room(s: Samples, method: Any) -> int:
     (300, 200)
     """
     told, numbers = facts(method), result_numbers(method, s) or 0
-    if told.result == "exact":
-        return 0
     formed = told.result == "terms" or not told.needs_inputs
     if isinstance(s, TokenSamples) and formed and hasattr(method, "cost"):
         cost = method.cost(s)  # flops of a table are others, the factors are not
         numbers = cost.numbers if cost else 0
     size = s.dtype.itemsize
     double = 0 if size == NUMBER else NUMBER
-    working = max(numbers * double, int(counted(s, method).space()))
+    working = max(numbers * double, int(space(s, method)))
     return numbers * size + working
 
 

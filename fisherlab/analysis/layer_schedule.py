@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 
 from fisherlab.analysis.cost import Collection, Plan
-from fisherlab.analysis.counts import counted, room
+from fisherlab.analysis.counts import room, space
 from fisherlab.approximators.costs import result_numbers
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import OuterSamples
@@ -49,7 +49,7 @@ class Need:
         chosen = [method for method in methods.values() if room(s, method) <= limit]
         made = KEPT * NUMBER * sum(result_numbers(method, s) or 0 for method in chosen)
         double = 0 if s.dtype == torch.float64 else NUMBER * s.nbytes // s.dtype.itemsize
-        spaces = max((counted(s, m).space() for m in chosen), default=0.0)
+        spaces = max((space(s, method) for method in chosen), default=0.0)
         matrices = NUMBER * s.total * p
         formed = 0 if isinstance(s, OuterSamples) else min(FORMED, matrices)
         gram = 2 * NUMBER * (s.total) ** 2
