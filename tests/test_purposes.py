@@ -261,6 +261,15 @@ def test_what_fits_in_every_layer_is_taken_before_scattered_cells():
     }
 
 
+def test_the_exact_block_alone_takes_no_time_from_methods():
+    own = {"step": 8, "laplace": 100}
+    cells = {("a", "kfac", part): counts.Work(flops) for part, flops in own.items()}
+    cells |= {("a", "exact", part): counts.Work(0) for part in own}
+    shared = {("a", "step"): counts.Work(1), ("a", "laplace"): counts.Work(5)}
+    left = chosen(cells, shared, 2, Allowance(10.0, 1e9)).reasons
+    assert set(left) == {("a", "kfac", "laplace"), ("a", "exact", "laplace")}
+
+
 def test_a_method_is_built_once_for_all_purposes():
     keys = [("a", "kfac", "step"), ("a", "kfac", "laplace")]
     shared = {("a", part): counts.Work(0) for _, _, part in keys}

@@ -17,7 +17,8 @@ from fisherlab.report import judging, summary
 from fisherlab.report.snapshot import moment
 
 CLOSEST = re.compile(
-    r"(?P<who>`[^.;]*?`) (?:is|are) the closest to the exact block"
+    r"(?P<who>`[^.;]*?`)(?: and (?P<more>\d+) more)? (?:is|are) the closest "
+    r"to the exact block"
     r"(?P<among> of those (?:that can be used|with a number (?:there|in every layer)))?, "
     r"(?P<title>.*?) (?P<value>[-0-9.e+]*[0-9])"
     r"(?:, then `(?P<next>[^`]+)` with (?P<second>[-0-9.e+]*[0-9]))?"
@@ -51,13 +52,16 @@ def check_ranking(found, gaps, numbers):
     """Hold first and second of a sentence against the distances from the best."""
     who = set(names(found["who"]))
     nearest = min(gaps.values())
-    assert who == {m for m, gap in gaps.items() if gap <= nearest + TIED / 2}
+    tied = {m for m, gap in gaps.items() if gap <= nearest + TIED / 2}
+    assert who <= tied
+    assert len(who) + int(found["more"] or 0) == len(tied)
     assert close(found["value"], numbers[names(found["who"])[0]])
-    rest = {m: gap for m, gap in gaps.items() if m not in who}
+    rest = {m: gap for m, gap in gaps.items() if m not in tied}
     assert bool(found["next"]) == bool(rest)
     if rest:
         assert rest[found["next"]] <= min(rest.values()) + TIED
         assert close(found["second"], numbers[found["next"]])
+        assert found["second"] != found["value"]
 
 
 def check(text, rows):
@@ -451,6 +455,18 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
 def found_headline(found):
     (one,) = verdicts.contests(found).values()
     return one.headline()
+
+
+def test_of_many_that_are_equally_close_a_few_are_named():
+    values, ok = np.ones((1, 9)), np.full((1, 9), "ok")
+    methods = tuple("abcdefghi")
+    one = contests.Contest("gap", 1.0, ("0",), methods, np.ones(1), values, ok, values[0])
+    assert one.headline().startswith("`a`, `b` and `c` and 6 more are the closest")
+    near = np.array([[1 - 2e-5, 1 - 3e-5]])
+    two = contests.Contest(
+        "gap", 1.0, ("0",), ("a", "b"), np.ones(1), near, ok[:, :2], near[0]
+    )
+    assert "gap 0.99998, then `b` with 0.99997" in two.headline()
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10_000))

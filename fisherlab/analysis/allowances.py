@@ -148,10 +148,16 @@ class _Request:
     taken: set[Key] = field(default_factory=set)
     paid: set[Key] = field(default_factory=set)
 
-    def price(self, keys: Sequence[Key]) -> tuple[float, bool]:
-        """Return what cells cost, no less than that without which they are not asked."""
+    def price(self, keys: Sequence[Key]) -> tuple[bool, float, bool]:
+        """Return what cells cost, no less than that without which they are not asked.
+
+        What costs nothing of its own, the exact block, comes last: it is there where
+        others are.
+        """
         first = [one for key in keys if (one := _matrix(key)) in self.cells]
-        return max(self._weighted(keys), self._weighted(first)), keys[0][2] != "matrix"
+        free = not any(self.cells[key].flops for key in keys)
+        price = max(self._weighted(keys), self._weighted(first))
+        return free, price, keys[0][2] != "matrix"
 
     def _weighted(self, keys: Sequence[Key]) -> float:
         own = sum(self.cells[key].flops for key in keys)

@@ -20,6 +20,7 @@ from fisherlab.catalogue import total_share
 Grid = NDArray[Any]
 TIED: Final = 1e-6  # distances from the best that differ by less are called equal
 NAMED: Final = 3  # layers that a sentence names
+EQUALS: Final = 5  # methods that are equally close, of which all are named
 MOST: Final = 0.9  # of the parameters, in layers where methods are held together
 HELD: Final = "it holds {} the numbers of the exact blocks"
 SOLVE: Final = "a solve takes {} the flops of theirs"
@@ -171,16 +172,21 @@ class Contest:
         gaps = [abs(of(name) - self.best) for name in methods]
         tied = [n for n, gap in zip(methods, gaps, strict=True) if gap <= gaps[0] + TIED]
         verb = "are" if len(tied) > 1 else "is"
-        said = f"{quoted(tied)} {verb} the closest to the exact block{among}, "
-        said += f"{self.title} {of(tied[0]):.3g}"
-        if len(tied) < len(methods):
+        named = tied if len(tied) <= EQUALS else tied[:NAMED]
+        more = f" and {len(tied) - NAMED} more" * (named != tied)
+        said = f"{quoted(named)}{more} {verb} the closest to the exact block{among}, "
+        said += self.title
+        if len(tied) == len(methods):
+            said += f" {of(tied[0]):.3g}"
+        else:
             rival, lead = methods[len(tied)], gaps[len(tied)] - gaps[0]
-            said += f", then `{rival}` with {of(rival):.3g}"
+            first, second = _told_apart(of(tied[0]), of(rival))
+            said += f" {first}, then `{rival}` with {second}"
             if lead <= self.noise:
                 said += f" (a lead within the noise of the data, {self.noise:.2g})"
             elif np.isnan(self.noise):
                 said += UNHELD
-        return said + self._settled(tied)
+        return said + self._settled(named)
 
     def _together(self) -> list[str]:
         """Rank those that have numbers in nearly all of the network over these layers."""
@@ -309,6 +315,15 @@ def in_common(sizes: Grid, known: Grid) -> Grid:
         if sizes[shared].sum() >= MOST * sizes.sum():
             rows = shared
     return rows
+
+
+def _told_apart(first: float, second: float) -> tuple[str, str]:
+    """Write two different numbers with three digits, or as many as tell them apart."""
+    for digits in range(3, 18):
+        told = f"{first:.{digits}g}", f"{second:.{digits}g}"
+        if told[0] != told[1]:
+            break
+    return told
 
 
 def _sentences(parts: Sequence[str]) -> str:

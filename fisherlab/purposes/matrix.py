@@ -45,7 +45,7 @@ class Matrix:
     measures: ClassVar[tuple[Measure, ...]] = (
         ERROR,
         Measure("cosine_similarity", "matrix cosine", 1.0),
-        Measure("spectrum_error", "relative error of the eigenvalues", 0.0),
+        Measure("spectrum_error", "relative error of the singular values", 0.0),
     )
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:

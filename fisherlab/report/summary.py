@@ -132,7 +132,8 @@ def _front(ranking: tuple[Standing, ...]) -> Sentence | None:
         text = f"Of those with all layers none is smaller or closer than {told}."
     else:
         dominated = "" if len(chosen) == len(known) else "; each other one is dominated"
-        text = f"Per stored number the choice is between {told}{dominated}."
+        among = "" if len(known) == len(ranking) else "of those with all layers "
+        text = f"Per stored number the choice {among}is between {told}{dominated}."
     return Sentence("cost", text, "stored_numbers")
 
 
