@@ -39,6 +39,8 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
     ------
     OSError
         If the folder cannot be written; an existing file is left as it was.
+    DataError
+        If the path is there and is no file: a device or pipe would be replaced.
 
     Examples
     --------
@@ -47,6 +49,7 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
     >>> write_durably(file, lambda path: path.write_text("done")).read_text()
     'done'
     """
+    _require_place(path)
     _sweep(path)
     # Two processes that write one file do not write into one another.
     scratch = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
@@ -59,6 +62,14 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> Path:
         scratch.unlink(missing_ok=True)
         raise
     return path
+
+
+def _require_place(path: Path) -> None:
+    if not path.name or (path.exists() and not path.is_file()):
+        raise DataError(f"{str(path)!r} is no file: nothing is written there.")
+    if not path.parent.is_dir():
+        msg = f"{path.parent} is no folder that is there: make it, or give another path."
+        raise FileNotFoundError(msg)
 
 
 def _sweep(path: Path) -> None:
@@ -199,6 +210,8 @@ def claimed(lock: Path, refusal: Exception, seconds: float = 0) -> Iterator[None
     ------
     Exception
         The refusal, if another process is in after so many seconds.
+    DataError
+        If the folder of the lock cannot be written.
 
     Examples
     --------
@@ -212,12 +225,24 @@ def claimed(lock: Path, refusal: Exception, seconds: float = 0) -> Iterator[None
     holder = FileLock(lock, timeout=seconds, thread_local=False)
     try:
         holder.acquire()
-    except (Timeout, RuntimeError):  # held elsewhere, or in this thread
-        raise refusal from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and not _creatable(lock):
+            why = "" if isinstance(error, Timeout) else f" ({error.strerror})"
+            msg = f"{lock.parent} cannot be written{why}: give a folder that can."
+            raise DataError(msg) from error
+        raise refusal from None  # held elsewhere, or in this thread
     try:
         yield
     finally:
         holder.release()
+
+
+def _creatable(file: Path) -> bool:
+    try:
+        file.touch()
+    except OSError:
+        return False
+    return True
 
 
 def _digest(path: Path, size: int) -> bytes:

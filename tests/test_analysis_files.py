@@ -179,3 +179,16 @@ def test_names_and_texts_of_any_kind_survive(tmp_path):
         again = fl.open(fl.save(ds, tmp_path / name))
         assert again["approximator"].values.tolist() == [strange, "other"]
     assert torch.is_tensor(stats["weight"].samples.matrices())
+
+
+def test_what_is_no_file_is_never_replaced_by_one(result, tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder, Path("")):
+        with pytest.raises(fl.errors.DataError, match="is no file"):
+            fl.save(result, path)
+    assert pipe.is_fifo()
+    assert not list(folder.iterdir())
+    with pytest.raises(FileNotFoundError, match="gone is no folder that is there"):
+        fl.save(result, tmp_path / "gone" / "a.nc")

@@ -428,3 +428,14 @@ def test_analyses_of_more_than_the_budget_stay_within_it(tmp_path):
     assert size > 3
     assert made < 1.0
     assert peak < 1.0
+
+
+@pytest.mark.parametrize("place", ["a file/store", "a file/deep/store", ".", "/proc"])
+def test_folders_that_cannot_be_made_or_written_are_refused_by_name(place, tmp_path):
+    (tmp_path / "a file").write_text("mine")
+    folder = Path(place) if place == "." else tmp_path / place
+    if place == "/proc":  # in which nobody can write
+        folder = Path("/proc/fisherlab")
+    with pytest.raises(DataError, match=r"give (another|a folder)"):
+        fl.collect(nn.Linear(2, 1), (torch.ones(2, 2), None), fl.Gaussian(), store=folder)
+    assert (tmp_path / "a file").read_text() == "mine"

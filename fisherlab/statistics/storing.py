@@ -105,7 +105,15 @@ def kept(
         If the folder is damaged, belongs to other statistics, is none, or another
         process is writing it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.name:
+        raise DataError(f"collect(store={str(folder)!r}): give a folder with a name.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"collect(store={str(folder)!r}): {folder.parent} cannot be made a folder "
+            f"({error.strerror}); give another one."
+        ) from error
     busy = DataError(f"collect(store={str(folder)!r}): another process is writing it.")
     with claimed(folder.with_name(f".{folder.name}.lock"), busy):
         if not folder.exists():
