@@ -93,6 +93,35 @@ def test_parallel_or_missing_last_steps_leave_one_scale():
     assert found.rescale(nothing, None) == (0.0, 0.0, 0.0)
 
 
+def in_float32(model, chosen, batch, shift=SHIFT):
+    x, y = batch
+    small = copy.deepcopy(model).float()
+    return quadratic(small, chosen, (x.float(), y.float()), shift)
+
+
+def test_float32_makes_no_step_of_what_two_directions_differ_by_rounding():
+    model, chosen, batch = problem("gaussian")
+    direction = random_direction(model, 10)
+    other = random_direction(model, 20)
+    near = {n: d + 1e-3 * other[n] for n, d in direction.items()}
+    alone = quadratic(model, chosen, batch).rescale(direction, None)
+    single = in_float32(model, chosen, batch).rescale(
+        {n: d.float() for n, d in direction.items()},
+        {n: d.float() for n, d in near.items()},
+    )
+    assert single == pytest.approx(alone, rel=1e-4)
+    assert quadratic(model, chosen, batch).rescale(direction, near).mu != 0
+
+
+def test_float32_rescales_directions_whose_squares_overflow_there():
+    model, chosen, batch = problem("gaussian")
+    direction = {n: 1e21 * d for n, d in random_direction(model, 10).items()}
+    expected = quadratic(model, chosen, batch).rescale(direction, None)
+    large = {n: d.float() for n, d in direction.items()}
+    found = in_float32(model, chosen, batch).rescale(large, None)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_masked_labels_leave_the_model():
     model, chosen, (x, y) = problem()
     kept = y.clone()
@@ -191,6 +220,41 @@ def test_the_search_takes_the_best_gamma():
     start = optimiser.gamma
     optimiser.step(batch=batch)
     assert optimiser.gamma / start == pytest.approx(min(best, key=best.__getitem__))
+
+
+@pytest.mark.parametrize("method", ["kfac", fl.KFACTridiagonal(), "kpsvd-2"])
+def test_no_damping_below_the_rounding_of_float32_ends_it(method):
+    model, chosen, (x, y) = problem(examples=30)
+    wide = torch.cat([x, x @ cases.normal(x.shape[1], 12, seed=5)], 1)  # A of low rank
+    first = next(m for m in model if isinstance(m, nn.Linear))
+    model[0] = nn.utils.skip_init(nn.Linear, wide.shape[1], first.out_features)
+    with torch.no_grad():
+        model[0].weight.copy_(0.3 * cases.normal(*model[0].weight.shape, seed=6))
+        model[0].bias.zero_()
+    model, batch = model.float(), (wide.float(), y)
+    options = {"approximator": method, "inverse_every": 1, "l2": 0.0}
+    optimiser = adaptive(model, chosen, **options)
+    losses = []
+    for _ in range(12):
+        losses.append(float(optimiser.step(batch=batch)))
+        optimiser.gamma *= 1e-2
+    assert losses[-1] < losses[0]
+
+
+def test_without_momentum_the_step_is_along_the_direction():
+    model, chosen, batch = problem(examples=30)
+    optimiser = adaptive(model, chosen, momentum=False)
+    best, seen = optimiser._best, []
+
+    def noted(*args):
+        found = best(*args)
+        seen.append(found[2][0].mu)
+        return found
+
+    optimiser._best = noted
+    losses = [float(optimiser.step(batch=batch)) for _ in range(4)]
+    assert seen == [0.0] * 4
+    assert losses[-1] < losses[0]
 
 
 def test_lambda_follows_the_reduction_ratio():

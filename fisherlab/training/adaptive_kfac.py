@@ -44,7 +44,11 @@ class AdaptiveKFAC(Preconditioned):
     M holds the exact Fisher plus (λ + η) I and is minimised through Jacobian products.
     :math:`h = \text{loss} + \tfrac{η}{2} ‖θ‖^2`. λ follows the reduction ratio, γ a greedy
     search; :math:`\hat F_γ` has factored damping γ² (`Tikhonov` γ² where a method has no
-    Kronecker terms).
+    Kronecker terms), and no less than rounding leaves of the factors,
+
+    .. math:: γ \ge ε \max(d_{out}, d_{in}) \sqrt{\mathrm{tr} \hat F / p}
+
+    with ε of their precision: ε tr A of A, and ε tr G of G.
 
     Parameters
     ----------
@@ -73,6 +77,8 @@ class AdaptiveKFAC(Preconditioned):
         Rule of the average θ̄ of the iterates, see `averaged_parameters`.
     fallback
         As for `NaturalGradient`.
+    momentum
+        Whether δ has a part along the last step; without it δ = αΔ.
     lr
         Factor on δ, 1 as published; a setting of the group, so that schedulers of torch
         apply.
@@ -130,12 +136,13 @@ class AdaptiveKFAC(Preconditioned):
         average: float | Averaging | None = None,
         parameter_average: float | Averaging | None = None,
         fallback: Fallback = None,
+        momentum: bool = True,
         lr: float = 1.0,
         group: Any = None,
     ) -> None:
         self.damping = rule(damping)
         self.search = search or GreedySearch()
-        self.l2, self.inverse_every = l2, inverse_every
+        self.l2, self.inverse_every, self.momentum = l2, inverse_every, momentum
         self.fractions = (statistics_fraction, curvature_fraction)
         self._check()
         self.average = averaging(Ramped(0.95) if average is None else average)
@@ -248,7 +255,7 @@ class AdaptiveKFAC(Preconditioned):
             descent = {n: -d for n, d in directions.items() if n in model.gradient}
             scales = model.rescale(descent, last)
             found.append((gamma, tried, (scales, _combined(descent, last, scales))))
-        best = min(found, key=lambda entry: entry[2][0].change)
+        best = min(found, key=lambda entry: _finite(entry[2][0].change))
         if not all(bool(s.isfinite().all()) for s in best[2][1].values()):
             raise NumericalError(
                 f"AdaptiveKFAC step {k}: the step is not finite (λ = {self.lam:g}, "
@@ -259,7 +266,9 @@ class AdaptiveKFAC(Preconditioned):
     def _last(
         self, parameters: Parameters, gradient: Mapping[str, Tensor]
     ) -> dict[str, Tensor] | None:
-        """Return the last step δ₀, or None in the first one."""
+        """Return the last step δ₀, or None in the first one and without momentum."""
+        if not self.momentum:
+            return None
         held = {name: self.state[parameters.named[name]] for name in gradient}
         if not all("last" in state for state in held.values()):
             return None
@@ -321,10 +330,29 @@ def _copy(into: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         p.detach().copy_(value)
 
 
+def _finite(change: float) -> float:
+    return math.inf if math.isnan(change) else change
+
+
 def _damped(units: Mapping[str, Unit], gamma: float) -> dict[str, Unit]:
     """Renew the inverses with factored damping γ², Tikhonov's where there are no terms."""
     plain = {n: "" for n, u in units.items() if not hasattr(u.operator, "damped")}
-    return inverted(units, dict.fromkeys(units, Factored(gamma**2)), plain)
+    floors = {n: 0.0 if n in plain else _unknown(u.operator) for n, u in units.items()}
+    known = {n: Factored(max(gamma**2, floor)) for n, floor in floors.items()}
+    return inverted(units, known, plain)
+
+
+def _unknown(operator: Any) -> float:
+    """Return γ² below which damped factors may be what rounding makes of them.
+
+    A sum of squares is known to ε times its trace. πγ ≥ ε tr A and γ/π ≥ ε tr G are one
+    bound, for π is the root of the ratio of their mean eigenvalues.
+    """
+    names = getattr(operator, "weight_shapes", None)
+    parts = [operator] if names is None else [operator.diagonal_block(n) for n in names]
+    eps = torch.finfo(operator.dtype).eps
+    found = ((eps * max(p.weight_shape)) ** 2 * p.trace() / p.shape[0] for p in parts)
+    return max((floor for floor in found if math.isfinite(floor)), default=0.0)
 
 
 def _combined(

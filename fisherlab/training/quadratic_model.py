@@ -16,7 +16,7 @@ from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
 
 Direction = Mapping[str, Tensor]
-SINGULAR = 1e-12  # of the 2 × 2 system, relative to the product of its diagonal
+SINGULAR = 4096  # roundings: below them sin²(Δ, δ₀), of the 2 × 2 system, is not known
 
 
 class Rescaled(NamedTuple):
@@ -116,7 +116,8 @@ class QuadraticModel:
             cross = self._form(pushed, before) + self.shift * _dot(direction, last)
             last_square = self._form(before, before) + self.shift * _dot(last, last)
             determinant = square * last_square - cross * cross  # ** raises where * is inf
-            if determinant > SINGULAR * square * last_square:
+            known = SINGULAR * _rounding(direction) * square * last_square
+            if determinant > known:
                 alpha = -(last_square * slope - cross * last_slope) / determinant
                 mu = -(square * last_slope - cross * slope) / determinant
                 change = (alpha * slope + mu * last_slope) / 2
@@ -127,7 +128,7 @@ class QuadraticModel:
         return Rescaled(alpha, 0.0, alpha * slope / 2)
 
     def _form(self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> float:
-        product = (left[0] * right[1]).sum(dtype=torch.float64)
+        product = _inner(left[0], right[1])
         count = product.new_tensor(len(self.batch))
         if self.ranks is not None:
             counted = float(self.batch.counted)
@@ -144,5 +145,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _dot(left: Direction, right: Direction) -> float:
-    parts = ((left[n] * right[n]).sum(dtype=torch.float64) for n in left)
-    return float(torch.stack(list(parts)).sum())
+    return float(torch.stack([_inner(left[n], right[n]) for n in left]).sum())
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Return Σ l·r in float64: products of float32 overflow at 1e38."""
+    return (left.double() * right.double()).sum()
+
+
+def _rounding(direction: Direction) -> float:
+    return max(torch.finfo(part.dtype).eps for part in direction.values())

@@ -69,6 +69,7 @@ _FULL: Final = {
     "damping": None,
     "l2": 1e-5,
     "inverse_every": 20,
+    "momentum": True,
     "fallback": "gradient",
     "seed": 0,
 }
