@@ -26,6 +26,7 @@ PARAMETERS = {
     "cifar10-subset-resnet32": 464_154,
     "cifar100-vgg16": 34_015_396,
     "svhn-vgg11": 28_149_514,
+    "digits-autoencoder": 28_812,
     "mnist-autoencoder": 2_837_314,
     "faces-autoencoder": 7_537_655,
     "curves-autoencoder": 842_340,
@@ -56,6 +57,8 @@ def test_a_network_has_the_published_number_of_parameters(name):
 
 
 def test_the_counts_of_the_autoencoders_follow_from_their_widths():
+    there = (256, 50, 25, 6)
+    assert dense(*there, *there[-2::-1]) == PARAMETERS["digits-autoencoder"]
     there = (784, 1000, 500, 250, 30)
     assert dense(*there, *there[-2::-1]) == PARAMETERS["mnist-autoencoder"]
     there = (625, 2000, 1000, 500, 30)

@@ -1,5 +1,6 @@
 """The K-FAC paper's figures: what they show holds in their data."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -10,6 +11,7 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
+from fisherlab.analysis.wording import percent
 from fisherlab.operators import Factored
 from fisherlab.reproduce import kfac_iterations, martens2015
 from fisherlab.reproduce import kfac_matrices as figures
@@ -98,6 +100,23 @@ def test_the_chain_is_that_of_the_factored_form():
     found = figures.chain_inverse(tilde, list(pairs.offsets.values()))
     expected = fl.KFACTridiagonal()(stats).inverse(damping).to_dense()
     assert_close(found, expected, 1e-8)
+
+
+def test_the_images_that_decide_the_error_are_told(monkeypatch):
+    monkeypatch.setattr(kfac_iterations, "IMAGES", (40, 10**6))
+    load = fl.problems.load("digits")
+    few = replace(load, train=tuple(part[:80] for part in load.train))
+    monkeypatch.setattr(Setting, "load", lambda *_: replace(few, model=deepcopy(few.model)))
+    ds = kfac_iterations.iterations(QUICK)
+    assert ds.images.values.tolist() == [40, 80]
+    assert ds.training_error.dims == ("iteration",)
+    xr.testing.assert_equal(
+        ds.error_by_images.sel(images=80, drop=True), ds.training_error.rename(None)
+    )
+    assert not ds.error_by_images.sel(images=40).equals(ds.training_error)
+    told = martens2015._images_decide(ds)
+    seven, last = ds.error_by_images.sel(images=40, iteration=[7, 22]).values.tolist()
+    assert f"{percent(seven)} and {percent(last)} with 40, " in told
 
 
 @pytest.mark.slow

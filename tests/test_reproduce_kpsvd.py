@@ -1,5 +1,6 @@
 """The figures of Koroko et al. and of Chen, and trainings, in seconds."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 import xarray as xr
 
 from fisherlab.reproduce import (
-    autoencoder_training,
     beyond,
     chen2021,
     koroko2022,
     kpsvd_errors,
+    race_claims,
+    training_races,
 )
 from fisherlab.reproduce import kpsvd_candidates as candidates
 from fisherlab.reproduce import kpsvd_training as figure
@@ -96,26 +98,39 @@ def test_the_errors_along_a_training_keep_their_order():
 
 
 def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypatch):
-    runners = {"adam": {"lr": 1e-3}, "sgd-momentum": {"lr": 1e38}}
-    small = autoencoder_training.Race("digits", 2, 64, runners, (4, 8), True)
-    monkeypatch.setitem(autoencoder_training.RACES, "small", small)
+    small = {"lr": 1e-3, "batch": 32}
+    runners = {"adam": {"lr": 1e-3}, "sgd-momentum": {"lr": 1e38}, "adam, small": small}
+    small = training_races.Race("digits", 2, 64, runners, (4, 8), True)
+    monkeypatch.setitem(training_races.RACES, "small", small)
     setting = Setting(quick=True, runs=tmp_path)
-    ds = autoencoder_training.race("small", setting)
+    ds = training_races.race("small", setting)
     adam = ds.sel(optimizer="adam")
     assert adam.train_loss[-1] < adam.train_loss[0]
     assert np.isnan(ds.train_loss.sel(optimizer="sgd-momentum")[-1])
     assert "loss" in str(ds.status.sel(optimizer="sgd-momentum").values)
     assert str(adam.status.values) == "ok"
-    again = autoencoder_training.race("small", setting)  # from the store
+    assert 0 <= float(adam.test_accuracy[-1]) <= 1
+    assert np.isnan(ds.test_accuracy.sel(optimizer="sgd-momentum")).all()
+    other = ds.train_loss.sel(optimizer="adam, small")
+    assert other[0] == adam.train_loss[0] != other[-1] != adam.train_loss[-1]
+    told = race_claims.every_loss(ds)
+    assert "50 % of the published length" in told
+    assert f"`adam` {float(adam.train_loss[-1]):.4g}" in told
+    measure = race_claims.ratio("a", "adam, small", "adam")
+    assert measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
+    again = training_races.race("small", setting)  # from the store
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
-    plt.close(autoencoder_training.draw(ds))
+    plt.close(training_races.draw(ds))
+    elsewhere = training_races.race("small", replace(setting, problem="digits"))
+    assert len(list(tmp_path.glob("small-digits/4/*/seed-0"))) == 3
+    xr.testing.assert_equal(elsewhere.train_loss.load(), ds.train_loss.load())
 
 
 def test_candidates_share_runs_of_equal_settings_and_change_one_thing(
     tmp_path, monkeypatch
 ):
     runners = {name: {"lr": 0.1, "damping": 0.01} for name in candidates.TERMS}
-    small = autoencoder_training.Race("digits", 1, 64, runners, (2, 2), looks=2)
+    small = training_races.Race("digits", 1, 64, runners, (2, 2), looks=2)
     monkeypatch.setattr(candidates, "PUBLISHED", small)
     every = candidates.races()
     kept = ("each at its own", candidates.CORRECTED, "labels of the data")
@@ -138,14 +153,14 @@ def test_candidates_share_runs_of_equal_settings_and_change_one_thing(
 
 def test_a_race_begins_with_the_weights_of_torch():
     problem = Setting(seed=3).load("digits")
-    autoencoder_training.begin_as_torch(problem, 3)
+    training_races.begin_as_torch(problem, 3)
     for layer in problem.model.modules():
         if isinstance(layer, torch.nn.Linear):
             bound = layer.in_features**-0.5
             assert bound / 2 < float(layer.weight.detach().abs().max()) <= bound
             assert float(layer.bias.detach().abs().max()) <= bound
     first = problem.model.fc1.weight.detach().clone()
-    autoencoder_training.begin_as_torch(problem, 3)
+    training_races.begin_as_torch(problem, 3)
     assert torch.equal(first, problem.model.fc1.weight)
 
 

@@ -9,6 +9,13 @@ from torch.func import jacrev
 
 import fisherlab as fl
 from fisherlab.operators import Partition
+from fisherlab.reproduce import (
+    bahamou2022,
+    mini_block_cost,
+    mini_block_settings,
+    mini_block_training,
+    training_races,
+)
 from fisherlab.reproduce import mini_block_directions as directions
 from fisherlab.reproduce import mini_block_fisher as masses
 from fisherlab.reproduce.experiment import Setting
@@ -142,6 +149,45 @@ def test_the_inverses_mass_is_the_diagonals():
     assert "are not zero" in sizes.reason
     assert null.verdict == "not"  # in fc2 blocks by input hold as much
     assert null.measured["smallest"][0] == pytest.approx(0.989, abs=0.005)
+
+
+def test_the_settings_of_short_runs_lie_in_a_table(monkeypatch):
+    chosen = training_races.Race("digits", 1, 64, {}, (2, 2))
+    monkeypatch.setitem(training_races.RACES, "mbf-variants", chosen)
+    monkeypatch.setattr(mini_block_settings, "RATES", (1e-3, 1e38))
+    monkeypatch.setattr(mini_block_settings, "DAMPINGS", (0.1, 1.0))
+    monkeypatch.setattr(mini_block_settings, "STEPS", (2, 2))
+    ds = mini_block_settings.settings(QUICK)
+    assert ds.loss.sizes == {"lr": 2, "damping": 2}
+    assert ds.loss.sel(lr=1e-3).notnull().all()
+    assert ds.loss.sel(lr=1e38).isnull().all()
+    best = mini_block_training._best(ds)
+    assert best["lr"] == 1e-3
+    least = float(ds.loss.sel(lr=1e-3).min())
+    assert float(ds.loss.sel(best)) == least < float(ds.start)
+    assert mini_block_training._stable(ds) == {"λ ≥ 100 lr": 1.0, "all": 0.5}
+    drawing = mini_block_settings.draw(ds.expand_dims(seed=[0]))
+    assert drawing.axes[0].get_xlabel() == "λ"
+    plt.close(drawing)
+
+
+def test_memory_grows_as_the_entries_of_the_blocks(monkeypatch):
+    widths = {"dense": ((4, 8), (4, 8)), "convolution": ((2, 4), (2, 4))}
+    monkeypatch.setattr(mini_block_cost, "WIDTHS", widths)
+    ds = mini_block_cost.costs(QUICK)
+    held = ds.numbers.sel(approximator="MBF")
+    assert held.sel(kind="dense").values.tolist() == [4 * 10, 8 * 36]  # o · i (i + 1) / 2
+    assert held.sel(kind="convolution").values.tolist() == [4 * 45, 16 * 45]
+    assert ds.weights.sel(kind="convolution").values.tolist() == [4 * 9, 16 * 9]
+    assert bahamou2022._over_adam(ds)["MBF / weights"] == 9.0
+    grown = mini_block_cost.exponents(ds, ds.numbers)
+    assert float(grown.sel(kind="dense", approximator="MBF")) == pytest.approx(
+        np.log2(8 * 36 / 40)
+    )
+    assert ds.numbers.sel(kind="convolution", approximator="MBF, shared").isnull().all()
+    assert (ds.seconds.sel(approximator="KFAC") > 0).all()
+    assert "dense 4 and 8" in bahamou2022._small_matrices(ds)
+    plt.close(mini_block_cost.draw(ds.expand_dims(seed=[0])))
 
 
 def test_kernels_of_one_channel_are_those_entries_of_the_block():

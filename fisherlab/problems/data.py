@@ -49,6 +49,12 @@ def digit_images(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]
     return (x.unflatten(1, shape), y), (x_test.unflatten(1, shape), y_test)
 
 
+def digit_reconstructions(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
+    """Return the images of `digits`, which are also the targets."""
+    (x, _), (x_test, _) = digits(data_dir, dtype)
+    return (x, x), (x_test, x_test)
+
+
 def colour_digits(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, Pair]:
     """Return the images of `digits` as 3 × 32 × 32, enlarged bilinearly, channels alike."""
 

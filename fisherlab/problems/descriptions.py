@@ -21,6 +21,7 @@ from fisherlab.problems.convolutional import resnet, resnet18, simple_cnn, vgg
 from fisherlab.problems.data import (
     colour_digits,
     digit_images,
+    digit_reconstructions,
     digits,
     images,
     reconstructions,
@@ -113,6 +114,15 @@ _MNIST_WIDTHS: Final = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 _FACES_WIDTHS: Final = (625, 2000, 1000, 500, 30, 500, 1000, 2000, 625)
 _CURVES_WIDTHS: Final = (784, 400, 200, 100, 50, 25, 6, 25, 50, 100, 200, 400, 784)
 
+_DIGITS: Final = _Reconstruction(
+    "digits",
+    "1,797 handwritten digits of scikit-learn, 16 x 16",
+    (),
+    digit_reconstructions,
+    (256, 50, 25, 6, 25, 50, 256),
+    1_150,
+    Bernoulli(),
+)
 _RECONSTRUCTIONS: Final = (
     _Reconstruction(
         "mnist",
@@ -254,6 +264,17 @@ _CLASSIFIERS: Final = (
         augment=colour.CIFAR10_AUGMENTATION,
     ),
     Description(
+        name="cifar10-subset-resnet8",
+        summary="the first 2,000 and 1,000 images of CIFAR-10; crop, flip",
+        network="ResNet-8, batch norm, shortcuts A",
+        source="He et al. 2016, small; data of Krizhevsky 2009",
+        files=(files.CIFAR10_SUBSET,),
+        likelihood=Categorical(),
+        data=colour.cifar10_subset,
+        build=partial(resnet, 8),
+        augment=colour.CIFAR10_AUGMENTATION,
+    ),
+    Description(
         name="cifar100-vgg16",
         summary="60,000 colour images of 100 classes, 3 x 32 x 32; crop, flip",
         network="VGG-16, batch norm, 4096-4096-100",
@@ -365,7 +386,7 @@ _LARGE: Final = (
 
 DESCRIPTIONS: Final = (
     *_CLASSIFIERS,
-    *map(_autoencoder, _RECONSTRUCTIONS),
+    *map(_autoencoder, (_DIGITS, *_RECONSTRUCTIONS)),
     *map(_autoencoder_koroko, _RECONSTRUCTIONS),
     *_TRANSFORMERS,
     *_LARGE,

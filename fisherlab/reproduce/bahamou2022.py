@@ -14,12 +14,11 @@ from typing import Final
 import xarray as xr
 
 from fisherlab.analysis.wording import number, percent
-from fisherlab.reproduce.autoencoder_training import FRESH
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
-from fisherlab.reproduce.martens2015 import short_run
+from fisherlab.reproduce.mini_block_cost import exponents
 from fisherlab.reproduce.mini_block_fisher import DAMPING
+from fisherlab.reproduce.mini_block_training import PAPER, TRAINING_ROWS
 
-PAPER: Final = "bahamou2022"
 SEEN: Final = f"empirical Fisher, λ = {DAMPING:g} of the mean eigenvalue"
 
 
@@ -172,58 +171,29 @@ def _overshoot(ds: xr.Dataset) -> str:
     )
 
 
-def _losses(ds: xr.Dataset) -> dict[str, float]:
-    last = ds["train_loss"].isel(step=-1)
-    return {str(n): float(last.sel(optimizer=n)) for n in last["optimizer"].values}
+def _exponents(ds: xr.Dataset, of: xr.DataArray) -> dict[str, float]:
+    found = exponents(ds, of)
+    return {
+        f"{kind} {method}": float(found.sel(kind=kind, approximator=method))
+        for kind in ds["kind"].values
+        for method in ("MBF", "KFAC", "Shampoo")
+    }
 
 
-def _short_or_stale(ds: xr.Dataset) -> str:
-    """Say how MBF ended with the published inverses, 20 steps old, and with fresh ones."""
-    said, fresh = short_run(ds), ds["train_loss"].isel(step=-1)
-    if FRESH not in ds["optimizer"]:
-        return said
-    loss = float(fresh.sel(optimizer=FRESH))
-    return f"{said} With inverses of every step MBF's loss is {number(loss)} at the end."
-
-
-def _training_row(place: str, data: str, losses: tuple[float, ...]) -> Row:
-    names = ("mbf-shared", "kfac-goldfarb", "shampoo", "adam", "sgd-momentum")
-    published = dict(zip(names, losses, strict=True))
-    return Row(
-        PAPER,
-        place,
-        f"Training losses of five optimisers over epochs and time, {data}.",
-        f"mbf-training-{data.lower()}",
-        (
-            Claim(
-                "Final training losses at the tuned settings.",
-                published,
-                _losses,
-                "nats a picture (FACES: half the squared error); CURVES and FACES are "
-                "surrogates",
-                0.05,
-                tuple(sorted(published, key=lambda name: published[name])),
-                reason=_short_or_stale,
-            ),
-            Claim(
-                "The same without MBF.",
-                others := {name: published[name] for name in names[1:]},
-                _losses,
-                tolerance=0.05,
-                order=tuple(sorted(others, key=lambda name: others[name])),
-                reason=short_run,
-            ),
-        ),
+def _small_matrices(ds: xr.Dataset) -> str:
+    last = ds["width"].isel(size=slice(-2, None)).astype(int)
+    pairs = ", ".join(
+        f"{kind} {' and '.join(map(str, last.sel(kind=kind).values))}"
+        for kind in ds["kind"].values
     )
+    return f"Between the widths {pairs} the highest power is not all of the time."
 
 
-def _cnn_row(place: str, shows: str, data: str) -> Row:
-    return Row(
-        PAPER,
-        place,
-        shows,
-        missing=f"days on a CPU and {data}; `fisherlab follow --problem` trains it",
-    )
+def _over_adam(ds: xr.Dataset) -> dict[str, float]:
+    """Return the entries of a kernel's block over its weights; b (b + 1) / 2 are held."""
+    last = ds.sel(kind="convolution").isel(size=-1)
+    held = last["numbers"].sel(approximator="MBF") / last["weights"]
+    return {"MBF / weights": 2 * float(held) - 1}
 
 
 ROWS: Final = (
@@ -327,22 +297,7 @@ ROWS: Final = (
         ),
     ),
     Row(PAPER, "Algorithm 1", "MBF with per-example blocks.", missing="`fl.MiniBlock()`"),
-    _training_row(
-        "Algorithm 2, Figures 7, 8, Table 4 (MNIST)",
-        "MNIST",
-        (51.49, 53.56, 53.80, 53.67, 55.63),
-    ),
-    _training_row("Figures 7, 8, Table 4 (FACES)", "FACES", (5.17, 5.55, 7.21, 5.55, 7.08)),
-    _training_row(
-        "Figure 15, Table 4 (CURVES)", "CURVES", (55.14, 56.47, 54.86, 55.23, 55.49)
-    ),
-    _cnn_row(
-        "Figure 9, Table 1", "ResNet-32 on CIFAR-10, validation accuracy.", "full CIFAR-10"
-    ),
-    _cnn_row(
-        "Figure 10, Table 1", "VGG-16 on CIFAR-100, validation accuracy.", "CIFAR-100"
-    ),
-    _cnn_row("Figure 11, Table 1", "VGG-11 on SVHN, validation accuracy.", "SVHN"),
+    *TRAINING_ROWS,
     Row(
         PAPER,
         "Figure 12, Table 2",
@@ -352,31 +307,45 @@ ROWS: Final = (
     Row(
         PAPER,
         "Tables 3, 6",
-        "Operations and memory of each method.",
-        missing="`fl.estimate` counts them; no time is published",
-    ),
-    Row(
-        PAPER,
-        "Tables 5, 7, 8",
-        "Ranges of the grid search and the settings chosen.",
-        missing="`fisherlab tune --grid bahamou` searches; the runs take the chosen ones",
-    ),
-    Row(
-        PAPER,
-        "Algorithm 3",
-        "Spatial averaging of large layers.",
-        missing="the runs of Table 4 use it, `MiniBlock(spatial_average=True)`",
-    ),
-    Row(
-        PAPER,
-        "Algorithm 4, Figures 16, 17",
-        "MBF-True beside MBF in training.",
-        missing="`fisherlab follow --optimizer mbf-true`; its directions are in Figure 6",
-    ),
-    Row(
-        PAPER,
-        "Figure 18",
-        "Sensitivity to learning rate and damping.",
-        missing="`fisherlab tune --optimizers mbf` gives the table, no figure here",
+        "Operations and memory of each method, over the width d of a layer.",
+        "mbf-cost",
+        (
+            Claim(
+                "Memory grows as the table says.",
+                {
+                    "dense MBF": 3.0,
+                    "dense KFAC": 2.0,
+                    "dense Shampoo": 2.0,
+                    "convolution MBF": 2.0,
+                    "convolution KFAC": 2.0,
+                    "convolution Shampoo": 2.0,
+                },
+                lambda ds: _exponents(ds, ds["numbers"]),
+                "k of d^k between the two largest widths",
+                0.1,
+            ),
+            Claim(
+                "So does the time of inverses.",
+                {
+                    "dense MBF": 4.0,
+                    "dense KFAC": 3.0,
+                    "dense Shampoo": 3.0,
+                    "convolution MBF": 2.0,
+                    "convolution KFAC": 3.0,
+                    "convolution Shampoo": 3.0,
+                },
+                lambda ds: _exponents(ds, ds["seconds"].sel(phase="inverse")),
+                "k of d^k between the two largest widths",
+                0.15,
+                reason=_small_matrices,
+            ),
+            Claim(
+                "A convolution's MBF holds |Δ| numbers where Adam holds one.",
+                {"MBF / weights": 9.0},
+                _over_adam,
+                "entries over the weights, kernels of 3 × 3",
+                0.01,
+            ),
+        ),
     ),
 )

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure as Drawing
 
 from fisherlab.operators.dampings import Factored
 from fisherlab.plots.style import publication
-from fisherlab.reproduce.autoencoder_training import RACES, Race, raced
 from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.reproduce.training_races import RACES, Race, raced
 from fisherlab.statistics import Empirical
 
 PUBLISHED: Final = replace(RACES["kpsvd-published-mnist"], looks=4)
@@ -139,7 +139,7 @@ EXPERIMENTS: Final = {
         candidates,
         draw,
         (PUBLISHED.problem,),
-        (8.0, 1500.0),
+        (8.5, 1500.0),
         trains=True,
     )
 }

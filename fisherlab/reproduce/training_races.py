@@ -1,4 +1,4 @@
-"""Training curves of the papers' autoencoders at the published settings, resumable.
+"""Training curves of the papers' networks at the published settings, resumable.
 
 Every optimiser runs with the learning rate and damping that its paper chose, in the
 paper's units; one that fails is NaN and a status. The settings of Koroko et al. are for
@@ -9,7 +9,7 @@ rate of SGD is divided here. Weights of Bahamou et al. begin as torch's layers d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, final
 
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure as Drawing
 from torch import nn
 
 from fisherlab.errors import FisherlabError
+from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
@@ -44,7 +45,7 @@ class Race:
     batch
         Examples in a minibatch.
     runners
-        Settings by the name of the recipe, up to a comma.
+        Settings by the name of the recipe, up to a comma; ``batch`` there is its own.
     steps
         Quick, and the paper's.
     default_weights
@@ -53,6 +54,8 @@ class Race:
         Of weights and data.
     looks
         How often losses are measured.
+    others
+        Problems that it can take instead.
     """
 
     problem: str
@@ -63,6 +66,7 @@ class Race:
     default_weights: bool = False
     dtype: torch.dtype = torch.float32
     looks: int = 20
+    others: tuple[str, ...] = ()
 
 
 def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
@@ -95,13 +99,44 @@ ADAPTIVE: Final[Runners] = {
     "kfac-full-tridiagonal": {},
     "sgd-nesterov": {"lr": 1e-4},
 }
+NO_MOMENTUM: Final = "kfac-full, no momentum"
+SMALL: Final = ", batch 250"  # beside the race's own, four times as large
+FAMILIES: Final = ("kfac-full", "sgd-nesterov")
+BATCHES: Final[Runners] = {
+    f"{name}{said}": {**ADAPTIVE[name], **own}
+    for name in FAMILIES
+    for said, own in (("", {}), (SMALL, {"batch": 250}))
+}
+_MBF: Final = {"lr": 1e-3, "damping": 0.1}  # the best of `mbf-settings` there
+VARIANTS: Final[Runners] = {
+    "mbf": _MBF,
+    "mbf-true": _MBF,
+    "mbf-shared": _MBF,
+    "mbf, inverses of every step": {**_MBF, "inverse_every": 1},
+    "mbf, inverses every 100": {**_MBF, "inverse_every": 100},
+    "mbf, statistics every 10": {**_MBF, "statistics_every": 10},
+}
+_RARELY: Final = {"statistics_every": 10, "inverse_every": 100}
+_EVERY_STEP: Final = {
+    "statistics_every": 1,
+    "inverse_every": 1,
+    "average": 0.0,
+    "burn_in": 0,
+}
+CONVOLUTIONAL: Final[Runners] = {
+    "mbf": {"lr": 1e-4, "damping": 3e-3, "weight_decay": 3.0, **_RARELY},
+    "kfac-eigen": {"lr": 1e-2, "damping": 0.03},
+    "shampoo": {"lr": 1e-3, "damping": 3e-4, **_RARELY},
+    "adam": {"lr": 1e-3},
+    "sgd-momentum": {"lr": 0.1, "weight_decay": 5e-4},
+}
 RACES: Final = {
     "kpsvd-published-curves": Race(
         "curves-surrogate-autoencoder-koroko",
         784,
         256,
         _koroko((0.1, 0.003, 0.1, 0.003, 0.1, 0.1, 0.1, 0.03, 0.001, 0.001), 0.3 / 784),
-        (300, 12_600),
+        (120, 12_600),
     ),
     "kpsvd-published-mnist": Race(
         "mnist-autoencoder-koroko",
@@ -143,8 +178,35 @@ RACES: Final = {
         (6, 10_000),
         default_weights=True,
     ),
+    "mbf-variants": Race(
+        "digits-autoencoder", 1, 250, VARIANTS, (30, 1_000), default_weights=True
+    ),
+    "mbf-training-cnn": Race(
+        "cifar10-subset-resnet8",
+        1,
+        128,
+        CONVOLUTIONAL,
+        (24, 78_200),
+        looks=3,
+        others=("cifar10-resnet32", "cifar100-vgg16", "svhn-vgg11"),
+    ),
+    "cg-fac-training": Race(
+        "digits-autoencoder",
+        1,
+        250,
+        {
+            name: {"lr": 1e-2, "damping": 0.1, "clip": None, **_EVERY_STEP}
+            for name in ("kfac-eigen", "cg-fac")
+        },
+        (60, 1_000),
+    ),
+    "kfac-batches": Race("curves-surrogate-autoencoder", 1, 1000, BATCHES, (15, 1_000)),
     "kfac-training-curves": Race(
-        "curves-surrogate-autoencoder", 1, 1000, ADAPTIVE, (40, 1_000)
+        "curves-surrogate-autoencoder",
+        1,
+        1000,
+        {**ADAPTIVE, NO_MOMENTUM: {"momentum": False}},
+        (40, 1_000),
     ),
     "kfac-training-mnist": Race("mnist-autoencoder", 1, 1000, ADAPTIVE, (10, 1_000)),
     "kfac-training-faces": Race(
@@ -160,16 +222,20 @@ def race(name: str, setting: Setting) -> xr.Dataset:
     -------
     xarray.Dataset
         ``train_loss`` and ``test_loss`` on 2,000 examples, divided by the outputs where
-        the paper does, and ``seconds`` of steps (optimizer, step); ``status(optimizer)``.
+        the paper does, ``test_accuracy`` of a classifier, and ``seconds`` of steps
+        (optimizer, step); ``status(optimizer)``.
     """
     chosen = RACES[name]
+    if setting.problem is not None:
+        chosen, name = replace(chosen, problem=setting.problem), f"{name}-{setting.problem}"
     steps = setting.steps or chosen.steps[not setting.quick]
     joined = raced(chosen, steps, setting, name)
     tuned = "; ".join(f"{k} {_said(v)}".strip() for k, v in chosen.runners.items())
-    weights = f"{'torch' if chosen.default_weights else 'Glorot'}'s first weights"
+    first = "Glorot's" if "autoencoder" in chosen.problem else "the problem's"
+    first = "torch's" if chosen.default_weights else first
     told = (
-        f"{chosen.problem}, batch {chosen.batch}, float32, {weights}; {steps} of "
-        f"{chosen.steps[1]:,} steps; {tuned}{setting.place}"
+        f"{chosen.problem}, batch {chosen.batch}, float32, {first} first weights; {steps} "
+        f"of {chosen.steps[1]:,} steps; {tuned}{setting.place}"
     )
     return joined.assign_attrs(settings=told, steps=steps, published_steps=chosen.steps[1])
 
@@ -182,7 +248,10 @@ def raced(chosen: Race, steps: int, setting: Setting, *stored: str) -> xr.Datase
 
 
 def _said(settings: Mapping[str, Any]) -> str:
-    return " ".join(f"{name} {value:.3g}" for name, value in settings.items())
+    return " ".join(
+        f"{name} {'none' if value is None else format(value, '.3g')}"
+        for name, value in settings.items()
+    )
 
 
 def _run(
@@ -201,7 +270,7 @@ def _run(
             steps=steps,
             probes=[Losses(2000)],
             every=moments,
-            batch_size=chosen.batch,
+            batch_size=chosen.runners[runner].get("batch", chosen.batch),
             seed=setting.seed,
             store=setting.store(*stored, str(steps), runner),
             progress=True,
@@ -209,18 +278,18 @@ def _run(
     except FisherlabError as error:
         found, status = xr.Dataset(), str(error)
     data: dict[str, Any] = {"status": status}
-    for key, scale in {
-        "train_loss": chosen.outputs,
-        "test_loss": chosen.outputs,
-        "seconds": 1,
-    }.items():
+    scales = {"train_loss": chosen.outputs, "test_loss": chosen.outputs, "seconds": 1}
+    if isinstance(problem.likelihood, Categorical):
+        scales["test_accuracy"] = 1
+    for key, scale in scales.items():
         nothing = xr.DataArray(np.full(len(moments), np.nan), {"step": moments}, ["step"])
         data[key] = found[key] / scale if key in found else nothing
     return xr.Dataset(data).expand_dims(optimizer=[runner])
 
 
 def _made(runner: str, chosen: Race, problem: Problem) -> Any:
-    return optimizer(runner.partition(",")[0], problem, **chosen.runners[runner])
+    own = {key: one for key, one in chosen.runners[runner].items() if key != "batch"}
+    return optimizer(runner.partition(",")[0], problem, **own)
 
 
 def begin_as_torch(problem: Problem, seed: int) -> None:
@@ -268,17 +337,21 @@ def draw(result: xr.Dataset) -> Drawing:
 
 
 _MINUTES: Final = {
-    "kpsvd-published-curves": (7.0, 90.0),
+    "kpsvd-published-curves": (2.9, 90.0),
     "kpsvd-published-mnist": (2.6, 780.0),
     "kpsvd-published-faces": (3.1, 3000.0),
     "mbf-training-curves": (3.9, 90.0),
     "mbf-training-mnist": (3.3, 900.0),
     "mbf-training-faces": (6.6, 2800.0),
-    "kfac-training-curves": (1.3, 40.0),
+    "mbf-variants": (0.4, 12.0),
+    "mbf-training-cnn": (1.4, 3000.0),
+    "cg-fac-training": (0.2, 5.0),
+    "kfac-batches": (0.8, 50.0),
+    "kfac-training-curves": (1.8, 55.0),
     "kfac-training-mnist": (1.5, 150.0),
     "kfac-training-faces": (1.7, 500.0),
 }
-_PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC"}
+_PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC", "cg": "CG-FAC"}
 EXPERIMENTS: Final = {
     name: Experiment(
         name,
@@ -288,6 +361,7 @@ EXPERIMENTS: Final = {
         draw,
         (chosen.problem,),
         _MINUTES[name],
+        chosen.others,
         trains=True,
     )
     for name, chosen in RACES.items()
