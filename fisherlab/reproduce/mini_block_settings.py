@@ -20,7 +20,7 @@ from fisherlab.reproduce.training_races import RACES, raced
 
 RATES: Final = (1e-5, 1e-4, 1e-3)
 DAMPINGS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-STEPS: Final = (20, 1_000)
+STEPS: Final = (30, 1_000)  # after 20 an inverse may be stale
 
 
 def settings(setting: Setting) -> xr.Dataset:
@@ -87,7 +87,7 @@ EXPERIMENTS: Final = {
         settings,
         draw,
         ("digits-autoencoder",),
-        (0.5, 20.0),
+        (0.9, 20.0),
         trains=True,
     )
 }

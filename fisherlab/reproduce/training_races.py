@@ -179,7 +179,7 @@ RACES: Final = {
         default_weights=True,
     ),
     "mbf-variants": Race(
-        "digits-autoencoder", 1, 250, VARIANTS, (30, 1_000), default_weights=True
+        "digits-autoencoder", 1, 250, VARIANTS, (45, 1_000), default_weights=True
     ),
     "mbf-training-cnn": Race(
         "cifar10-subset-resnet8",
@@ -343,7 +343,7 @@ _MINUTES: Final = {
     "mbf-training-curves": (3.9, 90.0),
     "mbf-training-mnist": (3.3, 900.0),
     "mbf-training-faces": (6.6, 2800.0),
-    "mbf-variants": (0.4, 12.0),
+    "mbf-variants": (0.8, 12.0),
     "mbf-training-cnn": (1.4, 3000.0),
     "cg-fac-training": (0.2, 5.0),
     "kfac-batches": (0.8, 50.0),
