@@ -87,7 +87,7 @@ EXPERIMENTS: Final = {
         settings,
         draw,
         ("digits-autoencoder",),
-        (0.9, 20.0),
+        (0.8, 20.0),
         trains=True,
     )
 }

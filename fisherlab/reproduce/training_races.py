@@ -343,11 +343,11 @@ _MINUTES: Final = {
     "mbf-training-curves": (3.9, 90.0),
     "mbf-training-mnist": (3.3, 900.0),
     "mbf-training-faces": (6.6, 2800.0),
-    "mbf-variants": (0.8, 12.0),
+    "mbf-variants": (0.5, 12.0),
     "mbf-training-cnn": (1.4, 3000.0),
     "cg-fac-training": (0.2, 5.0),
     "kfac-batches": (0.8, 50.0),
-    "kfac-training-curves": (1.8, 55.0),
+    "kfac-training-curves": (2.1, 55.0),
     "kfac-training-mnist": (1.5, 150.0),
     "kfac-training-faces": (1.7, 500.0),
 }
