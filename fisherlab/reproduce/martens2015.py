@@ -380,7 +380,7 @@ ROWS: Final = (
                 reason=short_run,
             ),
         ),
-        "progress per case, that per iteration over the batch; the rate of SGD is not tuned",
+        "progress per case, that per iteration over the batch; a tuned rate of SGD",
     ),
     _training("Algorithm 2, Figures 9 and 10 (CURVES)", "CURVES"),
     _training("Figures 9 and 10 (MNIST)", "MNIST"),
