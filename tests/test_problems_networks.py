@@ -294,6 +294,7 @@ def test_house_numbers_are_never_mirrored():
     assert set(flips) == {
         "cifar10-resnet32",
         "cifar10-subset-resnet32",
+        "cifar10-subset-resnet8",
         "cifar100-vgg16",
         "cifar10-vit",
         "resnet18",
