@@ -1,5 +1,6 @@
 """One register: an approximator says everything of itself in the place that defines it."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -134,3 +135,29 @@ def test_a_layer_may_be_called_as_methods_of_networks_call_their_unit():
         assert set(found[name]) == {"network", "last"}, name
     for name in fl.network_approximators():
         assert isinstance(found[name], fl.operators.network.NetworkOperator), name
+
+
+def _entries(layer):
+    return fl.ExactBlock()(layer).to_dense() / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.ones(3, 3), r"returned a tensor of shape \(3, 3\); an operator, or a"),
+        (torch.arange(64.0).view(8, 8), "that is not symmetric"),
+        ("words", "returned a str"),
+    ],
+)
+def test_a_matrix_stands_for_a_dense_block_and_other_things_are_refused(given, said):
+    data = torch.rand(9, 3).double(), torch.arange(9) % 2
+    stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    methods = {"mine": _entries, "other": lambda _: given, "kfac": fl.KFAC()}
+    by_metric = fl.compare(stats, methods)
+    by_purpose = fl.compare(stats, methods, purpose=fl.Matrix())
+    error = by_metric["frobenius_error"].sel(approximator="mine")
+    assert float(error.squeeze()) == pytest.approx(0.5)
+    assert float(by_purpose["value"].sel(approximator="mine")[0, 0]) == pytest.approx(0.5)
+    for found in (by_metric, by_purpose):
+        assert re.search(said, str(found["status"].sel(approximator="other").values.item()))
+        assert found["status"].sel(approximator="kfac").values.item() == "ok"

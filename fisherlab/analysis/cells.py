@@ -13,6 +13,7 @@ import fisherlab
 from fisherlab.analysis.counts import room
 from fisherlab.analysis.damping import Dampings
 from fisherlab.approximators import Approximator
+from fisherlab.approximators.base import operator_of
 from fisherlab.catalogue import QUANTITIES, Needs, quantity
 from fisherlab.errors import FisherlabError, IndefiniteError, NeedsSharedForm
 from fisherlab.metrics import BelowFloor
@@ -261,7 +262,7 @@ def build(
     try:
         if limit is not None:
             require_room(layer, method, approximator, limit)
-        return approximator(layer)
+        return operator_of(approximator, layer)
     except NeedsSharedForm:
         why = f": {layer.why}" if layer.why else ""
         cells.blame(layer.name, method, f"{SHARED}{why}")

@@ -14,6 +14,7 @@ from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.inverses import chosen_layers
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import ExactBlock
+from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.spectra import eigenvalues
 from fisherlab.numerics.krylov import gauss_nodes
@@ -144,7 +145,7 @@ def _node(
 ) -> xr.Dataset:
     def measured(name: str, method: Any) -> Measure:
         require_room(layer, name, method, effort.limit)
-        return measure(method(layer).to(torch.float64), effort)
+        return measure(operator_of(method, layer).to(torch.float64), effort)
 
     cells = [tried(measured, *one, step=one[0]) for one in chosen.items()]
     found, status = [m for m, _ in cells], [told for _, told in cells]

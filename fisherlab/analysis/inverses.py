@@ -12,6 +12,7 @@ from fisherlab.analysis.cells import attributes, tried
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.blocks.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.numerics.memory import Budget, parse_budget, require
@@ -146,7 +147,7 @@ def _inverse(
     damping: Tikhonov | Factored,
     starts: NDArray[Any],
 ) -> NDArray[Any]:
-    operator: Operator = approximator(statistics).to(torch.float64)
+    operator = operator_of(approximator, statistics).to(torch.float64)
     alone = isinstance(approximator, ExactBlock)
     inverse = operator.inverse(damping.value if alone else damping)
     if len(starts) < inverse.shape[0]:

@@ -19,6 +19,7 @@ from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import require_inverses
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.costs import building_flops
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import METRICS
@@ -140,7 +141,9 @@ def _building(
     """Write what one approximation costs to build and to hold, and return it."""
     flops = building_flops(method, layer.samples)
     out[PLACES["build_flops"]] = np.nan if flops is None else flops
-    out[PLACES["build_seconds"]], approx = _timed(lambda: method(layer), repeats)
+    out[PLACES["build_seconds"]], approx = _timed(
+        lambda: operator_of(method, layer), repeats
+    )
     out[PLACES["stored_bytes"]] = approx.stored_numbers * approx.dtype.itemsize
     return approx
 
@@ -153,7 +156,7 @@ def _solving(
     repeats: int,
 ) -> None:
     """Write what its damped inverse costs, where there is one."""
-    seconds, inverse = _timed(lambda: method(layer).inverse(damping), repeats)
+    seconds, inverse = _timed(lambda: operator_of(method, layer).inverse(damping), repeats)
     built = out[PLACES["build_seconds"]]
     out[PLACES["inverse_seconds"]] = max(seconds - built, 0.0)
     w = torch.ones(layer.weight_shape, dtype=inverse.dtype, device=inverse.device)

@@ -17,6 +17,7 @@ from fisherlab.analysis.metric_table import solve_flops
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.analysis.purpose_table import Answered, Key, table
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
@@ -150,7 +151,7 @@ def answered(
                 if not (wanted := list(purposes) if itself else asked[method]):
                     continue
                 try:  # what a pair keeps is let go before the next one
-                    approx = exact if itself else approximator(layer)
+                    approx = exact if itself else operator_of(approximator, layer)
                     pair = paired("compare", exact, approx, mixed=False)
                 except REFUSALS as error:
                     reasons.update({(name, method, p): reason(error) for p in wanted})

@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
 from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
+from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.metrics import effective_rank
 from fisherlab.metrics.kronecker import kronecker_spectrum, tails
@@ -66,7 +67,7 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
     o, i = layer.weight_shape
 
     def values(approximator: Approximator) -> np.ndarray:
-        operator = approximator(layer).to(torch.float64)
+        operator = operator_of(approximator, layer).to(torch.float64)
         return np.asarray(eigenvalues("spectra", operator).cpu().numpy())
 
     cells = [tried(values, approximator) for approximator in chosen.values()]

@@ -12,11 +12,16 @@ from typing import (
     Literal,
     Protocol,
     TypeVar,
+    cast,
     final,
     runtime_checkable,
 )
 
-from fisherlab.operators import Operator
+import torch
+from torch import Tensor
+
+from fisherlab.errors import DataError
+from fisherlab.operators import Dense, Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.gathered import Held
@@ -118,6 +123,39 @@ def facts(approximator: Any) -> Facts:
     known = fields(Facts)
     told: dict[str, Any] = {f.name: getattr(approximator, f.name, f.default) for f in known}
     return Facts(**told)
+
+
+def operator_of(approximator: Any, layer: LayerStatistics) -> Operator:
+    """Return what a method makes of a layer; a matrix in the place of an operator is dense.
+
+    Raises
+    ------
+    DataError
+        Naming what came back, if it is neither an operator nor symmetric (p, p).
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(9, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> operator_of(lambda layer: torch.eye(8).double(), stats["weight"]).trace()
+    8.0
+    """
+    made: Any = approximator(layer)
+    if hasattr(made, "weight_shape"):
+        return cast(Operator, made)
+    p, given = layer.weight_shape[0] * layer.weight_shape[1], f"a {type(made).__name__}"
+    if isinstance(made, Tensor):
+        given = f"a tensor of shape {tuple(made.shape)}"
+        if made.shape == (p, p):
+            if torch.allclose(made, made.T, rtol=1e-4, atol=1e-6 * float(made.abs().max())):
+                return Dense(made, layer.weight_shape, layer.provenance)
+            given += " that is not symmetric"
+    name = getattr(approximator, "__name__", repr(approximator))
+    raise DataError(
+        f"{name} of block {layer.name!r} returned {given}; an operator, or a symmetric "
+        f"tensor of shape {(p, p)}, is expected."
+    )
 
 
 def called(approximator: Any, statistics: Any, previous: Any) -> Any:
