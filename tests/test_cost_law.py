@@ -203,6 +203,27 @@ def test_calls_stay_within_their_budget_or_refuse(call: str) -> None:
     assert found["peak"] <= 1.1 * BUDGET + LOADED
 
 
+@pytest.mark.parametrize("name", ["kfac", "kpsvd", "kpsvd-2", "kfac-corrected"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_and_heads_stay_within_their_budget_or_are_refused(
+    name: str, tied: bool
+) -> None:
+    tokens, budget = 3000, 256 * MIB
+    net = nn.Sequential(nn.Embedding(tokens, 32), nn.Linear(32, tokens, bias=False))
+    if tied:
+        net[1].weight = net[0].weight
+    x, y = torch.randint(0, tokens, (2, 2, 8))
+    stats = fl.collect(net, (x, y), fl.Categorical(), fl.MonteCarlo(1))
+
+    def work() -> dict[str, float]:
+        fl.compare(stats, [name], metrics=["frobenius_error"], budget=budget)
+        return {}
+
+    found = alone(work)
+    assert "error" not in found, found
+    assert found["peak"] <= 1.1 * budget + LOADED
+
+
 PASSES: dict[str, Callable[..., Any]] = {
     "collect": lambda net, data: fl.collect(net, data, fl.Categorical(), fl.MonteCarlo(1)),
     "mean_gradient": lambda net, data: fl.mean_gradient(net, data, fl.Categorical()),

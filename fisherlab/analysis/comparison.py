@@ -183,6 +183,7 @@ def compare(
                 cells, "compare", stats[name], exact, chosen, mixed=asked.mixed, limit=limit
             )
             fill(cells, asked, (name, exact), pairs, limit)
+            del pairs  # not held beside those of the next layer
     made = attributes(stats, chosen, analysis="compare", damping_kind=levels.kind)
     if reference is not None:
         made["reference_fisher"] = reference.provenance.fisher

@@ -25,6 +25,7 @@ STEP_READS = 25  # of a column in a step of a Krylov space
 STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, about
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
+WORKING = 4  # copies of a factor while it is made positive and symmetric
 BATCHED = 8  # what factorisations of many small blocks lose to one large product
 NUMBER = 8  # bytes
 
@@ -236,11 +237,13 @@ class Terms(Factors):
         )
 
     def space(self) -> float:
-        """Return the bytes of the Krylov space of the pairs of a shared layer."""
+        """Return the bytes of a Krylov space, of a shared layer, or of a pair in work."""
         s = self.samples
-        if isinstance(s, OuterSamples):
-            return 0.0
         s = s.of_seen() if isinstance(s, TokenSamples) else s
+        pair = float(WORKING * max(s.weight_shape) ** 2 * s.dtype.itemsize)
+        return pair if isinstance(s, OuterSamples) else max(pair, self._krylov(s))
+
+    def _krylov(self, s: Samples) -> float:
         auto = isinstance(self.method, KPSVD) and self.method.solver == "auto"
         way = choose(Rearranged(s, s.examples), self.terms) if auto else None
         if isinstance(way, PositionGram):

@@ -80,13 +80,15 @@ class PositionGram:
                 tolerance=tolerance,
                 max_products=self.max_iterations,
             )
-        pairs = [
-            (table_matrix(fine.gradients, left), table_matrix(fine.inputs[None], right))
+        pairs = tuple(
+            (
+                _unit(table_matrix(fine.gradients, left), samples),
+                _unit(table_matrix(fine.inputs[None], right), samples),
+            )
             for left, right in zip(triplets.left.T, triplets.right.T, strict=True)
-        ]
-        unit = [(_unit(rows, samples), _unit(cols, samples)) for rows, cols in pairs]
+        )
         values = triplets.values.to(samples.dtype)
-        return Pairs(tuple(unit), values, *triplets[3:], positive=positive)
+        return Pairs(pairs, values, *triplets[3:], positive=positive)
 
 
 def position_flops(samples: Samples, rank: int) -> float:
@@ -118,4 +120,4 @@ def _with_noise(start: Tensor, width: int) -> Float[Tensor, "m b"]:
 
 
 def _unit(matrix: Tensor, like: Samples) -> Tensor:
-    return (matrix / matrix.norm()).to(like.dtype)
+    return matrix.div_(matrix.norm()).to(like.dtype)

@@ -63,14 +63,14 @@ class Rearranged:
 
     def apply(self, middle: Float[Tensor, "i i"]) -> Float[Tensor, "o o"]:
         """Return (1/N) Σ D V Dᵀ − Σ ⟨A, V⟩ G."""
-        out = self.samples.row_side(middle) / self.count
+        out = self.samples.row_side(middle).div_(self.count)
         for rows, cols in self.removed:
             out -= (cols * middle).sum() * rows
         return out
 
     def adjoint(self, middle: Float[Tensor, "o o"]) -> Float[Tensor, "i i"]:
         """Return (1/N) Σ Dᵀ U D − Σ ⟨G, U⟩ A."""
-        out = self.samples.column_side(middle) / self.count
+        out = self.samples.column_side(middle).div_(self.count)
         for rows, cols in self.removed:
             out -= (rows * middle).sum() * cols
         return out
@@ -225,7 +225,8 @@ def positive(pair: Pair, block: Rearranged) -> Pair:
     rows, cols = pair
     cols = nearest_positive(cols if float(rows.trace()) >= 0 else -cols)
     rows = block.apply(cols)
-    rows = (rows + rows.T) / (2 * rows.norm())
+    length = 2 * rows.norm()
+    rows = (rows + rows.T).div_(length)
     return rows, cols / cols.norm()
 
 
