@@ -114,6 +114,10 @@ def test_the_images_that_decide_the_error_are_told(monkeypatch):
         ds.error_by_images.sel(images=80, drop=True), ds.training_error.rename(None)
     )
     assert not ds.error_by_images.sel(images=40).equals(ds.training_error)
+    drawing = kfac_iterations.draw(ds.expand_dims(seed=[0]))
+    drawn = [sum(len(line.get_xdata()) > 0 for line in ax.lines) for ax in drawing.axes]
+    assert drawn == [1, 2, 1]  # of fewer images the error alone
+    plt.close(drawing)
     told = martens2015._images_decide(ds)
     seven, last = ds.error_by_images.sel(images=40, iteration=[7, 22]).values.tolist()
     assert f"{percent(seven)} and {percent(last)} with 40, " in told

@@ -10,6 +10,7 @@ Reference: Martens & Grosse 2015, arXiv 1503.05671, caption of Figure 2 and Algo
 from dataclasses import replace
 from typing import Final
 
+import pandas as pd
 import seaborn as sns
 import torch
 import xarray as xr
@@ -105,17 +106,27 @@ def _ran(problem: Problem, optimiser: AdaptiveKFAC) -> xr.Dataset:
 
 
 def draw(ds: xr.Dataset) -> Drawing:
-    """Draw loss, error and the two dampings over the iterations; bands are all seeds."""
-    names = {"loss": "loss / nat", "training_error": "training error", "gamma": "γ"}
+    """Draw loss, error and γ over the iterations, the error also of fewer images.
+
+    Bands are all seeds.
+    """
+    names = {"loss": "loss / nat", "gamma": "γ"}
     rows = ds[list(names)].rename(names).to_dataframe().reset_index()
     rows = rows.melt("iteration", list(names.values()), "quantity")
+    rows["images"] = int(ds["images"].max())
+    errors = ds["error_by_images"].rename("value").to_dataframe().reset_index()
+    rows = pd.concat([errors.assign(quantity="training error"), rows])
+    rows["images"] = rows["images"].map("{:,}".format)
     with publication():
         grid = sns.relplot(
             rows,
             kind="line",
             x="iteration",
             y="value",
+            hue="images",
+            palette="viridis",
             col="quantity",
+            col_order=["loss / nat", "training error", "γ"],
             errorbar=("pi", 100),
             facet_kws={"sharey": False},
             height=2.5,
