@@ -203,7 +203,10 @@ def test_calls_stay_within_their_budget_or_refuse(call: str) -> None:
     assert found["peak"] <= 1.1 * BUDGET + LOADED
 
 
-@pytest.mark.parametrize("name", ["kfac", "kpsvd", "kpsvd-2", "kfac-corrected"])
+WIDE = "kfac", "kpsvd", "kpsvd-2", "kfac-corrected", "ekfac", "tekfac", "shampoo"
+
+
+@pytest.mark.parametrize("name", WIDE)
 @pytest.mark.parametrize("tied", [False, True])
 def test_tables_and_heads_stay_within_their_budget_or_are_refused(
     name: str, tied: bool

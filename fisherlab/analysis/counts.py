@@ -26,6 +26,7 @@ STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, abo
 STEPS = 8  # of a Krylov space before it is restarted
 CHECKS = 300  # products that look for the smallest eigenvalue of a large sum, about
 WORKING = 4  # copies of a factor while it is made positive and symmetric
+COPIES = 6  # of a factor, with its eigenvectors and the work of LAPACK
 BATCHED = 8  # what factorisations of many small blocks lose to one large product
 NUMBER = 8  # bytes
 
@@ -177,8 +178,13 @@ class Factors:
         return READ * TERM_READS * self.terms * (o * o + i * i)
 
     def space(self) -> float:
-        """Return the bytes held while it is built."""
-        return 0.0
+        """Return the bytes held while it is built: eigenvectors, and work beside them."""
+        s, told = self.samples, facts(self.method)
+        sides = list(zip(s.weight_shape, widths(s), strict=True))
+        if isinstance(s, TokenSamples) and told.needs_inputs:
+            sides = sides[1:]  # the rows of a table keep their basis
+        numbers = (COPIES * d * d if width == d else 2 * d * width for d, width in sides)
+        return float(NUMBER * max(numbers)) if told.decomposes else 0.0
 
     def inner(self) -> float:
         """Count ⟨F, F̂⟩."""

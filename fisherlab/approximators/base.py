@@ -93,6 +93,8 @@ class Facts:
         Whether it needs the inputs and output gradients of the layer.
     entrywise
         Whether it treats every entry of the weight alone, also those of an embedding.
+    decomposes
+        Whether factors are factorised while it is made.
     result
         What it returns, by which solves and inner products are counted: a product of
         "factors" or what is diagonal in their bases, the sum of several "terms", "blocks"
@@ -104,6 +106,7 @@ class Facts:
     by_column: bool = False
     needs_inputs: bool = False
     entrywise: bool = False
+    decomposes: bool = False
     result: Returned = "factors"
 
     @property

@@ -107,6 +107,8 @@ class Projection:
 class _Corrected(OfSums[AnySums | Projection, Operator]):
     """Two passes: sums that give a basis, and the second moments of the gradient in it."""
 
+    decomposes: ClassVar[bool] = True
+
     keep_basis: bool
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """The Kronecker product nearest to a block in Kullback-Leibler divergence."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -144,6 +144,8 @@ class KLShampoo(OfSamples[Operator]):
     >>> round(fl.KLShampoo()(stats["weight"]).trace(), 4)
     2.0
     """
+
+    decomposes: ClassVar[bool] = True
 
     ridge: float = 1e-6
     tolerance: float | None = None

@@ -1,7 +1,7 @@
 """Products of the partial traces of a block: TKFAC, and the roots of Shampoo and Muon."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -128,6 +128,8 @@ class Shampoo(OfSums[Sums, Operator]):
     11.3137
     """
 
+    decomposes: ClassVar[bool] = True
+
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the partial traces of a chunk."""
         return add(state, partial_traces(statistics))
@@ -173,6 +175,8 @@ class Muon(OfSums[Sums, Operator]):
     >>> round(fl.Muon()(stats["weight"]).trace(), 4)
     16.0
     """
+
+    decomposes: ClassVar[bool] = True
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add Σ D Dᵀ of a chunk."""
