@@ -91,6 +91,18 @@ class Likelihood(Protocol):
         """Return 0/1 weights of the outputs that count, or None if all do."""
 
 
+def lacks(likelihood: object) -> list[str]:
+    """Return the methods that a value lacks to be a likelihood.
+
+    Examples
+    --------
+    >>> lacks(Gaussian()), lacks("gaussian")[:2]
+    ([], ['check', 'loss'])
+    """
+    needed = [name for name in vars(Likelihood) if not name.startswith("_")]
+    return [name for name in needed if not callable(getattr(likelihood, name, None))]
+
+
 def _need(target: Tensor | None, likelihood: str) -> Tensor:
     if target is None:
         msg = f"{likelihood}: labels are needed for the loss, but y is None."

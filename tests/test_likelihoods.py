@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherlab as fl
-from fisherlab.statistics.fishers import uniforms
+from fisherlab.statistics.fishers import require_kinds, uniforms
 from tests import cases, oracles
 from tests.cases import LIKELIHOODS, labels, normal
 from tests.oracles import assert_close
@@ -170,3 +170,11 @@ def test_sequences_of_length_zero_are_refused_by_name(entry, likelihood):
         labels = torch.zeros(4, 0, 3)
     with pytest.raises(ValueError, match="holds no number"):
         ENTRIES[entry](torch.nn.Linear(2, 3), (torch.zeros(4, 0, 2), labels), likelihood)
+
+
+@pytest.mark.parametrize("gone", ["root", "loss", "column_count"])
+def test_a_likelihood_of_ones_own_is_told_what_it_lacks(gone):
+    kept = {n: f for n, f in vars(fl.Likelihood).items() if n[0] != "_" and n != gone}
+    mine = type("Mine", (), kept)()
+    with pytest.raises(TypeError, match=f"this one lacks {gone}, see fl.Likelihood"):
+        require_kinds(mine, None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fisherlab as fl
-from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods import Likelihood, lacks
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import Pair
 from fisherlab.report.config import ReportConfig
@@ -113,9 +113,7 @@ column_count, root, uniforms_per_example, sample, mask; see fl.Likelihood.
     if name in LIKELIHOODS:
         return LIKELIHOODS[name]()
     made = _call("likelihood", name)
-    needed = [one for one in vars(Likelihood) if not one.startswith("_")]
-    lacking = [one for one in needed if not callable(getattr(made, one, None))]
-    if lacking:
+    if lacking := lacks(made):
         raise ValueError(
             f"--likelihood {name} returns a {type(made).__name__}, which lacks "
             f"{', '.join(lacking)}; see fl.Likelihood."

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods import Likelihood, lacks
 from fisherlab.showing import shown
 
 
@@ -203,6 +203,13 @@ class Empirical:
         return likelihood.gradient(output, target)[None]
 
 
+def _own_words(likelihood: object) -> str:
+    """Name what a likelihood of one's own lacks, if it has some of it."""
+    lacking = lacks(likelihood)
+    some = lacking != lacks(None) and not isinstance(likelihood, type)
+    return f"; this one lacks {', '.join(lacking)}, see fl.Likelihood" * some
+
+
 def require_kinds(likelihood: object, fisher: object) -> None:
     """Refuse what is no likelihood or no Fisher: a name, or a class in place of a value.
 
@@ -221,7 +228,8 @@ cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares.
     if isinstance(likelihood, type) or not isinstance(likelihood, Likelihood):
         raise TypeError(
             f"likelihood={likelihood!r}: a value is expected, such as fl.Categorical() for "
-            "cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares."
+            "cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares"
+            f"{_own_words(likelihood)}."
         )
     if fisher is not None and (isinstance(fisher, type) or not isinstance(fisher, Fisher)):
         msg = f"fisher={fisher!r}: a value such as fl.Exact() is expected."
