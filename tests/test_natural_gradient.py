@@ -14,7 +14,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Diagonal
-from fisherlab.training import one_graph, passes
+from fisherlab.training import curvature, one_graph, passes
 from fisherlab.training.curvature import Curvature
 from fisherlab.training.units import Unit
 from tests import cases, oracles
@@ -669,3 +669,42 @@ def test_rows_suit_an_inverse_of_any_form(damping):
         {"0": Unit(None, inverse=inverse)}, {}, {"0": (outputs, inputs)}
     )
     assert_close(found["0"], inverse @ (outputs.T @ inputs), 1e-12)
+
+
+def step_with_a_fallback(fallback, likelihood="categorical"):
+    model, chosen, batch = problem(likelihood)
+    optimiser = natural(model, chosen, fallback=fallback)
+    before = weights(model)
+    optimiser.step(batch=batch)
+    after = weights(model)
+    moves = {name: (before[name] - after[name]) / RATE for name in before}
+    return moves, optimiser, packed(model, gradient(problem()[0], chosen, batch))
+
+
+@pytest.mark.parametrize("limit", ["LONG", "memory"])
+def test_a_fallback_takes_what_is_too_large_to_train_with(monkeypatch, limit):
+    if limit == "LONG":
+        monkeypatch.setattr(curvature, "LONG", 100)  # 5³ + 3³ and 4³ + 3³
+    else:
+        monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2 * 33 * 40)
+    moves, optimiser, gradients = step_with_a_fallback("gradient")
+    assert list(optimiser.exceptions) == ["0"]
+    said = (
+        "a factor of 5 rows takes minutes" if limit == "LONG" else "half of the memory is"
+    )
+    assert said in optimiser.exceptions["0"]
+    assert_close(moves["0"], gradients["0"], 1e-12)
+    monkeypatch.undo()
+    usual, _, _ = step_with_a_fallback(None)
+    assert_close(moves["2"], usual["2"], 1e-12)
+
+
+def test_a_block_that_is_too_large_is_refused_or_told_of(monkeypatch):
+    usual, _, _ = step_with_a_fallback(None)
+    monkeypatch.setattr(curvature, "LONG", 100)
+    with pytest.warns(UserWarning, match=r"block '0': a factor of 5 rows .* fallback="):
+        moves, _, _ = step_with_a_fallback(None)
+    assert_close(moves["0"], usual["0"], 1e-12)
+    monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2 * 33 * 40)
+    with pytest.raises(fl.BudgetError, match=r"block '0': its matrices take .* fallback="):
+        step_with_a_fallback(None)

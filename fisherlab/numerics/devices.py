@@ -85,6 +85,23 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
+def total_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the number of bytes that a device has, whoever holds them.
+
+    Examples
+    --------
+    >>> total_bytes() >= free_bytes()
+    True
+    """
+    device = torch.device(device)
+    if not is_accelerator(device):
+        return int(psutil.virtual_memory().total)
+    module: Any = torch.get_device_module(device)
+    if device.type == "mps":
+        return int(module.recommended_max_memory())
+    return int(module.mem_get_info(device)[1])
+
+
 def wait() -> None:
     """Wait until the accelerator, if there is one, has done all it was asked for."""
     if _accelerated():

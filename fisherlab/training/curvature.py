@@ -1,5 +1,6 @@
 """What turns statistics into matrices and gradients into directions, and its optimisers."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import adds, called, facts, learns
+from fisherlab.approximators.costs import cubes, result_numbers
 from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
-from fisherlab.errors import FisherlabError, NeedsSharedForm
+from fisherlab.errors import BudgetError, FisherlabError, NeedsSharedForm
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
+from fisherlab.numerics.memory import readable
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse
+from fisherlab.samples import Samples
 from fisherlab.statistics import Fisher
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters, check_group, match_
@@ -37,6 +41,7 @@ from fisherlab.training.units import (
 )
 from fisherlab.training.units import factorising as _named
 
+LONG = 10**12  # multiply-adds, about a minute of two plain cores
 Fallback = Any  # "gradient", or the name or the value of an approximator
 
 
@@ -152,8 +157,10 @@ class Curvature:
         for name, layer in statistics.items():
             previous = units[name].operator if name in units else None
             try:
+                if previous is None or self.fallback is not None:
+                    self._require_affordable(layer)
                 made[name] = self._made(self.approximator, layer, previous)
-            except NeedsSharedForm as error:
+            except (NeedsSharedForm, BudgetError) as error:
                 if self.fallback is None:
                     error.add_note(
                         "For training: fallback='gradient' takes the plain gradient of "
@@ -165,6 +172,26 @@ class Curvature:
                 if self.fallback != "gradient":
                     made[name] = self._made(self.fallback, layer, previous)
         return made, exceptions
+
+    def _require_affordable(self, layer: Any) -> None:
+        """Refuse, or with a fallback leave to it, what cannot be trained with; or warn.
+
+        Raises
+        ------
+        BudgetError
+            Naming the bytes, or with a fallback what a renewal takes.
+        """
+        need, long = _needs(self.approximator, layer)
+        if need is None and long is None:
+            return
+        block = f"{self.approximator!r} of block {layer.block.name!r}"
+        advice = (
+            "Give fallback='gradient' (or any approximator) for such blocks, or leave "
+            "their parameters out with `params=`."
+        )
+        if need is not None or self.fallback is not None:
+            raise BudgetError(f"{block}: {need or long}. {advice}")
+        warnings.warn(f"{block}: {long}. {advice}", stacklevel=7)
 
     def _made(self, method: Any, layer: Any, previous: Any) -> Any:
         with _named(repr(method), f"block {layer.block.name!r}"):
@@ -183,9 +210,10 @@ class Curvature:
             return found
         for name, layer in statistics.items():
             try:
+                self._require_affordable(layer)
                 if not layer.is_shared:
                     called(self.approximator, layer, None)
-            except NeedsSharedForm as error:
+            except (NeedsSharedForm, BudgetError) as error:
                 found[name] = _reason(error)
             except (FisherlabError, RuntimeError):  # too few examples: it takes the block
                 continue
@@ -225,8 +253,29 @@ class Curvature:
         return [name for name, unit in units.items() if _factors(unit.inverse)]
 
 
-def _reason(error: NeedsSharedForm) -> str:
-    return f"{error.method} needs the shared form"
+def _needs(method: Any, layer: Any) -> tuple[str | None, str | None]:
+    """Say which memory a block's matrices lack, and which renewal takes minutes."""
+    samples: Samples | None = getattr(layer, "samples", None)  # a mean gradient has none
+    numbers = None if samples is None else result_numbers(method, samples)
+    if samples is None or not numbers:
+        return None, None
+    # new, averaged and inverted, and two copies in float64 while that is made
+    need = numbers * (3 * samples.dtype.itemsize + 2 * 8)
+    limit = devices.total_bytes(samples.device) // 2
+    if need > limit:
+        half = f"half of the memory is {readable(limit)}"
+        return f"its matrices take {readable(need)}, {half}", None
+    rows = max(samples.weight_shape)
+    slow = not devices.is_accelerator(samples.device) and numbers >= rows**2
+    if slow and cubes(samples) > LONG:
+        return None, f"a factor of {rows:,} rows takes minutes to invert on a CPU"
+    return None, None
+
+
+def _reason(error: NeedsSharedForm | BudgetError) -> str:
+    if isinstance(error, NeedsSharedForm):
+        return f"{error.method} needs the shared form"
+    return str(error).partition(": ")[2].partition(". ")[0]
 
 
 def _factors(inverse: Any) -> tuple[Tensor, Tensor] | None:
