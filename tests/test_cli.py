@@ -171,7 +171,7 @@ def test_approximators_are_listed(capsys):
 ASKED = (  # a line up to the tab key, and what it may go on with
     (["re"], {"report", "reproduce"}),
     (["report", "--pro"], {"--problem"}),
-    (["report", "--problem", "digits-"], {"digits-vit"}),
+    (["report", "--problem", "digits-v"], {"digits-vit"}),
     (["follow", "--optimizer", "kfac-k"], {"kfac-koroko"}),
 )
 

@@ -79,8 +79,8 @@ OPERATORS = [
     mutant(
         "both factors are shifted by the same number",
         "operators/dampings.py",
-        "return shifted(rows, root / ratio), shifted(cols, root * ratio)",
-        "return shifted(rows, root * ratio), shifted(cols, root * ratio)",
+        "return root / ratio, root * ratio",
+        "return root * ratio, root * ratio",
         "inverses::pi_minimises_the_trace_norm_of_the_error_it_makes",
         "natural_gradient::factored_damping_shifts_both_factors",
     ),
@@ -748,7 +748,7 @@ PURPOSES = [
     ),
     mutant(
         "a verdict ranks the farthest first",
-        "analysis/verdicts.py",
+        "analysis/contests.py",
         "sorted(found, key=lambda name: abs(self.of(name) - self.best))",
         "sorted(found, key=lambda name: -abs(self.of(name) - self.best))",
         "verdicts::no_sentence_is_false_whatever_the_numbers",
