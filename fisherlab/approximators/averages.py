@@ -34,7 +34,7 @@ from fisherlab.operators.network import (
     WholeNetwork,
 )
 from fisherlab.operators.network.base import same_blocks
-from fisherlab.operators.network.block_tridiagonal_inverse import Link
+from fisherlab.operators.network.block_tridiagonal import Link
 from fisherlab.operators.partition import same_partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 

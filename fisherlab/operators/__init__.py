@@ -25,12 +25,12 @@ from fisherlab.operators.gradient_roots import WhitenedRoot as WhitenedRoot
 from fisherlab.operators.iterative import IterativeInverse as IterativeInverse
 from fisherlab.operators.iterative import SolvedByProducts as SolvedByProducts
 from fisherlab.operators.iterative import Stopping as Stopping
+from fisherlab.operators.kronecker import KroneckerSamples as KroneckerSamples
 from fisherlab.operators.kronecker import KroneckerSum as KroneckerSum
 from fisherlab.operators.kronecker_congruence import (
     KroneckerCongruence as KroneckerCongruence,
 )
 from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal as KroneckerDiagonal
-from fisherlab.operators.kronecker_samples import KroneckerSamples as KroneckerSamples
 from fisherlab.operators.mini_blocks import MiniBlocks as MiniBlocks
 from fisherlab.operators.network import BlockDiagonal as BlockDiagonal
 from fisherlab.operators.network import BlockTridiagonal as BlockTridiagonal
@@ -42,7 +42,7 @@ from fisherlab.operators.network import WholeNetwork as WholeNetwork
 from fisherlab.operators.partition import Partition as Partition
 from fisherlab.operators.quasi_diagonal import QuasiDiagonal as QuasiDiagonal
 from fisherlab.operators.quasi_diagonal import RootDiagonal as RootDiagonal
+from fisherlab.operators.quasi_diagonal import RowRankOne as RowRankOne
 from fisherlab.operators.quasi_newton import InverseFactors as InverseFactors
 from fisherlab.operators.quasi_newton import QuasiNewtonFactors as QuasiNewtonFactors
-from fisherlab.operators.row_rank_one import RowRankOne as RowRankOne
 from fisherlab.operators.stacked import Stacked as Stacked

@@ -13,7 +13,7 @@ from fisherlab.approximators.network.block_diagonal import (
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.factored import Form
 from fisherlab.operators.network import TwoLevel, WholeNetwork
-from fisherlab.operators.network.two_level_inverse import ONE_VECTOR, Coarse, Combination
+from fisherlab.operators.network.two_level import ONE_VECTOR, Coarse, Combination
 from fisherlab.samples.parted import stacked
 from fisherlab.showing import shown
 from fisherlab.statistics.network import require_matching

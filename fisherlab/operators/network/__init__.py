@@ -2,17 +2,17 @@
 
 from fisherlab.operators.network.base import NetworkOperator as NetworkOperator
 from fisherlab.operators.network.block_diagonal import BlockDiagonal as BlockDiagonal
+from fisherlab.operators.network.block_diagonal import DirectSum as DirectSum
 from fisherlab.operators.network.block_tridiagonal import (
     BlockTridiagonal as BlockTridiagonal,
 )
-from fisherlab.operators.network.block_tridiagonal_inverse import (
+from fisherlab.operators.network.block_tridiagonal import (
     BlockTridiagonalInverse as BlockTridiagonalInverse,
 )
-from fisherlab.operators.network.direct_sum import DirectSum as DirectSum
 from fisherlab.operators.network.kronecker_blocks import KroneckerBlocks as KroneckerBlocks
 from fisherlab.operators.network.two_level import (
     AdaptiveTwoLevelInverse as AdaptiveTwoLevelInverse,
 )
 from fisherlab.operators.network.two_level import TwoLevel as TwoLevel
-from fisherlab.operators.network.two_level_inverse import TwoLevelInverse as TwoLevelInverse
+from fisherlab.operators.network.two_level import TwoLevelInverse as TwoLevelInverse
 from fisherlab.operators.network.whole import WholeNetwork as WholeNetwork
