@@ -358,7 +358,7 @@ _ALL: Final = (
     Quantity(
         "f_cosine_squared",
         "F-cosine squared",
-        long_name="share of the best decrease, rescaled",
+        long_name="share of the exact decrease at its best length",
         symbol=r"$\cos^2_{F+\lambda I}(p_Q,\,p^*)$",
         formula="share of the best decrease of the damped quadratic model",
         **_LIKENESS,
@@ -370,7 +370,7 @@ _ALL: Final = (
     Quantity(
         "model_decrease_ratio",
         "model decrease, unscaled",
-        long_name="share of the best decrease, unscaled",
+        long_name="share of the exact decrease at its own length",
         symbol=r"$M(p_Q)\,/\,M(p^*)$",
         formula="M(p_Q) / M(p*)",
         **_LIKENESS,

@@ -295,6 +295,22 @@ def test_cost_marks_all_layers_together(ds):
     np.testing.assert_allclose(bare.get_ydata(), last["frobenius_error"].median())
 
 
+def test_cost_sets_apart_who_lacks_layers_and_who_costs_the_same(ds):
+    here = ds["layer"] == ds["layer"][0]
+    ax = plots.cost(ds.where(~here | (ds["approximator"] != "kpsvd-2")))
+    marks = lines(ax)
+    hollow = [n for n, mark in marks.items() if mark.get_markerfacecolor() == "white"]
+    assert hollow == ["kpsvd-2"]
+    (front,) = (line for line in ax.lines if line.get_label() == "_front")
+    assert marks["kpsvd-2"].get_xdata()[0] not in front.get_xdata()
+    kfac, kpsvd = (
+        line.get_transform().transform((line.get_xdata()[0], 0.5))[0]
+        for line in (marks["kfac"], marks["kpsvd"])
+    )
+    assert marks["kfac"].get_xdata() == marks["kpsvd"].get_xdata()
+    assert kpsvd - kfac > 5  # dots
+
+
 def test_each_approximator_keeps_its_colour_marker_and_dash(ds):
     looks = []
     for ax in (plots.errors(ds), plots.trajectory(ds).axes.flat[0]):

@@ -1,16 +1,28 @@
 """What the accuracy costs: error against the numbers that are held."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    NullFormatter,
+)
+from matplotlib.transforms import ScaledTranslation
 
 from fisherlab.catalogue import FLOOR, overall, quantity
 from fisherlab.plots import frames
 from fisherlab.plots.profiles import say_empty
 from fisherlab.plots.style import Style, new_axes, publication, styles
+
+NEAR: Final = 0.03  # of the width, in which marks stand side by side
+SIDE: Final = 8.0  # points between them
 
 
 def cost(
@@ -22,10 +34,11 @@ def cost(
 ) -> Axes:
     """Draw the error against the stored numbers, as a share of the exact block's.
 
-    Small marks are layers; the large mark of an approximation is all layers together:
-    its share of all numbers, and √(Σ‖F − F̂‖² / Σ‖F‖²), or the median of the errors where
-    the result has no norms. The grey line joins the approximations that none other
-    beats in both.
+    The mark of an approximation is all layers together: its share of all numbers, and
+    √(Σ‖F − F̂‖² / Σ‖F‖²), or the median of the errors where the result has no norms. The
+    line through it reaches from its lowest to its highest layer; those that cost the same
+    stand side by side. It is hollow where others have more layers; of the rest the grey
+    line joins those that none other beats in both.
 
     Raises
     ------
@@ -54,8 +67,8 @@ def cost(
     with publication():
         ax = new_axes() if ax is None else ax
         look = styles(frames.names(error, "approximator"))
-        centres = [_cloud(ax, n, share, error, look[n], norms, whole) for n in shown]
-        _front(ax, [centre for centre in centres if np.isfinite(centre).all()])
+        points = {n: _together(n, share, error, norms, whole) for n in shown}
+        _draw(ax, points, look)
         _dress(ax, error, shown)
     return ax
 
@@ -63,9 +76,10 @@ def cost(
 def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes") -> Axes:
     """Draw the error against one cost of `fl.pareto`, and the front of the best.
 
-    Small marks are layers; the large mark of an approximation has their total cost
-    and the median of their errors. The grey line joins the approximations that none
-    other beats in both.
+    The mark of an approximation has the total cost of its layers and the median of their
+    errors, the line through it reaches from the lowest to the highest; those that cost
+    the same stand side by side. It is hollow where others have more layers; of the rest
+    the grey line joins those that none other beats in both.
 
     Raises
     ------
@@ -82,7 +96,7 @@ def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes"
     >>> ds = xr.Dataset({"error": error, "cost_value": price}, coords)
     >>> ax = pareto(ds, cost="solve_flops")
     >>> ax.get_xlabel()
-    'flops of one solve (large marks: all layers together)'
+    'flops of one solve of all layers together'
     >>> plt.close("all")
     """
     known = frames.names(ds, "cost")
@@ -95,11 +109,10 @@ def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes"
     with publication():
         ax = new_axes() if ax is None else ax
         look = styles(frames.names(error, "approximator"))
-        centres = [_cloud(ax, n, price, error, look[n]) for n in shown]
-        _front(ax, [centre for centre in centres if np.isfinite(centre).all()])
+        _draw(ax, {n: _together(n, price, error) for n in shown}, look)
         _dress(ax, error, shown)
         words = COSTS.get(cost, cost.replace("_", " "))
-        ax.set_xlabel(f"{words} (large marks: all layers together)")
+        ax.set_xlabel(f"{words} of all layers together")
         ax.xaxis.set_major_formatter(LogFormatterSciNotation())
     return ax
 
@@ -142,16 +155,25 @@ def _measured(share: xr.DataArray) -> list[str]:
     ]
 
 
-def _cloud(
-    ax: Axes,
+@dataclass(frozen=True)
+class _Point:
+    """The layers of an approximation: how many, their cost and error, and its range."""
+
+    layers: int
+    cost: float
+    error: float
+    lowest: float
+    highest: float
+
+
+def _together(
     name: str,
     cost: xr.DataArray,
     error: xr.DataArray,
-    look: Style,
     norms: xr.DataArray | None = None,
     whole: xr.DataArray | None = None,
-) -> tuple[float, float]:
-    """Draw layers and their centre: the total cost, a share of `whole` where given."""
+) -> _Point | None:
+    """Put the layers of an approximation together: cost as a share of `whole`, if given."""
     columns = [
         each.sel(approximator=name) if "approximator" in each.dims else each
         for each in (cost, error, *(each for each in (norms, whole) if each is not None))
@@ -160,17 +182,62 @@ def _cloud(
     flat = [each.transpose(*first.dims).values.ravel() for each in (first, *rest)]
     flat = [each[np.isfinite(flat[:2]).all(axis=0)] for each in flat]
     if not flat[0].size:
-        return float("nan"), float("nan")
+        return None
     x, y = np.maximum(flat[0], FLOOR**2), np.maximum(flat[1], FLOOR)
     share = 1.0 if whole is None else flat[-1]
     total = float((x * share).sum() / (1.0 if whole is None else np.sum(share)))
-    centre = total, overall(y, None if norms is None else flat[2])
-    mark: dict[str, Any] = look.line() | {"linestyle": "none"}
-    large = mark | {"markeredgecolor": "#222222", "markersize": 9, "zorder": 4}
-    ax.plot(*centre, label=name, **large)
-    small = {"markersize": 4.5, "alpha": 0.45, "markeredgewidth": 0.0}
-    ax.plot(x, y, label="_layers", **mark | small)
-    return centre
+    at = overall(y, None if norms is None else flat[2])
+    return _Point(x.size, total, at, float(y.min()), float(y.max()))
+
+
+def side_by_side(costs: Sequence[float]) -> list[float]:
+    """Return shifts, in points, that set marks of nearly the same cost side by side.
+
+    Examples
+    --------
+    >>> side_by_side([0.5, 100.0, 0.5])
+    [-4.0, 0.0, 4.0]
+    """
+    shifts = [0.0] * len(costs)
+    known = [i for i in np.argsort(costs, kind="stable") if np.isfinite(costs[i])]
+    if not known:
+        return shifts
+    near = (costs[known[-1]] / costs[known[0]]) ** NEAR
+    groups = [[known[0]]]
+    for before, i in pairwise(known):
+        if costs[i] <= near * costs[before]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    for group in groups:
+        for place, i in enumerate(group):
+            shifts[i] = SIDE * (place - (len(group) - 1) / 2)
+    return shifts
+
+
+def _draw(ax: Axes, points: Mapping[str, _Point | None], look: Mapping[str, Style]) -> None:
+    """Draw a mark for all layers together, and a line from the lowest to the highest."""
+    known = {name: point for name, point in points.items() if point is not None}
+    every = max((point.layers for point in known.values()), default=0)
+    shifts = side_by_side([point.cost for point in known.values()])
+    whole: Any = ax.get_figure(root=True)
+    for (name, point), shift in zip(known.items(), shifts, strict=True):
+        aside = ScaledTranslation(shift / 72, 0, whole.dpi_scale_trans)
+        beside: dict[str, Any] = {"transform": ax.transData + aside}
+        mark = look[name].line() | {"linestyle": "none", "markersize": 8, "zorder": 4}
+        mark |= {"markeredgecolor": "#222222"}
+        if point.layers < every:
+            mark |= {"markerfacecolor": "white", "markeredgecolor": look[name].color}
+        ax.plot([point.cost], [point.error], label=name, **mark, **beside)
+        ends = [point.lowest, point.highest]
+        line: dict[str, Any] = {"color": look[name].color, "lw": 1.6, "alpha": 0.5}
+        ax.plot([point.cost] * 2, ends, label="_layers", **line, **beside)
+        ax.update_datalim([(point.cost, end) for end in ends])  # unseen with a shift
+    ax.autoscale_view()
+    complete = [(p.cost, p.error) for p in known.values() if p.layers == every]
+    if len(complete) > 1:
+        x, y = zip(*undominated(complete), strict=True)
+        ax.plot(x, y, color="#B0B0B0", linewidth=1.2, zorder=1, label="_front")
 
 
 def undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -188,12 +255,6 @@ def undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _front(ax: Axes, points: list[tuple[float, float]]) -> None:
-    if len(points) > 1:
-        x, y = zip(*undominated(points), strict=True)
-        ax.plot(x, y, color="#B0B0B0", linewidth=1.2, zorder=1, label="_front")
-
-
 def _dress(ax: Axes, error: xr.DataArray, shown: list[str]) -> None:
     ax.set_xlabel("stored numbers, share of the exact block")
     ax.set_ylabel(quantity(str(error.name), error).label)
@@ -205,5 +266,8 @@ def _dress(ax: Axes, error: xr.DataArray, shown: list[str]) -> None:
         ax.set_yscale("log")
     else:
         ax.set_ylim(bottom=0)
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0)

@@ -154,7 +154,7 @@ class Laplace:
             Measure(
                 "reverse_kl", "KL(its own ‖ exact posterior)", 0.0, "nat", "at least 0"
             ),
-            Measure("log_evidence", "log evidence less that of the exact", 0.0, "nat"),
+            Measure("log_evidence", "log evidence minus the exact one", 0.0, "nat"),
         ]
         if self.held_out is not None:
             found += [
@@ -163,10 +163,8 @@ class Laplace:
             ]
         if self.held_out is not None and self.held_out.labels is not None:
             found += [
-                Measure(
-                    "nll", "negative log-likelihood less that of the exact", 0.0, "nat"
-                ),
-                Measure("calibration", "calibration error less that of the exact", 0.0),
+                Measure("nll", "negative log-likelihood minus the exact one", 0.0, "nat"),
+                Measure("calibration", "calibration error minus the exact one", 0.0),
             ]
         return tuple(found)
 

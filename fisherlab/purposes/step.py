@@ -74,18 +74,21 @@ class Step:
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure(
             "best_f_cosine_squared",
-            "share of the best decrease at its best damping, rescaled",
+            "share of the exact decrease at its best damping and length",
             1.0,
             assured="at most 1; at least that at the common damping",
         ),
         Measure(
             "f_cosine_squared",
-            "share of the best decrease, rescaled",
+            "share of the exact decrease at its best length",
             1.0,
             assured="at most 1",
         ),
         Measure(
-            "decrease", "share of the best decrease, unscaled", 1.0, assured="at most 1"
+            "decrease",
+            "share of the exact decrease at its own length",
+            1.0,
+            assured="at most 1",
         ),
         Measure("direction_cosine", "cosine of the directions", 1.0),
         Measure("best_damping", "its best damping over the common one", 1.0),

@@ -144,7 +144,7 @@ class Pruning:
                 found += [
                     Measure(
                         _increase(kind, what, share, self.share),
-                        f"{what} increase of the loss less that of the exact ({at})",
+                        f"{what} increase of the loss minus the exact one ({at})",
                         0.0,
                         "nat",
                     )

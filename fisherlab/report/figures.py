@@ -23,6 +23,10 @@ from fisherlab.report.summary import damping_words
 
 LARGEST: Final = 5
 """Layers with a panel of their own beside that of all together."""
+_FRONT: Final = (
+    "Approximations of the same cost stand side by side; hollow ones lack layers that "
+    "others have; of the rest the grey line joins those that none other beats in both."
+)
 INVERSE: Final = "inverse_heatmap"
 """A picture of so many squares that vectors would be larger."""
 Drawn = tuple[str, Any, pd.DataFrame]  # the caption, what was drawn, the numbers behind it
@@ -170,13 +174,12 @@ def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None
     layers, note = _few([row["layer"] for row in known], "`inverse_blocks.nc` holds all")
     rows = [row for row in known if row["layer"] in layers]
     scales = "; ".join(
-        f"layer {row['layer']}: λ = {number(row['lambda'])}, darkest at "
-        f"{number(row['darkest'])}"
+        f"layer {row['layer']}: λ = {number(row['lambda'])}, up to {number(row['darkest'])}"
         for row in rows
     )
     caption = (
-        f"Absolute entries of the damped inverse |(F̂ + λI)⁻¹|{_when(m)}, white 0, one "
-        "linear scale per row that ends at the 99.5th percentile of the exact inverse "
+        f"Absolute entries of the damped inverse |(F̂ + λI)⁻¹|{_when(m)}, from 0, the "
+        "background, on a linear scale per row to the 99.5th percentile of the exact one "
         f"({scales}). Squares are mini-blocks: the weights into one output neuron, or "
         f"of one kernel.{_masses(rows)}{note}"
     )
@@ -261,9 +264,8 @@ def _cost(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
         return None
     caption = (
         f"Error against the numbers held, as a share of the p(p + 1)/2 of the exact "
-        f"block{_when(m)}. Small marks are layers; large marks have the share of all "
-        f"numbers and the error {m.average}; the grey line joins the approximations "
-        "that none other beats in both."
+        f"block{_when(m)}. Marks have the share of all numbers and the error {m.average}; "
+        f"lines reach from the lowest to the highest layer. {_FRONT}"
     )
     return caption, plots.cost(ds), frames.table(ds[["frobenius_error", "stored_numbers"]])
 
@@ -338,9 +340,8 @@ def _price(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:
         for ax, name in zip(axes[:, 0], costs, strict=True):
             plots.pareto(ds, ax, cost=name)
     caption = (
-        "Error against each cost. Small marks are layers; large marks have the total "
-        "cost and the median of the errors; the grey line joins the "
-        "approximations that none other beats in both."
+        "Error against each cost. Marks have the total cost and the median of the errors; "
+        f"lines reach from the lowest to the highest layer. {_FRONT}"
     )
     return caption, figure, frames.table(ds)
 

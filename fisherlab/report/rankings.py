@@ -150,7 +150,6 @@ def contest(ds: xr.Dataset, m: Moment, metric: str) -> Contest | None:
     squares = metric == "frobenius_error" and m.norms is not None
     norms = np.empty(0) if m.norms is None else m.norms[rows]
     shared = in_common(_parameters(ds, m)[rows], np.isfinite(values))
-    shared = in_common(_parameters(ds, m)[rows], np.isfinite(values))
     told = quantity(metric)
     floors = frames.pick(ds["noise_floor"], "step", m.step) if "noise_floor" in ds else None
     noise = float("nan")
