@@ -5,8 +5,8 @@ import torch
 from scipy.sparse.linalg import aslinearoperator
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics import block_lanczos
-from fisherlab.numerics.block_lanczos import leading_sizes
+from fisherlab.numerics import krylov
+from fisherlab.numerics.krylov import leading_sizes
 from tests.cases import normal
 from tests.oracles import assert_close
 
@@ -40,8 +40,8 @@ def test_the_sizes_are_those_of_the_dense_matrix(spectrum, k):
 
 
 def test_a_space_that_may_not_grow_far_enough_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(block_lanczos, "LARGEST", 1)
-    monkeypatch.setattr(block_lanczos, "SPARE", 16)
+    monkeypatch.setattr(krylov, "LARGEST", 1)
+    monkeypatch.setattr(krylov, "SPARE", 16)
     matrix = matrix_of(torch.linspace(-1, 1, TURN).double())
     with pytest.raises(NumericalError, match=r"20 eigenvalues of this matrix: .*36 dim"):
         leading_sizes(aslinearoperator(matrix.numpy()), 20, "this matrix", 1e-12)

@@ -11,9 +11,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators.kpsvd import solvers
+from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
-from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.operators import KroneckerSum
 from fisherlab.statistics.gathered import Held
 from tests import cases

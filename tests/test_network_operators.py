@@ -216,10 +216,10 @@ def test_exact_network_with_sampled_and_empirical_columns(fisher):
 
 def test_exact_network_norm_by_blocks_of_the_gram(monkeypatch):
     """Many samples and a long vector: the Gram matrix is never held whole."""
-    from fisherlab.samples import stacked
+    from fisherlab.samples import parted
 
-    monkeypatch.setattr(stacked, "DENSE_ROWS", 0)
-    monkeypatch.setattr(stacked, "GRAM_ROWS", 4)
+    monkeypatch.setattr(parted, "DENSE_ROWS", 0)
+    monkeypatch.setattr(parted, "GRAM_ROWS", 4)
     stats = statistics()
     samples = fl.ExactNetwork()(stats).whole.samples
     expected = (N * oracle.exact(stats)).square().sum()

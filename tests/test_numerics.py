@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
 from fisherlab.numerics import krylov, linalg, memory, packed
-from fisherlab.numerics.conjugate_gradients import conjugate_gradients
-from fisherlab.numerics.krylov import LinearMap, block_krylov
+from fisherlab.numerics.krylov import LinearMap, block_krylov, conjugate_gradients
 from tests.cases import normal
 from tests.oracles import assert_close
 

@@ -19,9 +19,8 @@ import torch
 
 from fisherlab import cli, problems
 from fisherlab.errors import DataError
-from fisherlab.problems import autoencoder_data, colour, files, registry, text
-from fisherlab.problems.colour import decode_batch
-from fisherlab.problems.data import images
+from fisherlab.problems import autoencoder_data, data, descriptions, files, text
+from fisherlab.problems.data import decode_batch, images
 from fisherlab.problems.descriptions import DESCRIPTIONS
 from fisherlab.problems.files import DataFile, read_verified
 from fisherlab.problems.formats import decode_mat, decode_npz, decode_pickle, members
@@ -194,9 +193,9 @@ def house_numbers(n, seed=0, labels=None):
 
 def test_house_numbers_are_read_with_zero_as_class_zero(tmp_path, monkeypatch):
     pixels, content = house_numbers(10)
-    files = tuple(place(tmp_path, file, content) for file in colour.SVHN)
-    monkeypatch.setattr(colour, "SVHN", files)
-    (x, y), (x_test, _) = colour.svhn(tmp_path, torch.float64)
+    files = tuple(place(tmp_path, file, content) for file in data.SVHN)
+    monkeypatch.setattr(data, "SVHN", files)
+    (x, y), (x_test, _) = data.svhn(tmp_path, torch.float64)
     assert y.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     mean, scale = np.array([0.4377, 0.4438, 0.4728]), np.array([0.1980, 0.2010, 0.1970])
     expected = (pixels[3, 5, :, 7] / 255 - mean) / scale
@@ -215,10 +214,10 @@ def test_house_numbers_are_read_with_zero_as_class_zero(tmp_path, monkeypatch):
     ],
 )
 def test_other_house_numbers_are_refused(tmp_path, monkeypatch, content, message):
-    files = tuple(place(tmp_path, file, content) for file in colour.SVHN)
-    monkeypatch.setattr(colour, "SVHN", files)
+    files = tuple(place(tmp_path, file, content) for file in data.SVHN)
+    monkeypatch.setattr(data, "SVHN", files)
     with pytest.raises(DataError, match=message):
-        colour.svhn(tmp_path, torch.float64)
+        data.svhn(tmp_path, torch.float64)
 
 
 def test_the_original_curves_are_read(tmp_path, monkeypatch):
@@ -409,10 +408,8 @@ def cifar10_archive():
 
 
 def test_cifar10_joins_its_batches_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        colour, "CIFAR10", place(tmp_path, colour.CIFAR10, cifar10_archive())
-    )
-    (x, y), (x_test, _) = colour.cifar10(tmp_path, torch.float64)
+    monkeypatch.setattr(data, "CIFAR10", place(tmp_path, data.CIFAR10, cifar10_archive()))
+    (x, y), (x_test, _) = data.cifar10(tmp_path, torch.float64)
     assert y.tolist() == [*range(1), *range(2), *range(3), *range(4), *range(5)]
     assert x_test.shape == (6, 3, 32, 32)
     # The first pixel of batch 2 is its red one at the left upper corner.
@@ -428,16 +425,16 @@ def test_cifar100_takes_the_fine_labels(tmp_path, monkeypatch):
         )
         for name in ("train", "test")
     }
-    file = place(tmp_path, colour.CIFAR100, archive(parts))
-    monkeypatch.setattr(colour, "CIFAR100", file)
-    (_, y), _ = colour.cifar100(tmp_path, torch.float32)
+    file = place(tmp_path, data.CIFAR100, archive(parts))
+    monkeypatch.setattr(data, "CIFAR100", file)
+    (_, y), _ = data.cifar100(tmp_path, torch.float32)
     assert y.tolist() == [99, 3]
 
 
 def test_augmented_padding_is_black():
-    background = torch.tensor(colour.CIFAR10_AUGMENTATION.background, dtype=torch.float64)
-    x, _ = colour._pair(
-        np.zeros((1, 3, 32, 32), np.uint8), np.zeros(1), colour._CIFAR10, torch.float64
+    background = torch.tensor(data.CIFAR10_AUGMENTATION.background, dtype=torch.float64)
+    x, _ = data._pair(
+        np.zeros((1, 3, 32, 32), np.uint8), np.zeros(1), data._CIFAR10, torch.float64
     )
     torch.testing.assert_close(x[0, :, 0, 0], background)
 
@@ -619,7 +616,7 @@ def test_without_pooch_the_remedy_is_named(tmp_path, monkeypatch):
 def test_the_command_downloads_and_lists(tmp_path, local_fetch, monkeypatch, capsys):
     file = downloadable(tmp_path)
     description = replace(problems.describe("digits"), name="tiny", files=(file,))
-    monkeypatch.setattr(registry, "_PROBLEMS", {"tiny": description})
+    monkeypatch.setattr(descriptions, "_PROBLEMS", {"tiny": description})
     home = str(tmp_path / "home")
     assert cli.main(["problems", "--data-dir", home]) == 0
     assert "set/ (missing)" in capsys.readouterr().out

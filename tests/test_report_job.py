@@ -15,7 +15,7 @@ import fisherlab as fl
 from fisherlab import cli, problems
 from fisherlab.analysis.allowances import Allowance, cut
 from fisherlab.errors import DataError, NumericalError
-from fisherlab.problems import Problem, registry
+from fisherlab.problems import Problem, descriptions
 from fisherlab.problems.data import digits
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import drawn
@@ -60,7 +60,7 @@ def tiny_problem():
         build=partial(perceptron, (16, 6, 10), "tanh"),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._PROBLEMS, "tiny", description)
+        patch.setitem(descriptions._PROBLEMS, "tiny", description)
         yield
 
 

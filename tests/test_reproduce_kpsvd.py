@@ -15,7 +15,6 @@ from fisherlab.reproduce import (
     chen2021,
     koroko2022,
     kpsvd_errors,
-    race_claims,
     training_races,
 )
 from fisherlab.reproduce import kpsvd_candidates as candidates
@@ -113,10 +112,10 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     assert np.isnan(ds.test_accuracy.sel(optimizer="sgd-momentum")).all()
     other = ds.train_loss.sel(optimizer="adam, small")
     assert other[0] == adam.train_loss[0] != other[-1] != adam.train_loss[-1]
-    told = race_claims.every_loss(ds)
+    told = training_races.every_loss(ds)
     assert "50 % of the published length" in told
     assert f"`adam` {float(adam.train_loss[-1]):.4g}" in told
-    measure = race_claims.ratio("a", "adam, small", "adam")
+    measure = training_races.ratio("a", "adam, small", "adam")
     assert measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
     again = training_races.race("small", setting)  # from the store
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())

@@ -7,9 +7,9 @@ from typing import Any, final
 from fisherlab.approximators import KPSVD, Approximator
 from fisherlab.approximators.base import Returned, facts
 from fisherlab.approximators.costs import EIGEN, building_flops, result_numbers
+from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
-from fisherlab.approximators.kpsvd.solvers import choose
 from fisherlab.catalogue import Needs
 from fisherlab.numerics.decompositions import WORTH
 from fisherlab.numerics.packed import pair_count

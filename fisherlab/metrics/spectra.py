@@ -12,8 +12,7 @@ from fisherlab.errors import IndefiniteError, UnsupportedMetric
 from fisherlab.metrics.floors import BelowFloor
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.metrics.register import named, of_inverses, of_matrices
-from fisherlab.numerics.block_lanczos import leading_sizes
-from fisherlab.numerics.krylov import extreme_eigenpairs, fixed_noise
+from fisherlab.numerics.krylov import extreme_eigenpairs, fixed_noise, leading_sizes
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Operator
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
-from fisherlab.numerics.conjugate_gradients import Solution, conjugate_gradients
+from fisherlab.numerics.krylov import Solution, conjugate_gradients
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense

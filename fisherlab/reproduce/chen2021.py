@@ -28,7 +28,7 @@ from fisherlab.approximators import CGFAC, KFAC
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
-from fisherlab.reproduce.race_claims import every_loss, ratio
+from fisherlab.reproduce.training_races import every_loss, ratio
 from fisherlab.statistics import LayerStatistics, MonteCarlo, collect, mean_gradient
 
 WIDTHS: Final = ((50, 200), (100, 400, 1000, 2000))  # quick, and the full size

@@ -16,7 +16,7 @@ import xarray as xr
 
 from fisherlab.analysis.wording import number
 from fisherlab.reproduce.experiment import PICTURE, Bound, Claim, Row
-from fisherlab.reproduce.race_claims import short_run
+from fisherlab.reproduce.training_races import short_run
 
 PAPER: Final = "koroko2022"
 READ: Final = "mean of the last moments; read off the figure at step 2,500"

@@ -18,8 +18,14 @@ import xarray as xr
 
 from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
-from fisherlab.reproduce.race_claims import final, ratio, short_run
-from fisherlab.reproduce.training_races import FAMILIES, NO_MOMENTUM, SMALL
+from fisherlab.reproduce.training_races import (
+    FAMILIES,
+    NO_MOMENTUM,
+    SMALL,
+    at_end,
+    ratio,
+    short_run,
+)
 
 PAPER: Final = "martens2015"
 
@@ -150,7 +156,7 @@ def _saved(ds: xr.Dataset) -> dict[str, float]:
 
 def _by_batch(ds: xr.Dataset) -> dict[str, float]:
     """Return what four times the batch makes of K-FAC's last loss, over SGD's."""
-    last = final(ds)
+    last = at_end(ds)
     kfac, sgd = (last[name] / last[f"{name}{SMALL}"] for name in FAMILIES)
     return {"K-FAC / SGD": kfac / sgd}
 

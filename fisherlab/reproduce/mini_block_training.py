@@ -11,15 +11,14 @@ import xarray as xr
 
 from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Row
-from fisherlab.reproduce.race_claims import every_loss, final, ratio, short_run
-from fisherlab.reproduce.training_races import FRESH
+from fisherlab.reproduce.training_races import FRESH, at_end, every_loss, ratio, short_run
 
 PAPER: Final = "bahamou2022"
 
 
 def _short_or_stale(ds: xr.Dataset) -> str:
     """Say how MBF ended with the published inverses, 20 steps old, and with fresh ones."""
-    said, last = short_run(ds), final(ds)
+    said, last = short_run(ds), at_end(ds)
     if FRESH not in last:
         return said
     loss = last[FRESH]
@@ -38,7 +37,7 @@ def _training_row(place: str, data: str, losses: tuple[float, ...]) -> Row:
             Claim(
                 "Final training losses at the tuned settings.",
                 published,
-                final,
+                at_end,
                 "nats a picture (FACES: half the squared error); CURVES and FACES are "
                 "surrogates",
                 0.05,
@@ -48,7 +47,7 @@ def _training_row(place: str, data: str, losses: tuple[float, ...]) -> Row:
             Claim(
                 "The same without MBF.",
                 others := {name: published[name] for name in names[1:]},
-                final,
+                at_end,
                 tolerance=0.05,
                 order=tuple(sorted(others, key=lambda name: others[name])),
                 reason=short_run,
@@ -59,12 +58,12 @@ def _training_row(place: str, data: str, losses: tuple[float, ...]) -> Row:
 
 def _lead(ds: xr.Dataset) -> dict[str, float]:
     """Return by how much MBF's last accuracy is above the others'."""
-    last = final(ds, "test_accuracy")
+    last = at_end(ds, "test_accuracy")
     return {name: last["mbf"] - last[name] for name in last if name != "mbf"}
 
 
 def _accuracies(ds: xr.Dataset) -> str:
-    said = [f"`{n}` {percent(v)}" for n, v in final(ds, "test_accuracy").items()]
+    said = [f"`{n}` {percent(v)}" for n, v in at_end(ds, "test_accuracy").items()]
     return f"{short_run(ds)} Accuracies: {', '.join(said)}."
 
 

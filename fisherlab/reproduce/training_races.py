@@ -8,7 +8,7 @@ rate of SGD is divided here. Weights of Bahamou et al. begin as torch's layers d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, final
@@ -20,6 +20,7 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from torch import nn
 
+from fisherlab.analysis.wording import percent
 from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
@@ -366,3 +367,34 @@ EXPERIMENTS: Final = {
     )
     for name, chosen in RACES.items()
 }
+
+
+Measure = Callable[[xr.Dataset], Mapping[str, float]]
+
+
+def at_end(ds: xr.Dataset, of: str = "train_loss") -> dict[str, float]:
+    """Return the last training loss of every optimiser, or another of its numbers."""
+    last = ds[of].isel(step=-1)
+    return {str(name): float(last.sel(optimizer=name)) for name in last["optimizer"].values}
+
+
+def ratio(label: str, first: str, second: str) -> Measure:
+    """Return what measures the ratio of two last training losses."""
+    return lambda ds: {label: at_end(ds)[first] / at_end(ds)[second]}
+
+
+def short_run(ds: xr.Dataset) -> str:
+    """Say how short a run was beside the published one, and which optimisers failed."""
+    share = float(ds.attrs["steps"]) / float(ds.attrs["published_steps"])
+    parts = [f"The run is {percent(share)} of the published length."]
+    for name in ds["optimizer"].values:
+        status = str(ds["status"].sel(optimizer=name).values)
+        if status != "ok":
+            parts.append(f"`{name}` failed: {status}")
+    return " ".join(parts)
+
+
+def every_loss(ds: xr.Dataset) -> str:
+    """Say where every optimiser of a race ended."""
+    said = ", ".join(f"`{name}` {loss:.4g}" for name, loss in at_end(ds).items())
+    return f"{short_run(ds)} Last training losses: {said}."

@@ -23,8 +23,8 @@ from fisherlab.samples.matrices import GroupedSamples as GroupedSamples
 from fisherlab.samples.matrices import MatrixSamples as MatrixSamples
 from fisherlab.samples.outer import OuterSamples as OuterSamples
 from fisherlab.samples.parted import PartedSamples as PartedSamples
+from fisherlab.samples.parted import StackedSamples as StackedSamples
 from fisherlab.samples.shared import SharedSamples as SharedSamples
-from fisherlab.samples.stacked import StackedSamples as StackedSamples
 from fisherlab.samples.summed import SummedSamples as SummedSamples
+from fisherlab.samples.summed import TokenSamples as TokenSamples
 from fisherlab.samples.summed import TurnedSamples as TurnedSamples
-from fisherlab.samples.tokens import TokenSamples as TokenSamples

@@ -18,11 +18,10 @@ from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
-from fisherlab.training.averaging import Averaging, Ramped, averaging
 from fisherlab.training.curvature import Fallback, Preconditioned, handler
-from fisherlab.training.levenberg_marquardt import GreedySearch, rule
 from fisherlab.training.moves import Parameters
 from fisherlab.training.quadratic_model import QuadraticModel, Rescaled
+from fisherlab.training.schedules import Averaging, GreedySearch, Ramped, averaging, rule
 from fisherlab.training.units import (
     Unit,
     averaged,

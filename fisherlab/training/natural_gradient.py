@@ -15,7 +15,6 @@ from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import buffers_kept
-from fisherlab.training.averaging import Averaging, averaging
 from fisherlab.training.curvature import (
     Fallback,
     Preconditioned,
@@ -34,6 +33,7 @@ from fisherlab.training.moves import (
 )
 from fisherlab.training.one_graph import Passed, returned_loss
 from fisherlab.training.passes import Observed
+from fisherlab.training.schedules import Averaging, averaging
 from fisherlab.training.units import (
     Unit,
     averaged,

@@ -15,11 +15,9 @@ from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tik
 from fisherlab.problems.problem import Problem
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
-from fisherlab.training.averaging import Ramped
-from fisherlab.training.levenberg_marquardt import LevenbergMarquardt
 from fisherlab.training.moves import KLClip
 from fisherlab.training.natural_gradient import NaturalGradient
-from fisherlab.training.schedules import Order
+from fisherlab.training.schedules import LevenbergMarquardt, Order, Ramped
 
 _KOROKO: Final = {
     "lr": 0.01,

@@ -173,22 +173,21 @@ def _made(kind: object, content: Any) -> Any:
 
 
 def _class_called(kind: str) -> Any:
-    """Return the dataclass of this name."""
+    """Return the dataclass of this name, from its module or the nearest package above."""
     module, _, name = kind.partition(":")
-    module = _MOVED.get(module, module)
-    if module.startswith("fisherlab."):
-        with suppress(ImportError):
-            importlib.import_module(module)
-    found: Any = sys.modules.get(module)
-    while found is None and module.startswith("fisherlab."):  # it stood elsewhere
-        module = module.rpartition(".")[0]
-        found = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and is_dataclass(found)):
-        msg = (
-            f"The checkpoint holds a {kind}, which is not a dataclass of a loaded "
-            "module. Import the module that defines it first."
-        )
-        raise ValueError(msg)
-    return found
+    module, ours = _MOVED.get(module, module), module.startswith("fisherlab.")
+    while module:
+        if ours:
+            with suppress(ImportError):
+                importlib.import_module(module)
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, type) and is_dataclass(found):
+            return found
+        module = module.rpartition(".")[0] if ours else ""  # it stood elsewhere
+    msg = (
+        f"The checkpoint holds a {kind}, which is not a dataclass of a loaded "
+        "module. Import the module that defines it first."
+    )
+    raise ValueError(msg)

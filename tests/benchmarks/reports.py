@@ -21,7 +21,7 @@ import torch
 
 import fisherlab as fl
 from fisherlab.errors import DataError
-from fisherlab.problems import registry
+from fisherlab.problems import descriptions
 
 SECONDS, BYTES = 300, 6 * 2**30
 COUNT = 600  # random examples of a data set whose files are missing
@@ -51,7 +51,7 @@ def random_data(name: str, dtype: torch.dtype) -> tuple[object, object]:
         x = torch.rand(COUNT, *shape, dtype=dtype, **drawn)
         y = torch.randint(0, classes, (COUNT,), **drawn)
     else:
-        model = registry.describe(name).build(seed=0, dtype=dtype)
+        model = descriptions.describe(name).build(seed=0, dtype=dtype)
         length = dict(model.named_parameters())["position"].shape[0]
         letters = torch.randint(0, 60, (COUNT, length + 1), **drawn)
         x, y = letters[:, :-1], letters[:, 1:]
@@ -60,12 +60,12 @@ def random_data(name: str, dtype: torch.dtype) -> tuple[object, object]:
 
 def stand_in(name: str) -> bool:
     """Put random data in the place of missing files; say whether it was needed."""
-    description = registry.describe(name)
+    description = descriptions.describe(name)
     try:
         description.data(None, torch.float64)
     except DataError:
         made = replace(description, data=lambda _, dtype: random_data(name, dtype))
-        registry._PROBLEMS[name] = made
+        descriptions._PROBLEMS[name] = made
         return True
     return False
 

@@ -294,7 +294,7 @@ def test_several_dampings_of_compare_cost_one_decomposition():
 
 def test_many_classes_at_several_positions_are_cut_by_columns(monkeypatch):
     """1,000 classes on one convolution took gigabytes for one pair of examples."""
-    monkeypatch.setattr("fisherlab.samples.pairs.CHUNK_BYTES", 50_000)
+    monkeypatch.setattr("fisherlab.samples.shared.CHUNK_BYTES", 50_000)
     samples = layer(30, 20, 3, 2, columns=40).samples
     largest = Largest()
     with largest:

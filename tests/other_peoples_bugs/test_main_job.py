@@ -11,7 +11,7 @@ import fisherlab as fl
 from fisherlab.analysis.allowances import Allowance, cut, parse_time
 from fisherlab.approximators import KFAC, ExactBlock
 from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, KroneckerSum, Partition
-from fisherlab.problems import registry
+from fisherlab.problems import descriptions
 from fisherlab.problems.problem import drawn
 from fisherlab.report import sizes
 from fisherlab.report.analysis import analyse, count_phases
@@ -180,7 +180,7 @@ SIX = (
 @pytest.mark.parametrize("name", SIX)
 def test_the_comparison_of_a_problem_ends_in_numbers_and_statuses(name, monkeypatch):
     monkeypatch.setattr(sizes, "_FEWEST_LOSSES", 16)
-    monkeypatch.setattr(registry, "_PROBLEMS", dict(registry._PROBLEMS))
+    monkeypatch.setattr(descriptions, "_PROBLEMS", dict(descriptions._PROBLEMS))
     stand_in(name)
     problem = fl.problems.load(name)
     config = ReportConfig(

@@ -13,6 +13,13 @@ from fisherlab.approximators.costs import (
     factor_flops,
     pair_numbers,
 )
+from fisherlab.approximators.kpsvd.choice import (
+    HeldOrPassed,
+    SolverChoice,
+    passes_of,
+    solver_of,
+    warm_pairs,
+)
 from fisherlab.approximators.kpsvd.rearranged import (
     Pair,
     Pairs,
@@ -23,13 +30,6 @@ from fisherlab.approximators.kpsvd.rearranged import (
     terms_of,
     terms_of_passes,
     used_rows,
-)
-from fisherlab.approximators.kpsvd.solvers import (
-    HeldOrPassed,
-    SolverChoice,
-    passes_of,
-    solver_of,
-    warm_pairs,
 )
 from fisherlab.approximators.kronecker.kfac import KFAC, AnySums
 from fisherlab.approximators.states import by_group

@@ -13,7 +13,13 @@ from fisherlab.approximators.costs import (
     factor_flops,
     pair_numbers,
 )
-from fisherlab.approximators.kpsvd.iterative_solvers import Lanczos
+from fisherlab.approximators.kpsvd.choice import (
+    HeldOrPassed,
+    SolverChoice,
+    passes_of,
+    solver_of,
+    warm_pairs,
+)
 from fisherlab.approximators.kpsvd.passes import Pass
 from fisherlab.approximators.kpsvd.rearranged import (
     Pair,
@@ -25,13 +31,7 @@ from fisherlab.approximators.kpsvd.rearranged import (
     used_rows,
     weights_of,
 )
-from fisherlab.approximators.kpsvd.solvers import (
-    HeldOrPassed,
-    SolverChoice,
-    passes_of,
-    solver_of,
-    warm_pairs,
-)
+from fisherlab.approximators.kpsvd.solvers import Lanczos
 from fisherlab.approximators.states import Sums, by_group
 from fisherlab.operators import Operator
 from fisherlab.samples import Samples

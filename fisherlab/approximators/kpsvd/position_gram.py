@@ -11,7 +11,7 @@ from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
 from fisherlab.numerics.tables import PositionTable
 from fisherlab.samples import Samples, SharedSamples, TurnedSamples
-from fisherlab.samples.pairs import form_flops, table_matrix
+from fisherlab.samples.shared import form_flops, table_matrix
 from fisherlab.showing import shown
 
 HELD = 2**28  # bytes of tables and of a Krylov space

@@ -10,7 +10,7 @@ from fisherlab.training.probes.blocks import Spectra as Spectra
 from fisherlab.training.probes.directions import Directions as Directions
 from fisherlab.training.probes.errors import Errors as Errors
 from fisherlab.training.probes.errors import Losses as Losses
+from fisherlab.training.probes.errors import Moment as Moment
+from fisherlab.training.probes.errors import Probe as Probe
 from fisherlab.training.probes.errors import Staleness as Staleness
-from fisherlab.training.probes.moment import Moment as Moment
-from fisherlab.training.probes.moment import Probe as Probe
-from fisherlab.training.probes.moment import Tracker as Tracker
+from fisherlab.training.probes.errors import Tracker as Tracker

@@ -17,8 +17,7 @@ from fisherlab.approximators.register import by_name
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, RelativeDamping
 from fisherlab.statistics import Exact, Fisher, LayerStatistics
-from fisherlab.training.probes.errors import Approximators
-from fisherlab.training.probes.moment import Moment, Source
+from fisherlab.training.probes.errors import Approximators, Moment, Source
 
 
 @final

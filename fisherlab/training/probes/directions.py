@@ -27,9 +27,8 @@ from fisherlab.statistics import (
     Statistics,
     mean_gradient,
 )
-from fisherlab.training.averaging import BiasCorrected
-from fisherlab.training.probes.errors import Approximators
-from fisherlab.training.probes.moment import Moment
+from fisherlab.training.probes.errors import Approximators, Moment
+from fisherlab.training.schedules import BiasCorrected
 
 Told = tuple[Tensor | None, str]  # a direction, or why there is none
 _GRADIENT: Final = "gradient"

@@ -1,12 +1,13 @@
-"""How well the network does at an iterate, and how good approximations are, old and new."""
+"""What a probe is; the loss at an iterate, and how good approximations are, old and new."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Protocol, final, runtime_checkable
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 
@@ -18,14 +19,126 @@ from fisherlab.approximators import ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
-from fisherlab.problems.problem import Pair
+from fisherlab.problems.problem import Pair, Problem, drawn
 from fisherlab.statistics import (
     Exact,
     Fisher,
+    MonteCarlo,
+    Statistics,
+    collect,
     mean_gradient,
 )
 from fisherlab.training.loop import CHUNK, performance
-from fisherlab.training.probes.moment import Moment, Source
+
+Source = Literal["train", "test", "batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """One iterate of a training, looked at before the next step is taken.
+
+    Attributes
+    ----------
+    problem
+        Its model is the live one, in evaluation mode: look, do not touch.
+    optimizer
+        What trains it.
+    step
+        Steps taken so far.
+    batch
+        The minibatch that the next step will be taken with.
+    seed
+        The seed of the training.
+    """
+
+    problem: Problem
+    optimizer: torch.optim.Optimizer
+    step: int
+    batch: Pair
+    seed: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The network at this iterate."""
+        return self.problem.model
+
+    def data(self, source: Source, examples: int | None = None) -> Pair:
+        """Return random examples of the training set, the test set or the batch.
+
+        The same at every moment of a training, and for every method.
+
+        Examples
+        --------
+        >>> import fisherlab as fl
+        >>> p = fl.problems.load("digits")
+        >>> sgd = torch.optim.SGD(p.model.parameters())
+        >>> x, y = Moment(p, sgd, 0, p.train, seed=0).data("test", 10)
+        >>> x.shape
+        torch.Size([10, 256])
+        """
+        found: dict[str, Pair] = {
+            "train": self.problem.train,
+            "test": self.problem.test,
+            "batch": self.batch,
+        }
+        return drawn(found[source], examples, self.seed)
+
+    def statistics(
+        self,
+        fisher: Fisher,
+        on: Source,
+        examples: int | None = None,
+        layers: Sequence[str] | None = None,
+        compress: bool = True,
+    ) -> Statistics:
+        """Collect at this iterate, with labels drawn anew if the Fisher draws any."""
+        return collect(
+            self.model,
+            self.data(on, examples),
+            self.problem.likelihood,
+            at_step(fisher, self.step),
+            layers=layers,
+            compress=compress,
+        )
+
+
+def at_step(fisher: Fisher, step: int) -> Fisher:
+    """Return the same Fisher with labels drawn anew at this step, if it draws any.
+
+    Examples
+    --------
+    >>> at_step(MonteCarlo(2), 7)
+    MonteCarlo(samples=2, seed=0, step=7)
+    """
+    return replace(fisher, step=step) if isinstance(fisher, MonteCarlo) else fisher
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """A measurement of one moment: anything called with it that returns a Dataset.
+
+    The Dataset gets a `step` coordinate and is joined with those of the other probes, so
+    two probes may not give one variable.
+    """
+
+    def __call__(self, moment: Moment) -> xr.Dataset:
+        """Measure."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A measurement with a memory, which sees every step and is read at chosen ones.
+
+    The memory is a value: numbers, strings, tensors, operators, and dicts, lists and
+    tuples of them, so that it can be saved and a training can go on from it.
+    """
+
+    def observe(self, memory: Any | None, moment: Moment) -> Any:
+        """Return the memory after one more moment (None before the first)."""
+
+    def measure(self, memory: Any, moment: Moment) -> xr.Dataset:
+        """Measure; the memory has seen this moment."""
+
 
 SETS: Final[tuple[Source, ...]] = ("train", "test")
 
