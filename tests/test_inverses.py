@@ -392,3 +392,14 @@ def test_single_precision_inverts_as_well_as_its_numbers_allow(size, condition):
     single = condition < eps**-0.5
     assert error <= (2 * eps * condition if single else eps)
     assert damped_inverse(factor.bfloat16(), damping).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
+def test_a_factor_that_is_hardly_positive_is_inverted_in_double_precision(gap):
+    """A negative eigenvalue near -λ is one over little, whatever the trace says."""
+    basis = torch.linalg.qr(normal((6, 6), 3))[0]
+    values = torch.tensor([-1 + gap, 0.0, 1.0, 2.0, 3.0, 4.0], dtype=F64)
+    factor = ((basis * values) @ basis.T).float()
+    exact = torch.linalg.inv(factor.double() + torch.eye(6, dtype=F64))
+    error = float((damped_inverse(factor, 1.0).double() - exact).norm() / exact.norm())
+    assert error <= 4 * torch.finfo(torch.float32).eps

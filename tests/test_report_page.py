@@ -228,9 +228,10 @@ def test_a_verdict_answers_in_sight_and_folds_the_rest(tmp_path):
     page = page_of(ds, tmp_path)
     (told,) = (one for one in summary.verdict(ds) if one.topic == "matrix")
     assert told.headline.count(". ") == 0
-    assert "It holds" in told.details
+    assert "; `" in told.headline
+    assert "the numbers of the exact blocks" in told.headline
     text = (tmp_path / "report.html").read_text("utf-8")
-    folded = "".join(re.findall(r"<details><summary>Costs.*?</details>", text, re.DOTALL))
+    folded = "".join(re.findall(r"<details><summary>Layers.*?</details>", text, re.DOTALL))
     assert prose(told.details) in folded
     assert prose(told.headline) not in folded
     assert prose(told.headline) in text

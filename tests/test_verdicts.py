@@ -29,6 +29,10 @@ INDEFINITE = re.compile(
     r"`([^`]+)` is indefinite in ([^(]*) \(([0-9.e-]+) % of the parameters\); "
     r"from λ = ([0-9.e-]+) on it is not"
 )
+COSTS = re.compile(
+    r"(; a solve with)?(?:; )? ?`([^`]+)` (?:holds|takes) ([0-9.e+-]+)( % of| times) the "
+    r"(?:numbers of the exact blocks|flops of theirs)(, dearer than the exact solve)?"
+)
 WHO = r"((?:`[^`]+`(?:, | and )?)+)"
 ABSENT = re.compile(
     WHO + r" ha(?:ve|s) no number in [^(]* \(([0-9.e-]+) % of the parameters\): "
@@ -147,6 +151,24 @@ def check(text, rows):
                 told.add((name, why))
                 assert float(percent) == pytest.approx(share(lacking[name, why]), rel=0.06)
     assert told == set(lacking), "every lack is told with its own reason"
+
+
+def check_costs(text, ds):
+    """Hold what the winner is said to cost against sums over all layers."""
+    lead, _, _ = text.partition("ayer by layer")
+    found, told = CLOSEST.search(lead), COSTS.findall(lead)
+    p = (ds["d_out"] * ds["d_in"]).values
+    for solve, name, amount, unit, dearer in told:
+        assert name == names(found["who"])[0]
+        one, whole = ds["stored_numbers"].sel(approximator=name), p * (p + 1) / 2
+        if solve:
+            one = ds["solve_flops"].sel(approximator=name)
+            whole = ds["solve_flops"].sel(approximator="exact").values
+        known = one.notnull().values
+        share = float(one.values[known].sum() / whole[known].sum())
+        assert float(amount) == pytest.approx(share * (100 if "%" in unit else 1), rel=0.06)
+        assert bool(dearer) == (bool(solve) and share > 1)
+    assert len(told) == (2 if found and found["next"] else len(told))
 
 
 def needed(status, methods):
@@ -282,6 +304,8 @@ def hold(seed, kind, alpha, tmp_path=None):
     for purpose in PURPOSES:
         check(told[purpose], rows_of(ds, purpose))
     check(told["matrix"], rows_of_errors(ds))
+    for text in told.values():
+        check_costs(text, ds)
     lines = {purpose: told[purpose] for purpose in (*PURPOSES, "matrix")}
     check_known(lines, rows_of(ds, "pruning"), rows_of_errors(ds))
 
@@ -507,8 +531,8 @@ def test_what_is_dearer_than_the_exact_solve_is_called_so():
         "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],
         {contests.SOLVE: flops},
     )  # fmt: skip
-    told = "A solve takes 3 times the flops of theirs, dearer than the exact solve"
-    assert told in one.told()
+    told = "; a solve with `a` takes 3 times the flops of theirs"
+    assert f"{told}, dearer than the exact solve" in one.told()
     cheap = np.array([[3.0, 3.0]]), np.array([10.0])
     other = contests.Contest(
         "error", 0.0, ("0",), ("a", "b"), np.ones(1), values, ok, values[0],

@@ -22,8 +22,8 @@ TIED: Final = 1e-6  # distances from the best that differ by less are called equ
 NAMED: Final = 3  # layers that a sentence names
 EQUALS: Final = 5  # methods that are equally close, of which all are named
 MOST: Final = 0.9  # of the parameters, in layers where methods are held together
-HELD: Final = "it holds {} the numbers of the exact blocks"
-SOLVE: Final = "a solve takes {} the flops of theirs"
+HELD: Final = "`{}` holds {} the numbers of the exact blocks"
+SOLVE: Final = "a solve with `{}` takes {} the flops of theirs"
 SIZE: Final = "left out for size"
 OF_ALL: Final = " of the parameters"
 UNHELD: Final = " (leads are not held against noise)"
@@ -129,11 +129,11 @@ class Contest:
         return " ".join(filter(None, (self.headline(), self.details())))
 
     def headline(self) -> str:
-        """Say who is nearest to the exact block, and who is indefinite."""
+        """Say who is nearest to the exact block, at what cost, and who is indefinite."""
         return _sentences([*self._first()[:1], *self._unusable()])
 
     def details(self) -> str:
-        """Say the rest: layers, costs, what is missing, and at which λ all that is so."""
+        """Say the rest: layers, what is missing, and at which λ all that is so."""
         parts = [*self._first()[1:], *self._absent()]
         return _sentences(parts + [f"judged at {self.setting}"] * bool(self.setting))
 
@@ -144,7 +144,7 @@ class Contest:
             return [f"`{complete[0]}`: {self.title} {self._number(complete[0])}"]
         if complete and not self.partial:
             among = " of those that can be used" * (len(complete) < len(self.methods))
-            return [self._ranked(complete, self.of, among), *self._cost(complete[0])]
+            return [self._ranked(complete, self.of, among) + self._cost(complete[0])]
         together, layers = self._together(), self._layers_won()
         whole = [f"`{name}` ({self._number(name)})" for name in complete]
         alone = [f"a number in every layer has only {', '.join(whole)}"] if whole else []
@@ -200,11 +200,11 @@ class Contest:
             return []
         if rows.all():
             among = " of those with a number in every layer"
-            return [self._ranked(ranked, self.of, among), *self._cost(ranked[0])]
+            return [self._ranked(ranked, self.of, among) + self._cost(ranked[0])]
         at = [name for name, there in zip(self.layers, rows, strict=True) if there]
         said = self._ranked(ranked, known.__getitem__, " of those with a number there")
         where = f"over {len(at)} of {len(self.layers)} layers ({self._share(at)}{OF_ALL})"
-        return [f"{where} {said}", *self._cost(ranked[0])]
+        return [f"{where} {said}{self._cost(ranked[0])}"]
 
     def _settled(self, winners: Sequence[str]) -> str:
         """Say what theory says beforehand of the first winner that it knows."""
@@ -238,16 +238,16 @@ class Contest:
             f"block ({self.title}) is {', '.join(told)}{UNHELD * (len(won) > 1)}"
         )
 
-    def _cost(self, method: str) -> list[str]:
+    def _cost(self, method: str) -> str:
         """Say what an approximation costs beside the exact block."""
-        column, told = self.methods.index(method), []
+        column, told = self.methods.index(method), ""
         for what, (own, exact) in self.costs.items():
             share = total_share(own[:, column], exact)
             if np.isfinite(share):
                 amount = f"{percent(share)} of" if share < 2 else f"{share:.3g} times"
                 dear = ", dearer than the exact solve" * (what == SOLVE and share > 1)
-                told.append(f"{what.format(amount)}{dear}")
-        return ["; ".join(told)] if told else []
+                told += f"; {what.format(method, amount)}{dear}"
+        return told
 
     def _unusable(self) -> list[str]:
         """Say where approximations are indefinite, and from which λ on they are not."""

@@ -112,7 +112,8 @@ def damped_inverse(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor
 
     The matrix as it is stored fixes its inverse to ε·κ, κ ≤ tr/damping + 1. Where that is
     below √ε Cholesky in the same precision loses as much again, at a third of the time;
-    else it is done in float64.
+    else it is done in float64, and so where an entry of the inverse above 1/damping tells
+    that the matrix has negative eigenvalues.
 
     Raises
     ------
@@ -120,9 +121,14 @@ def damped_inverse(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor
         If the damped matrix is not positive definite, or not finite.
     """
     lost = torch.finfo(matrix.dtype).eps ** 0.5
-    alike = matrix.dtype.itemsize > 2 and float(matrix.trace()) * lost < damping
-    kind = matrix.dtype if alike else torch.float64
-    factor = _cholesky(matrix.to(kind, copy=True), damping, "a factor")
+    if matrix.dtype.itemsize > 2 and 0 <= float(matrix.trace()) * lost < damping:
+        shifted = matrix.clone()
+        shifted.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        found = torch.cholesky_inverse(factor)
+        if bool((failed == 0) & (found.diagonal().max() * damping <= 1 + lost)):
+            return found
+    factor = damped_cholesky(matrix, damping, "a factor")
     return torch.cholesky_inverse(factor).to(matrix.dtype)
 
 
