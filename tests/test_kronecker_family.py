@@ -264,8 +264,22 @@ def test_the_average_of_kronecker_sums_is_factor_wise_with_signs_aligned():
     assert_close(rows, (0.9 + 0.1 * 1.01) * one.terms[1][0])
 
 
-def _term(seed):
-    return cases.normal(3, 3, seed=seed), cases.normal(2, 2, seed=seed + 50)
+def _term(seed, sign=1):
+    """Two symmetric factors, or with sign -1 two skew ones."""
+    both = cases.normal(3, 3, seed=seed), cases.normal(2, 2, seed=seed + 50)
+    return tuple(one + sign * one.T for one in both)
+
+
+def test_symmetric_and_skew_pairs_are_not_averaged_into_an_asymmetric_matrix():
+    """Under weight sharing the second pair may be skew at one step and not at the next."""
+    even = KroneckerSum((_term(0), _term(1)), (3, 2))
+    odd = KroneckerSum((_term(0), _term(1, -1)), (3, 2))
+    more = KroneckerSum((_term(0), _term(2, -1)), (3, 2))
+    for old, new in [(even, odd), (odd, even), (odd, more)]:
+        dense = fl.average(old, new, 0.7).to_dense()
+        assert_close(dense, dense.T)
+    assert_close(fl.average(even, odd, 0.7).to_dense(), odd.to_dense())
+    assert_close(fl.average(odd, odd, 0.7).to_dense(), odd.to_dense())
 
 
 def test_a_pair_that_appears_or_vanishes_is_kept_or_fades():

@@ -537,12 +537,13 @@ def test_statistics_of_a_compiled_model_are_those_of_the_plain_one():
 
 
 class Wide(nn.Module):
-    """Layers that are wider than a batch: plain, over positions, without a bias."""
+    """Layers that are wider than a batch: plain, over positions, bare and turned."""
 
     def __init__(self):
         super().__init__()
         self.first, self.over = nn.Linear(40, 30), nn.Linear(10, 25, bias=False)
-        self.last, self.twice = nn.Linear(75, 3), False
+        self.turned = nn.Parameter(0.2 * torch.randn(25, 20))
+        self.last, self.twice = nn.Linear(60, 3), False
 
     def forward(self, x):
         hidden = torch.tanh(self.first(x))
@@ -551,10 +552,11 @@ class Wide(nn.Module):
             if self.twice
             else hidden
         )
-        return self.last(torch.tanh(self.over(hidden.unflatten(1, (3, 10)))).flatten(1))
+        over = torch.tanh(self.over(hidden.unflatten(1, (3, 10))))
+        return self.last(torch.tanh(over @ self.turned).flatten(1))
 
 
-def steps_of_a_wide_network(monkeypatch, watching, change=None, **settings):
+def steps_of_a_wide_network(monkeypatch, watching, change=None, called=None, **settings):
     """Return the weights after eight steps, and how many passes left gradients as rows."""
     seen = []
 
@@ -571,9 +573,13 @@ def steps_of_a_wide_network(monkeypatch, watching, change=None, **settings):
     monkeypatch.setattr(passes, "together", counted(one_graph.together))
     torch.manual_seed(3)
     model, x, y = Wide().double(), torch.randn(4, 40).double(), torch.tensor([0, 1, 2, 1])
-    chosen = {"lr": 0.2, "damping": fl.Factored(1e-2), "statistics_every": 4} | settings
+    chosen = {"lr": 0.02, "damping": fl.Factored(0.1), "statistics_every": 4} | settings
     optimiser = fl.NaturalGradient(
-        model, fl.Categorical(), chosen.pop("method", "kfac"), inverse_every=4, **chosen
+        called(model) if called else model,
+        fl.Categorical(),
+        chosen.pop("method", "kfac"),
+        inverse_every=4,
+        **chosen,
     )
     for number in range(8):
         if change is not None:
@@ -628,6 +634,21 @@ def test_weights_that_are_used_in_another_way_have_their_gradient_formed(monkeyp
     plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"), change)
     found, seen = steps_of_a_wide_network(monkeypatch, 0, change)
     assert [len(names) for names in seen[2:]] == [2, 0, 2, 2, 0, 2, 2]
+    assert_close(found, plain, 1e-12)
+
+
+def test_a_compiled_model_is_called_as_it_is_between_renewals(monkeypatch):
+    calls = []
+
+    def compiled(model):
+        model = torch.compile(model, backend="eager")
+        model.register_forward_hook(lambda *_: calls.append(1))
+        return model
+
+    plain, _ = steps_of_a_wide_network(monkeypatch, float("inf"))
+    found, seen = steps_of_a_wide_network(monkeypatch, 0, called=compiled)
+    assert len(calls) == 6  # of eight steps two are renewals
+    assert not any(seen[2:])
     assert_close(found, plain, 1e-12)
 
 
@@ -697,6 +718,35 @@ def test_a_fallback_takes_what_is_too_large_to_train_with(monkeypatch, limit):
     monkeypatch.undo()
     usual, _, _ = step_with_a_fallback(None)
     assert_close(moves["2"], usual["2"], 1e-12)
+
+
+def test_what_inverts_no_factor_takes_no_minutes(monkeypatch):
+    monkeypatch.setattr(curvature, "LONG", 100)
+    for method in ("diagonal", "mini-block", "low-rank", "cg-fac"):
+        model, likelihood, batch = problem()
+        optimiser = natural(model, likelihood, method=method, fallback="gradient")
+        optimiser.step(batch=batch)
+        assert not optimiser.exceptions, method
+
+
+@pytest.mark.parametrize("method", ["kfac", "kpsvd", "kpsvd-2"])
+def test_a_table_is_too_large_where_its_whole_factor_is_formed(monkeypatch, method):
+    """KFAC keeps the rows of a table apart, KPSVD has a factor of all of them."""
+    monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2 * 40 * 1000)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(60, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    batch = torch.randint(60, (4, 2)), torch.tensor([0, 1, 1, 0])
+    optimiser = natural(model, fl.Categorical(), method=method, fallback="gradient")
+    optimiser.step(batch=batch)
+    assert list(optimiser.exceptions) == ([] if method == "kfac" else ["0"])
+
+
+def test_a_block_that_was_made_before_is_not_refused_later(monkeypatch):
+    model, likelihood, batch = problem()
+    optimiser = natural(model, likelihood)
+    optimiser.step(batch=batch)
+    monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2)
+    optimiser.step(batch=batch)
 
 
 def test_a_block_that_is_too_large_is_refused_or_told_of(monkeypatch):

@@ -6,7 +6,8 @@ from typing import Any, final
 
 from fisherlab.approximators import KPSVD, Approximator
 from fisherlab.approximators.base import Returned, facts
-from fisherlab.approximators.costs import EIGEN, building_flops, result_numbers
+from fisherlab.approximators.blocks.exact import DIRECT
+from fisherlab.approximators.costs import EIGEN, building_flops, held_numbers
 from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
@@ -149,7 +150,7 @@ class Factors:
     @property
     def terms(self) -> int:
         """How many products are added up."""
-        return int(getattr(self.method, "rank", 1))
+        return 1
 
     def matrix(self) -> Work:
         """Count building it, ⟨F, F̂⟩ and the readings of samples and factors."""
@@ -321,6 +322,49 @@ class Entries(Factors):
 
 
 @final
+class Columns(Factors):
+    """A matrix of low rank: its rows, and what they are to the exact block."""
+
+    @property
+    def _size(self) -> int:
+        """The numbers of all columns."""
+        *_, m, p = _sizes(self.samples)
+        return min(self.method.rank, m, p) * p
+
+    def reading(self) -> float:
+        """Count the readings of the columns."""
+        return float(READ * self._size)
+
+    def space(self) -> float:
+        """Return the bytes of the table whose eigenvalues are found, and of the columns."""
+        *_, m, p = _sizes(self.samples)
+        return float(NUMBER * (COPIES * min(m, p, DIRECT) ** 2 + 2 * self._size))
+
+    def inner(self) -> float:
+        """Count a product with the exact block for every column."""
+        *_, p = _sizes(self.samples)
+        return self._size / p * self.samples.product_work()
+
+    def prepared(self) -> Work:
+        """Count the products of the columns with one another."""
+        *_, p = _sizes(self.samples)
+        return Work(self._size**2 / p)
+
+    def one_more(self) -> float:
+        """Count a solve by what the columns add to 1/λ."""
+        return 2.0 * self._size
+
+    def further(self, formed: bool) -> float:
+        """Count a solve by what the columns add to 1/λ."""
+        return self.one_more()
+
+    def inverse_inner(self) -> Work:
+        """Count the columns times the exact inverse, by the Gram or dense."""
+        *_, p = _sizes(self.samples)
+        return Work(2.0 * self._size * (self._columns or p))
+
+
+@final
 class Blocks(Factors):
     """Blocks of rows, solved through their examples where those are fewer."""
 
@@ -390,6 +434,7 @@ _FORMS: Mapping[Returned, type[Factors]] = {
     "factors": Factors,
     "terms": Terms,
     "blocks": Blocks,
+    "columns": Columns,
     "entries": Entries,
     "products": Products,
 }
@@ -424,12 +469,7 @@ def room(s: Samples, method: Any) -> int:
     >>> room(samples, fl.KFAC()), room(samples.to(torch.float64), fl.KFAC())
     (300, 200)
     """
-    told, numbers = facts(method), result_numbers(method, s) or 0
-    formed = told.result == "terms" or not told.needs_inputs
-    if isinstance(s, TokenSamples) and formed and hasattr(method, "cost"):
-        cost = method.cost(s)  # flops of a table are others, the factors are not
-        numbers = cost.numbers if cost else 0
-    size = s.dtype.itemsize
+    numbers, size = held_numbers(method, s), s.dtype.itemsize
     double = 0 if size == NUMBER else NUMBER
     working = max(numbers * double, int(space(s, method)))
     return numbers * size + working

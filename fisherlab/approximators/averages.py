@@ -54,7 +54,8 @@ def average(old: Operator, new: Operator, weight: float) -> Operator:
     Operator
         Kronecker sums are averaged factor by factor, later pairs after aligning their
         signs with the old ones (the published rule; not the Kronecker sum of the averaged
-        block). `KroneckerEigen` takes the new basis and the diagonal of the averaged
+        block); a pair of skew factors does not average with a symmetric one, and takes
+        its place. `KroneckerEigen` takes the new basis and the diagonal of the averaged
         matrix in it. Exact blocks become dense, or stay samples while these are fewer
         than the entries of a weight too large to be held dense. Low rank is cut to its
         rank again. Matrices that are functions of a state (Shampoo, Adam, quasi-diagonal)
@@ -109,17 +110,22 @@ def _mixed(old: Operator, new: Operator) -> str:
 @_average.register
 def _(old: KroneckerSum, new: KroneckerSum, weight: float) -> KroneckerSum:
     fresh = list(new.terms)
-    terms = [_pair(a, b, weight) for a, b in zip(old.terms, fresh, strict=False)]
+    both = zip(old.terms, fresh, strict=False)
+    terms = [_pair(a, b, weight, first=k == 0) for k, (a, b) in enumerate(both)]
     terms += fresh[len(old.terms) :]  # a pair that was not there before
     faded = [(weight * g, weight * a) for g, a in old.terms[len(fresh) :]]
     return replace(new, terms=(*terms, *faded), precision=new.dtype, place=new.device)
 
 
-def _pair(old: Term, new: Term, weight: float) -> Term:
+def _pair(old: Term, new: Term, weight: float, first: bool) -> Term:
     """Average one pair after giving the new factors the signs of the old ones."""
     rows, cols = (a.flatten() @ b.flatten() for a, b in zip(old, new, strict=True))
     sign = torch.where(rows + cols >= 0, 1.0, -1.0).to(new[0].dtype)
-    return (sign * new[0]).lerp(old[0], weight), (sign * new[1]).lerp(old[1], weight)
+    share: float | Tensor = weight
+    if not first:  # the first pair is symmetric, later ones may be skew
+        skew = [(g * g.T).sum() < 0 for g, _ in (old, new)]
+        share = torch.where(skew[0] == skew[1], torch.full_like(sign, weight), 0.0)
+    return (sign * new[0]).lerp(old[0], share), (sign * new[1]).lerp(old[1], share)
 
 
 @_average.register

@@ -29,7 +29,7 @@ from fisherlab.statistics.gathered import Held
 State = TypeVar("State")
 Result = TypeVar("Result")
 Takes = Literal["per_example", "mean_gradient", "network"]
-Returned = Literal["factors", "terms", "blocks", "entries", "products", "exact"]
+Returned = Literal["factors", "terms", "blocks", "columns", "entries", "products", "exact"]
 NetworkStatistics = Mapping[str, LayerStatistics]
 
 
@@ -98,7 +98,7 @@ class Facts:
     result
         What it returns, by which solves and inner products are counted: a product of
         "factors" or what is diagonal in their bases, the sum of several "terms", "blocks"
-        of rows, "entries", "products" alone, or the block that is "exact".
+        of rows, a few "columns", "entries", "products" alone, or the "exact" block.
     """
 
     takes: Takes = "per_example"

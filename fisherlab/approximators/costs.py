@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fisherlab.approximators.base import facts
 from fisherlab.numerics.packed import pair_count, symmetric_flops
-from fisherlab.samples import OuterSamples, Samples
+from fisherlab.samples import OuterSamples, Samples, TokenSamples
 
 EIGEN = 9  # multiply-adds of a symmetric eigendecomposition over d³, about
 STEPS = 5  # power steps until convergence, about
@@ -60,6 +60,25 @@ def result_numbers(method: Any, samples: Samples) -> int | None:
     """Return the numbers an approximation holds besides the samples."""
     cost = cost_of(method, samples)
     return None if cost is None else cost.numbers
+
+
+def held_numbers(method: Any, samples: Samples) -> int:
+    """Return the numbers an approximation holds, the whole factors of a table included.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> net, words = torch.nn.Embedding(9, 2), torch.arange(5)
+    >>> samples = fl.collect(net, (words, None), fl.Gaussian())["weight"].samples
+    >>> [held_numbers(method, samples) for method in (fl.Diagonal(), fl.KPSVD())]
+    [18, 85]
+    """
+    told = facts(method)
+    formed = told.result == "terms" or not told.needs_inputs
+    if isinstance(samples, TokenSamples) and formed and hasattr(method, "cost"):
+        cost = method.cost(samples)  # flops of a table are others, the factors are not
+        return cost.numbers if cost else 0
+    return result_numbers(method, samples) or 0
 
 
 def input_flops(s: Samples) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import adds, called, facts, learns
-from fisherlab.approximators.costs import cubes, result_numbers
+from fisherlab.approximators.costs import cubes, held_numbers
 from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
@@ -20,7 +20,7 @@ from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.numerics.memory import readable
-from fisherlab.numerics.ranks import Ranks
+from fisherlab.numerics.ranks import Ranks, live
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.samples import Samples
@@ -55,8 +55,9 @@ class Curvature:
     approximator
         Called with a block's statistics and its last operator, or with those of all.
     fallback
-        What takes the blocks that the approximator cannot: "gradient", an approximator,
-        or None to raise.
+        What takes the blocks that the approximator cannot, or not on this machine:
+        "gradient", an approximator, or None to raise. A block is too large where its
+        matrices exceed half of the memory, or take minutes to factorise on a CPU.
     """
 
     approximator: Callable[..., Operator]
@@ -120,11 +121,12 @@ class Curvature:
         for name, layer in statistics.items():
             previous = units[name].operator if name in units else None
             try:
+                self._require_affordable(layer, previous)
                 if len(layer.by_group()) > 1:  # each group has a warm start of its own
                     rest[name] = layer
                 else:
                     states[name] = begun(method, layer, previous)
-            except NeedsSharedForm:
+            except (NeedsSharedForm, BudgetError):
                 rest[name] = layer
         with _named(repr(method), "the blocks of all ranks"):
             made = called_by_all(ranks, method, states, statistics)
@@ -157,8 +159,7 @@ class Curvature:
         for name, layer in statistics.items():
             previous = units[name].operator if name in units else None
             try:
-                if previous is None or self.fallback is not None:
-                    self._require_affordable(layer)
+                self._require_affordable(layer, previous)
                 made[name] = self._made(self.approximator, layer, previous)
             except (NeedsSharedForm, BudgetError) as error:
                 if self.fallback is None:
@@ -173,14 +174,19 @@ class Curvature:
                     made[name] = self._made(self.fallback, layer, previous)
         return made, exceptions
 
-    def _require_affordable(self, layer: Any) -> None:
+    def _require_affordable(self, layer: Any, previous: Any = None) -> None:
         """Refuse, or with a fallback leave to it, what cannot be trained with; or warn.
+
+        A block that the method had before is not asked about again: only another
+        approximator's operator may be in its place.
 
         Raises
         ------
         BudgetError
             Naming the bytes, or with a fallback what a renewal takes.
         """
+        if previous is not None and self.fallback in (None, "gradient"):
+            return
         need, long = _needs(self.approximator, layer)
         if need is None and long is None:
             return
@@ -256,17 +262,17 @@ class Curvature:
 def _needs(method: Any, layer: Any) -> tuple[str | None, str | None]:
     """Say which memory a block's matrices lack, and which renewal takes minutes."""
     samples: Samples | None = getattr(layer, "samples", None)  # a mean gradient has none
-    numbers = None if samples is None else result_numbers(method, samples)
-    if samples is None or not numbers:
+    if samples is None:
         return None, None
     # new, averaged and inverted, and two copies in float64 while that is made
-    need = numbers * (3 * samples.dtype.itemsize + 2 * 8)
+    held, rows = held_numbers(method, samples), max(samples.weight_shape)
+    need = held * (3 * samples.dtype.itemsize + 2 * 8)
     limit = devices.total_bytes(samples.device) // 2
-    if need > limit:
+    if need > limit and live() is None:  # ranks on unlike machines must choose alike
         half = f"half of the memory is {readable(limit)}"
         return f"its matrices take {readable(need)}, {half}", None
-    rows = max(samples.weight_shape)
-    slow = not devices.is_accelerator(samples.device) and numbers >= rows**2
+    inverts = facts(method).result in ("factors", "terms") and held >= rows**2
+    slow = inverts and not devices.is_accelerator(samples.device)
     if slow and cubes(samples) > LONG:
         return None, f"a factor of {rows:,} rows takes minutes to invert on a CPU"
     return None, None

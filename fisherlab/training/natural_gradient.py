@@ -99,9 +99,10 @@ class NaturalGradient(Preconditioned):
     weight_decay
         γ, decoupled from the gradient.
     fallback
-        For blocks that the method cannot take (norm layers with KFAC): "gradient" for the
-        plain gradient, or another approximator; None raises. What it took stands in the
-        repr.
+        For blocks that the method cannot take (norm layers with KFAC), or not on this
+        machine (factors above half of its memory, or minutes of a CPU): "gradient" for
+        the plain gradient, or another approximator; None raises. What it took stands in
+        the repr.
     params
         Parameters or groups of them, as for any torch optimiser; by default all that are
         trainable. Others of the model stay as they are.

@@ -102,6 +102,7 @@ class LowRank(OfSamples[operators.LowRank]):
     """
 
     rank: int = 10
+    result: ClassVar[Returned] = "columns"
 
     def __post_init__(self) -> None:
         """Check the rank."""
