@@ -758,3 +758,11 @@ def test_a_block_that_is_too_large_is_refused_or_told_of(monkeypatch):
     monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2 * 33 * 40)
     with pytest.raises(fl.BudgetError, match=r"block '0': its matrices take .* fallback="):
         step_with_a_fallback(None)
+
+
+def test_memory_of_one_machine_leaves_no_block_out_where_several_train(monkeypatch):
+    """Ranks on unlike machines would disagree on what is left to the fallback."""
+    monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2)
+    monkeypatch.setattr(curvature, "live", object)
+    _, optimiser, _ = step_with_a_fallback("gradient")
+    assert not optimiser.exceptions
