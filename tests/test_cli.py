@@ -13,8 +13,7 @@ import pytest
 
 import fisherlab as fl
 from fisherlab import cli
-from fisherlab.cli import commands
-from fisherlab.cli.program import parser
+from fisherlab.cli import commands, parser
 from fisherlab.cli.report import configuration
 from fisherlab.errors import NumericalError
 from fisherlab.report.config import ReportConfig
@@ -37,7 +36,7 @@ def fails_with(capsys, *words):
 def test_parsing_loads_nothing_heavy():
     code = (
         "import sys\n"
-        "from fisherlab.cli.program import parser\n"
+        "from fisherlab.cli import parser\n"
         "from fisherlab.cli.report import configuration\n"
         "configuration(parser().parse_args(['report', '--steps', '5']))\n"
         "heavy = {'torch', 'xarray', 'numpy', 'pandas', 'matplotlib', 'tyro'}\n"

@@ -222,6 +222,7 @@ def test_operators_are_found_where_they_stand_now():
     ("kind", "now"),
     [
         ("fisherlab.operators.mode_products:Modes", "fisherlab.operators.gradient_roots"),
+        ("fisherlab.operators.eigenforms:TensorPiece", "fisherlab.operators.eigenform"),
         ("fisherlab.operators.root_diagonal:RootDiagonal", "fisherlab.operators"),
         ("fisherlab.operators.inverse_factors:InverseFactors", "fisherlab.operators"),
         ("fisherlab.samples.grouped:GroupedSamples", "fisherlab.samples"),

@@ -13,7 +13,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import view
-from fisherlab.training.quadratic_model import QuadraticModel
+from fisherlab.training.adaptive_kfac import QuadraticModel
 from tests import cases, oracles
 from tests.oracles import assert_close
 from tests.test_natural_gradient import gradient, problem

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.approximators.kpsvd.solvers import SampleGram
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
-from fisherlab.numerics.tables import HalfTable
+from fisherlab.numerics.packed import HalfTable
 from tests.cases import normal, outer
 from tests.oracles import assert_close
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators.network import TwoLevelInverse
-from fisherlab.operators.network.whole import tikhonov_inverse
+from fisherlab.operators.network.base import tikhonov_inverse
 from tests import network_oracles as oracle
 from tests.benchmarks import network as benchmarks
 from tests.brute_force import full_fisher
@@ -239,9 +239,9 @@ def test_exact_network_with_other_forms():
 
 
 def test_large_matrices_are_inverted_iteratively(monkeypatch):
-    from fisherlab.operators.network import kronecker_blocks, whole
+    from fisherlab.operators.network import base, kronecker_blocks
 
-    monkeypatch.setattr(whole, "DENSE_ROWS", 3)
+    monkeypatch.setattr(base, "DENSE_ROWS", 3)
     monkeypatch.setattr(kronecker_blocks, "DENSE_ROWS", 3)
     op = fl.KhatriRao()(statistics())
     ws = weights(op)

@@ -8,7 +8,7 @@ import fisherlab as fl
 from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
-from fisherlab.numerics.tables import PositionTable
+from fisherlab.numerics.packed import PositionTable
 from fisherlab.samples import TurnedSamples
 from tests import cases
 from tests.oracles import rearranged, second_moment_block

@@ -10,11 +10,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import problems
-from fisherlab.problems.convolutional import ResidualBlock, resnet, vgg
 from fisherlab.problems.descriptions import DESCRIPTIONS
-from fisherlab.problems.networks import settle
+from fisherlab.problems.networks import ResidualBlock, gpt, resnet, settle, vgg, vit
 from fisherlab.problems.problem import CropAndFlip
-from fisherlab.problems.transformers import gpt, vit
 
 # Published or counted by hand from the published widths.
 PARAMETERS = {

@@ -32,11 +32,11 @@ from fisherlab.approximators.mean_gradients import (
     ShampooPreconditioner as ShampooPreconditioner,
 )
 from fisherlab.approximators.mean_gradients import TNTPreconditioner as TNTPreconditioner
-from fisherlab.approximators.gradient_roots import (
+from fisherlab.approximators.mean_gradients import (
     KLShampooPreconditioner as KLShampooPreconditioner,
 )
-from fisherlab.approximators.gradient_roots import MuonPreconditioner as MuonPreconditioner
-from fisherlab.approximators.gradient_roots import SOAPPreconditioner as SOAPPreconditioner
+from fisherlab.approximators.mean_gradients import MuonPreconditioner as MuonPreconditioner
+from fisherlab.approximators.mean_gradients import SOAPPreconditioner as SOAPPreconditioner
 from fisherlab.approximators.online.k_bfgs import KBFGS as KBFGS
 from fisherlab.approximators.online.k_bfgs import Observation as Observation
 from fisherlab.approximators.online.b_kfac import BKFAC as BKFAC

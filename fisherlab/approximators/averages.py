@@ -24,6 +24,7 @@ from fisherlab.operators import (
 from fisherlab.operators.factored import KEPT_BLOCK
 from fisherlab.operators.gradient_roots import FromState
 from fisherlab.operators.kronecker_congruence import Term
+from fisherlab.operators.mini_blocks import same_partition
 from fisherlab.operators.network import (
     BlockDiagonal,
     BlockTridiagonal,
@@ -35,7 +36,6 @@ from fisherlab.operators.network import (
 )
 from fisherlab.operators.network.base import same_blocks
 from fisherlab.operators.network.block_tridiagonal import Link
-from fisherlab.operators.partition import same_partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 
 

@@ -339,7 +339,7 @@ def _completion(arguments: argparse.Namespace, command: str) -> None:
         raise ValueError(
             "completion needs shtab: pip install 'fisherlab[completion]'."
         ) from error
-    from fisherlab.cli.program import parser
+    from fisherlab.cli import parser
 
     program, known = parser(), _known_names()
     taken = [a.choices for a in program._actions if isinstance(a.choices, dict)]

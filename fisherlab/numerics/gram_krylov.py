@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fisherlab.numerics.krylov import Triplets
 from fisherlab.numerics.linalg import factorised
-from fisherlab.numerics.tables import HalfTable, PositionTable
+from fisherlab.numerics.packed import HalfTable, PositionTable
 
 Table = Float[Tensor, "n n"] | HalfTable | PositionTable
 EPS = torch.finfo(torch.float64).eps

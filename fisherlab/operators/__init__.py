@@ -7,13 +7,13 @@ from fisherlab.operators.dampings import Factored as Factored
 from fisherlab.operators.dampings import RelativeDamping as RelativeDamping
 from fisherlab.operators.dampings import Tikhonov as Tikhonov
 from fisherlab.operators.dense import Dense as Dense
+from fisherlab.operators.eigenform import Diagonal as Diagonal
 from fisherlab.operators.eigenform import Eigenform as Eigenform
-from fisherlab.operators.eigenforms import Diagonal as Diagonal
-from fisherlab.operators.eigenforms import KroneckerEigen as KroneckerEigen
-from fisherlab.operators.eigenforms import KroneckerLowRank as KroneckerLowRank
-from fisherlab.operators.eigenforms import LowRank as LowRank
-from fisherlab.operators.eigenforms import RowwiseEigen as RowwiseEigen
-from fisherlab.operators.eigenforms import TensorEigen as TensorEigen
+from fisherlab.operators.eigenform import KroneckerEigen as KroneckerEigen
+from fisherlab.operators.eigenform import KroneckerLowRank as KroneckerLowRank
+from fisherlab.operators.eigenform import LowRank as LowRank
+from fisherlab.operators.eigenform import RowwiseEigen as RowwiseEigen
+from fisherlab.operators.eigenform import TensorEigen as TensorEigen
 from fisherlab.operators.factored import FactoredFisher as FactoredFisher
 from fisherlab.operators.factored_mini_blocks import (
     FactoredMiniBlocks as FactoredMiniBlocks,
@@ -32,6 +32,7 @@ from fisherlab.operators.kronecker_congruence import (
 )
 from fisherlab.operators.kronecker_diagonal import KroneckerDiagonal as KroneckerDiagonal
 from fisherlab.operators.mini_blocks import MiniBlocks as MiniBlocks
+from fisherlab.operators.mini_blocks import Partition as Partition
 from fisherlab.operators.network import BlockDiagonal as BlockDiagonal
 from fisherlab.operators.network import BlockTridiagonal as BlockTridiagonal
 from fisherlab.operators.network import DirectSum as DirectSum
@@ -39,7 +40,6 @@ from fisherlab.operators.network import KroneckerBlocks as KroneckerBlocks
 from fisherlab.operators.network import NetworkOperator as NetworkOperator
 from fisherlab.operators.network import TwoLevel as TwoLevel
 from fisherlab.operators.network import WholeNetwork as WholeNetwork
-from fisherlab.operators.partition import Partition as Partition
 from fisherlab.operators.quasi_diagonal import QuasiDiagonal as QuasiDiagonal
 from fisherlab.operators.quasi_diagonal import RootDiagonal as RootDiagonal
 from fisherlab.operators.quasi_diagonal import RowRankOne as RowRankOne

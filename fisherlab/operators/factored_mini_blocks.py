@@ -16,8 +16,7 @@ from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_mome
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.factored import FactoredFisher
-from fisherlab.operators.mini_blocks import MiniBlocks
-from fisherlab.operators.partition import Partition, same_partition
+from fisherlab.operators.mini_blocks import MiniBlocks, Partition, same_partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 
 CUT = SharedSamples, MatrixSamples  # whose rows are had without the other rows

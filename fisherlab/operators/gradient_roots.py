@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.eigenforms import KroneckerEigen, TensorEigen, TensorPiece
+from fisherlab.operators.eigenform import KroneckerEigen, TensorEigen, TensorPiece
 
 S = TypeVar("S", bound="FromState")
 

@@ -25,8 +25,13 @@ from fisherlab.numerics.packed import second_moment
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.eigenform import Eigenform, powers, quadratic_forms
-from fisherlab.operators.eigenforms import Diagonal, KroneckerEigen
+from fisherlab.operators.eigenform import (
+    Diagonal,
+    Eigenform,
+    KroneckerEigen,
+    powers,
+    quadratic_forms,
+)
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.kronecker_congruence import (

@@ -11,8 +11,7 @@ from torch import Tensor
 from fisherlab.numerics.linalg import Label, eigh
 from fisherlab.operators.base import Provenance, inner_product
 from fisherlab.operators.dampings import Damping, Factored, shifted
-from fisherlab.operators.eigenform import Eigenform, quadratic_forms
-from fisherlab.operators.eigenforms import InBasis, RowwiseEigen
+from fisherlab.operators.eigenform import Eigenform, InBasis, RowwiseEigen, quadratic_forms
 from fisherlab.operators.factored import FactoredFisher
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from fisherlab.operators.base import Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.eigenforms import Diagonal
+from fisherlab.operators.eigenform import Diagonal
 from fisherlab.operators.factored import FactoredFisher
 from fisherlab.operators.gradient_roots import FromState
-from fisherlab.operators.mini_blocks import MiniBlocks
-from fisherlab.operators.partition import Partition
+from fisherlab.operators.mini_blocks import MiniBlocks, Partition
 from fisherlab.samples import OuterSamples
 
 

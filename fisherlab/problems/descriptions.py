@@ -20,7 +20,6 @@ from fisherlab.problems.autoencoder_data import (
     faces,
     faces_surrogate,
 )
-from fisherlab.problems.convolutional import resnet, resnet18, simple_cnn, vgg
 from fisherlab.problems.data import (
     CIFAR10_AUGMENTATION,
     CIFAR100_AUGMENTATION,
@@ -38,9 +37,17 @@ from fisherlab.problems.data import (
     svhn,
 )
 from fisherlab.problems.files import DataFile, fetch
-from fisherlab.problems.networks import perceptron, settle
+from fisherlab.problems.networks import (
+    gpt,
+    perceptron,
+    resnet,
+    resnet18,
+    settle,
+    simple_cnn,
+    vgg,
+    vit,
+)
 from fisherlab.problems.problem import Augment, Data, Problem, thinned, validation
-from fisherlab.problems.transformers import gpt, vit
 
 
 @dataclass(frozen=True)

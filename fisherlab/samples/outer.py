@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherlab.numerics.devices import is_accelerator
 from fisherlab.numerics.memory import chunks
 from fisherlab.numerics.packed import (
+    HalfTable,
     kronecker_sum_,
     mirror_,
     pack_sums,
@@ -26,7 +27,6 @@ from fisherlab.numerics.packed import (
     weighted_moment,
     workspace_numbers,
 )
-from fisherlab.numerics.tables import HalfTable
 from fisherlab.samples.base import WHOLE, DenseRoute, Samples, kept_once
 
 GRAM_ROWS = 512  # examples per block of an N × N table that is never held whole

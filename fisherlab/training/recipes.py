@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fisherlab.approximators.gradient_roots import MuonPreconditioner
+from fisherlab.approximators.mean_gradients import MuonPreconditioner
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian
 from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
 from fisherlab.problems.problem import Problem

@@ -19,11 +19,12 @@ from fisherlab.approximators import (
     Lanczos,
     MiniBlock,
 )
-from fisherlab.approximators.gradient_roots import (
+from fisherlab.approximators.mean_gradients import (
     KLShampooPreconditioner,
+    ShampooPreconditioner,
     SOAPPreconditioner,
+    TNTPreconditioner,
 )
-from fisherlab.approximators.mean_gradients import ShampooPreconditioner, TNTPreconditioner
 from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
 from fisherlab.approximators.online.k_bfgs import KBFGS
 from fisherlab.errors import meant

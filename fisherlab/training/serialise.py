@@ -16,7 +16,10 @@ from torch import Tensor
 _PLAIN: Final = (str, int, float, bool, type(None), Tensor, torch.dtype, torch.device)
 _KIND: Final = "__kind__"
 # Where classes of older checkpoints are now, if not in the package of their module.
-_MOVED: Final = {"fisherlab.operators.mode_products": "fisherlab.operators.gradient_roots"}
+_MOVED: Final = {
+    "fisherlab.operators.eigenforms": "fisherlab.operators.eigenform",
+    "fisherlab.operators.mode_products": "fisherlab.operators.gradient_roots",
+}
 
 
 def pack(value: Any, where: str = "state") -> Any:
@@ -42,7 +45,7 @@ def pack(value: Any, where: str = "state") -> Any:
     >>> from fisherlab.operators import Diagonal
     >>> packed = pack({"fc1": Diagonal(torch.ones(2, 2))})
     >>> packed["fc1"]["__kind__"]
-    'fisherlab.operators.eigenforms:Diagonal'
+    'fisherlab.operators.eigenform:Diagonal'
     """
     if isinstance(value, _PLAIN) and not isinstance(value, np.generic):
         return value

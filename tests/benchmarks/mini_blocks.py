@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 import fisherlab as fl
 from fisherlab.layers import Block
-from fisherlab.problems.convolutional import simple_cnn
-from fisherlab.problems.networks import perceptron
+from fisherlab.problems.networks import perceptron, simple_cnn
 from fisherlab.statistics import MeanGradient
 from tests.benchmarks.__main__ import RESULTS, machine
 from tests.benchmarks.timing import interleaved

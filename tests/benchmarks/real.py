@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.problems.convolutional import resnet18 as resnet18_model
-from fisherlab.problems.transformers import gpt, vit
+from fisherlab.problems.networks import gpt, vit
+from fisherlab.problems.networks import resnet18 as resnet18_model
 from tests.benchmarks.memory import peak_above_base
 
 BUDGET = 6 * 2**30

@@ -210,7 +210,7 @@ APPROXIMATORS = [
     ),
     mutant(
         "tables of positions sum one column alone",
-        "numerics/tables.py",
+        "numerics/packed.py",
         "return found.view(v, n, t, t).sum(0).flatten()",
         "return found.view(v, n, t, t)[0].flatten()",
         "position_gram::pairs_are_those_of_the_whole_rearrangement",
@@ -238,7 +238,7 @@ APPROXIMATORS = [
     ),
     mutant(
         "Muon's preconditioner forgets its momentum",
-        "approximators/gradient_roots.py",
+        "approximators/mean_gradients.py",
         "total = total + self.momentum * previous.gradient",
         "total = total + 0 * previous.gradient",
         "shampoo_relatives::a_momentum_goes_on_from_the_operator_before",

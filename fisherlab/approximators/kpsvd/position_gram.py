@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.approximators.kpsvd.rearranged import Pair, Pairs, Rearranged
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
-from fisherlab.numerics.tables import PositionTable
+from fisherlab.numerics.packed import PositionTable
 from fisherlab.samples import Samples, SharedSamples, TurnedSamples
 from fisherlab.samples.shared import form_flops, table_matrix
 from fisherlab.showing import shown

@@ -1,6 +1,7 @@
 """Matrices over the weights of several blocks, as immutable values."""
 
 from fisherlab.operators.network.base import NetworkOperator as NetworkOperator
+from fisherlab.operators.network.base import WholeNetwork as WholeNetwork
 from fisherlab.operators.network.block_diagonal import BlockDiagonal as BlockDiagonal
 from fisherlab.operators.network.block_diagonal import DirectSum as DirectSum
 from fisherlab.operators.network.block_tridiagonal import (
@@ -15,4 +16,3 @@ from fisherlab.operators.network.two_level import (
 )
 from fisherlab.operators.network.two_level import TwoLevel as TwoLevel
 from fisherlab.operators.network.two_level import TwoLevelInverse as TwoLevelInverse
-from fisherlab.operators.network.whole import WholeNetwork as WholeNetwork

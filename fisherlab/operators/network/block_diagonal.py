@@ -15,9 +15,9 @@ from fisherlab.operators.network.base import (
     NetworkOperator,
     Shapes,
     Weights,
+    WholeNetwork,
     same_blocks,
 )
-from fisherlab.operators.network.whole import WholeNetwork
 from fisherlab.operators.stacked import Apart, has_factors
 
 
@@ -43,7 +43,7 @@ class BlockDiagonal(Apart, NetworkOperator):
 
     Examples
     --------
-    >>> from fisherlab.operators.eigenforms import Diagonal
+    >>> from fisherlab.operators.eigenform import Diagonal
     >>> ones = Diagonal(torch.ones(2, 3)), Diagonal(torch.ones(1, 4))
     >>> op = BlockDiagonal({"a": ones[0], "b": ones[1]})
     >>> op.shape, op.trace()
@@ -130,7 +130,7 @@ class DirectSum(Apart, NetworkOperator):
 
     Examples
     --------
-    >>> from fisherlab.operators.eigenforms import Diagonal
+    >>> from fisherlab.operators.eigenform import Diagonal
     >>> from fisherlab.operators.network.block_diagonal import BlockDiagonal
     >>> one, two = (BlockDiagonal({n: Diagonal(torch.ones(1, 2))}) for n in "ab")
     >>> DirectSum((one, two), ("b", "a")).trace()

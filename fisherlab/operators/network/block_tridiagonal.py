@@ -29,9 +29,14 @@ from fisherlab.operators.kronecker_congruence import (
     KroneckerCongruence,
     simultaneous,
 )
-from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
+from fisherlab.operators.network.base import (
+    NetworkOperator,
+    Shapes,
+    Weights,
+    WholeNetwork,
+    tikhonov_inverse,
+)
 from fisherlab.operators.network.kronecker_blocks import KroneckerBlocks
-from fisherlab.operators.network.whole import WholeNetwork, tikhonov_inverse
 
 Link = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]  # row part, column part
 Part = tuple[Tensor, Tensor, Tensor]  # bases R, C and entries e of (R ⊗ C) diag(e) (R ⊗ C)ᵀ

@@ -21,13 +21,15 @@ from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import (
+    DENSE_ROWS,
     NetworkOperator,
     Shapes,
     Weights,
+    WholeNetwork,
     same_blocks,
+    tikhonov_inverse,
 )
 from fisherlab.operators.network.block_diagonal import BlockDiagonal
-from fisherlab.operators.network.whole import DENSE_ROWS, WholeNetwork, tikhonov_inverse
 from fisherlab.samples import OuterSamples
 
 

@@ -22,9 +22,14 @@ from fisherlab.numerics.linalg import Label, eigh, factorised
 from fisherlab.operators.base import Operator, Provenance
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
-from fisherlab.operators.network.base import NetworkOperator, Shapes, Weights
+from fisherlab.operators.network.base import (
+    NetworkOperator,
+    Shapes,
+    Weights,
+    WholeNetwork,
+    tikhonov_inverse,
+)
 from fisherlab.operators.network.block_diagonal import BlockDiagonal
-from fisherlab.operators.network.whole import WholeNetwork, tikhonov_inverse
 
 Coarse = Literal["nicolaides", "residual", "spectral", "krylov"]
 FOLLOWING: Final = ("residual", "krylov")
@@ -362,7 +367,7 @@ class TwoLevel(NetworkOperator):
     Examples
     --------
     >>> import torch
-    >>> from fisherlab.operators.eigenforms import Diagonal
+    >>> from fisherlab.operators.eigenform import Diagonal
     >>> one, two = (
     ...     BlockDiagonal({n: Diagonal(torch.full((1, 2), x)) for n in "ab"})
     ...     for x in (1.0, 2.0)
