@@ -10,7 +10,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab import plots
 from fisherlab.catalogue import FLOOR
-from fisherlab.plots.pixels import maxima, mini_blocks
+from fisherlab.plots.matrices import maxima, mini_blocks
 from fisherlab.plots.style import KNOWN, text
 from tests.datasets import NAMES, comparison, inverses
 

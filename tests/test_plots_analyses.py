@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fisherlab import plots
 from fisherlab.plots import saving
-from fisherlab.plots.pixels import maxima
+from fisherlab.plots.matrices import maxima
 from tests import analyses
 from tests.datasets import comparison, inverses
 

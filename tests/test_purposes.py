@@ -16,8 +16,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import purposes
-from fisherlab.analysis import counts, demands
+from fisherlab.analysis import counts
 from fisherlab.analysis import purposes as analysis_of_purposes
+from fisherlab.analysis import purposes as judging
 from fisherlab.analysis.allowances import Allowance, chosen
 from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
@@ -224,7 +225,7 @@ def test_what_dampings_share_is_done_and_counted_once(name, holder, asked, monke
 
     samples = fl.ExactBlock()(stats["weight"]).samples
     few, many = (
-        demands._method(samples, method, purposes.base.Demand(k, products=0)).flops
+        judging._method(samples, method, purposes.base.Demand(k, products=0)).flops
         for k in (1, 101)
     )
     assert (many - few) / 100 == pytest.approx(counts.counted(samples, method).one_more())

@@ -13,8 +13,7 @@ from fisherlab.analysis.allowances import LONG, RATE, Allowance, cut, may_be_lon
 from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, located, reason
 from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.executors import Workers, filled
-from fisherlab.analysis.layer_store import joined
-from fisherlab.analysis.layerwise import Request, Source, compare_layers
+from fisherlab.analysis.layerwise import Request, Source, compare_layers, joined
 from fisherlab.analysis.metric_table import (
     Metrics,
     Question,
@@ -25,8 +24,7 @@ from fisherlab.analysis.metric_table import (
     question,
 )
 from fisherlab.analysis.progress import Telling, teller, watched
-from fisherlab.analysis.purposes import judge
-from fisherlab.analysis.purposes_of_models import judge_model
+from fisherlab.analysis.purposes import judge, judge_model
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork
 from fisherlab.approximators.register import Chosen, by_name, network_by_name

@@ -1,30 +1,44 @@
-"""Every approximation beside the exact block in every purpose, as one labelled Dataset."""
+"""Every approximation beside the exact block in every purpose, as one labelled Dataset.
+
+What that costs cell by cell is counted before anything is computed. Straight from a model,
+layers are collected, asked and freed in turn.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from fisherlab.analysis.allowances import Allowance
-from fisherlab.analysis.cells import REFUSALS, attributes, layer_coordinates, reason
-from fisherlab.analysis.demands import left_out
+from fisherlab.analysis.allowances import Allowance, chosen
+from fisherlab.analysis.cells import (
+    REFUSALS,
+    attributes,
+    layer_coordinates,
+    located,
+    reason,
+)
+from fisherlab.analysis.counts import Work, counted, own, product, shared
+from fisherlab.analysis.layer_schedule import Schedule
+from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.metric_table import solve_flops
-from fisherlab.analysis.progress import Telling, watched
+from fisherlab.analysis.progress import Telling, teller, watched
 from fisherlab.analysis.purpose_table import Answered, Key, table
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.base import operator_of
+from fisherlab.approximators.base import facts, operator_of
 from fisherlab.approximators.register import Chosen, by_name
+from fisherlab.errors import BudgetError
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.decompositions import decomposed_once
 from fisherlab.numerics.memory import give_back
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.dampings import parsed
-from fisherlab.purposes import Answers, Purpose
+from fisherlab.purposes import Answers, Demand, Purpose
+from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics
 
 
@@ -220,3 +234,146 @@ def _cost(
         return approx.stored_numbers, solve_flops(approx, damped, formed=False)
     except REFUSALS:
         return approx.stored_numbers, np.nan
+
+
+USUAL = Demand(traces=True)
+
+
+def left_out(
+    stats: Statistics,
+    methods: Mapping[str, Approximator],
+    purposes: Sequence[Purpose],
+    allowance: Allowance,
+) -> dict[tuple[str, str, str], str]:
+    """Return (layer, approximator, purpose) to the reason why it exceeds the allowance.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> data = (torch.rand(20, 3).double(), None)
+    >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
+    >>> methods = {"kfac": fl.KFAC()}
+    >>> left_out(stats, methods, [fl.Matrix()], Allowance(1e12, 1e9))
+    {}
+    >>> list(left_out(stats, methods, [fl.Matrix()], Allowance(10.0, 1e9)))
+    [('weight', 'kfac', 'matrix')]
+    """
+    cells, common, built = {}, {}, {}
+    for name, layer in stats.items():
+        samples = ExactBlock()(layer).samples.counted_as
+        for method, approximator in methods.items():
+            built[name, method] = own(samples, approximator, "matrix")
+        for purpose in purposes:
+            asked = demand(purpose, layer)
+            common[name, purpose.name] = _exact(samples, asked)
+            for method, approximator in methods.items():
+                cells[name, method, purpose.name] = _method(samples, approximator, asked)
+    return dict(chosen(cells, common, len(methods), allowance, built).reasons)
+
+
+def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:
+    """Return what a purpose says it asks for, or what one is taken to ask for."""
+    counted = getattr(purpose, "demand", None)
+    return USUAL if counted is None else counted(layer)
+
+
+def _exact(s: Samples, asked: Demand) -> Work:
+    """Count the norm, one solve or inverse of the exact block, and its further solves."""
+    work = shared(s, "matrix") + Work(asked.flops)
+    if asked.traces:
+        work = work + shared(s, "damping")
+    elif asked.dampings or asked.weights:
+        work = work + shared(s, "gradient")
+    return work + Work(asked.weights * exact_solve(s))
+
+
+def exact_solve(s: Samples) -> float:
+    """Count a solve with the exact block once it is factorised, refined and checked.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fisherlab.samples import OuterSamples
+    >>> exact_solve(OuterSamples(torch.ones(9, 4), torch.ones(2, 9, 3)))
+    576.0
+    """
+    p, m = s.weight_shape[0] * s.weight_shape[1], s.total
+    return 4.0 * min(p * p, 2 * p * m + m * m)
+
+
+def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
+    """Count what a purpose takes of a method once that is built."""
+    work = Work(asked.products * product(s) + asked.flops)
+    if facts(method).result == "exact":
+        return work
+    cell = counted(s, method)
+    if asked.dampings or asked.weights or asked.traces:
+        work = work + cell.prepared() + Work(asked.dampings * cell.one_more())
+    if asked.traces:
+        work = work + cell.against_inverse()
+    return work + Work(asked.weights * cell.further(asked.traces))
+
+
+def judge_model(
+    source: Source,
+    methods: Mapping[str, Approximator],
+    purposes: Sequence[Purpose],
+    limit: int,
+    progress: Telling = False,
+) -> xr.Dataset:
+    """Return the table of `judge` without the statistics of all layers at once.
+
+    Parameters
+    ----------
+    source
+        Model and data.
+    methods, purposes
+        As for `judge`.
+    limit
+        Bytes for statistics and what is formed of them; a layer that does not fit has the
+        bytes in its status. What the layers answer is kept beside it.
+    progress
+        As for `compare`.
+    """
+    asked = each_once(purposes)
+    plan = Schedule.of(*source.plans(limit), methods, limit, False)
+    found, tell = Answered(), teller(progress, len(plan.plans))
+    refused = dict(plan.refused)
+    for group in plan.groups:
+        for some, one in _answered(source, group, methods, asked, limit):
+            if isinstance(one, Answered):
+                found.add(one)
+            else:
+                refused |= dict.fromkeys(some, f"not served: {reason(one)}")
+            for name in some:
+                tell(name)
+    for name, why in refused.items():
+        found.reasons.update({(name, m, p): why for m in methods for p in asked})
+    for name in plan.refused:
+        tell(name)
+    rows = {
+        name: (*one.weight_shape, one.positions, one.kind)
+        for name, one in plan.plans.items()
+    }
+    made = source.attributes(plan, methods, **told(asked)) | {"budget_bytes": limit}
+    return table(found, methods, asked, located(rows), made)
+
+
+def _answered(
+    source: Source,
+    group: Sequence[str],
+    methods: Mapping[str, Approximator],
+    purposes: Mapping[str, Purpose],
+    limit: int,
+) -> Iterator[tuple[Sequence[str], Answered | Exception]]:
+    """Yield what layers answer, one by one where they do not fit together."""
+    try:
+        stats = source.collected(group, limit)
+    except (BudgetError, MemoryError) as error:
+        if len(group) == 1:
+            yield group, error
+            return
+        for name in group:
+            yield from _answered(source, [name], methods, purposes, limit)
+    else:
+        yield group, answered(stats, methods, purposes, Allowance.of(None, limit))

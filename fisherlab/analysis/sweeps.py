@@ -18,7 +18,7 @@ from fisherlab.analysis.cells import (
 )
 from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.executors import Folder, Workers, told
-from fisherlab.analysis.layer_store import joined
+from fisherlab.analysis.layerwise import joined
 from fisherlab.analysis.metric_table import locate, mean_gradients, pairs_of
 from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock

@@ -22,7 +22,7 @@ from fisherlab.plots.frames import table as table
 from fisherlab.plots.live import Live as Live
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap
-from fisherlab.plots.pixels import kernels as kernels
+from fisherlab.plots.matrices import kernels as kernels
 from fisherlab.plots.profiles import direction_cosines as direction_cosines
 from fisherlab.plots.profiles import errors as errors
 from fisherlab.plots.purposes import own_dampings as own_dampings

@@ -15,7 +15,7 @@ from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.merging import judged
 from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
-from fisherlab.plots.pixels import typical_maximum
+from fisherlab.plots.matrices import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.sizes import PROBES, WHOLE, spread
 from fisherlab.report.snapshot import Moment

@@ -14,7 +14,7 @@ import fisherlab as fl
 from fisherlab.analysis.allowances import RATE, Allowance, cut, least, parse_time
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.counts import own, product
-from fisherlab.analysis.demands import exact_solve
+from fisherlab.analysis.purposes import exact_solve
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import NEEDS
 from fisherlab.numerics.memory import parse_budget, readable
