@@ -21,7 +21,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping
 from fisherlab.report.analysis import pictured
 from fisherlab.report.config import DEFAULT_APPROXIMATORS, DEFAULT_PURPOSES
-from fisherlab.report.folder import whole_folder
+from fisherlab.report.folder import in_reports, whole_folder
 from fisherlab.report.judging import Asked, judged
 from fisherlab.report.page import write_page
 from fisherlab.report.record import environment
@@ -189,13 +189,10 @@ def _folder(
 ) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
     """Yield a scratch folder, the place it goes to in the end, and how it came about."""
     started = datetime.now().astimezone()
-    fallback = Path("reports") / f"report-{started:%Y%m%d-%H%M%S}"
-    target = None if out is None else Path(out)
     record = environment() | {"started_at": started.isoformat(timespec="seconds")}
-    with whole_folder(target, fallback, overwrite=overwrite, owned=PARTS) as (
-        scratch,
-        place,
-    ):
+    fallback = in_reports("report", started)
+    folder = whole_folder(out, fallback, overwrite=overwrite, owned=PARTS)
+    with folder as (scratch, place):
         yield scratch, place, record
 
 

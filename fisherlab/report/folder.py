@@ -6,15 +6,27 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from glob import escape
 from pathlib import Path
 
 from fisherlab.durable import claimed, flush, flush_tree
 
 
+def in_reports(subject: str, started: datetime | None = None) -> Path:
+    """Return the folder of a report that is given no other: its subject and the time.
+
+    Examples
+    --------
+    >>> in_reports("digits", datetime(2026, 3, 1, 12, 30)).as_posix()
+    'reports/digits-20260301-123000'
+    """
+    return Path("reports") / f"{subject}-{started or datetime.now():%Y%m%d-%H%M%S}"
+
+
 @contextmanager
 def whole_folder(
-    out: Path | None,
+    out: str | Path | None,
     fallback: Path,
     *,
     overwrite: bool = False,
@@ -53,8 +65,8 @@ def whole_folder(
     >>> [file.name for file in target.iterdir()]
     ['page.html']
     """
-    with _named(out or fallback):
-        target, made = _new(fallback) if out is None else _taken(out, overwrite)
+    with _named(fallback if out is None else Path(out)):
+        target, made = _new(fallback) if out is None else _taken(Path(out), overwrite)
     try:
         with _alone(target, overwrite) as scratch:
             yield scratch, target

@@ -36,7 +36,7 @@ from fisherlab.report.analysis import (
 )
 from fisherlab.report.config import ReportConfig
 from fisherlab.report.direct import PARTS, single, write_parts
-from fisherlab.report.folder import whole_folder
+from fisherlab.report.folder import in_reports, whole_folder
 from fisherlab.report.page import write_page
 from fisherlab.report.record import Phases, describe_run
 from fisherlab.report.sizes import Size, fitted
@@ -85,7 +85,7 @@ def run(config: ReportConfig, command: str = "") -> Path:
         require_same_weights(ranks, problem.model)
         size = ranks.gathered(size)[0]
     phase.total = count_phases(replace(config, checkpoints=size.moments)) + 2
-    fallback = Path("reports") / f"{config.subject}-{started:%Y%m%d-%H%M%S}"
+    fallback = in_reports(config.subject, started)
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with ExitStack() as stack:
         places = by_first(stack.enter_context, folder)
@@ -216,7 +216,7 @@ def run_sweep(config: ReportConfig, command: str = "", executor: Workers = None)
     with phase("load"):
         problem = load(config)
         size = fitted(problem, config)
-    fallback = Path("reports") / f"sweep-{config.subject}-{started:%Y%m%d-%H%M%S}"
+    fallback = in_reports(f"sweep-{config.subject}", started)
     folder = whole_folder(config.out, fallback, overwrite=config.overwrite, owned=PARTS)
     with folder as (scratch, place), phase:
         for step, model in checkpoints(problem, config, size, phase):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.catalogue import QUANTITIES, TEXTS
-from fisherlab.report.folder import whole_folder
+from fisherlab.report.folder import in_reports, whole_folder
 from fisherlab.report.page import EXPECTED, write_page
 
 PAGE: Final = ("report.html", "figures")
@@ -55,9 +54,9 @@ def rebuild(
     run = read_run(file.parent)
     tree = _blocks(file.parent / BESIDE[0])
     own = out is None and (file.parent / PAGE[0]).exists()
-    fallback = Path("reports") / f"{file.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    target = file.parent if own else None if out is None else Path(out)
+    target = file.parent if own else out
     owned = PAGE if own else (*PAGE, "results.nc", *BESIDE)
+    fallback = in_reports(file.stem)
     folder = whole_folder(target, fallback, overwrite=own or overwrite, owned=owned)
     with folder as (scratch, place):
         write_page(ds, tree, scratch, run)

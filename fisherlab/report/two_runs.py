@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from fisherlab.analysis.wording import error_text, number
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.plots import frames
 from fisherlab.report import tables
-from fisherlab.report.folder import whole_folder
+from fisherlab.report.folder import in_reports, whole_folder
 from fisherlab.report.page import looks, render
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
 from fisherlab.report.saved import load, located, read_run
@@ -104,9 +103,8 @@ def compare_runs(
     """
     runs = _runs(Path(first), Path(second))
     pair = together(runs)
-    fallback = Path("reports") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
-    target = None if out is None else Path(out)
-    folder = whole_folder(target, fallback, overwrite=overwrite, owned=PARTS)
+    fallback = in_reports("compare")
+    folder = whole_folder(out, fallback, overwrite=overwrite, owned=PARTS)
     with folder as (scratch, place):
         fl.save(pair, scratch / "runs.nc")
         plates = _plates(pair, scratch / "figures")
