@@ -23,12 +23,18 @@ from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
-from fisherlab.training.record import Settings, differences, session, settings
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.replicas import require_replicas
 from fisherlab.training.run import Run, Scheduler
 from fisherlab.training.schedules import BatchSize, Every, LogarithmicSteps, moments
-from fisherlab.training.store import Checkpoint, Store
+from fisherlab.training.store import (
+    Checkpoint,
+    Settings,
+    Store,
+    differences,
+    session,
+    settings,
+)
 
 Optimizer = torch.optim.Optimizer
 MakeOptimizer = str | Optimizer | Callable[[Problem], Optimizer]

@@ -24,11 +24,10 @@ from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
-from fisherlab.training.record import described_problem, differences, session
 from fisherlab.training.register import optimizer as by_name
 from fisherlab.training.replicas import require_one_process
 from fisherlab.training.schedules import Every, LinearSteps, moments
-from fisherlab.training.store import Store
+from fisherlab.training.store import Store, described_problem, differences, session
 from fisherlab.training.studies import (
     Found,
     Grid,
