@@ -22,7 +22,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.analysis import counts
 from fisherlab.catalogue import Needs
-from fisherlab.numerics.decompositions import decomposed_once
+from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.operators import Operator
 from fisherlab.statistics import LayerStatistics
 

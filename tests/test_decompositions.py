@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.numerics.decompositions import decomposed_once, spectrum
+from fisherlab.numerics.linalg import decomposed_once, spectrum
 from fisherlab.statistics import Statistics
 
 METHODS = ["kfac", "ekfac", "tkfac", "tekfac", "soap", "shampoo", "kpsvd"]
@@ -81,7 +81,7 @@ def test_numbers_are_those_of_whole_factors(
     stats, gradient = _statistics(o, i, 3, 2, dtype)
     asked: dict[str, Any] = {"damping": fl.RelativeDamping(1.0), "gradient": gradient}
     found = fl.compare(stats, METHODS, metrics=METRICS, **asked)
-    monkeypatch.setattr("fisherlab.numerics.decompositions.WORTH", 0.0)
+    monkeypatch.setattr("fisherlab.numerics.linalg.WORTH", 0.0)
     whole = fl.compare(stats, METHODS, metrics=METRICS, **asked)
     assert (found.status == "ok").all()
     close = 1e-9 if dtype == torch.float64 else 1e-5

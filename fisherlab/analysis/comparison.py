@@ -31,7 +31,7 @@ from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.catalogue import NEEDS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import Pair, paired
-from fisherlab.numerics.decompositions import decomposed_once
+from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.purposes import Purpose
 from fisherlab.statistics import Layers, Statistics

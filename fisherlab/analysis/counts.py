@@ -12,7 +12,7 @@ from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.catalogue import Needs
-from fisherlab.numerics.decompositions import WORTH
+from fisherlab.numerics.linalg import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS

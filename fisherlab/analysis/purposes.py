@@ -33,7 +33,7 @@ from fisherlab.approximators.base import facts, operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import BudgetError
 from fisherlab.metrics.pairs import Pair, paired
-from fisherlab.numerics.decompositions import decomposed_once
+from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.numerics.memory import give_back
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.dampings import parsed

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.decompositions import spectrum
 from fisherlab.numerics.krylov import smallest_eigenvalue
 from fisherlab.numerics.linalg import (
     Label,
@@ -20,6 +19,7 @@ from fisherlab.numerics.linalg import (
     kron,
     require_finite,
     require_positive,
+    spectrum,
 )
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators.base import Operator, Provenance, inner_product

@@ -196,14 +196,14 @@ APPROXIMATORS = [
     ),
     mutant(
         "what lies outside of a span is forgotten",
-        "numerics/decompositions.py",
+        "numerics/linalg.py",
         "if float(outside) >",
         "if 1e-12 * float(outside) >",
         "decompositions::what_acts_outside_of_the_span_is_decomposed_whole",
     ),
     mutant(
         "every method decomposes the factors anew",
-        "numerics/decompositions.py",
+        "numerics/linalg.py",
         "if key not in self.known:",
         "if key:",
         "decompositions::one_decomposition_a_factor_serves_every_method",

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherlab.numerics.decompositions import spectrum
 from fisherlab.numerics.krylov import LinearMap, Triplets
-from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.linalg import factorised, spectrum
 from fisherlab.operators import KroneckerSum, Provenance
 from fisherlab.samples import Samples, SharedSamples, TokenSamples, TurnedSamples
 

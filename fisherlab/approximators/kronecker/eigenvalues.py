@@ -27,8 +27,7 @@ from fisherlab.approximators.kronecker.kfac import (
 )
 from fisherlab.approximators.kronecker.partial_traces import partial_traces, traced
 from fisherlab.approximators.states import Sums, add, by_group
-from fisherlab.numerics.decompositions import spectrum
-from fisherlab.numerics.linalg import eigh
+from fisherlab.numerics.linalg import eigh, spectrum
 from fisherlab.operators import KroneckerEigen, Operator, Provenance, RowwiseEigen
 from fisherlab.samples import Samples, TokenSamples
 from fisherlab.showing import shown

@@ -16,7 +16,7 @@ from fisherlab.approximators.costs import (
     partial_trace_flops,
 )
 from fisherlab.approximators.states import Sums, add, by_group
-from fisherlab.numerics.decompositions import spectrum
+from fisherlab.numerics.linalg import spectrum
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import Samples
 from fisherlab.showing import shown
