@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherlab.numerics import devices
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 
 
@@ -111,6 +112,7 @@ def _need(target: Tensor | None, likelihood: str) -> Tensor:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Categorical:
@@ -393,6 +395,7 @@ class Bernoulli(_OfOutputs):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Gaussian(_OfOutputs):

@@ -15,6 +15,7 @@ from fisherlab.approximators.base import facts
 from fisherlab.catalogue import NEEDS, Needs
 from fisherlab.numerics.memory import readable
 from fisherlab.samples import Samples
+from fisherlab.settings import require_number
 
 Key = tuple[str, str, str]  # layer, method, part
 
@@ -67,6 +68,7 @@ def parse_time(time: float | str) -> float:
         if match is None or unit is None or match[1].count(".") > 1 or match[1] == ".":
             raise ValueError(f"time={time!r} is not understood; write e.g. '5 min'.")
         time = float(match[1]) * unit
+    require_number(f"time={time!r}", time)
     if not time > 0:
         raise ValueError(f"time={time!r} must be positive.")
     return float(time)

@@ -34,9 +34,11 @@ from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.purposes import Purpose
+from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, Statistics
 
 
+@numeric
 def compare(
     stats: Layers | nn.Module,
     *given: Any,
@@ -334,6 +336,7 @@ def _foretell(seconds: float) -> None:
 NETWORK = "network"
 
 
+@numeric
 def compare_networks(
     stats: Layers,
     approximators: Chosen = None,

@@ -31,6 +31,7 @@ from fisherlab.metrics import cross_squares, frobenius
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.metrics.structure import normalised
 from fisherlab.operators import FactoredFisher
+from fisherlab.settings import numeric
 from fisherlab.statistics import (
     Empirical,
     Exact,
@@ -58,6 +59,7 @@ _LABELS = {
 }
 
 
+@numeric
 def decompose(
     model: nn.Module,
     data: Any,

@@ -22,6 +22,7 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.kronecker import DENSE_ROWS
+from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 NUMBER = 8  # bytes
@@ -47,6 +48,7 @@ class _Effort:
     limit: int
 
 
+@numeric
 def density(
     stats: Layers,
     approximators: Chosen = None,

@@ -24,6 +24,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, parse_budget, readable
 from fisherlab.operators.factored import Form
 from fisherlab.samples import MatrixSamples
+from fisherlab.settings import numeric
 from fisherlab.showing import html_table
 from fisherlab.statistics import Fisher
 
@@ -213,6 +214,7 @@ class Estimate:
         ]
 
 
+@numeric
 def estimate(
     model: nn.Module,
     batch: Any,

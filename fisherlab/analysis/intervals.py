@@ -27,6 +27,7 @@ from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.floors import noise_floors
 from fisherlab.numerics.held import tensors
+from fisherlab.settings import numeric, require_number
 from fisherlab.statistics import Layers, MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher
 
@@ -44,6 +45,7 @@ _LABELS = {
 }
 
 
+@numeric
 def uncertainty(
     model: nn.Module,
     data: Any,
@@ -122,7 +124,9 @@ def uncertainty(
     >>> ds.frobenius_error.dims, ds.frobenius_error_mean.dims
     (('seed', 'layer', 'approximator'), ('layer', 'approximator'))
     """
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+        require_number(f"uncertainty(seeds={seeds!r})", seeds, "a whole number")
+        seeds = range(seeds)
     if not seeds or not 0 < level < 1:
         msg = f"uncertainty: seeds={list(seeds)}, level={level}; seeds and 0 < level < 1."
         raise ValueError(msg)

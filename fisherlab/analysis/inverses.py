@@ -19,11 +19,13 @@ from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.operators import Operator
 from fisherlab.operators.base import PANEL_BYTES, unit_weights
 from fisherlab.operators.dampings import Factored, Tikhonov
+from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 LARGEST = 2000  # rows of the blocks taken when none are named
 
 
+@numeric
 def inverse_blocks(
     stats: Layers,
     approximators: Chosen,

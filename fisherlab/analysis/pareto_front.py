@@ -30,6 +30,7 @@ from fisherlab.numerics.devices import wait
 from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
+from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 COSTS: Final = {
@@ -49,6 +50,7 @@ _LABELS = {
 }
 
 
+@numeric
 def pareto(
     stats: Layers,
     approximators: Chosen = None,

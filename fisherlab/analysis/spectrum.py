@@ -16,6 +16,7 @@ from fisherlab.metrics import effective_rank
 from fisherlab.metrics.kronecker import kronecker_spectrum, tails
 from fisherlab.metrics.spectra import eigenvalues
 from fisherlab.operators import FactoredFisher, Operator
+from fisherlab.settings import require_number
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 
@@ -155,6 +156,8 @@ def rank_curve(
     True
     """
     stats = Statistics.of(stats, "rank_curve")
+    for rank in ranks:
+        require_number(f"rank_curve(ranks=[… {rank!r} …])", rank, "a whole number")
     chosen = sorted(set(ranks))
     if not chosen or chosen[0] < 1:
         raise ValueError(f"rank_curve: ranks={list(ranks)}; ranks from 1 are expected.")

@@ -37,8 +37,10 @@ from fisherlab.operators.network import (
 from fisherlab.operators.network.base import same_blocks
 from fisherlab.operators.network.block_tridiagonal import Link
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
+from fisherlab.settings import numeric
 
 
+@numeric
 def average(old: Operator, new: Operator, weight: float) -> Operator:
     r"""Average two operators of the same method, weight·old + (1 − weight)·new.
 

@@ -24,6 +24,7 @@ from fisherlab.operators import (
     WhitenedRoot,
 )
 from fisherlab.operators.gradient_roots import Modes, Rule, whitened
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 from fisherlab.statistics.values import summable
@@ -173,6 +174,7 @@ class _OfModes(OfMeanGradient[ModeProducts]):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class ShampooPreconditioner(_OfModes):
@@ -219,6 +221,7 @@ class ShampooPreconditioner(_OfModes):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class TNTPreconditioner(_OfModes):
@@ -313,6 +316,7 @@ class SOAPPreconditioner(OfMeanGradient[RotatedAdam]):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
@@ -378,6 +382,7 @@ class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class MuonPreconditioner(OfMeanGradient[OneSidedRoot]):

@@ -26,6 +26,7 @@ from fisherlab.numerics.memory import Budget, parse_budget, require
 from fisherlab.numerics.ranks import held_tensors, live
 from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
+from fisherlab.settings import numeric
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Progress, Repeated, is_empty
 from fisherlab.statistics.gathered import Held
@@ -84,6 +85,7 @@ def streaming(method: Any) -> Streaming:
     return KeptNetwork(method) if facts(method).couples else Kept(method)
 
 
+@numeric
 def approximate(
     model: nn.Module,
     data: Any,

@@ -12,6 +12,7 @@ from fisherlab.errors import UnsupportedMetric
 from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
+from fisherlab.settings import numeric
 
 DENSE_NUMBERS = 1500**2  # entries of a rearrangement that is decomposed as it stands
 GRAM_EXAMPLES = 4000  # examples whose tables are decomposed
@@ -75,6 +76,7 @@ def kronecker_ratio(operator: Operator) -> float:
     return float(values[1] / values[0]) if len(values) > 1 else 0.0
 
 
+@numeric
 def kronecker_tail(operator: Operator, rank: int = 1) -> float:
     """Return (Σ_{k>rank} σ_k²)^½ / ‖F‖, the least error of a sum of `rank` products.
 

@@ -12,6 +12,7 @@ from fisherlab.operators import FactoredFisher, FactoredMiniBlocks, Operator, Pa
 from fisherlab.operators.base import unit_weights
 from fisherlab.samples import OuterSamples, Samples, TokenSamples
 from fisherlab.samples.cross import gram_block
+from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 Measure = Literal["mean_absolute", "squared_mass"]
@@ -158,6 +159,7 @@ def layer_table(
     return out if power == 1 else out / out.sum()
 
 
+@numeric
 def band_mass(table: Float[Tensor, "k k"], width: int) -> float:
     """Return the share of a layer × layer table within `width` of its diagonal.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fisherlab.errors import BudgetError
 from fisherlab.numerics.devices import free_bytes
+from fisherlab.settings import require_number
 
 Budget = int | float | str | None
 
@@ -59,6 +60,7 @@ def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
             msg = f"budget={budget!r} is not understood; write e.g. '4 GiB' or bytes."
             raise ValueError(msg)
         budget = float(match[1]) * unit
+    require_number(f"budget={budget!r}", budget)
     if not budget > 0:
         raise ValueError(f"budget={budget!r} must be positive.")
     return int(budget)

@@ -22,6 +22,7 @@ from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import Label, require_positive
 from fisherlab.numerics.memory import Budget, parse_budget, readable, require
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.settings import require_number
 from fisherlab.showing import html_table
 
 if TYPE_CHECKING:
@@ -287,7 +288,16 @@ class Operator(Held, ABC):
         return float(self.eigenvalues().double().log().sum())
 
     def top_eigenvalues(self, k: int) -> Float[Tensor, " k"]:
-        """Return the k largest eigenvalues, descending, by Lanczos on products."""
+        """Return the k largest eigenvalues, descending, by Lanczos on products.
+
+        Raises
+        ------
+        ValueError
+            If k is no positive number.
+        """
+        require_number(f"top_eigenvalues({k!r})", k, "a whole number")
+        if k < 1:
+            raise ValueError(f"top_eigenvalues({k!r}): at least one is expected.")
         p = self.shape[0]
         if p <= 512 or k >= p // 2:
             return self.eigenvalues()[:k]

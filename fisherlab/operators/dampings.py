@@ -11,12 +11,14 @@ from typing import Any, Literal, SupportsFloat, final
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.settings import is_number, numeric
 from fisherlab.showing import shown
 
 Mode = Literal["clip", "raw", "abs"]
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Tikhonov:
@@ -46,6 +48,7 @@ class Tikhonov:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Factored:
@@ -229,6 +232,24 @@ def parsed(damping: Damping, operator: Any) -> Tikhonov | Factored:
     return Tikhonov(_number("damping", damping))
 
 
+def require_damping(damping: Damping) -> None:
+    """Refuse what is no damping of one operator.
+
+    Raises
+    ------
+    ValueError
+        Also for several fractions, which belong to analyses.
+
+    Examples
+    --------
+    >>> require_damping(RelativeDamping(0.1))
+    """
+    if isinstance(damping, RelativeDamping):
+        damping.single()
+    elif not isinstance(damping, (Tikhonov, Factored)):
+        _number("damping", damping)
+
+
 def tikhonov(damping: Damping, operator: Any) -> float:
     """Return λ of a Tikhonov damping.
 
@@ -265,14 +286,11 @@ _INFINITY = float("inf")
 
 
 def _number(name: str, given: Any) -> float:
-    try:
-        value = float("nan") if isinstance(given, str) else float(given)
-    except (TypeError, ValueError, RuntimeError):  # torch raises the last
-        value = float("nan")
-    if not 0 <= value < _INFINITY:
+    if not is_number(given) or not 0 <= float(given) < _INFINITY:
+        call = f"damping={given!r}" if name == "damping" else f"{name}({given!r})"
         msg = (
-            f"{name}({given!r}): one finite number of at least 0 (positive in "
+            f"{call}: one finite number of at least 0 (positive in "
             "analyses), Tikhonov(λ), Factored(λ) or RelativeDamping(α) is expected."
         )
         raise ValueError(msg)
-    return value
+    return float(given)

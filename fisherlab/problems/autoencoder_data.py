@@ -16,6 +16,7 @@ from fisherlab.errors import DataError
 from fisherlab.problems.files import CURVES, FACES, OLIVETTI, cached, read_verified
 from fisherlab.problems.formats import decode_mat
 from fisherlab.problems.problem import Pair
+from fisherlab.settings import numeric
 
 _TRAIN, _TEST, _SIDE = 20_000, 10_000, 28
 
@@ -54,6 +55,7 @@ def curves_surrogate(data_dir: Path | None, dtype: torch.dtype) -> tuple[Pair, P
     return (x, x), (x_test, x_test)
 
 
+@numeric
 def curve_images(count: int, *, seed: int = 0) -> Float[Tensor, "n pixels"]:
     """Draw images of smooth curves through random points, a surrogate of CURVES.
 

@@ -48,6 +48,7 @@ from fisherlab.problems.networks import (
     vit,
 )
 from fisherlab.problems.problem import Augment, Data, Problem, thinned, validation
+from fisherlab.settings import numeric
 
 
 @dataclass(frozen=True)
@@ -450,6 +451,7 @@ def describe(name: str) -> Description:
     return _PROBLEMS[name]
 
 
+@numeric
 def load(
     name: str,
     data_dir: str | Path | None = None,

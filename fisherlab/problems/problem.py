@@ -125,6 +125,11 @@ def drawn(pair: Pair, examples: int | None, seed: int = 0) -> Pair:
     Data sets are ordered (FACES by person), so that the first examples say little of the
     rest. The choice depends on the seed and the sizes alone; None means all.
 
+    Raises
+    ------
+    ValueError
+        For fewer than one example.
+
     Examples
     --------
     >>> x = torch.arange(7)
@@ -132,6 +137,8 @@ def drawn(pair: Pair, examples: int | None, seed: int = 0) -> Pair:
     tensor(True)
     """
     x, y = pair
+    if examples is not None and examples < 1:
+        raise ValueError(f"examples={examples}: at least one, or None, is expected.")
     if examples is None or examples >= len(x):
         return pair
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fisherlab.errors import DataError
 from fisherlab.metrics.pairs import Pair
 from fisherlab.numerics.memory import chunks
+from fisherlab.operators.dampings import tikhonov
 from fisherlab.purposes.base import (
     CHUNK,
     Answers,
@@ -24,11 +25,13 @@ from fisherlab.purposes.base import (
     summed,
 )
 from fisherlab.samples import Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, Statistics
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True, eq=False)
 class Influence:
@@ -82,6 +85,7 @@ class Influence:
 
     def __post_init__(self) -> None:
         """Refuse gradients that are none of losses."""
+        object.__setattr__(self, "damping", tikhonov(self.damping, "Influence"))
         if not self.damping > 0 or self.top < 1:
             raise ValueError(
                 f"Influence: damping={self.damping!r} and top={self.top!r} were given; "

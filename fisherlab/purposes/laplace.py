@@ -24,6 +24,7 @@ from fisherlab.purposes.base import (
     of_block,
     summed,
 )
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
 
@@ -71,6 +72,7 @@ class HeldOut:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True, eq=False)
 class Laplace:

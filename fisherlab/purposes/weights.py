@@ -16,6 +16,7 @@ from fisherlab.errors import BudgetError, DataError, NumericalError
 from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.pairs import Pair
+from fisherlab.operators.dampings import tikhonov
 from fisherlab.purposes.base import (
     Answers,
     Demand,
@@ -24,6 +25,7 @@ from fisherlab.purposes.base import (
     summed,
     weights_of,
 )
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.batches import Batch, batches
@@ -122,6 +124,7 @@ OF_DIAGONAL: Final[Mapping[str, Any]] = {
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True, eq=False)
 class Pruning:
@@ -198,6 +201,7 @@ class Pruning:
 
     def __post_init__(self) -> None:
         """Refuse a share that prunes nothing or all."""
+        object.__setattr__(self, "damping", tikhonov(self.damping, "Pruning"))
         once = len({f"{share:.3g}" for share in self._shares}) == len(self._shares)
         inside = all(0 < share < 1 for share in self._shares)
         if not (once and inside and self.damping > 0):
@@ -338,6 +342,7 @@ def _smallest(saliency: Tensor, share: float) -> Tensor:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True, eq=False)
 class EWC:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from fisherlab.settings import numeric
+
 DEFAULT_APPROXIMATORS: Final = (
     "exact",
     "kfac",
@@ -22,6 +24,7 @@ PURPOSES: Final = ("step", "laplace", "influence", "pruning", "sharpness", "matr
 DEFAULT_PURPOSES: Final = ("step", "laplace")
 
 
+@numeric
 @dataclass(frozen=True)
 class ReportConfig:
     """Say what to train, what to analyse and where to write the report.

@@ -26,11 +26,13 @@ from fisherlab.report.judging import Asked, judged
 from fisherlab.report.page import write_page
 from fisherlab.report.record import environment
 from fisherlab.report.sizes import spread
+from fisherlab.settings import numeric
 
 DEFAULT_DAMPING = RelativeDamping(2.0)
 PARTS = ("report.html", "results.nc", "inverse_blocks.nc", "run.json", "figures")
 
 
+@numeric
 def of_model(
     model: nn.Module,
     data: Any,

@@ -16,6 +16,7 @@ from fisherlab.layers import blocks as blocks_of
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget, chunks, parse_budget, require
 from fisherlab.operators.base import Provenance
+from fisherlab.settings import numeric
 from fisherlab.statistics import per_example, recorder, storing, taps
 from fisherlab.statistics.batches import Batch, Progress, batches, length, reporter
 from fisherlab.statistics.fishers import Exact, Fisher, require_kinds
@@ -71,6 +72,7 @@ class _Job:
         return -(-examples // max(1, passes))
 
 
+@numeric
 def collect(
     model: nn.Module,
     data: Any,
@@ -194,6 +196,7 @@ def collect(
     return gathered(run, chunk_size, length(data), limit, compress)
 
 
+@numeric
 @in_turn
 def stream(
     model: nn.Module,

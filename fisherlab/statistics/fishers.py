@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.likelihoods import Likelihood, lacks
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 
 
@@ -76,6 +77,7 @@ class Exact:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class MonteCarlo:

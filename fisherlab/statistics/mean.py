@@ -15,6 +15,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.held import Held
 from fisherlab.numerics.memory import chunks, readable
 from fisherlab.operators.base import Provenance
+from fisherlab.settings import numeric
 from fisherlab.showing import html_table
 from fisherlab.statistics import per_example
 from fisherlab.statistics.batches import Batch, Progress, batches, reporter
@@ -85,6 +86,7 @@ class MeanGradient(Held):
         return html_table("MeanGradient", rows)
 
 
+@numeric
 @alone
 def mean_gradient(
     model: nn.Module,

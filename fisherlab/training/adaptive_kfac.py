@@ -17,6 +17,7 @@ from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators.dampings import Factored
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
@@ -177,6 +178,7 @@ EARLY = 3  # steps that renew the inverses whatever their age
 
 
 @shown
+@numeric
 @final
 class AdaptiveKFAC(Preconditioned):
     r"""Martens and Grosse's K-FAC: step, momentum and damping from a quadratic model.

@@ -397,7 +397,7 @@ class Preconditioned(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1], self.model, type(self).__name__)
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
 

@@ -21,6 +21,7 @@ from fisherlab.analysis.progress import say_complete
 from fisherlab.durable import put_back
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
+from fisherlab.settings import numeric
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.randomness import one_order
 from fisherlab.training.register import optimizer as by_name
@@ -43,6 +44,7 @@ _LOSSES: Final = (Losses(),)
 _MOMENTS: Final = LogarithmicSteps()
 
 
+@numeric
 def follow(
     problem: Problem,
     optimizer: MakeOptimizer = "sgd-momentum",

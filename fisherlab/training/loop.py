@@ -16,6 +16,7 @@ from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Categorical, Likelihood
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Pair, Problem
+from fisherlab.settings import numeric
 from fisherlab.training.randomness import generator
 from fisherlab.training.replicas import shared_gradients
 from fisherlab.training.schedules import BatchSize, Order
@@ -25,6 +26,7 @@ Scheduler = torch.optim.lr_scheduler.LRScheduler
 CHUNK = 256
 
 
+@numeric
 def trajectory(
     problem: Problem,
     optimizer: torch.optim.Optimizer,
@@ -102,7 +104,7 @@ def _check(steps: int, checkpoints: Sequence[int], batch_size: BatchSize) -> Non
             f"The checkpoints {outside} lie outside of the training, which goes from "
             f"step 0 to step {steps}."
         )
-    if isinstance(batch_size, int) and batch_size < 1:
+    if not callable(batch_size) and batch_size < 1:
         raise ValueError(f"A batch size of {batch_size} is not positive.")
 
 
@@ -123,6 +125,7 @@ def _trained(
             yield step, problem.model.eval()
 
 
+@numeric
 def take_step(problem: Problem, optimizer: Any, batch: Pair, step: int) -> float:
     """Let an optimiser take one step in training mode; return the loss before it.
 
@@ -245,6 +248,7 @@ class Performance(NamedTuple):
     accuracy: float | None
 
 
+@numeric
 @torch.no_grad()
 def performance(
     model: nn.Module, likelihood: Likelihood, data: Pair, at_once: int = CHUNK
@@ -308,6 +312,7 @@ def mean_loss(model: nn.Module, likelihood: Likelihood, data: Pair) -> float:
     return performance(model, likelihood, data).loss
 
 
+@numeric
 def accuracy(
     model: nn.Module, data: Pair, class_axis: int | None = None, ignore_index: int = -100
 ) -> float:

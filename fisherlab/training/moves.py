@@ -11,13 +11,17 @@ from fisherlab.errors import NumericalError
 from fisherlab.layers import Block, select
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.numerics import devices
+from fisherlab.operators.dampings import require_damping
+from fisherlab.settings import is_number, numeric
 from fisherlab.showing import shown
 
 Form = Literal["step", "direction"]
+_INFINITY = float("inf")
 _FLOOR = 1e-8  # of the published code
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class KLClip:
@@ -339,15 +343,15 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
     ValueError
         For settings out of range, foreign parameters, sparse gradients or half precision.
     """
-    numbers = ("lr", "momentum", "weight_decay", "damping")
-    found = {n: group[n] for n in numbers if isinstance(group.get(n), (int, float))}
-    wrong = [n for n, value in found.items() if not 0 <= value < float("inf")]
-    if found.get("momentum", 0) >= 1:
-        wrong.append("momentum")
+    limits = {"lr": _INFINITY, "momentum": 1.0, "weight_decay": _INFINITY}
+    found = {name: group[name] for name in limits if name in group}
+    wrong = [n for n, v in found.items() if not is_number(v) or not 0 <= v < limits[n]]
     if wrong:
-        shown = ", ".join(f"{name}={group[name]}" for name in wrong)
+        shown = ", ".join(f"{name}={group[name]!r}" for name in wrong)
         msg = f"{who}: {shown}; finite numbers of at least 0, momentum below 1, expected."
         raise ValueError(msg)
+    if "damping" in group:
+        require_damping(group["damping"])
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for p in group["params"])
     if foreign:
@@ -371,7 +375,11 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
 
 
 def check_schedule(
-    statistics_every: int, inverse_every: int, fraction: float, momentum_of: str
+    statistics_every: int,
+    inverse_every: int,
+    burn_in: int,
+    fraction: float,
+    momentum_of: str,
 ) -> None:
     """Check how often and on what a `NaturalGradient` measures.
 
@@ -386,6 +394,8 @@ def check_schedule(
             f"inverse_every={inverse_every}; positive numbers of steps are expected."
         )
         raise ValueError(msg)
+    if burn_in < 0:
+        raise ValueError(f"NaturalGradient: burn_in={burn_in}; at least 0 is expected.")
     if not 0 < fraction <= 1 or momentum_of not in ("direction", "gradient"):
         msg = (
             f"NaturalGradient: statistics_fraction={fraction}, "

@@ -11,6 +11,7 @@ from fisherlab.approximators.base import facts
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.operators.dampings import Damping
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch
@@ -48,6 +49,7 @@ Place = Literal["direction", "gradient"]
 
 
 @shown
+@numeric
 @final
 class NaturalGradient(Preconditioned):
     r"""Precondition the gradient with a damped approximation of the Fisher matrix.
@@ -165,7 +167,9 @@ class NaturalGradient(Preconditioned):
         params: Iterable[Any] | None = None,
         group: Any = None,
     ) -> None:
-        check_schedule(statistics_every, inverse_every, statistics_fraction, momentum_of)
+        check_schedule(
+            statistics_every, inverse_every, burn_in, statistics_fraction, momentum_of
+        )
         curvature = handler(approximator, fallback)
         of_mean = facts(curvature.approximator).takes == "mean_gradient"
         of_data = of_mean or curvature.learns

@@ -22,6 +22,7 @@ from fisherlab.layers import (
 )
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators import Provenance
+from fisherlab.settings import numeric
 from fisherlab.statistics import (
     Empirical,
     Fisher,
@@ -79,6 +80,7 @@ class _Plan:
         return [name for name in self.blocks if name not in self.left]
 
 
+@numeric
 class Passes:
     """Run a model forward and backward for an optimiser.
 

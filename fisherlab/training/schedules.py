@@ -13,12 +13,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fisherlab.operators.dampings import tikhonov
+from fisherlab.settings import numeric, require_number
 from fisherlab.showing import shown
 
 Every = int | Sequence[int] | Callable[[int], Sequence[int]]
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class LinearSteps:
@@ -42,6 +44,7 @@ class LinearSteps:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class LogarithmicSteps:
@@ -88,12 +91,12 @@ def moments(every: Every, steps: int) -> tuple[int, ...]:
     >>> moments(40, 100), moments([100, 3], 100), moments(LogarithmicSteps(3), 100)
     ((0, 40, 80, 100), (3, 100), (0, 10, 100))
     """
-    if isinstance(every, int):
-        if every < 1:
+    chosen: Any = every(steps) if callable(every) else every
+    if not np.ndim(chosen):
+        require_number(f"every={every!r}", chosen, "a whole number")
+        if chosen < 1:
             raise ValueError(f"every={every}: a positive number of steps is expected.")
-        chosen: Sequence[int] = [*range(0, steps, every), steps]
-    else:
-        chosen = every(steps) if callable(every) else every
+        chosen = [*range(0, steps, chosen), steps]
     outside = [step for step in chosen if not 0 <= step <= steps]
     if outside:
         raise ValueError(
@@ -149,7 +152,9 @@ class Order:
     """
 
     def __init__(self, count: int, batch_size: BatchSize, seed: int) -> None:
-        if count < 1 or (isinstance(batch_size, int) and batch_size < 1):
+        if not callable(batch_size):
+            require_number(f"batch_size={batch_size!r}", batch_size, "a whole number")
+        if count < 1 or (not callable(batch_size) and batch_size < 1):
             msg = (
                 f"Order: {count} examples in batches of {batch_size} were given; both "
                 "must be positive."
@@ -173,7 +178,7 @@ class Order:
 
     def _advance(self) -> None:
         self._step += 1
-        size = self._size if isinstance(self._size, int) else self._size(self._step + 1)
+        size = self._size(self._step + 1) if callable(self._size) else self._size
         size = min(size, self._count)
         if len(self._left) < size:
             self._left = torch.randperm(
@@ -183,6 +188,7 @@ class Order:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class ExponentialBatches:
@@ -237,6 +243,7 @@ SHARE: Final = 1e-2  # of the loss: λ₀
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class LevenbergMarquardt:
@@ -338,6 +345,7 @@ def rule(damping: Any) -> LevenbergMarquardt:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class GreedySearch:
@@ -394,6 +402,7 @@ class Averaging(Protocol):
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class BiasCorrected:
@@ -437,6 +446,7 @@ class BiasCorrected:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Ramped:
@@ -479,8 +489,17 @@ class Ramped:
 
 
 def averaging(rule: float | Averaging) -> Averaging:
-    """Read a rule; a number ρ means `BiasCorrected(ρ)`."""
-    return BiasCorrected(float(rule)) if isinstance(rule, (int, float)) else rule
+    """Read a rule; a number ρ means `BiasCorrected(ρ)`.
+
+    Raises
+    ------
+    ValueError
+        For what is neither.
+    """
+    if isinstance(rule, Averaging):
+        return rule
+    require_number(f"average={rule!r}", rule)
+    return BiasCorrected(float(rule))
 
 
 def _require_share(rule: object, decay: float) -> None:

@@ -15,6 +15,7 @@ from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import parse_budget
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.problems.problem import Pair, Problem
+from fisherlab.settings import numeric
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC
 from fisherlab.training.curvature import Preconditioned
 from fisherlab.training.moves import Parameters
@@ -71,6 +72,7 @@ class StepBytes:
         return bool(self.loss) * tried * products * 16 + again * self.loss
 
 
+@numeric
 def step_bytes(
     problem: Problem, optimizer: Any, *, ranks: int, batch_size: int = 64
 ) -> StepBytes:

@@ -22,6 +22,7 @@ from fisherlab.codes import described
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
+from fisherlab.settings import numeric
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
 from fisherlab.training.register import optimizer as by_name
@@ -61,6 +62,7 @@ class _Search:
     progress: bool
 
 
+@numeric
 def tune(
     problem: Problems,
     optimizer: str | Sequence[str] | Mapping[str, Make],

@@ -14,6 +14,7 @@ from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.factored import Form
 from fisherlab.samples import Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -62,6 +63,7 @@ DIRECT = 4096  # eigenvalue problems up to this size are solved whole
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class LowRank(OfSamples[operators.LowRank]):

@@ -17,6 +17,7 @@ from fisherlab.approximators.states import Sums, add
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredMiniBlocks, MiniBlocks, Operator, Partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
@@ -85,6 +86,7 @@ class ByInput:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class ByTile:

@@ -23,6 +23,7 @@ from fisherlab.approximators.kpsvd.solvers import DenseSVD, Lanczos, SampleGram
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.gathered import Held
@@ -33,6 +34,7 @@ GRAM_EXAMPLES = 11_000  # halves of two N × N tables up to this size are held: 
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Auto:
@@ -103,6 +105,9 @@ def solver_of(choice: SolverChoice) -> Solver:
     return Auto() if choice == "auto" else choice
 
 
+_LIMITS = ("tolerance", "max_iterations", "steps", "depth")
+
+
 def check(name: str, rank: int, solver: SolverChoice) -> None:
     """Check a rank and a choice of solver.
 
@@ -120,6 +125,9 @@ def check(name: str, rank: int, solver: SolverChoice) -> None:
             "SampleGram() is expected."
         )
         raise ValueError(msg)
+    limits = {limit: getattr(solver, limit, None) for limit in _LIMITS}
+    if any(given is not None and given <= 0 for given in limits.values()):
+        raise ValueError(f"{solver!r}: {', '.join(_LIMITS)} must be positive.")
 
 
 def warm_pairs(previous: Operator | None, skip: int = 0) -> tuple[Pair, ...]:

@@ -35,6 +35,7 @@ from fisherlab.approximators.kronecker.kfac import KFAC, AnySums
 from fisherlab.approximators.states import by_group
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.gathered import Held
@@ -77,6 +78,7 @@ class CorrectedPass:
 
 @shown
 @by_group
+@numeric
 @final
 @dataclass(frozen=True)
 class KFACCorrected(HeldOrPassed[CorrectedPass]):

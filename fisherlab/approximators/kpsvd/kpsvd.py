@@ -35,6 +35,7 @@ from fisherlab.approximators.kpsvd.solvers import Lanczos
 from fisherlab.approximators.states import Sums, by_group
 from fisherlab.operators import Operator
 from fisherlab.samples import Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.gathered import Held
@@ -42,6 +43,7 @@ from fisherlab.statistics.gathered import Held
 
 @shown
 @by_group
+@numeric
 @final
 @dataclass(frozen=True)
 class KPSVD(HeldOrPassed[Pass]):
@@ -159,6 +161,7 @@ class Turns:
 
 @shown
 @by_group
+@numeric
 @final
 @dataclass(frozen=True)
 class Deflation(HeldOrPassed[Turns]):

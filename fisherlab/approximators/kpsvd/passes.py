@@ -23,6 +23,7 @@ from fisherlab.numerics.krylov import (
     orthonormal,
     rayleigh_ritz,
 )
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.gathered import Held
@@ -107,6 +108,7 @@ class Pass:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Passes:

@@ -12,6 +12,7 @@ from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
 from fisherlab.numerics.packed import PositionTable
 from fisherlab.samples import Samples, SharedSamples, TurnedSamples
 from fisherlab.samples.shared import form_flops, table_matrix
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 
 HELD = 2**28  # bytes of tables and of a Krylov space
@@ -21,6 +22,7 @@ POWERS = 20  # steps of power iteration before a Krylov space is built
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class PositionGram:

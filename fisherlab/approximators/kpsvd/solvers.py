@@ -23,6 +23,7 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import pack, unpack
 from fisherlab.samples import OuterSamples
 from fisherlab.samples.outer import KEPT_EXAMPLES
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 
 WHOLE_EXAMPLES = 4096  # N × N tables up to this size are held whole
@@ -100,6 +101,7 @@ def _symmetric(terms: tuple[Pair, ...]) -> bool:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class SampleGram:
@@ -240,6 +242,7 @@ def _without_rounding(weights: Tensor) -> Tensor:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Power:
@@ -290,6 +293,7 @@ class Power:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Subspace:
@@ -323,6 +327,7 @@ class Subspace:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Lanczos:

@@ -10,6 +10,7 @@ from fisherlab.approximators.costs import Cost
 from fisherlab.approximators.kronecker.kfac import roots
 from fisherlab.operators import KroneckerSamples, Operator, SolvedByProducts, Stopping
 from fisherlab.samples import Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -17,6 +18,7 @@ Variant = Literal["kfac", "exact"]
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class CGFAC(OfSamples[SolvedByProducts]):

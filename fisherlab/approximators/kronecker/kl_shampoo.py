@@ -14,6 +14,7 @@ from fisherlab.approximators.states import by_group
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import Samples
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -93,6 +94,7 @@ def _shifted(matrix: Tensor, shift: float | Tensor) -> Tensor:
 
 @shown
 @by_group
+@numeric
 @final
 @dataclass(frozen=True)
 class KLShampoo(OfSamples[Operator]):

@@ -15,6 +15,7 @@ from fisherlab.operators.factored import Form
 from fisherlab.operators.network import TwoLevel, WholeNetwork
 from fisherlab.operators.network.two_level import ONE_VECTOR, Coarse, Combination
 from fisherlab.samples.parted import stacked
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics.network import require_matching
 
@@ -74,6 +75,7 @@ class ExactNetwork:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class TwoLevelKFAC:

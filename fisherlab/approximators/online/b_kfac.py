@@ -12,6 +12,7 @@ from fisherlab.numerics.krylov import orthonormal
 from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import KroneckerLowRank, Operator
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -19,6 +20,7 @@ LowRank = tuple[Tensor, Tensor]  # orthonormal U (n, r) and values d (r,): U dia
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class Correction:
@@ -82,6 +84,7 @@ class Correction:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class RandomisedSVD:
@@ -154,6 +157,7 @@ class RandomisedSVD:
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class BKFAC:

@@ -13,7 +13,9 @@ from fisherlab.approximators.kronecker.kfac import rows_by_part
 from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.numerics.packed import second_moment
 from fisherlab.operators import Operator, QuasiNewtonFactors
+from fisherlab.operators.dampings import tikhonov
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse, bfgs
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -112,6 +114,7 @@ def damped_pair(
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class KBFGS:
@@ -170,6 +173,7 @@ class KBFGS:
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        object.__setattr__(self, "damping", tikhonov(self.damping, "KBFGS"))
         memory = 1 if self.memory is None else self.memory
         if not (self.damping > 0 and 0 <= self.decay < 1 and memory >= 1):
             msg = (

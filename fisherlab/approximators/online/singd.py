@@ -10,6 +10,7 @@ from torch import Tensor
 from fisherlab.approximators.kronecker.kfac import factor_sums
 from fisherlab.operators import InverseFactors, Operator
 from fisherlab.operators.dampings import tikhonov
+from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
 
@@ -17,6 +18,7 @@ Structure = Literal["dense", "diagonal"]
 
 
 @shown
+@numeric
 @final
 @dataclass(frozen=True)
 class SINGD:

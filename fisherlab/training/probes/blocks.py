@@ -16,10 +16,12 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import by_name
 from fisherlab.operators import Operator
 from fisherlab.operators.dampings import Damping, RelativeDamping
+from fisherlab.settings import numeric
 from fisherlab.statistics import Exact, Fisher, LayerStatistics
 from fisherlab.training.probes.errors import Approximators, Moment, Source
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class Spectra:
@@ -84,6 +86,7 @@ def _largest(method: Approximator, layer: LayerStatistics, count: int) -> np.nda
     return np.asarray(found.detach().cpu().numpy())
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class InverseBlocks:

@@ -19,6 +19,7 @@ from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.operators import InverseFactors, KroneckerLowRank, Operator
 from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.network import BlockDiagonal, NetworkOperator
+from fisherlab.settings import numeric
 from fisherlab.statistics import (
     Empirical,
     Fisher,
@@ -35,6 +36,7 @@ _GRADIENT: Final = "gradient"
 _EXACT: Final = "exact"
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class Directions:

@@ -20,6 +20,7 @@ from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.memory import Budget
 from fisherlab.problems.problem import Pair, Problem, drawn
+from fisherlab.settings import numeric
 from fisherlab.statistics import (
     Exact,
     Fisher,
@@ -143,6 +144,7 @@ class Tracker(Protocol):
 SETS: Final[tuple[Source, ...]] = ("train", "test")
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class Losses:
@@ -192,6 +194,7 @@ def measured(
 Approximators = Chosen
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class Errors:
@@ -252,6 +255,7 @@ class Errors:
         )
 
 
+@numeric
 @final
 @dataclass(frozen=True)
 class Staleness:

@@ -1,0 +1,111 @@
+"""Numbers as settings: what is no number is refused in one sentence everywhere."""
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from functools import wraps
+from math import isnan
+from typing import Any, Literal, TypeVar
+
+C = TypeVar("C", bound=Callable[..., Any])
+Kind = Literal["a number", "a whole number"]
+
+
+def numeric(called: C) -> C:
+    """Let a class or a function refuse what is no number where it says that it takes one.
+
+    Parameters that are said to be `int` or `float`, with None or without, take numbers of
+    Python, numpy and torch. Texts, truth values, NaN and, for `int`, fractions are a
+    ValueError, before anything is done; which numbers fit is for what is called to say.
+
+    Examples
+    --------
+    >>> @numeric
+    ... def draw(count: int) -> range:
+    ...     return range(count)
+    >>> draw(True)
+    Traceback (most recent call last):
+    ValueError: draw(count=True): a whole number is expected.
+    """
+    made = inspect.isclass(called)
+    first: Callable[..., Any] = getattr(called, "__init__") if made else called  # noqa: B009
+    name = called.__name__
+    names = tuple(inspect.signature(first).parameters)
+    wanted = _wanted(inspect.signature(first).parameters)
+
+    @wraps(first)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for parameter, given in (*zip(names, args, strict=False), *kwargs.items()):
+            if parameter in wanted:
+                require_number(f"{name}({parameter}={given!r})", given, *wanted[parameter])
+        return first(*args, **kwargs)
+
+    if not made:
+        return checked  # type: ignore[return-value]
+    setattr(called, "__init__", checked)  # noqa: B010 - the type of a class forbids it
+    return called
+
+
+def require_number(
+    call: str, given: Any, kind: Kind = "a number", empty: bool = False
+) -> None:
+    """Refuse what is no number.
+
+    Parameters
+    ----------
+    call
+        What was called with what.
+    empty
+        Whether None is taken as well.
+
+    Raises
+    ------
+    ValueError
+        Naming the call and the kind of number that is expected.
+
+    Examples
+    --------
+    >>> require_number("f(1)", 1), require_number("f(None)", None, empty=True)
+    (None, None)
+    """
+    if not ((empty and given is None) or is_number(given, kind)):
+        msg = f"{call}: {kind}{' or None' if empty else ''} is expected."
+        raise ValueError(msg)
+
+
+def is_number(given: Any, kind: Kind = "a number") -> bool:
+    """Tell whether this is a number: no text, no truth value, not NaN.
+
+    Examples
+    --------
+    >>> is_number(0.5), is_number(True), is_number(0.5, "a whole number")
+    (True, False, False)
+    """
+    kept = str(getattr(given, "dtype", type(given).__name__))
+    if "bool" in kept or isinstance(given, str):
+        return False
+    try:
+        if kind == "a whole number":
+            operator.index(given)
+            return True
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError):  # torch raises the last
+        return False
+    return not isnan(value)
+
+
+def _wanted(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Kind, bool]]:
+    """Return the parameters that take a number, of which kind, and whether None."""
+    found: dict[str, tuple[Kind, bool]] = {}
+    for name, parameter in parameters.items():
+        said = parameter.annotation
+        text = said if isinstance(said, str) else inspect.formatannotation(said)
+        parts = set(text.split(" | "))
+        empty = "None" in parts
+        if name == "damping":  # `fisherlab.operators.dampings` reads them, everywhere
+            continue
+        if parts - {"None"} == {"int"}:
+            found[name] = "a whole number", empty
+        elif parts - {"None"} == {"float"}:
+            found[name] = "a number", empty
+    return found
