@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import fisherlab as fl
-from fisherlab.operators import FactoredFisher
-from fisherlab.samples import SharedSamples
+from fisherlab.operators import FactoredFisher, KroneckerSum, factored
+from fisherlab.samples import OuterSamples, SharedSamples, TurnedSamples
 
 
 def shared(columns, examples, positions, o, i):
@@ -71,3 +71,59 @@ def test_an_exact_block_takes_the_form_asked_for():
     stats = fl.collect(model, (x, None), fl.Gaussian())["0"]
     blocks = [fl.ExactBlock(form)(stats).to_dense() for form in ("matrices", "pairs")]
     torch.testing.assert_close(*blocks)
+
+
+def outer(columns, examples, o, i):
+    generator = torch.Generator().manual_seed(columns)
+    inputs = torch.randn(examples, i, generator=generator, dtype=torch.float64)
+    shape = (columns, examples, o)
+    return OuterSamples(
+        inputs, torch.randn(shape, generator=generator, dtype=torch.float64)
+    )
+
+
+WIDE = {
+    "outer": outer(2, 3, 6, 5),
+    "shared": shared(2, 3, 2, 6, 5),
+    "turned": TurnedSamples(shared(2, 3, 2, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_few_samples_meet_products_of_factors_without_their_matrices(kind, monkeypatch):
+    """Divergences of a wide layer took a matrix an example: 28 GB of a CNN's."""
+    samples = WIDE[kind]
+    block = FactoredFisher(samples, samples.examples, form="gram")
+    inverse = block.inverse(0.1)
+    dense = torch.linalg.inv(block.to_dense() + 0.1 * torch.eye(30).double())
+    generator = torch.Generator().manual_seed(0)
+    terms = [
+        tuple(torch.randn(d, d, generator=generator, dtype=torch.float64) for d in (6, 5))
+        for _ in range(2)
+    ]
+    symmetric = tuple((g @ g.T, a @ a.T) for g, a in terms)
+    formed = []
+    monkeypatch.setattr(factored, "PANEL_BYTES", 1)
+    for known in (OuterSamples, SharedSamples):
+        kept = known.flat
+        monkeypatch.setattr(
+            known, "flat", lambda s, *a, f=kept: formed.append(s) or f(s, *a)
+        )
+    for one in (KroneckerSum(symmetric[:1], (6, 5)), KroneckerSum(symmetric, (6, 5))):
+        expected = float((dense * one.to_dense()).sum())
+        assert inverse.inner(one) == pytest.approx(expected, rel=1e-11)
+    own = KroneckerSum(symmetric[:1], (6, 5)).inverse(0.3)
+    expected = float((dense * own.to_dense()).sum())
+    assert inverse.inner(own) == pytest.approx(expected, rel=1e-11)
+    torch.testing.assert_close(inverse.diagonal().flatten(), dense.diagonal())
+    assert inverse.trace() == pytest.approx(float(dense.trace()), rel=1e-12)
+    if kind != "turned":
+        assert all(s.weight_shape[0] == 1 for s in formed)
+
+
+def test_quadratic_forms_are_half_products():
+    block = FactoredFisher(WIDE["shared"], 3)
+    w = torch.arange(60).double().view(2, 6, 5)
+    torch.testing.assert_close(
+        block.quadratic_form(w), (w * (block @ w)).sum((1, 2)), rtol=1e-12, atol=0
+    )

@@ -14,6 +14,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab import cli, problems
 from fisherlab.analysis.allowances import Allowance, cut
+from fisherlab.analysis.purposes import left_out
 from fisherlab.errors import DataError, NumericalError
 from fisherlab.problems import Problem, descriptions
 from fisherlab.problems.data import digits
@@ -453,10 +454,10 @@ def test_the_last_moment_has_as_much_time_as_all_before_it():
         config = ReportConfig(steps=5, checkpoints=(0, 2, 5), examples=60, time=time)
         size = fitted(problem, config)
         early, last = (_left_out(problem, config, seconds) for seconds in size.seconds[1:])
-        told = [one for one in size.told if one.startswith("before the last moment")]
+        told = [one for one in size.told if one.startswith("at the moments before")]
         more = len(early - last)
         assert told == (
-            [f"before the last moment {more} further parts of cells"] * (more > 0)
+            [f"at the moments before the last, {more} more of these"] * (more > 0)
         )
         found[time] = size.held_out
     assert found["1 s"] < found["10 s"] < found["10 min"]
@@ -473,6 +474,24 @@ def test_moments_are_left_out_before_the_last_one_has_nothing():
     with Phases(analysis.count_phases(config), quiet=True) as phase:
         found = analysis.analyse(problem, config, size, phase).results
     assert found["step"].values.tolist() == [5]
+
+
+@pytest.mark.parametrize("time", ["1 s", "10 s"])
+def test_examples_leave_the_purposes_of_closed_forms_their_time(time):
+    """Two thousand examples of an autoencoder left time for the diagonal's step alone."""
+    problem = fl.problems.load("digits", examples=1000)
+    config = ReportConfig(steps=1, checkpoints=(1,), examples=1000, time=time)
+    size = fitted(problem, config)
+    assert size.examples < fitted(problem, replace(config, purpose=("matrix",))).examples
+    assert any(" s for the purposes" in one for one in size.told)
+    x, y = problem.train
+    data = x[: size.examples], y[: size.examples]
+    stats = fl.collect(problem.model, data, problem.likelihood)
+    gradient = fl.mean_gradient(problem.model, data, problem.likelihood)
+    purposes = [fl.Step(gradient, 0.1), fl.Laplace(1.0, 1000)]
+    methods = {name: fl.approximators()[name] for name in ("kfac", "diagonal")}
+    limit = Allowance.of(size.judging, size.budget)
+    assert not left_out(stats, methods, purposes, limit)
 
 
 def test_long_sequences_go_down_to_two_examples():

@@ -16,11 +16,18 @@ from fisherlab.numerics.linalg import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.samples import OuterSamples, Samples, TokenSamples
+from fisherlab.samples import (
+    OuterSamples,
+    Samples,
+    SharedSamples,
+    TokenSamples,
+    TurnedSamples,
+)
 
 READ = 20  # multiply-adds in the time that one number takes from memory
 SWEEPS = 4  # times that norms, traces and diagonals of one cell read the samples
 EFFORT = 10  # products of block Krylov steps over those of the power steps that are counted
+TURNS = 2.5  # the same of a shared weight, for every product that is looked for
 TERM_READS = 25  # of the factors of one term, until its errors are known
 STEP_READS = 25  # of a column in a step of a Krylov space
 STEPS_TO_TOLERANCE = 150  # of conjugate gradients without a preconditioner, about
@@ -103,10 +110,20 @@ def shared(s: Samples, part: Needs) -> Work:
     if part == "gradient":
         block = _block(s)
         return Work(ROUNDS * product(s)) if block.iterates else work
-    # The inverse itself, and by the Gram the samples in its coordinates.
     if by_gram(s):
-        return work + Work(EIGEN * m**3 + m * m * p, 2 * NUMBER * m * p)
+        return work + Work(EIGEN * m**3)
     return work + Work(p**3 / 2, 3 * NUMBER * p**2)
+
+
+def traced(s: Samples) -> Work:
+    """Return what divergences take of the exact block: its determinant, and tr P⁻¹."""
+    return _inversion(s) + Work(s.total**3) if by_gram(s) else shared(s, "damping")
+
+
+def has_factors(s: Samples) -> bool:
+    """Return whether products with samples are made of their factors."""
+    s = s.upright if isinstance(s, TurnedSamples) else s
+    return isinstance(s, (OuterSamples, SharedSamples))
 
 
 def widths(s: Samples) -> tuple[int, int]:
@@ -204,6 +221,20 @@ class Factors:
         """Count a solve at the same damping, `formed` where its traces were asked for."""
         return 2.0 * Factors.one_more(self)
 
+    def divergences(self) -> Work:
+        """Count ⟨F, Q⁻¹⟩ and ⟨P⁻¹, F̂⟩: of a product by tables, as samples have factors."""
+        inside, m = self.inner(), self.samples.total
+        told = facts(self.method)
+        if not self._columns or told.decomposes or not has_factors(self.samples):
+            return self.against_inverse() + Work(inside)
+        tables = 2 * self.samples.gram_flops() + m * m + self._turning()
+        return Work(inside + self.terms * tables, 2 * NUMBER * m * m)
+
+    def _turning(self) -> float:
+        """Count the products of all inputs and output gradients with matrices."""
+        (o, i), (rows, cols) = self.samples.weight_shape, self.samples.factor_rows()
+        return float(rows * o * o + cols * i * i)
+
     def against_inverse(self) -> Work:
         """Count ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖; by the Gram with samples in its coordinates."""
         _, _, m, p = _sizes(self.samples)
@@ -212,8 +243,17 @@ class Factors:
     def inverse_inner(self) -> Work:
         """Count ⟨P⁻¹, Q⁻¹⟩ once the exact inverse is there."""
         _, _, _, p = _sizes(self.samples)
-        dense = 0 if self._columns else 3 * NUMBER * p * p
-        return Work(2 * self._columns * p * sum(widths(self.samples)), dense)
+        if not self._columns:
+            return Work(0, 3 * NUMBER * p * p)
+        if has_factors(self.samples):
+            return Work(self._turning())
+        return Work(2 * self._columns * p * sum(widths(self.samples)), self._stacked)
+
+    @property
+    def _stacked(self) -> float:
+        """Bytes of the samples as matrices, in two coordinates."""
+        o, i = self.samples.weight_shape
+        return 2 * NUMBER * self._columns * o * i
 
     @property
     def _columns(self) -> int:
@@ -231,8 +271,14 @@ class Terms(Factors):
 
     def building(self) -> float:
         """Count power steps, or the Krylov steps of many more products."""
-        by_gram = isinstance(self.samples, OuterSamples) and self.method.solver == "auto"
-        return super().building() * (1 if by_gram else EFFORT)
+        if not isinstance(self.samples, OuterSamples):
+            turns = TURNS * self.terms if isinstance(self.method, KPSVD) else 2 * TURNS
+            return super().building() * turns
+        return super().building() * (1 if self.method.solver == "auto" else EFFORT)
+
+    def divergences(self) -> Work:
+        """Count those of one product, or the inverse of the dense sum."""
+        return super().divergences() if self.terms < 2 else self.against_inverse()
 
     def reading(self) -> float:
         """Count the readings of factors, of a Krylov space, and the making positive."""
@@ -292,7 +338,8 @@ class Terms(Factors):
         if self.terms < 2:
             return super().inverse_inner()
         _, _, _, p = _sizes(self.samples)
-        return formed_inverse(self.samples) + Work(2 * self._columns * p * p)
+        again = Work(2 * self._columns * p * p, self._stacked)
+        return formed_inverse(self.samples) + again
 
 
 @final
@@ -319,6 +366,15 @@ class Entries(Factors):
     def further(self, formed: bool) -> float:
         """Count a division an entry."""
         return self.one_more()
+
+    def inverse_inner(self) -> Work:
+        """Count the diagonal of the exact inverse, a few rows at once."""
+        o, i = self.samples.weight_shape
+        if not self._columns:
+            return super().inverse_inner()
+        return Work(
+            self._columns * o * i, 0.0 if has_factors(self.samples) else self._stacked
+        )
 
 
 @final
@@ -406,7 +462,7 @@ class Blocks(Factors):
         """Count the inverse blocks."""
         o, i, _, p = _sizes(self.samples)
         formed = Work(BATCHED * o * i**3, 2 * NUMBER * o * i * i)
-        return formed + Work(self._columns * p * i)
+        return formed + Work(self._columns * p * i, self._stacked)
 
 
 @final

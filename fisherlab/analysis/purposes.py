@@ -22,7 +22,7 @@ from fisherlab.analysis.cells import (
     located,
     reason,
 )
-from fisherlab.analysis.counts import Work, counted, own, product, shared
+from fisherlab.analysis.counts import Work, counted, own, product, shared, traced
 from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.metric_table import solve_flops
@@ -271,6 +271,29 @@ def left_out(
     return dict(chosen(cells, common, len(methods), allowance, built).reasons)
 
 
+def in_closed_form(
+    samples: Iterable[Samples], methods: Iterable[Approximator], asked: Iterable[Demand]
+) -> float:
+    """Return the multiply-adds of demands on methods whose solves have a closed form.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> from fisherlab.samples import OuterSamples
+    >>> samples = OuterSamples(torch.ones(9, 4), torch.ones(1, 9, 3))
+    >>> in_closed_form([samples], [fl.Diagonal()], [Demand()]) > 0
+    True
+    """
+    closed = [m for m in methods if facts(m).result in ("factors", "entries")]
+    demands, total = list(asked), 0.0
+    for s in samples:
+        total += sum(own(s, method, "matrix").flops for method in closed)
+        for one in demands:
+            total += _exact(s, one).flops
+            total += sum(_method(s, method, one).flops for method in closed)
+    return total
+
+
 def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:
     """Return what a purpose says it asks for, or what one is taken to ask for."""
     counted = getattr(purpose, "demand", None)
@@ -282,6 +305,8 @@ def _exact(s: Samples, asked: Demand) -> Work:
     work = shared(s, "matrix") + Work(asked.flops)
     if asked.traces:
         work = work + shared(s, "damping")
+    elif asked.divergences:
+        work = work + traced(s)
     elif asked.dampings or asked.weights:
         work = work + shared(s, "gradient")
     return work + Work(asked.weights * exact_solve(s))
@@ -303,15 +328,16 @@ def exact_solve(s: Samples) -> float:
 
 def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     """Count what a purpose takes of a method once that is built."""
-    work = Work(asked.products * product(s) + asked.flops)
+    work = Work((asked.products + asked.forms / 2) * product(s) + asked.flops)
     if facts(method).result == "exact":
         return work
     cell = counted(s, method)
-    if asked.dampings or asked.weights or asked.traces:
+    whole = asked.traces or asked.divergences
+    if asked.dampings or asked.weights or whole:
         work = work + cell.prepared() + Work(asked.dampings * cell.one_more())
-    if asked.traces:
-        work = work + cell.against_inverse()
-    return work + Work(asked.weights * cell.further(asked.traces))
+    if whole:
+        work = work + (cell.against_inverse() if asked.traces else cell.divergences())
+    return work + Work(asked.weights * cell.further(whole))
 
 
 def judge_model(

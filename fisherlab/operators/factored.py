@@ -21,7 +21,7 @@ from fisherlab.numerics.held import STAYS
 from fisherlab.numerics.linalg import Label, damped_cholesky, eigh, factorised
 from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.bases import Turned
 from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense, refined_solve
@@ -29,7 +29,12 @@ from fisherlab.operators.eigenform import Eigenform
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.samples import Samples, SharedSamples, TokenSamples
 from fisherlab.samples.base import CHUNK_BYTES
-from fisherlab.samples.cross import squared_inner
+from fisherlab.samples.cross import (
+    inner_products,
+    multiplied,
+    row_panels,
+    squared_inner,
+)
 
 Form = Literal["auto", "dense", "gram", "matrices", "pairs"]
 ROUNDS = 150  # products of a damped solve by conjugate gradients, about
@@ -96,6 +101,13 @@ class FactoredFisher(Operator):
 
     def _apply(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k o i"]:
         return self.samples.combine(self.samples.project(w)) / self.count
+
+    def quadratic_form(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k"]:
+        """Return (1/N) Σ ⟨D, w⟩², half of a product."""
+        if w.dtype != self.dtype or w.shape[-2:] != self.weight_shape:
+            return super().quadratic_form(w)
+        found = self.samples.project(w.reshape(-1, *self.weight_shape))
+        return (found.square().sum((1, 2)) / self.count).view(w.shape[:-2])
 
     def _dense(self) -> Float[Tensor, "p p"]:
         out = empty(self.shape, self.dtype, self.device)
@@ -292,11 +304,33 @@ class WoodburyInverse(Operator):
         inside = self.samples.combine(solved.reshape(c.shape)) / self.count
         return (w - inside) / self.damping
 
-    def _rows(self) -> Float[Tensor, "m p"]:
-        """Return L⁻¹ D / √N: the inverse is (I − RᵀR) / λ."""
-        samples = self.samples.flat().double()
-        solved = torch.linalg.solve_triangular(self.factor, samples, upper=False)
-        return solved / self.count**0.5
+    def _rows(self, samples: Samples | None = None) -> Float[Tensor, "m p"]:
+        """Return R = L⁻¹ D / √N, or that of other samples: the inverse is (I − RᵀR) / λ."""
+        flat = (self.samples if samples is None else samples).flat().double()
+        return torch.linalg.solve_triangular(self.factor, flat, upper=False).div_(
+            self.count**0.5
+        )
+
+    def _energies(self, samples: Samples) -> Float[Tensor, " p"]:
+        """Return the sums of squares of R's columns, a few rows of the weight at once."""
+        panels = row_panels(samples, PANEL_BYTES)
+        return torch.cat([self._rows(panel).square().sum(0) for panel in panels])
+
+    @cached_property
+    def _coupling(self) -> Float[Tensor, "m m"]:
+        """(K + λI)⁻¹."""
+        return torch.cholesky_inverse(self.factor)
+
+    def inner_of_samples(self, turned: Samples) -> float:
+        """Return Σ_b ⟨R_b, E_b⟩ where E are the products of R with a matrix.
+
+        Parameters
+        ----------
+        turned
+            The products of the samples D with that matrix.
+        """
+        table = inner_products(self.samples.to(torch.float64), turned.to(torch.float64))
+        return float((table * self._coupling).sum()) / self.count
 
     def _dense(self) -> Float[Tensor, "p p"]:
         inside = self._rows()
@@ -305,7 +339,7 @@ class WoodburyInverse(Operator):
 
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return the diagonal."""
-        inside = self._rows().square().sum(0).view(self.weight_shape)
+        inside = self._energies(self.samples).view(self.weight_shape)
         return ((1 - inside) / self.damping).to(self.dtype)
 
     @cached_property
@@ -315,9 +349,9 @@ class WoodburyInverse(Operator):
         return values
 
     def trace(self) -> float:
-        """Return (p − M)/λ + Σ 1/(κ + λ)."""
-        free = self.shape[0] - len(self._values)
-        return free / self.damping + float(self._values.reciprocal().sum())
+        """Return (p − M)/λ + tr (K + λI)⁻¹."""
+        free = self.shape[0] - len(self.factor)
+        return free / self.damping + float(self._coupling.trace())
 
     def frobenius_norm(self) -> float:
         """Return ((p − M)/λ² + Σ 1/(κ + λ)²)^½."""
@@ -340,8 +374,17 @@ class WoodburyInverse(Operator):
     def inner_with(self, other: Operator) -> float:
         """Return ⟨self, other⟩ = (tr other − Σ ⟨R_b, other R_b⟩)/λ.
 
-        In an eigenbasis Σ ⟨R_b, other R_b⟩ = Σ_j v_j Σ_b ⟨R_b, u_j⟩²: one rotation.
+        In an eigenbasis Σ ⟨R_b, other R_b⟩ = Σ_j v_j Σ_b ⟨R_b, u_j⟩²: one rotation, of
+        the factors of the samples where these have some.
         """
+        pair = other.basis.pair if isinstance(other, Eigenform) else None
+        if pair is not None and pair[0] is not None and pair[1] is not None:
+            turned = multiplied(self.samples.to(torch.float64), pair[0], pair[1])
+            if turned is not None and isinstance(other, Eigenform):
+                inside = float(self._energies(turned) @ other._inside.double())
+                if other.rest:
+                    inside += other.rest * self.inner_of_samples(self.samples)
+                return (other.trace() - inside) / self.damping
         stack = self._rows().to(self.dtype).unflatten(1, self.weight_shape)
         inside = 0.0
         for part in stack.split(max(1, CHUNK_BYTES // (stack[0].nbytes or 1))):

@@ -32,7 +32,7 @@ from fisherlab.operators.eigenform import (
     powers,
     quadratic_forms,
 )
-from fisherlab.operators.factored import FactoredFisher
+from fisherlab.operators.factored import FactoredFisher, WoodburyInverse
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.kronecker_congruence import (
     KroneckerCongruence,
@@ -40,6 +40,7 @@ from fisherlab.operators.kronecker_congruence import (
     factored_pair,
     inverse_pair,
 )
+from fisherlab.samples.cross import multiplied
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
@@ -367,6 +368,18 @@ def _sum_eigenform(a: KroneckerSum, b: Eigenform) -> float:
 def _factored_sum(a: FactoredFisher, b: KroneckerSum) -> float:
     pairs = (a.samples.kronecker_inner(rows, cols) for rows, cols in b.terms)
     return sum(pairs) / a.count
+
+
+@inner_product(WoodburyInverse, KroneckerSum)
+def _woodbury_sum(a: WoodburyInverse, b: KroneckerSum) -> float:
+    """Multiply the factors of the samples by those of the terms, where they have some."""
+    inside = 0.0
+    for rows, cols in b.terms:
+        turned = multiplied(a.samples.to(b.dtype), rows.T, cols.T)
+        if turned is None:
+            return a.inner_with(b)
+        inside += a.inner_of_samples(turned)
+    return (b.trace() - inside) / a.damping
 
 
 @inner_product(Dense, KroneckerSum)

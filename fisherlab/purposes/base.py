@@ -71,10 +71,11 @@ class Demand:
         λ at which one weight is solved for.
     weights
         Further weights that are solved for.
-    products
-        With the exact block.
-    traces
-        Whether the inverse is held against the exact block as a whole.
+    products, forms
+        With the exact block, and quadratic forms of it.
+    traces, divergences
+        Whether the inverse is held against that of the exact block as a whole, or each
+        inverse against the other matrix alone.
     flops
         Further multiply-adds for every matrix, e.g. of passes through the model.
 
@@ -88,6 +89,8 @@ class Demand:
     weights: int = 0
     products: int = 1
     traces: bool = False
+    divergences: bool = False
+    forms: int = 0
     flops: float = 0.0
 
 

@@ -146,7 +146,7 @@ class Laplace:
         if self.held_out is not None and layer.name in self.held_out.jacobians:
             samples = self.held_out.jacobians[layer.name].samples
             weights = samples.total
-        return Demand(weights=weights, traces=True)
+        return Demand(weights=weights, divergences=True)
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -113,8 +113,9 @@ class Step:
         return f"{name} = {parsed(self.damping, None).value:.3g}"
 
     def demand(self, layer: LayerStatistics) -> Demand:
-        """Count a solve and a product at λ and at every μ."""
-        return Demand(dampings=1 + len(self.grid), products=1 + len(self.grid))
+        """Count a solve and a quadratic form at λ and at every μ."""
+        tried = 1 + len(self.grid)
+        return Demand(dampings=tried, products=0, forms=tried)
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
         """Return direction, slopes vᵀΔ and curvatures ΔᵀPΔ, at λ and then on the grid."""

@@ -13,13 +13,22 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.likelihoods import Likelihood
 from fisherlab.operators.dampings import RelativeDamping, parsed
-from fisherlab.purposes import Purpose
+from fisherlab.purposes import Demand, Purpose
+from fisherlab.purposes.step import GRID
 from fisherlab.statistics import Statistics
 
 HELD_OUT: Final = 500
 """Outputs of held-out examples whose variances are compared, at most."""
 QUERIES: Final = 20
 """Held-out examples whose influences are compared, at most."""
+
+
+TRIED: Final = 1 + len(GRID)
+DEMANDS: Final = {
+    "step": Demand(dampings=TRIED, products=0, forms=TRIED),
+    "laplace": Demand(divergences=True),
+}
+"""What purposes ask of every matrix whatever the moment, as it decides on examples."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -14,14 +14,14 @@ import fisherlab as fl
 from fisherlab.analysis.allowances import RATE, Allowance, cut, least, parse_time
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.counts import own, product
-from fisherlab.analysis.purposes import exact_solve
+from fisherlab.analysis.purposes import exact_solve, in_closed_form
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import NEEDS
 from fisherlab.numerics.memory import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
-from fisherlab.report.judging import HELD_OUT
+from fisherlab.report.judging import DEMANDS, HELD_OUT
 from fisherlab.samples import Samples
 from fisherlab.training.loop import CHUNK
 
@@ -145,8 +145,8 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
     sentences = (
         *_sizes_told(found, first, losses, config),
         *_moments_told(asked, moments),
-        *told(last),
-        *([f"before the last moment {more} further parts of cells"] if more else []),
+        *told(last, samples),
+        *([f"at the moments before the last, {more} more of these"] if more else []),
         *_predictive_told(problem, config, found.output.numel(), held_out),
         *_batch_told(batch, config),
     )
@@ -242,6 +242,8 @@ class _Trial:
     output: Tensor
     flops: float
     room: float
+    demands: Sequence[fl.purposes.Demand]
+    judging: float
 
     @property
     def passes(self) -> float:
@@ -264,6 +266,17 @@ class _Trial:
         """Whether statistics and passes fit their halves."""
         return self.bytes <= self.room and self.work <= self.flops
 
+    @property
+    def judged(self) -> float:
+        """Multiply-adds of the purposes of methods in closed form, in every layer."""
+        samples = (plan.samples for plan in self.plans.values())
+        return in_closed_form(samples, self.methods, self.demands)
+
+    @property
+    def serves(self) -> bool:
+        """Whether these fit the time of the purposes."""
+        return self.judged <= self.judging
+
 
 def _chosen(
     probed: Probed, config: ReportConfig, most: int, moments: int
@@ -277,7 +290,9 @@ def _chosen(
             found = sampled[0]
         elif not found.fits:
             found = tried[-1]
-    return found, tried[0]
+    fewer = (one for one in tried if one.fisher == found.fisher and one.fits)
+    enough = (one for one in fewer if one.examples >= min(FEW, found.examples))
+    return next((one for one in enough if one.serves), found), tried[0]
 
 
 def _tried(
@@ -289,15 +304,18 @@ def _tried(
     methods = tuple(fl.approximators()[name] for name in config.approximators)
     output = max((p.output[0] for p in probed.probes.values()), key=Tensor.numel)
     fewest = _FEW_AT_SEVERAL if moments > 1 else _FEW_AT_ONE
+    demands = [DEMANDS[name] for name in config.purpose if name in DEMANDS]
+    judged = demands, _PURPOSES * parse_time(config.time) * RATE
     for fisher in config.fishers:
         count = most
         while True:
             planned, collection = probed.plans(fisher, memory // 4, examples=count)
+            room = memory / 2
             one = _Trial(
-                count, fisher, methods, planned, collection, output, flops, memory / 2
+                count, fisher, methods, planned, collection, output, flops, room, *judged
             )
             yield one
-            if one.fits or count <= fewest:
+            if (one.fits and one.serves) or count <= fewest:
                 break
             count = max(fewest, count // 2)
 
@@ -371,22 +389,26 @@ def _sizes_told(
         )
     if found.examples < asked.examples:
         needs = f"{readable(asked.bytes)} of statistics"
+        used = f" and {asked.judged / RATE:.0f} s for the purposes" * (not asked.serves)
         yield (
             f"{found.examples} examples make up the Fisher, drawn at random, not "
-            f"{asked.examples}, which take {needs} and about {asked.work / RATE:.0f} s a "
-            f"moment with {asked.fisher!r}; ask with --budget and --time "
+            f"{asked.examples}, which take {needs}, about {asked.work / RATE:.0f} s a "
+            f"moment{used} with {asked.fisher!r}; ask with --budget and --time "
             f"(now {config.budget}, {config.time})"
         )
 
 
-def told(reasons: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
+def told(
+    reasons: Mapping[tuple[str, str, str], str], order: Iterable[str]
+) -> Iterator[str]:
     """Say in a line for each part how many cells of which methods are left out.
 
     Examples
     --------
-    >>> list(told({("fc", "kfac", "damping"): "left out for size"}))
+    >>> list(told({("fc", "kfac", "damping"): "left out for size"}, ["conv", "fc"]))
     ['damped inverses: kfac in 1 layer (fc)']
     """
+    places = {layer: place for place, layer in enumerate(order)}
     for part in NEEDS:
         found: dict[str, list[str]] = {}
         for layer, method, one in reasons:
@@ -394,7 +416,9 @@ def told(reasons: Mapping[tuple[str, str, str], str]) -> Iterator[str]:
                 found.setdefault(method, []).append(layer)
         groups: dict[tuple[str, ...], list[str]] = {}
         for method, listed in found.items():
-            groups.setdefault(tuple(listed), []).append(method)
+            groups.setdefault(tuple(sorted(listed, key=places.__getitem__)), []).append(
+                method
+            )
         for layers, methods in groups.items():
             some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
             count = f"{len(layers)} layer{'s' * (len(layers) > 1)}"

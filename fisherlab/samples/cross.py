@@ -117,6 +117,40 @@ def _tables(left: Samples, right: Samples) -> Tiles:
             yield some, others, formed @ right.flat(others).T
 
 
+def multiplied(
+    samples: Samples, rows: Float[Tensor, "o r"], cols: Float[Tensor, "i c"]
+) -> Samples | None:
+    """Return the samples rowsᵀ D cols, by their factors; None where they have none.
+
+    Examples
+    --------
+    >>> one = OuterSamples(torch.ones(2, 3), torch.ones(1, 2, 2))
+    >>> two = multiplied(one, torch.eye(2), 5 * torch.eye(3))
+    >>> two.squared_norms()
+    tensor([[150., 150.]])
+    """
+    if isinstance(samples, TurnedSamples):
+        upright = multiplied(samples.upright, cols, rows)
+        return None if upright is None else TurnedSamples(upright)
+    if isinstance(samples, (OuterSamples, SharedSamples)):
+        return type(samples)(samples.inputs @ cols, samples.gradients @ rows)
+    return None
+
+
+def row_panels(samples: Samples, room: int) -> Iterator[Samples]:
+    """Yield the samples of some rows of the weight, whose matrices take about `room` bytes.
+
+    Samples without factors are yielded whole.
+    """
+    if not isinstance(samples, (OuterSamples, SharedSamples)):
+        yield samples
+        return
+    o, i = samples.weight_shape
+    each = samples.total * i * samples.dtype.itemsize
+    for cut in chunks(o, room // max(each, 1)):
+        yield type(samples)(samples.inputs, samples.gradients[..., cut])
+
+
 def _added(tensors: Iterator[Tensor]) -> Tensor:
     total = next(tensors)
     for more in tensors:
