@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd import solvers
+from fisherlab.approximators.kpsvd import choice
 from fisherlab.numerics.ranks import counted
 from fisherlab.training.run import Run
 from tests.training_runs import small
@@ -139,7 +139,7 @@ def by_parts(rank, ranks, folder=None):
     rows = x.flatten(1)[:, :8].unflatten(1, (2, 4))
     sums, lik = ["kfac", "ekfac"], fl.Categorical()
     passed = [*sums, "kpsvd", "deflation", "kfac-corrected"]
-    found, kept = {}, solvers.HELD_BYTES
+    found, kept = {}, choice.HELD_BYTES
     for net, seen, layer, methods in (
         (plain, x, "3", passed),
         (grouped, rows, "0", passed),
@@ -147,12 +147,12 @@ def by_parts(rank, ranks, folder=None):
     ):
         held = fl.collect(of_seed(net), (seen, y), lik, layers=[layer])[layer]
         # A rank holds its own samples, but not those of all.
-        solvers.HELD_BYTES = held.by_group()[0].nbytes - 1
+        choice.HELD_BYTES = held.by_group()[0].nbytes - 1
         own = part(seen, y, rank, ranks)
         with counted() as told:
             ops = fl.approximate(net, own, lik, methods, layers=[layer])
         found[layer] = dense(ops), told
-    solvers.HELD_BYTES = kept
+    choice.HELD_BYTES = kept
     return found
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd import solvers
+from fisherlab.approximators.kpsvd import choice
 from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
@@ -283,7 +283,7 @@ STREAMED = {
 @pytest.mark.parametrize("name", STREAMED)
 @pytest.mark.parametrize("limit", [0, 1500])
 def test_large_streams_go_over_to_passes_and_find_the_same(name, limit, monkeypatch):
-    monkeypatch.setattr(solvers, "HELD_BYTES", limit)
+    monkeypatch.setattr(choice, "HELD_BYTES", limit)
     model, data, method = network(), batches([4, 1, 5]), STREAMED[name]
     held = []
     note = Held.add
@@ -304,7 +304,7 @@ def test_large_streams_go_over_to_passes_and_find_the_same(name, limit, monkeypa
 @pytest.mark.parametrize("name", ["kpsvd-3", "deflation", "kfac-corrected"])
 def test_parts_that_are_held_merge_with_parts_that_are_not(name, monkeypatch):
     stats = [cases.layer_statistics(cases.outer(2, n, 3, 4, seed=n)) for n in (4, 60)]
-    monkeypatch.setattr(solvers, "HELD_BYTES", stats[0].nbytes)
+    monkeypatch.setattr(choice, "HELD_BYTES", stats[0].nbytes)
     method = STREAMED[name]
     for order in ((0, 1), (1, 0)):
         states = [method.accumulate(None, stats[k]) for k in order]
@@ -320,7 +320,7 @@ def test_parts_that_are_held_merge_with_parts_that_are_not(name, monkeypatch):
 
 
 def test_a_stream_without_a_remainder_is_kfac_alone(monkeypatch):
-    monkeypatch.setattr(solvers, "HELD_BYTES", 0)
+    monkeypatch.setattr(choice, "HELD_BYTES", 0)
     one = cases.layer_statistics(cases.outer(1, 1, 3, 4))
     method = fl.KFACCorrected()
     state = method.accumulate(None, one)

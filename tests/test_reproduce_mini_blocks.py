@@ -12,7 +12,6 @@ from fisherlab.operators import Partition
 from fisherlab.reproduce import (
     bahamou2022,
     mini_block_cost,
-    mini_block_settings,
     mini_block_training,
     training_races,
 )
@@ -154,10 +153,10 @@ def test_the_inverses_mass_is_the_diagonals():
 def test_the_settings_of_short_runs_lie_in_a_table(monkeypatch):
     chosen = training_races.Race("digits", 1, 64, {}, (2, 2))
     monkeypatch.setitem(training_races.RACES, "mbf-variants", chosen)
-    monkeypatch.setattr(mini_block_settings, "RATES", (1e-3, 1e38))
-    monkeypatch.setattr(mini_block_settings, "DAMPINGS", (0.1, 1.0))
-    monkeypatch.setattr(mini_block_settings, "STEPS", (2, 2))
-    ds = mini_block_settings.settings(QUICK)
+    monkeypatch.setattr(mini_block_training, "RATES", (1e-3, 1e38))
+    monkeypatch.setattr(mini_block_training, "DAMPINGS", (0.1, 1.0))
+    monkeypatch.setattr(mini_block_training, "STEPS", (2, 2))
+    ds = mini_block_training.settings(QUICK)
     assert ds.loss.sizes == {"lr": 2, "damping": 2}
     assert ds.loss.sel(lr=1e-3).notnull().all()
     assert ds.loss.sel(lr=1e38).isnull().all()
@@ -166,7 +165,7 @@ def test_the_settings_of_short_runs_lie_in_a_table(monkeypatch):
     least = float(ds.loss.sel(lr=1e-3).min())
     assert float(ds.loss.sel(best)) == least < float(ds.start)
     assert mini_block_training._stable(ds) == {"λ ≥ 100 lr": 1.0, "all": 0.5}
-    drawing = mini_block_settings.draw(ds.expand_dims(seed=[0]))
+    drawing = mini_block_training.draw(ds.expand_dims(seed=[0]))
     assert drawing.axes[0].get_xlabel() == "λ"
     plt.close(drawing)
 
