@@ -308,7 +308,7 @@ def test_a_layer_that_is_matched_exactly_does_not_rule_the_ranking(pooled, tmp_p
     ds["frobenius_error"].loc[{"approximator": "mini-block", "layer": "10"}] = 5e-16
     ds = ds if pooled else ds.drop_vars("fisher_norm")
     words = page_of(ds, tmp_path).words
-    assert ("relative error 0.1, then mini-block with" in words) == pooled
+    assert ("relative error: 0.1, then mini-block with" in words) == pooled
     assert ("is kfac in 5 of 6 layers" in words) != pooled
     assert ("of all layers together, √(" in words) == pooled
     assert ("error: median over the layers" in words) != pooled
@@ -345,7 +345,7 @@ def test_verdict_speaks_of_the_last_step_and_tells_the_way_there():
     error = ds["frobenius_error"].sel(approximator="kpsvd-2")
     squares = ds["fisher_norm"] ** 2
     mean = np.sqrt((error**2 * squares).sum("layer") / squares.sum("layer")).values
-    assert f"relative error {mean[-1]:.3g}, then" in topics["matrix"]
+    assert f"relative error: {mean[-1]:.3g}, then" in topics["matrix"]
     assert f"grows from {mean[0]:.3f} to {mean[-1]:.3f}" in topics["training"]
     assert "is `kpsvd-2` in 6 of 6 layers (100 %)" in topics["direction"]
 

@@ -379,7 +379,9 @@ def test_two_runs_are_set_side_by_side(tmp_path, capsys, monkeypatch):
         assert row["frobenius_error"] == pair["frobenius_error"].sel(cell).item()
     text = words(page)
     assert "examples 1797 50" in text
-    assert "In two : kfac is the closest to the exact block, relative error 0.01," in text
+    assert (
+        "In two : kfac is the closest to the exact block by relative error: 0.01," in text
+    )
 
 
 def test_the_closer_run_is_the_one_with_the_smaller_error(tmp_path):

@@ -19,8 +19,8 @@ from fisherlab.report.snapshot import moment
 CLOSEST = re.compile(
     r"(?P<who>`[^.;]*?`)(?: and (?P<more>\d+) more)? (?:is|are) the closest "
     r"to the exact block"
-    r"(?P<among> of those (?:that can be used|with a number (?:there|in every layer)))?, "
-    r"(?P<title>.*?) (?P<value>[-0-9.e+]*[0-9])"
+    r"(?P<among> of those (?:that can be used|with a number (?:there|in every layer)))?,? "
+    r"by (?P<title>.*?): (?P<value>[-0-9.e+]*[0-9])"
     r"(?:, then `(?P<next>[^`]+)` with (?P<second>[-0-9.e+]*[0-9]))?"
 )
 OVER = re.compile(r"Over (\d+) of (\d+) layers \(([0-9.e-]+) % of the parameters\) `")
@@ -471,7 +471,7 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
     (line,) = fl.analysis.verdict(found)
     check(line, rows_of(found, "p"))
     if not np.isfinite(pooled).any():
-        words = "is the closest to the exact block, ", "of those that can be used"
+        words = "is the closest to the exact block by ", "of those that can be used"
         assert not any(word in line for word in words)
     assert line.split(": ", 1)[1].startswith(found_headline(found))
 
@@ -490,7 +490,7 @@ def test_of_many_that_are_equally_close_a_few_are_named():
     two = contests.Contest(
         "gap", 1.0, ("0",), ("a", "b"), np.ones(1), near, ok[:, :2], near[0]
     )
-    assert "gap 0.99998, then `b` with 0.99997" in two.headline()
+    assert "gap: 0.99998, then `b` with 0.99997" in two.headline()
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10_000))

@@ -70,7 +70,7 @@ class Contest:
     ...     "error", 0.0, ("0",), ("kfac", "diagonal"), np.ones(1), values, ok, values[0]
     ... )
     >>> one.told().partition(" (")[0]
-    '`kfac` is the closest to the exact block, error 0.4, then `diagonal` with 0.8'
+    '`kfac` is the closest to the exact block by error: 0.4, then `diagonal` with 0.8'
     """
 
     title: str
@@ -149,7 +149,8 @@ class Contest:
         whole = [f"`{name}` ({self._number(name)})" for name in complete]
         alone = [f"a number in every layer has only {', '.join(whole)}"] if whole else []
         if together:
-            return [*together, layers, *alone]
+            said = self._everywhere() and len(whole) <= 2  # both are in the sentence
+            return [*together, layers, *([] if said else alone)]
         if not np.isfinite(self.values).any():
             return [f"{self.title}: there are no numbers"]
         if not layers:
@@ -174,8 +175,8 @@ class Contest:
         verb = "are" if len(tied) > 1 else "is"
         named = tied if len(tied) <= EQUALS else tied[:NAMED]
         more = f" and {len(tied) - NAMED} more" * (named != tied)
-        said = f"{quoted(named)}{more} {verb} the closest to the exact block{among}, "
-        said += self.title
+        said = f"{quoted(named)}{more} {verb} the closest to the exact block{among}"
+        said += f"{',' if among else ''} by {self.title}:"
         if len(tied) == len(methods):
             said += f" {of(tied[0]):.3g}"
         else:
@@ -198,13 +199,17 @@ class Contest:
         ranked.sort(key=lambda name: abs(known[name] - self.best))
         if len(ranked) < 2:
             return []
-        if rows.all():
+        if self._everywhere():
             among = " of those with a number in every layer"
             return [self._ranked(ranked, self.of, among) + self._cost(ranked[0])]
         at = [name for name, there in zip(self.layers, rows, strict=True) if there]
         said = self._ranked(ranked, known.__getitem__, " of those with a number there")
         where = f"over {len(at)} of {len(self.layers)} layers ({self._share(at)}{OF_ALL})"
         return [f"{where} {said}{self._cost(ranked[0])}"]
+
+    def _everywhere(self) -> bool:
+        """Whether methods are held together over all layers."""
+        return self.common is not None and bool(self.common[0].all())
 
     def _settled(self, winners: Sequence[str]) -> str:
         """Say what theory says beforehand of the first winner that it knows."""

@@ -46,7 +46,7 @@ def verdict(found: xr.Dataset) -> list[str]:
     >>> data = (torch.rand(20, 3).double(), None)
     >>> stats = fl.collect(torch.nn.Linear(3, 2).double(), data, fl.Categorical())
     >>> found = fl.compare(stats, ["kfac", "diagonal"], purpose=fl.Matrix())
-    >>> verdict(found)[0].split(",")[0]
+    >>> verdict(found)[0].split(" by ")[0]
     'matrix: `kfac` is the closest to the exact block'
     """
     told = [f"{purpose}: {one.told()}" for purpose, one in contests(found).items()]

@@ -264,7 +264,11 @@ def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
             nothing.append(f"{name} {100 * float(shares[~kept].sum()):.3g} %")
     ax.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":", label="_mean")
     told = above + (nothing if len(nothing) > 1 else [])
-    ax.set(xscale="log", yscale="log", ylim=_limits(ax, len(told)))
+    low, top, high = _limits(ax, len(told))
+    ax.set(xscale="log", yscale="log", ylim=(low, high))
+    decades = np.arange(np.ceil(np.log10(low)), np.ceil(np.log10(top)) + 1)
+    ax.set_yticks(10.0 ** decades[decades % 2 == 0])
+    ax.yaxis.set_minor_locator(NullLocator())
     if np.isfinite(damping):
         ax.axvline(damping / unit, color="#B30000", lw=1.0, ls=(0, (5, 2)), label="λ")
     if told:
@@ -292,10 +296,10 @@ def _smoothed(
     return 10**grid, np.convolve(mass, kernel / (kernel.sum() * step), mode="same")
 
 
-def _limits(ax: Axes, lines: int) -> tuple[float, float]:
-    """Show six decades of shares, with room above for lines of words."""
+def _limits(ax: Axes, lines: int) -> tuple[float, float, float]:
+    """Show six decades of shares up to the top, with room above for lines of words."""
     curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
     top = max((float(y.max()) for y in curves if y.size > 2), default=1.0)
     points = 72 * ax.bbox.height / ax.figure.dpi
     share = min((LINE * lines + LINE) / points, 0.65)
-    return 1e-6 * top, 10 ** (6 * share / (1 - share)) * top
+    return 1e-6 * top, top, 10 ** (6 * share / (1 - share)) * top

@@ -31,6 +31,7 @@ EXPECTED: Final = (
     "stored_numbers",
     "solve_flops",
 )
+_KEPT: Final = r"(?<=\d) (?=%)|(?<=[λμαδ]) (?==)|(?<==) (?=[\d.])"  # no line ends here
 _OWN: Final = ("--problem", "--model", "--data", "--likelihood")
 _GLYPHS: Final = {
     "o": "●", "s": "■", "D": "◆", "^": "▲", "P": "✚", "X": "✖", "v": "▼", "*": "★",
@@ -113,7 +114,9 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Escape a sentence and set what stands in backticks, and options, as code.
+    """Escape a sentence, set what stands in backticks, and options, as code.
+
+    What stands before a % or after an = stays in its line.
 
     Examples
     --------
@@ -121,6 +124,7 @@ def prose(text: str) -> Markup:
     Markup('<code>kfac</code> &lt; 1')
     """
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(_KEPT, "\N{NO-BREAK SPACE}", marked)
     return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"<code>\1</code>", marked))
 
 

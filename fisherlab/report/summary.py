@@ -53,7 +53,7 @@ def verdict(ds: xr.Dataset) -> tuple[Sentence, ...]:
     >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4, 0.8]])}, coords)
     >>> ds["fisher_norm"] = "layer", [1.0]
     >>> verdict(ds)[0].text
-    '`kfac` is the closest to the exact block, relative error 0.4, then `diagonal` with \
+    '`kfac` is the closest to the exact block by relative error: 0.4, then `diagonal` with \
 0.8 (leads are not held against noise).'
     """
     m = moment(ds)
