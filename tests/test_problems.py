@@ -266,6 +266,19 @@ def test_moving_a_problem_keeps_targets_that_are_inputs():
     assert moved.test[1] is not moved.test[0]
 
 
+@pytest.mark.parametrize(
+    ("place", "given"),
+    [("model", (1, 2)), ("likelihood", (1, 2)), ("train", Bernoulli()), ("test", None)],
+)
+def test_a_problem_says_which_of_its_parts_is_none(place, given):
+    """Parts in another order ended in: cannot unpack non-iterable Categorical object."""
+    pair = torch.ones(5, 3), torch.ones(5, 3)
+    parts = {"model": torch.nn.Linear(3, 3), "likelihood": Bernoulli()}
+    parts |= {"train": pair, "test": pair, place: given}
+    with pytest.raises(TypeError, match=f"Problem 'a': {place} is of type .*likelihood"):
+        problems.Problem("a", **parts)
+
+
 def test_a_problem_of_several_inputs_is_refused_when_it_is_made():
     x, y = torch.zeros(2, 3), torch.zeros(2, 3)
     problem = problems.Problem("a", torch.nn.Linear(3, 3), Bernoulli(), (x, y), (x, y))

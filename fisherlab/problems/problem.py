@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, device, nn
 
-from fisherlab.likelihoods import Likelihood
+from fisherlab.likelihoods import Likelihood, lacks
 
 Pair = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, Generator], Tensor]
@@ -41,6 +41,8 @@ class Problem:
 
     Raises
     ------
+    TypeError
+        For a model, a likelihood or a pair that is none.
     ValueError
         If x is not one tensor.
 
@@ -63,11 +65,24 @@ class Problem:
 
         Raises
         ------
+        TypeError
+            For a model, a likelihood or a pair that is none.
         ValueError
             Naming what is not a tensor, and what trains such networks.
         """
-        for name in ("train", "test"):
-            x, _ = getattr(self, name)
+        wrong = [] if isinstance(self.model, nn.Module) else ["model"]
+        wrong += ["likelihood"] if lacks(self.likelihood) else []
+        pairs = {name: getattr(self, name) for name in ("train", "test")}
+        wrong += [
+            n for n, p in pairs.items() if not isinstance(p, (tuple, list)) or len(p) != 2
+        ]
+        if wrong:
+            raise TypeError(
+                f"Problem {self.name!r}: {wrong[0]} is of type "
+                f"{type(getattr(self, wrong[0])).__name__}; Problem(name, model, "
+                "likelihood, train, test) takes a network, a fl.Likelihood and pairs (x, y)."
+            )
+        for name, (x, _) in pairs.items():
             if not isinstance(x, Tensor):
                 raise ValueError(
                     f"Problem {self.name!r}: {name} has x of type {type(x).__name__}; one "
