@@ -13,8 +13,9 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import cli
-from fisherlab.report import figures, own
+from fisherlab.report import analysis, figures, own
 from fisherlab.report.config import ReportConfig
+from fisherlab.report.sizes import fitted
 from fisherlab.report.two_runs import Run, together
 from tests.datasets import comparison, inverses
 
@@ -263,6 +264,10 @@ def test_a_likelihood_of_ones_own_is_taken_from_its_file(here, capsys):
     assert cli.main(["estimate", "--problem", "net.py:problem"]) == 0
     steps = ["--steps", "2", "--optimizer", "sgd-momentum", "--out", "run", "--quiet"]
     assert cli.main(["follow", "--problem", "net.py:problem", *steps]) == 0
+    config = ReportConfig(problem="net.py:problem", steps=1)
+    problem = own.named(config)
+    told = analysis.attributes_of(problem, config, fitted(problem, config))
+    assert (told["problem"], told["model"]) == ("mine", "Linear, 8 parameters")
 
 
 @pytest.mark.parametrize(

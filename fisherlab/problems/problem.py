@@ -80,7 +80,8 @@ class Problem:
             raise TypeError(
                 f"Problem {self.name!r}: {wrong[0]} is of type "
                 f"{type(getattr(self, wrong[0])).__name__}; Problem(name, model, "
-                "likelihood, train, test) takes a network, a fl.Likelihood and pairs (x, y)."
+                "likelihood, train, test) takes a network, a fl.Likelihood and two pairs "
+                "(x, y)."
             )
         for name, (x, _) in pairs.items():
             if not isinstance(x, Tensor):

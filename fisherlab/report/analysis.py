@@ -298,7 +298,7 @@ def attributes_of(
     problem: Problem, config: ReportConfig, size: Size
 ) -> dict[str, str | int]:
     """Return what the results tell of the problem and the training."""
-    known = not config.model
+    known = not config.model and ":" not in config.problem
     network = (
         fl.problems.describe(config.problem).network
         if known
