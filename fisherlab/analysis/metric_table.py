@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isnan
 from typing import Any
 
@@ -40,9 +41,16 @@ class Question:
     gradient: Mapping[str, Tensor]
     mixed: bool
 
-    def of(self, *needs: str) -> tuple[Entry, ...]:
-        """Return the metrics that need one of some things, in order."""
-        return tuple(entry for entry in self.metrics if entry.needs in needs)
+    @cached_property
+    def _by_need(self) -> dict[str, list[Entry]]:
+        found: dict[str, list[Entry]] = {}
+        for entry in self.metrics:
+            found.setdefault(entry.needs, []).append(entry)
+        return found
+
+    def of(self, need: str) -> Sequence[Entry]:
+        """Return the metrics that need one thing, in order."""
+        return self._by_need.get(need, ())
 
     def lacks(self, known: Container[str]) -> bool:
         """Tell whether a metric along the gradient is not known."""
