@@ -12,7 +12,7 @@ from fisherlab.cli.parsing import (
     add_json,
     add_subject,
     as_json,
-    many,
+    listed,
     show,
     subject,
 )
@@ -52,16 +52,14 @@ def add_estimate(commands: Any) -> None:
     )
     estimate.add_argument(
         "--approximators",
-        nargs="+",
-        type=many(str),
-        default=[list(DEFAULT_APPROXIMATORS)],
+        **listed(str),
+        default=list(DEFAULT_APPROXIMATORS),
         metavar="NAME",
         help="approximations, see `fisherlab approximators`",
     )
     estimate.add_argument(
         "--optimizers",
-        nargs="+",
-        type=many(str),
+        **listed(str),
         default=[],
         metavar="NAME",
         help="with --ranks: also count what their steps send",
@@ -94,7 +92,7 @@ def _estimate(arguments: argparse.Namespace, command: str) -> None:
             model,
             batch,
             problem.likelihood,
-            list(chain.from_iterable(arguments.approximators)),
+            arguments.approximators,
             fishers[arguments.fisher],
             budget=arguments.budget,
             ranks=arguments.ranks,
@@ -113,7 +111,7 @@ def _steps(problem: Problem, arguments: argparse.Namespace) -> dict[str, dict[st
     """Return the bytes that a step of each optimiser sends, and of its gradient alone."""
     from fisherlab.training import step_bytes
 
-    names, found = list(chain.from_iterable(arguments.optimizers)), {}
+    names, found = arguments.optimizers, {}
     if names and arguments.ranks is None:
         raise ValueError("--optimizers: how many processes is not known; give --ranks.")
     how = {"ranks": arguments.ranks, "batch_size": arguments.batch_size}

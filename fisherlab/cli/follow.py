@@ -7,7 +7,6 @@ import importlib.util
 import sys
 from datetime import datetime
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from fisherlab.cli.parsing import (
     add_command,
     add_json,
     add_subject,
-    many,
+    listed,
     show,
     subject,
 )
@@ -101,17 +100,15 @@ def _add_probes(group: Any) -> None:
     )
     group.add_argument(
         "--probes",
-        nargs="+",
-        type=many(str),
-        default=[["losses", "errors"]],
+        **listed(str),
+        default=["losses", "errors"],
         metavar="PROBE",
         help=f"some of {', '.join(PROBES)} (default: losses errors)",
     )
     group.add_argument(
         "--approximators",
-        nargs="+",
-        type=many(str),
-        default=[["kfac", "kpsvd", "mini-block"]],
+        **listed(str),
+        default=["kfac", "kpsvd", "mini-block"],
         metavar="NAME",
         help="see `fisherlab approximators` (default: kfac kpsvd mini-block)",
     )
@@ -131,9 +128,8 @@ def _add_probes(group: Any) -> None:
     )
     group.add_argument(
         "--metrics",
-        nargs="+",
-        type=many(str),
-        default=[list(_METRICS)],
+        **listed(str),
+        default=list(_METRICS),
         metavar="NAME",
         help=f"of the errors, see `fl.metrics` (default: {' '.join(_METRICS)})",
     )
@@ -143,9 +139,7 @@ def _add_probes(group: Any) -> None:
         default=1.0,
         help="damping of the probes, relative to the mean eigenvalue (default: 1)",
     )
-    group.add_argument(
-        "--layers", nargs="+", type=many(str), metavar="BLOCK", help="blocks measured"
-    )
+    group.add_argument("--layers", **listed(str), metavar="BLOCK", help="blocks measured")
 
 
 def add_output(group: Any, default: str) -> None:
@@ -158,7 +152,7 @@ def add_output(group: Any, default: str) -> None:
 
 
 def _follow(arguments: argparse.Namespace, command: str) -> None:
-    words = list(chain.from_iterable(arguments.probes))
+    words = arguments.probes
     unknown = [word for word in words if word not in PROBES]
     if unknown:
         raise ValueError(f"--probes: {unknown[0]!r} is none of {', '.join(PROBES)}.")
@@ -223,7 +217,7 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     from fisherlab.report import own
 
     own.check_problem(subject(arguments))
-    named = list(chain.from_iterable(arguments.approximators))
+    named = arguments.approximators
     coupled = [name for name in named if name in network_approximators()]
     methods = [name for name in named if name not in coupled]
     if coupled and "directions" not in words:
@@ -231,26 +225,22 @@ def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
             f"--approximators: {coupled[0]!r} couples layers; only the probe 'directions' "
             "follows such methods."
         )
-    measured = list(chain.from_iterable(arguments.metrics))
     damping = fl.RelativeDamping(arguments.alpha)
-    layers = None
-    if arguments.layers:
-        layers = list(chain.from_iterable(arguments.layers))
     made = (fl.Exact(), fl.MonteCarlo(1, arguments.seed), fl.Empirical())
     shared: dict[str, Any] = {
         "fisher": dict(zip(FISHERS, made, strict=True))[arguments.fisher],
         "examples": arguments.examples,
-        "layers": layers,
+        "layers": arguments.layers,
     }
     if arguments.on is not None:
         shared["on"] = arguments.on
     makers: dict[str, Any] = {
         "losses": fl.probes.Losses,
         "errors": lambda: fl.probes.Errors(
-            methods, metrics=measured, damping=damping, **shared
+            methods, metrics=arguments.metrics, damping=damping, **shared
         ),
         "directions": lambda: fl.probes.Directions(
-            methods, damping, layers=layers, network=coupled
+            methods, damping, layers=arguments.layers, network=coupled
         ),
         "spectra": lambda: fl.probes.Spectra(methods, **shared),
         "staleness": lambda: fl.probes.Staleness(methods, **shared),
@@ -291,23 +281,20 @@ def _add_search(group: Any) -> None:
     add_problem(group)
     group.add_argument(
         "--optimizers",
-        nargs="+",
-        type=many(str),
-        default=[["sgd-momentum", "adam", "kfac"]],
+        **listed(str),
+        default=["sgd-momentum", "adam", "kfac"],
         metavar="NAME",
         help="optimisers (default: sgd-momentum adam kfac)",
     )
     group.add_argument(
         "--grid", default="coarse", help="coarse, koroko or bahamou (default: coarse)"
     )
-    group.add_argument("--lr", nargs="+", type=many(float), help="learning rates instead")
-    group.add_argument("--damping", nargs="+", type=many(float), help="dampings instead")
+    group.add_argument("--lr", **listed(float), help="learning rates instead")
+    group.add_argument("--damping", **listed(float), help="dampings instead")
     group.add_argument("--trials", type=int, help="most settings of an optimiser")
     group.add_argument("--steps", type=int, default=200, help="steps of a training")
     group.add_argument("--batch-size", type=int, default=64, help="examples in a minibatch")
-    group.add_argument(
-        "--seeds", nargs="+", type=many(int), default=[[0]], help="seeds (default: 0)"
-    )
+    group.add_argument("--seeds", **listed(int), default=[0], help="seeds (default: 0)")
     group.add_argument(
         "--objective",
         choices=("train_loss", "test_loss"),
@@ -319,7 +306,7 @@ def _add_search(group: Any) -> None:
 
 
 def _tune(arguments: argparse.Namespace, command: str) -> None:
-    names = list(chain.from_iterable(arguments.optimizers))
+    names = arguments.optimizers
 
     import fisherlab as fl
     from fisherlab.report import own
@@ -336,7 +323,7 @@ def _tune(arguments: argparse.Namespace, command: str) -> None:
         names,
         _grids(arguments, names),
         steps=arguments.steps,
-        seeds=list(chain.from_iterable(arguments.seeds)),
+        seeds=arguments.seeds,
         trials=arguments.trials,
         batch_size=arguments.batch_size,
         objective=arguments.objective,
@@ -366,7 +353,7 @@ def _grids(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         for setting in grid:
             given = getattr(arguments, setting)
             if given:
-                grid[setting] = tuple(chain.from_iterable(given))
+                grid[setting] = tuple(given)
         grids[name] = grid
     return grids
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Final, NoReturn
 
 from fisherlab.errors import meant
@@ -141,12 +142,26 @@ def as_json(found: Any) -> str:
     return json.dumps(plain(found), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Return a reader of values that may also be separated by commas."""
+def listed(kind: Callable[[str], Any]) -> dict[str, Any]:
+    """Return how argparse reads a list of values, apart by spaces or by commas.
+
+    Examples
+    --------
+    >>> parser = Parser()
+    >>> _ = parser.add_argument("--lr", **listed(float))
+    >>> parser.parse_args(["--lr", "0.1,0.2", "0.3"]).lr
+    [0.1, 0.2, 0.3]
+    """
 
     def read(text: str) -> list[Any]:
         return [kind(part) for part in text.split(",") if part]
 
     # argparse names the reader when it complains.
     read.__name__ = f"list of {getattr(kind, '__name__', 'values')}"
-    return read
+    return {"nargs": "+", "type": read, "action": _Flat}
+
+
+class _Flat(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, _: Any = None) -> None:
+        """Keep what stood between the commas of all words as one list."""
+        setattr(namespace, self.dest, list(chain.from_iterable(values)))

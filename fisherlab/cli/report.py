@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
-from fisherlab.cli.parsing import OWN, add_command, many
+from fisherlab.cli.parsing import OWN, add_command, listed
 from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 from fisherlab.report.config import PURPOSES, ReportConfig
 
@@ -65,7 +64,7 @@ def _settings(field: str, kind: Any) -> dict[str, Any]:
         return {"choices": get_args(kind)}
     named = {"metavar": METAVARS[field]} if field in METAVARS else {}
     if get_origin(kind) is tuple:
-        return {"nargs": "+", "type": many(get_args(kind)[0])} | named
+        return listed(get_args(kind)[0]) | named
     plain = next((one for one in get_args(kind) if one is not type(None)), kind)
     return {"type": plain} | named
 
@@ -154,16 +153,10 @@ def _rebuild(results: Path, config: ReportConfig) -> None:
 
 def configuration(arguments: argparse.Namespace) -> ReportConfig:
     """Return what the arguments of `report` ask for."""
-    values: dict[str, Any] = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(ReportConfig)
-        if hasattr(arguments, field.name)
-    }
-    for name, value in values.items():
-        # A list holds, for every word given, the list of what stood between commas.
-        if isinstance(value, list):
-            values[name] = tuple(chain.from_iterable(value))
-    return ReportConfig(**values)
+    names = {field.name for field in fields(ReportConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    lists = {name: tuple(v) for name, v in given.items() if isinstance(v, list)}
+    return ReportConfig(**given | lists)
 
 
 ALPHAS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
