@@ -115,8 +115,8 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     told = training_races.every_loss(ds)
     assert "50 % of the published length" in told
     assert f"`adam` {float(adam.train_loss[-1]):.4g}" in told
-    measure = training_races.ratio("a", "adam, small", "adam")
-    assert measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
+    claim = training_races.ends_below("", {"a": ("adam, small", "adam")})
+    assert claim.measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
     again = training_races.race("small", setting)  # from the store
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
     plt.close(training_races.draw(ds))

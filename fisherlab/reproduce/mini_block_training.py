@@ -21,9 +21,8 @@ from fisherlab.reproduce.training_races import (
     FRESH,
     RACES,
     at_end,
-    every_loss,
+    ends_below,
     raced,
-    ratio,
     short_run,
 )
 
@@ -186,13 +185,11 @@ TRAINING_ROWS: Final = (
         "Spatial averaging: one matrix a layer.",
         "mbf-variants",
         (
-            Claim(
+            ends_below(
                 "It trains as well as all mini-blocks do.",
-                {"shared / MBF": Bound(at_most=1.05)},
-                ratio("shared / MBF", "mbf-shared", "mbf"),
-                "ratio of the last training losses",
+                {"shared / MBF": ("mbf-shared", "mbf")},
+                most=1.05,
                 basis=CONTROL,
-                reason=every_loss,
             ),
         ),
     ),
@@ -202,12 +199,11 @@ TRAINING_ROWS: Final = (
         "MBF-True beside MBF in training.",
         "mbf-variants",
         (
-            Claim(
+            ends_below(
                 "MBF is as good as MBF-True, which samples labels.",
-                {"MBF / MBF-True": Bound(at_most=1.05)},
-                ratio("MBF / MBF-True", "mbf", "mbf-true"),
-                "ratio of the last training losses at equal steps",
-                reason=every_loss,
+                {"MBF / MBF-True": ("mbf", "mbf-true")},
+                most=1.05,
+                how="ratio of the last training losses at equal steps",
             ),
         ),
         "convolutional networks",
@@ -218,21 +214,17 @@ TRAINING_ROWS: Final = (
         "MBF with fresh, with stale and with rare statistics and inverses.",
         "mbf-variants",
         (
-            Claim(
+            ends_below(
                 "Inverses 20 steps old cost no more than 5 % of the loss.",
-                {"T₂ = 20 / T₂ = 1": Bound(at_most=1.05)},
-                ratio("T₂ = 20 / T₂ = 1", "mbf", "mbf, inverses of every step"),
-                "ratio of the last training losses",
+                {"T₂ = 20 / T₂ = 1": ("mbf", "mbf, inverses of every step")},
+                most=1.05,
                 basis=CONTROL,
-                reason=every_loss,
             ),
-            Claim(
+            ends_below(
                 "Nor do statistics of every tenth step.",
-                {"T₁ = 10 / T₁ = 1": Bound(at_most=1.05)},
-                ratio("T₁ = 10 / T₁ = 1", "mbf, statistics every 10", "mbf"),
-                "ratio of the last training losses",
+                {"T₁ = 10 / T₁ = 1": ("mbf, statistics every 10", "mbf")},
+                most=1.05,
                 basis=CONTROL,
-                reason=every_loss,
             ),
         ),
     ),

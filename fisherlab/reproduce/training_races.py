@@ -25,7 +25,7 @@ from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
 from fisherlab.problems.problem import Problem
-from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.reproduce.experiment import PUBLISHED, Bound, Claim, Experiment, Setting
 from fisherlab.training import optimizer
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
@@ -81,18 +81,22 @@ def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
     return found | {"adam": {"lr": 1e-3}, "sgd-momentum": {"lr": sgd}}
 
 
-def _goldfarb(mbf: Any, kfac: Any, shampoo: Any, adam: Any, sgd: float) -> Runners:
+def _goldfarb(
+    problem: str,
+    tuned: Mapping[str, tuple[float, float]],
+    adam: tuple[float, float],
+    sgd: float,
+    steps: tuple[int, int],
+) -> Race:
+    """Return the race of Bahamou et al. at the tuned (lr, λ), (lr, ε) and lr."""
+    names = {"mbf": "mbf-shared", "kfac": "kfac-goldfarb", "shampoo": "shampoo"}
     found: dict[str, Mapping[str, Any]] = {
-        name: {"lr": lr, "damping": damping}
-        for name, (lr, damping) in {
-            "mbf-shared": mbf,
-            "kfac-goldfarb": kfac,
-            "shampoo": shampoo,
-        }.items()
+        names[name]: {"lr": lr, "damping": damping} for name, (lr, damping) in tuned.items()
     }
     found[FRESH] = {**found["mbf-shared"], "inverse_every": 1}
     found["adam"] = {"lr": adam[0], "eps": adam[1]}
-    return found | {"sgd-momentum": {"lr": sgd}}
+    found["sgd-momentum"] = {"lr": sgd}
+    return Race(problem, 1, 1000, found, steps, default_weights=True)
 
 
 ADAPTIVE: Final[Runners] = {
@@ -155,29 +159,26 @@ RACES: Final = {
         ),
         (10, 16_200),
     ),
-    "mbf-training-curves": Race(
+    "mbf-training-curves": _goldfarb(
         "curves-surrogate-autoencoder",
-        1,
-        1000,
-        _goldfarb((1e-5, 3e-4), (1e-2, 1.0), (1e-3, 3e-3), (3e-4, 1e-4), 1e-2),
+        {"mbf": (1e-5, 3e-4), "kfac": (1e-2, 1.0), "shampoo": (1e-3, 3e-3)},
+        (3e-4, 1e-4),
+        1e-2,
         (100, 5_000),
-        default_weights=True,
     ),
-    "mbf-training-mnist": Race(
+    "mbf-training-mnist": _goldfarb(
         "mnist-autoencoder",
-        1,
-        1000,
-        _goldfarb((1e-5, 3e-4), (3e-3, 0.3), (3e-4, 3e-4), (3e-4, 1e-4), 3e-3),
+        {"mbf": (1e-5, 3e-4), "kfac": (3e-3, 0.3), "shampoo": (3e-4, 3e-4)},
+        (3e-4, 1e-4),
+        3e-3,
         (30, 10_000),
-        default_weights=True,
     ),
-    "mbf-training-faces": Race(
+    "mbf-training-faces": _goldfarb(
         "faces-surrogate-autoencoder",
-        1,
-        1000,
-        _goldfarb((1e-6, 3e-3), (0.1, 10.0), (3e-4, 3e-4), (1e-4, 1e-4), 1e-3),
+        {"mbf": (1e-6, 3e-3), "kfac": (0.1, 10.0), "shampoo": (3e-4, 3e-4)},
+        (1e-4, 1e-4),
+        1e-3,
         (6, 10_000),
-        default_weights=True,
     ),
     "mbf-variants": Race(
         "digits-autoencoder", 1, 250, VARIANTS, (45, 1_000), default_weights=True
@@ -369,18 +370,10 @@ EXPERIMENTS: Final = {
 }
 
 
-Measure = Callable[[xr.Dataset], Mapping[str, float]]
-
-
 def at_end(ds: xr.Dataset, of: str = "train_loss") -> dict[str, float]:
     """Return the last training loss of every optimiser, or another of its numbers."""
     last = ds[of].isel(step=-1)
     return {str(name): float(last.sel(optimizer=name)) for name in last["optimizer"].values}
-
-
-def ratio(label: str, first: str, second: str) -> Measure:
-    """Return what measures the ratio of two last training losses."""
-    return lambda ds: {label: at_end(ds)[first] / at_end(ds)[second]}
 
 
 def short_run(ds: xr.Dataset) -> str:
@@ -398,3 +391,24 @@ def every_loss(ds: xr.Dataset) -> str:
     """Say where every optimiser of a race ended."""
     said = ", ".join(f"`{name}` {loss:.4g}" for name, loss in at_end(ds).items())
     return f"{short_run(ds)} Last training losses: {said}."
+
+
+def ends_below(
+    statement: str,
+    of: Mapping[str, tuple[str, str]],
+    most: float = 1.0,
+    how: str = "ratio of the last training losses",
+    basis: str = PUBLISHED,
+    reason: Callable[[xr.Dataset], str] = every_loss,
+) -> Claim:
+    """Claim that one optimiser's last training loss is at most a share of another's.
+
+    Both are given by the label of their ratio.
+    """
+
+    def measure(ds: xr.Dataset) -> dict[str, float]:
+        ends = at_end(ds)
+        return {label: ends[first] / ends[second] for label, (first, second) in of.items()}
+
+    bounds = dict.fromkeys(of, Bound(at_most=most))
+    return Claim(statement, bounds, measure, how, basis=basis, reason=reason)
