@@ -69,6 +69,11 @@ class Provenance:
         """Return the same with the name of the method that made the value."""
         return replace(self, method=method)
 
+    @property
+    def inverted(self) -> Provenance:
+        """That of the inverse, damped or not."""
+        return self.by(f"inverse of {self.method}")
+
 
 class Operator(Held, ABC):
     """A symmetric (p, p) matrix that acts on weights of shape (d_out, d_in).

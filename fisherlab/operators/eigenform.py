@@ -169,7 +169,7 @@ class Eigenform(Operator):
         ValueError
             For a factored damping.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return replace(self.power(-1.0, damping), provenance=made)
 
     def power(self, exponent: float, damping: Damping) -> "Eigenform":

@@ -282,7 +282,7 @@ class SolvedByProducts(Operator):
 
     def inverse(self, damping: Damping) -> IterativeInverse:
         """Return (M + damping·I)⁻¹, solved for at every product."""
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         shift = tikhonov(damping, self)
         return IterativeInverse(
             self.forward, shift, stopping=self.stopping, provenance=made, closed=True

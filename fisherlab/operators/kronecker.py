@@ -222,7 +222,7 @@ class KroneckerSum(Operator):
         IndefiniteError
             If the damped sum is not positive definite.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         if isinstance(damping, Factored):
             if not damping.value:
                 replace(self, terms=self.terms[:1]).require_positive(0.0)

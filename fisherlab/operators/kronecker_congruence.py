@@ -150,7 +150,7 @@ class KroneckerCongruence(Operator):
             row_basis=_inverted(self.row_basis, self),
             column_basis=_inverted(self.column_basis, self),
             entries=self.entries.reciprocal(),
-            provenance=self.provenance.by(f"inverse of {self.provenance.method}"),
+            provenance=self.provenance.inverted,
         )
 
 

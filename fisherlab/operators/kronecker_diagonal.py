@@ -93,7 +93,7 @@ class KroneckerDiagonal(InBasis):
         IndefiniteError
             If the damped matrix is not positive definite.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         if isinstance(damping, Factored) and damping.value:  # positive as it is made
             eigen = self.damped(damping).formed
             (values,) = eigen.tables

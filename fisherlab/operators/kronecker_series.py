@@ -217,7 +217,7 @@ class KroneckerSeries(Operator):
         return self.formed.inverse(tikhonov(damping, self))
 
     def _stationary_inverse(self) -> StationaryInverse:
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         rows, cols = self._transitions()
         return StationaryInverse.of(rows, cols, self.length, made).to(self.dtype)
 

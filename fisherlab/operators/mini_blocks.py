@@ -380,7 +380,7 @@ class MiniBlocks(Operator):
         for blocks, out in zip(self.blocks, inverted, strict=True):
             for part in _panels(blocks):
                 out[part] = torch.cholesky_inverse(self._factor(blocks[part], damping))
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return MiniBlocks(self.partition, inverted, made)
 
 

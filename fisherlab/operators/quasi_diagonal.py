@@ -100,7 +100,7 @@ class RowRankOne(Operator):
         pivots = 1 + self.scales * (self.directions * turned).sum(1)
         if not bool((pivots > 0).all()):
             return self.formed.inverse(damping)
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return RowRankOne(shifted.reciprocal(), turned, -self.scales / pivots, made)
 
 

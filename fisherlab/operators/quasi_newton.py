@@ -178,7 +178,7 @@ class QuasiNewtonFactors(KnownInverse):
     @cached_property
     def solver(self) -> KroneckerSum:
         """The inverse, H_g ⊗ H_a."""
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return KroneckerSum(((self.rows.dense(), self.columns),), self.weight_shape, made)
 
     @cached_property
@@ -243,7 +243,7 @@ class InverseFactors(KnownInverse):
     def solver(self) -> KroneckerSum:
         """The inverse, C Cᵀ ⊗ K Kᵀ."""
         rows, cols = self.row_root, self.column_root
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return KroneckerSum(((rows @ rows.T, cols @ cols.T),), self.weight_shape, made)
 
     @cached_property

@@ -168,7 +168,7 @@ class Stacked(Apart):
         ValueError
             For a damping that the parts do not know.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         own = parsed(damping, self)
         return Stacked(tuple(part.inverse(own) for part in self.parts), made)
 

@@ -351,7 +351,7 @@ def tikhonov_inverse(
     IndefiniteError
         If the damped matrix is small and not positive definite.
     """
-    made = forward.provenance.by(f"inverse of {forward.provenance.method}")
+    made = forward.provenance.inverted
     if forward.shape[0] <= DENSE_ROWS:
         whole: Operator = forward.formed.inverse(shift)
     else:

@@ -90,7 +90,7 @@ class BlockDiagonal(Apart, NetworkOperator):
         IndefiniteError
             If a damped block is not positive definite; the block is named.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         inverses = {
             name: op.inverse(self._own(op, damping)) for name, op in self.blocks.items()
         }
@@ -193,7 +193,7 @@ class DirectSum(Apart, NetworkOperator):
         NumericalError
             If a damped part is not positive definite.
         """
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return DirectSum([part.inverse(damping) for part in self.parts], self.order, made)
 
     def _solve_blocks(self, ws: Weights, damping: Damping) -> dict[str, Tensor]:

@@ -405,7 +405,7 @@ class BlockTridiagonal(NetworkOperator):
         if shift == 0:
             return self._exact_inverse()
         near = self.damped(Factored(shift))._exact_inverse()
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         whole = IterativeInverse(self, shift, near, provenance=made)
         return WholeNetwork(whole, self.weight_shapes, made)
 
@@ -415,7 +415,7 @@ class BlockTridiagonal(NetworkOperator):
             what = f"layer {name!r} of {self!r}"
             second = self.explained[number] if number < len(self.explained) else None
             middles[name] = _inverse_conditional(pair, second, what)
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         return BlockTridiagonalInverse(middles, self.regressions, made)
 
 

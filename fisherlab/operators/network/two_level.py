@@ -429,7 +429,7 @@ class TwoLevel(NetworkOperator):
         own = damping.value if isinstance(damping, Factored) else damping
         shift = tikhonov(own, repr(self))
         fine = self.local.inverse(damping)
-        made = self.provenance.by(f"inverse of {self.provenance.method}")
+        made = self.provenance.inverted
         if self.coarse in FOLLOWING:
             return AdaptiveTwoLevelInverse(
                 fine, self.exact, shift, self.coarse, self.combination, self.vectors, made
