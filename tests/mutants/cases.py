@@ -595,8 +595,8 @@ TRAINING = [
     mutant(
         "a momentum of 1 is let through",
         "training/moves.py",
-        'if found.get("momentum", 0) >= 1:',
-        'if found.get("momentum", 0) > 1:',
+        '"momentum": 1.0, "weight_decay"',
+        '"momentum": 1.5, "weight_decay"',
         "natural_gradient::settings_out_of_range_are_refused_at_once",
     ),
     mutant(
