@@ -26,7 +26,6 @@ FAMILIES = {  # titles of the packages and modules of fisherlab/approximators
     "network": "Across layers",
     "online": "Online",
     "mean_gradients": "From the gradient of the mean loss",
-    "gradient_roots": "Roots of mean gradients",
 }
 
 
