@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -90,10 +91,7 @@ def costs(setting: Setting) -> xr.Dataset:
 
 def _layer(width: int, batch: int, seed: int) -> tuple[LayerStatistics, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     net = nn.Sequential(
         nn.utils.skip_init(nn.Linear, width, width, dtype=torch.float64),
         nn.Tanh(),

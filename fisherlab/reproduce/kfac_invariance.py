@@ -11,6 +11,7 @@ Reference: Martens & Grosse 2015, arXiv 1503.05671, Theorem 1 and Corollary 3 (s
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, Final
 
 import matplotlib.pyplot as plt
@@ -70,10 +71,7 @@ class Transformed(nn.Module):
 
 def pair(generator: torch.Generator) -> tuple[Transformed, Transformed]:
     """Draw a network and a transformed one of the same function."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     plain = Transformed(torch.eye(INPUTS).double(), torch.eye(HIDDEN).double())
     other = Transformed(normal(INPUTS, INPUTS), normal(HIDDEN, HIDDEN))
     with torch.no_grad():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 import numpy as np
@@ -65,10 +66,7 @@ class Regression:
     def drawn(cls, examples: int, units: int, scale: float, seed: int) -> Regression:
         """Draw inputs on a sphere, targets and weights from the normal distribution."""
         generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+        normal = partial(torch.randn, generator=generator, dtype=torch.float64)
         x = normal(examples, WIDTH)
         x = x * (WIDTH**0.5 / x.norm(dim=1, keepdim=True))
         layers = [

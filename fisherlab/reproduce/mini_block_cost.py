@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from typing import Any, Final
 
@@ -81,10 +82,7 @@ def costs(setting: Setting) -> xr.Dataset:
 
 def _layer(kind: str, width: int, seed: int) -> LayerStatistics:
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     first: nn.Module = nn.Linear(width, width, bias=False)
     x, features = normal(128, width), width
     if kind == "convolution":
