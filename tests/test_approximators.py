@@ -10,7 +10,7 @@ from torch import nn
 import fisherlab as fl
 from fisherlab.approximators import Streaming, by_name
 from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 from tests import cases, oracles
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close
@@ -415,7 +415,7 @@ def test_methods_that_need_the_shared_form_say_so(name):
 
 def test_chunks_of_columns_that_are_held_are_not_copied():
     stats = layer("tokens")
-    held, pieces = Held(), []
+    held, pieces = Chunks(), []
     for k in range(stats.gradients.shape[0]):
         pieces.append(part(stats, slice(None), slice(k, k + 1), counted=k == 0))
         held = held.add(pieces[-1])

@@ -15,7 +15,7 @@ from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.operators import KroneckerSum
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 from tests import cases
 from tests.oracles import rearranged, second_moment_block
 
@@ -286,8 +286,10 @@ def test_large_streams_go_over_to_passes_and_find_the_same(name, limit, monkeypa
     monkeypatch.setattr(choice, "HELD_BYTES", limit)
     model, data, method = network(), batches([4, 1, 5]), STREAMED[name]
     held = []
-    note = Held.add
-    monkeypatch.setattr(Held, "add", lambda self, s: held.append(note(self, s)) or held[-1])
+    note = Chunks.add
+    monkeypatch.setattr(
+        Chunks, "add", lambda self, s: held.append(note(self, s)) or held[-1]
+    )
     streamed = fl.approximate(model, data, fl.Categorical(), {"it": method})["it"]
     if limit == 0:  # nothing is kept beyond its own chunk
         assert all(len(state.runs) == 1 for state in held)
@@ -308,7 +310,7 @@ def test_parts_that_are_held_merge_with_parts_that_are_not(name, monkeypatch):
     method = STREAMED[name]
     for order in ((0, 1), (1, 0)):
         states = [method.accumulate(None, stats[k]) for k in order]
-        assert sum(isinstance(state, Held) for state in states) == 1
+        assert sum(isinstance(state, Chunks) for state in states) == 1
         while (following := method.next_pass(method.merge(*states))) is not None:
             states = [method.accumulate(following, stats[k]) for k in order]
         merged = method.finish(method.merge(*states))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 from tests.brute_force import full_fisher, spans
 from tests.model_zoo import MODULES, NETWORKS, Case, randomised, rows
 
@@ -65,7 +65,7 @@ def test_columns_are_compressed_as_they_come() -> None:
     block = fl.blocks(WIDE.model)["0"]
     inputs = rows(6, 1, 4)
     columns = [rows(3, 6, 1, 2) * (k + 1) for k in range(5)]
-    held = Held()
+    held = Chunks()
     for k, gradients in enumerate(columns):
         count = 6 if k == 0 else 0
         piece = fl.LayerStatistics(block, count, inputs=inputs, gradients=gradients)

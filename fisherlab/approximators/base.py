@@ -24,7 +24,7 @@ from fisherlab.errors import DataError
 from fisherlab.operators import Dense, Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -245,7 +245,7 @@ class OrPassed(Protocol):
     def holds(self, nbytes: int) -> bool:
         """Tell whether samples of so many bytes are held."""
 
-    def passing(self, held: Held) -> Any:
+    def passing(self, held: Chunks) -> Any:
         """Return the first of the passes that are made else."""
 
 
@@ -329,18 +329,18 @@ class OfSamples(ABC, Generic[Result]):
     ) -> Result:
         """Return the approximation of one block."""
 
-    def accumulate(self, state: Held | None, statistics: LayerStatistics) -> Held:
+    def accumulate(self, state: Chunks | None, statistics: LayerStatistics) -> Chunks:
         """Keep the chunk."""
-        return (state or Held()).add(statistics)
+        return (state or Chunks()).add(statistics)
 
-    def merge(self, first: Held, second: Held) -> Held:
+    def merge(self, first: Chunks, second: Chunks) -> Chunks:
         """Keep both parts."""
         return first + second
 
-    def next_pass(self, state: Held) -> None:
+    def next_pass(self, state: Chunks) -> None:
         """Return None: one pass is enough."""
 
-    def finish(self, state: Held) -> Result:
+    def finish(self, state: Chunks) -> Result:
         """Return the approximation of all that was kept."""
         return self(state.joined())
 

@@ -29,7 +29,7 @@ from fisherlab.statistics import (
     MeanGradient,
 )
 from fisherlab.statistics.batches import batches, is_empty
-from fisherlab.statistics.gathered import Held, join_examples
+from fisherlab.statistics.gathered import Chunks, join_examples
 from fisherlab.statistics.model_view import require_whole_parameters
 
 Key = tuple[Any, ...]  # method and block, and the number of a state among several
@@ -136,7 +136,7 @@ class _Outline:
         """Outline a state."""
         sums = _sums(state)
         if sums is None:
-            return cls(None, nbytes=state.nbytes if isinstance(state, Held) else 0)
+            return cls(None, nbytes=state.nbytes if isinstance(state, Chunks) else 0)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in sums.tensors)
         standing = held_tensors(state.summing(None)) if isinstance(state, Within) else []
         return cls(replace(sums, tensors=()), shapes, within=checksum(*standing))
@@ -261,7 +261,7 @@ def _passes(method: Any, outlines: list[_Outline]) -> bool:
 
 def _passed(method: Any, state: Any) -> Any:
     """Return the pass that a state of samples becomes, or the state that is one."""
-    return method.passing(state) if isinstance(state, Held) else state
+    return method.passing(state) if isinstance(state, Chunks) else state
 
 
 def _opened(states: States) -> dict[Key, Any]:
@@ -320,7 +320,7 @@ def foreseen(
 
     Tensors of the states may be without storage.
     """
-    held = {key: s.nbytes for key, s in _opened(states).items() if isinstance(s, Held)}
+    held = {key: s.nbytes for key, s in _opened(states).items() if isinstance(s, Chunks)}
     alike = {key: [_Outline(None, nbytes=n)] * ranks for key, n in held.items()}
     large = {key for key, told in alike.items() if _passes(methods[key[0]], told)}
     states = _over(methods, states, large)

@@ -29,7 +29,7 @@ from fisherlab.operators.network import NetworkOperator
 from fisherlab.settings import numeric
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Progress, Repeated, is_empty
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 NETWORK = "network"  # the one unit of a method that couples layers
 
@@ -57,7 +57,7 @@ class KeptNetwork:
 
     def accumulate(self, state: Any, statistics: Mapping[str, LayerStatistics]) -> Any:
         """Keep the chunk of every block."""
-        held = state or dict.fromkeys(statistics, Held())
+        held = state or dict.fromkeys(statistics, Chunks())
         return {name: held[name].add(piece) for name, piece in statistics.items()}
 
     def merge(self, first: Any, second: Any) -> Any:

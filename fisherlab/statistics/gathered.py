@@ -22,7 +22,7 @@ Layers = Mapping[str, LayerStatistics]
 
 @final
 @dataclass(frozen=True, eq=False)
-class Held:
+class Chunks:
     """Statistics of a block by runs of examples, each in chunks of columns as they come.
 
     With `compress` columns are replaced by fewer as soon as it pays.
@@ -32,7 +32,7 @@ class Held:
     compress: bool = True
     nbytes: int = 0
 
-    def add(self, piece: LayerStatistics) -> "Held":
+    def add(self, piece: LayerStatistics) -> "Chunks":
         """Add a chunk: further columns join the last run, examples begin a new one."""
         goes_on = self.runs and not piece.count
         before = self.runs[:-1] if goes_on else self.runs
@@ -44,7 +44,7 @@ class Held:
             run = (joined,)
         return replace(self, runs=(*before, run), nbytes=self.nbytes + added)
 
-    def __add__(self, other: "Held") -> "Held":
+    def __add__(self, other: "Chunks") -> "Chunks":
         """Put two parts of the data after each other."""
         nbytes = self.nbytes + other.nbytes
         return replace(self, runs=self.runs + other.runs, nbytes=nbytes)
@@ -63,7 +63,7 @@ def foretold(
     pieces: Layers,
     columns: int,
     examples: int,
-    held: Mapping[str, Held],
+    held: Mapping[str, Chunks],
     compress: bool,
 ) -> int:
     """Return the bytes that there will be, from the first chunks of a run."""
@@ -72,7 +72,7 @@ def foretold(
     return max(held_bytes(held) + size, size * examples // count)
 
 
-def held_bytes(held: Mapping[str, Held]) -> int:
+def held_bytes(held: Mapping[str, Chunks]) -> int:
     """Return the bytes of all blocks."""
     return sum(block.nbytes for block in held.values())
 
@@ -232,7 +232,7 @@ def gathered(
     compress: bool,
 ) -> Statistics:
     """Join all chunks in memory."""
-    kept: dict[str, Held] = {}
+    kept: dict[str, Chunks] = {}
     remedy = "Use fewer layers or MonteCarlo, approximate(), or collect(store=folder)."
 
     def planned(pieces: dict[str, LayerStatistics], columns: int) -> None:
@@ -241,7 +241,7 @@ def gathered(
 
     for pieces in run(chunk_size=chunk_size, planned=planned):
         for name, piece in pieces.items():
-            kept[name] = kept.get(name, Held((), compress)).add(piece)
+            kept[name] = kept.get(name, Chunks((), compress)).add(piece)
         require(held_bytes(kept), limit, "collect", remedy)
     joined = {name: kept.pop(name).joined() for name in list(kept)}  # one by one
     seen = max(layer.count for layer in joined.values())

@@ -23,7 +23,7 @@ from fisherlab.errors import DataError
 from fisherlab.numerics.held import mapped
 from fisherlab.numerics.memory import require
 from fisherlab.statistics.batches import Batch, batches
-from fisherlab.statistics.gathered import Held, foretold, held_bytes, join_examples
+from fisherlab.statistics.gathered import Chunks, foretold, held_bytes, join_examples
 from fisherlab.statistics.network import Statistics
 from fisherlab.statistics.values import LayerStatistics, StoredPart, state_of, stored_as
 
@@ -178,12 +178,12 @@ class _Writer:
 
     folder: Path
     most: int
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, Chunks] = field(default_factory=dict)
     parts: int = 0
 
     def add(self, pieces: Mapping[str, LayerStatistics], compress: bool) -> None:
         for name, piece in pieces.items():
-            self.held[name] = self.held.get(name, Held((), compress)).add(piece)
+            self.held[name] = self.held.get(name, Chunks((), compress)).add(piece)
 
     def make_room(self, needed: int) -> None:
         """Write what is held before a run that would make it too large."""

@@ -26,7 +26,7 @@ from fisherlab.samples import OuterSamples
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 SolverChoice = Solver | Literal["auto"]
 DENSE_NUMBERS = 2**22  # rearrangements up to this size are decomposed whole
@@ -194,7 +194,7 @@ class HeldOrPassed(ABC, Generic[Going]):
         """Return the sum of products of one block."""
 
     @abstractmethod
-    def passing(self, held: Held) -> Going:
+    def passing(self, held: Chunks) -> Going:
         """Return the first pass, over samples that were held until now."""
 
     @abstractmethod
@@ -205,34 +205,34 @@ class HeldOrPassed(ABC, Generic[Going]):
     def found(self, state: Going) -> Operator:
         """Return what the passes have found."""
 
-    def accumulate(self, state: Held | Going | None, statistics: LayerStatistics) -> Any:
+    def accumulate(self, state: Chunks | Going | None, statistics: LayerStatistics) -> Any:
         """Keep the chunk, or add its products where samples are not held."""
-        if state is not None and not isinstance(state, Held):
+        if state is not None and not isinstance(state, Chunks):
             return state.seeing(statistics)
-        held = (state or Held()).add(statistics)
+        held = (state or Chunks()).add(statistics)
         return held if self.holds(held.nbytes) else self.passing(held)
 
     def holds(self, nbytes: int) -> bool:
         """Tell whether samples of so many bytes are held."""
         return is_held(self.solver, nbytes)
 
-    def merge(self, first: Held | Going, second: Held | Going) -> Any:
+    def merge(self, first: Chunks | Going, second: Chunks | Going) -> Any:
         """Keep both parts, or add up their products."""
-        if isinstance(first, Held) and isinstance(second, Held):
+        if isinstance(first, Chunks) and isinstance(second, Chunks):
             both = first + second
             return both if self.holds(both.nbytes) else self.passing(both)
         one, other = (
-            self.passing(part) if isinstance(part, Held) else part
+            self.passing(part) if isinstance(part, Chunks) else part
             for part in (first, second)
         )
         return one + other
 
-    def next_pass(self, state: Held | Going) -> Going | None:
+    def next_pass(self, state: Chunks | Going) -> Going | None:
         """Return what the next pass multiplies; one pass is enough for held samples."""
-        return None if isinstance(state, Held) else self.following(state)
+        return None if isinstance(state, Chunks) else self.following(state)
 
-    def finish(self, state: Held | Going) -> Operator:
+    def finish(self, state: Chunks | Going) -> Operator:
         """Solve for all that was kept, or return what the passes have found."""
-        if isinstance(state, Held):
+        if isinstance(state, Chunks):
             return self(state.joined())
         return self.found(state)

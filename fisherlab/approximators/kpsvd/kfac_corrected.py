@@ -38,7 +38,7 @@ from fisherlab.samples import OuterSamples, Samples
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 
 @final
@@ -134,7 +134,7 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
         made, shape = statistics.provenance.by(repr(self)), statistics.weight_shape
         return kronecker_sum(at_rows(terms, rows, shape[0]), found, shape, made)
 
-    def passing(self, held: Held) -> CorrectedPass:
+    def passing(self, held: Chunks) -> CorrectedPass:
         """Return the first pass, and KFAC's sums."""
         kfac: AnySums | None = None
         for piece in held.pieces:

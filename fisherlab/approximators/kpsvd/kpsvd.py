@@ -38,7 +38,7 @@ from fisherlab.samples import Samples
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 
 @shown
@@ -95,7 +95,7 @@ class KPSVD(HeldOrPassed[Pass]):
         terms = at_rows(terms_of(found, block), rows, shape[0])
         return kronecker_sum(terms, found, shape, made)
 
-    def passing(self, held: Held) -> Pass:
+    def passing(self, held: Chunks) -> Pass:
         """Return the first pass."""
         return passes_of(self.solver).over(held, self.rank)
 
@@ -211,7 +211,7 @@ class Deflation(HeldOrPassed[Turns]):
         found = _together(steps, block.start(1))
         return kronecker_sum(at_rows(terms, rows, shape[0]), found, shape, made)
 
-    def passing(self, held: Held) -> Turns:
+    def passing(self, held: Chunks) -> Turns:
         """Return the first pass for the first pair."""
         return Turns(passes_of(self.solver).over(held, 1))
 

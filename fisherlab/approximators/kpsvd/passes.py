@@ -26,7 +26,7 @@ from fisherlab.numerics.krylov import (
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Held
+from fisherlab.statistics.gathered import Chunks
 
 HELD_BYTES = 2**28  # samples of a block that "auto" holds before it goes over to passes
 
@@ -170,7 +170,7 @@ class Passes:
         start = block.start(rank + self.oversample)
         return Pass(Space(), orthonormal(start), removed=block.removed)
 
-    def over(self, held: Held, rank: int) -> Pass:
+    def over(self, held: Chunks, rank: int) -> Pass:
         """Return the first pass, over samples that were held until now."""
         first, *rest = held.pieces
         state = self.accumulate(None, first, rank)
