@@ -1,4 +1,8 @@
-"""The full K-FAC optimiser: no learning rate, no momentum to tune, damping that adapts."""
+"""The full K-FAC optimiser: no learning rate, no momentum to tune, damping that adapts.
+
+Its steps minimise the quadratic model of the loss with the exact Fisher, which is taken
+through Jacobian products.
+"""
 
 import math
 import warnings
