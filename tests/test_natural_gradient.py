@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -739,6 +740,49 @@ def test_a_table_is_too_large_where_its_whole_factor_is_formed(monkeypatch, meth
     optimiser = natural(model, fl.Categorical(), method=method, fallback="gradient")
     optimiser.step(batch=batch)
     assert list(optimiser.exceptions) == ([] if method == "kfac" else ["0"])
+
+
+def test_an_optimiser_of_nothing_is_refused_in_a_sentence():
+    frozen = nn.Linear(3, 2).requires_grad_(False)
+    for kind in (fl.AdaptiveKFAC, partial(fl.NaturalGradient, approximator="kfac", lr=1)):
+        with pytest.raises(ValueError, match="no trainable parameter; at least one"):
+            kind(frozen, fl.Gaussian(), damping=1.0)
+    for params in ([], iter(()), [{"params": []}]):
+        with pytest.raises(ValueError, match=r"params=\[\]; at least one"):
+            natural(nn.Linear(3, 2), fl.Gaussian(), params=params)
+
+
+MOMENTS = {"shampoo-mean": 1, "tnt-mean": 1, "kl-shampoo-mean": 1, "soap-mean": 2}
+
+
+@pytest.mark.parametrize("method", [*MOMENTS, "adam", "muon-mean"])
+def test_moments_of_mean_gradients_are_counted_before_they_are_formed(monkeypatch, method):
+    """60² and 3² numbers for a table, which the gradient's own 180 do not foretell."""
+    model = nn.Sequential(nn.Embedding(60, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    batch = torch.randint(60, (4, 2)), torch.tensor([0, 1, 1, 0])
+    settings = {"method": fl.preconditioners()[method], "fallback": "gradient"}
+    held = MOMENTS.get(method, 0) * (60**2 + 3**2)
+
+    def left():
+        optimiser = natural(model, fl.Categorical(), fisher=fl.Empirical(), **settings)
+        optimiser.step(batch=batch)
+        return list(optimiser.exceptions)
+
+    for room, expected in ((held, []), (max(held - 1, 0), ["0"] if held else [])):
+        size = 2 * 40 * room
+        monkeypatch.setattr(curvature.devices, "total_bytes", lambda _, size=size: size)
+        assert left() == expected
+    monkeypatch.undo()
+    monkeypatch.setattr(curvature, "LONG", 1000)
+    assert left() == (["0"] if held else [])
+
+
+def test_a_fallback_takes_the_same_statistics():
+    make = partial(natural, nn.Linear(3, 2), fl.Gaussian(), "shampoo-mean")
+    for fallback in ("diagonal", fl.KFAC()):
+        with pytest.raises(ValueError, match=r"fallback=.* mean gradients.* 'adam'"):
+            make(fallback=fallback)
+    assert make(fallback="adam").curvature.fallback == fl.AdamPreconditioner()
 
 
 def test_a_block_that_was_made_before_is_not_refused_later(monkeypatch):

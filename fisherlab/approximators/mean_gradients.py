@@ -89,6 +89,10 @@ class OfMeanGradient(ABC, Generic[Result]):
     def of(self, mean: MeanGradient, made: Provenance, previous: Operator | None) -> Result:
         """Return M from the mean gradient of a block."""
 
+    def holds(self, block: Block) -> int:
+        """Count the numbers of its factors; a multiple of the gradient's is none."""
+        return 0
+
 
 @shown
 @final
@@ -162,6 +166,10 @@ class _OfModes(OfMeanGradient[ModeProducts]):
         if not 0 <= self.epsilon < float("inf"):
             msg = f"{self!r}: a finite epsilon of at least 0 is expected."
             raise ValueError(msg)
+
+    def holds(self, block: Block) -> int:
+        """Count the moments of all modes."""
+        return sum(size**2 for modes in tensors(block) for size in modes.shape)
 
     def of(
         self, mean: MeanGradient, made: Provenance, previous: Operator | None
@@ -308,6 +316,10 @@ class SOAPPreconditioner(OfMeanGradient[RotatedAdam]):
     torch.Size([2, 2])
     """
 
+    def holds(self, block: Block) -> int:
+        """Count both moments and their bases."""
+        return 2 * sum(size**2 for size in block.weight_shape)
+
     def of(
         self, mean: MeanGradient, made: Provenance, previous: Operator | None
     ) -> RotatedAdam:
@@ -364,6 +376,10 @@ class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
         if not 0 < self.ridge < float("inf"):
             msg = f"{self!r}: a finite ridge above 0 is expected; one batch has rank 1."
             raise ValueError(msg)
+
+    def holds(self, block: Block) -> int:
+        """Count both factors."""
+        return sum(size**2 for size in block.weight_shape)
 
     def of(
         self, mean: MeanGradient, made: Provenance, previous: Operator | None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import adds, called, facts, learns
-from fisherlab.approximators.costs import cubes, held_numbers
+from fisherlab.approximators.costs import held_numbers
 from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
@@ -262,18 +262,20 @@ class Curvature:
 def _needs(method: Any, layer: Any) -> tuple[str | None, str | None]:
     """Say which memory a block's matrices lack, and which renewal takes minutes."""
     samples: Samples | None = getattr(layer, "samples", None)  # a mean gradient has none
-    if samples is None:
-        return None, None
+    like = layer.gradient if samples is None else samples
+    held = 0 if samples is None else held_numbers(method, samples)
+    if facts(method).takes == "mean_gradient" and hasattr(method, "holds"):
+        held = method.holds(layer.block)
     # new, averaged and inverted, and two copies in float64 while that is made
-    held, rows = held_numbers(method, samples), max(samples.weight_shape)
-    need = held * (3 * samples.dtype.itemsize + 2 * 8)
-    limit = devices.total_bytes(samples.device) // 2
+    need = held * (3 * like.dtype.itemsize + 2 * 8)
+    limit = devices.total_bytes(like.device) // 2
     if need > limit and live() is None:  # ranks on unlike machines must choose alike
         half = f"half of the memory is {readable(limit)}"
         return f"its matrices take {readable(need)}, {half}", None
+    shape = layer.weight_shape
+    rows, cubes = max(shape), sum(size**3 for size in shape)
     inverts = facts(method).result in ("factors", "terms") and held >= rows**2
-    slow = inverts and not devices.is_accelerator(samples.device)
-    if slow and cubes(samples) > LONG:
+    if inverts and not devices.is_accelerator(like.device) and cubes > LONG:
         return None, f"a factor of {rows:,} rows takes minutes to invert on a CPU"
     return None, None
 
@@ -316,10 +318,17 @@ def handler(chosen: Any, fallback: Fallback) -> Curvature:
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name is unknown, or the fallback takes other statistics.
     """
+    method = named(chosen)
     other = fallback if fallback == "gradient" else named(fallback, "block")
-    return Curvature(named(chosen), other)
+    if callable(other) and "mean_gradient" == facts(method).takes != facts(other).takes:
+        msg = (
+            f"fallback={fallback!r}: {method!r} is given mean gradients, which this one "
+            "does not take; 'gradient' or 'adam' do."
+        )
+        raise ValueError(msg)
+    return Curvature(method, other)
 
 
 def warmed(
@@ -384,7 +393,14 @@ class Preconditioned(torch.optim.Optimizer):
         self._outline: tuple[Any, ...] = ()
         self._known: dict[Any, Parameters] = {}  # of this outline
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        super().__init__(trainable if params is None else params, settings)
+        moved = trainable if params is None else list(params)
+        super().__init__(moved or [{"params": []}], settings)
+        if not any(group["params"] for group in self.param_groups):
+            given = (
+                "the model has no trainable parameter" if params is None else "params=[]"
+            )
+            msg = f"{type(self).__name__}: {given}; at least one to optimise is expected."
+            raise ValueError(msg)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of the model's parameters with its own settings.
