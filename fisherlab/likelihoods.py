@@ -190,7 +190,8 @@ class Categorical:
         self._require_axis(shape, target)
         if target is None:
             return
-        if target.is_floating_point() or target.shape != positions:
+        integers = not (target.is_floating_point() or target.dtype == torch.bool)
+        if not integers or target.shape != positions:
             msg = (
                 f"Categorical: labels of shape {tuple(target.shape)} and dtype "
                 f"{target.dtype} were given for an output of shape {shape}; integers of "

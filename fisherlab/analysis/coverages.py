@@ -215,4 +215,6 @@ def _refused(model: nn.Module, block: Block) -> bool:
 
 
 def _unsupported(parameter: Tensor) -> str:
+    if not parameter.numel():
+        return "no entries"
     return "" if parameter.is_floating_point() else f"dtype {parameter.dtype}"

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fisherlab.errors import UnsupportedModelError, meant
 from fisherlab.layers.modes import alone, uncompiled
@@ -150,7 +151,8 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     """Partition the trainable parameters of a model into blocks, in order.
 
     Tied parameters appear once, under the first name. A bias joins the weight of the
-    same module whose rows it shares; otherwise it is a block of its own.
+    same module whose rows it shares; otherwise it is a block of its own. Parameters
+    without entries belong to none.
 
     Raises
     ------
@@ -163,7 +165,11 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     ['0', '2']
     """
     model = uncompiled(model)
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {
+        n: p
+        for n, p in model.named_parameters()
+        if p.requires_grad and (is_lazy(p) or p.numel())
+    }
     modules = dict(model.named_modules())
     found: dict[str, Block] = {}
     joined: set[str] = set()

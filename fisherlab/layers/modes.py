@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -108,6 +108,40 @@ def exclusive(model: nn.Module) -> "RLock":
         return _LOCKS.setdefault(uncompiled(model), RLock())
 
 
+@contextmanager
+def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
+    """Put the backward hooks of modules and parameters aside, and back afterwards.
+
+    They belong to a training: one that masks or scales gradients would change the Fisher
+    matrix, and one that watches them would see those of labels that nobody gave.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> hook = model.weight.register_hook(lambda gradient: 0 * gradient)
+    >>> with without_gradient_hooks(model):
+    ...     model(torch.ones(1, 2)).backward()
+    >>> model.weight.grad
+    tensor([[1., 1.]])
+    """
+    kept: list[tuple[Any, str, Any]] = [
+        (module, name, getattr(module, name))
+        for module in uncompiled(model).modules()
+        for name in ("_backward_hooks", "_backward_pre_hooks")
+    ]
+    kept += [(p, "_backward_hooks", p._backward_hooks) for p in model.parameters()]
+    kept = [held for held in kept if held[2]]
+
+    def undo() -> None:
+        for holder, name, hooks in kept:
+            setattr(holder, name, hooks)
+
+    with put_back(undo):
+        for holder, name, _ in kept:
+            setattr(holder, name, None if isinstance(holder, Tensor) else {})
+        yield
+
+
 def alone(function: F) -> F:
     """Let one thread at a time call a function of a model.
 
@@ -122,7 +156,7 @@ def alone(function: F) -> F:
 
     @wraps(function)
     def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with exclusive(model):
+        with exclusive(model), without_gradient_hooks(model):
             return function(model, *args, **kwargs)
 
     return cast("F", call)
@@ -144,7 +178,7 @@ def in_turn(function: F) -> F:
     def call(model: nn.Module, *args: Any, **kwargs: Any) -> Iterator[Any]:
         items = function(model, *args, **kwargs)
         while True:
-            with exclusive(model):
+            with exclusive(model), without_gradient_hooks(model):
                 try:
                     item = next(items)
                 except StopIteration:

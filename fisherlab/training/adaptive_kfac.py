@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fisherlab.durable import put_back
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen
+from fisherlab.layers.modes import exclusive
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators.dampings import Factored
@@ -342,7 +343,7 @@ class AdaptiveKFAC(Preconditioned):
             msg = "AdaptiveKFAC.step: a batch (x, y) is expected, and no closure."
             raise ValueError(msg)
         self._ready()
-        with frozen(self.model):
+        with exclusive(self.model), frozen(self.model):
             read = self._passes.replicas.together(partial(self._passes.batch, batch))
             placed = self._passes.replicas.placed(read)
             assert placed is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import facts
+from fisherlab.layers.modes import exclusive
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
 from fisherlab.operators.dampings import Damping
@@ -217,7 +218,7 @@ class NaturalGradient(Preconditioned):
             If a damped matrix is not positive definite; nothing has changed then.
         """
         self._ready()
-        with buffers_kept(self.model):
+        with exclusive(self.model), buffers_kept(self.model):
             return self._step(closure, batch, statistics_batch)
 
     def _step(self, closure: Any, batch: Any, statistics_batch: Any) -> Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 import fisherlab as fl
 from tests.oracles import assert_close, brute_force_fisher
 
+CLASSES = fl.Categorical()
+
 
 class Aliased(nn.Module):
     """One module of a network, reachable under a second name."""
@@ -565,3 +567,89 @@ def test_experts_that_few_examples_are_sent_to_are_taken_example_by_example():
     later = [(x[:5], None), (x[5:], None)]
     with pytest.raises(fl.UnsupportedModelError, match="Let the first batch hold such"):
         fl.collect(model, later, likelihood)
+
+
+def hooked(model):
+    """Mask, scale and watch gradients, as trainings do."""
+    seen = []
+    model[0].weight.register_hook(lambda g: 3 * g)
+    model[2].bias.register_hook(lambda g: 0 * g)
+    model[2].register_full_backward_hook(lambda _, given, __: (2 * given[0],))
+    model[2].register_full_backward_pre_hook(lambda *_: seen.append(1))
+    return seen
+
+
+def test_hooks_on_gradients_change_no_statistics_and_are_kept():
+    """The Fisher was 9 and 4 times too large in silence."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    data = torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 2, 1, 0])
+
+    def found():
+        stats = fl.collect(model, data, CLASSES)
+        mean = fl.mean_gradient(model, data, CLASSES)
+        made = fl.approximate(model, data, CLASSES, ["kfac"])["kfac"]
+        blocks = [fl.ExactBlock()(one).to_dense() for one in stats.values()]
+        return [*blocks, *(m.gradient for m in mean.values()), made["0"].to_dense()]
+
+    expected = found()
+    seen = hooked(model)
+    for one, other in zip(found(), expected, strict=True):
+        assert_close(one, other, 1e-12)
+    assert not seen
+    CLASSES.loss(model(data[0]), data[1]).sum().backward()
+    assert seen == [1]
+    assert not model[2].bias.grad.any()
+
+
+class Empty(nn.Module):
+    """A layer without outputs, as searches over widths leave it."""
+
+    def __init__(self):
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros(0, 4))  # torch warns in Linear(4, 0)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(x) + F.linear(x, self.none).sum(-1, keepdim=True)
+
+
+def test_a_layer_without_entries_is_no_block():
+    model, x = Empty().double(), torch.randn(6, 4).double()
+    data = x, torch.tensor([0, 1, 2, 2, 1, 0])
+    stats = fl.collect(model, data, CLASSES)
+    assert list(stats) == ["out"]
+    assert fl.coverage(model, x).complete
+    expected = brute_force_fisher(model, x, CLASSES, fl.blocks(model)["out"])
+    assert_close(fl.ExactBlock()(stats["out"]).to_dense(), expected, 1e-12)
+    assert (fl.compare(stats, ["kfac", "kpsvd"]).status == "ok").all()
+    optimiser = fl.NaturalGradient(model, CLASSES, "kfac", lr=0.1, damping=0.1)
+    losses = [float(optimiser.step(batch=data)) for _ in range(5)]
+    optimiser.load_state_dict(optimiser.state_dict())
+    assert losses[-1] < losses[0]
+
+
+def test_truth_values_are_no_classes():
+    model, x = nn.Linear(4, 2).double(), torch.randn(3, 4).double()
+    with pytest.raises(ValueError, match=r"dtype torch\.bool"):
+        fl.collect(model, (x, torch.tensor([True, False, True])), CLASSES)
+
+
+def test_a_thread_trains_a_model_that_another_one_collects_from():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    data = torch.randn(20, 4).double(), torch.arange(20) % 3
+    optimisers = (
+        fl.NaturalGradient(model, CLASSES, "kfac", lr=1e-3, damping=0.1),
+        fl.AdaptiveKFAC(model, CLASSES),
+    )
+
+    def collect():
+        for _ in range(4):
+            fl.collect(model, data, CLASSES)
+
+    def train(optimiser):
+        for _ in range(2):
+            optimiser.step(batch=data)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(collect), *(pool.submit(train, o) for o in optimisers)]
+        assert [one.result() for one in found] == [None] * 3
