@@ -204,6 +204,7 @@ def test_calls_stay_within_their_budget_or_refuse(call: str) -> None:
 
 
 WIDE = "kfac", "kpsvd", "kpsvd-2", "kfac-corrected", "ekfac", "tekfac", "shampoo"
+WIDE = *WIDE, "kl-shampoo", "soap", "tkfac"
 
 
 @pytest.mark.parametrize("name", WIDE)

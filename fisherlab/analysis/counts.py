@@ -201,7 +201,10 @@ class Factors:
         sides = list(zip(s.weight_shape, widths(s), strict=True))
         if isinstance(s, TokenSamples) and told.needs_inputs:
             sides = sides[1:]  # the rows of a table keep their basis
-        numbers = (COPIES * d * d if width == d else 2 * d * width for d, width in sides)
+        numbers = (
+            COPIES * d * d if told.inverts or width == d else 2 * d * width
+            for d, width in sides
+        )
         return float(NUMBER * max(numbers)) if told.decomposes else 0.0
 
     def inner(self) -> float:

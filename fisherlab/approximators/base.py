@@ -94,7 +94,9 @@ class Facts:
     entrywise
         Whether it treats every entry of the weight alone, also those of an embedding.
     decomposes
-        Whether factors are factorised while it is made.
+        Whether factors are factorised while it is made, in the span of few samples.
+    inverts
+        Whether they are inverted whole instead, however few samples there are.
     result
         What it returns, by which solves and inner products are counted: a product of
         "factors" or what is diagonal in their bases, the sum of several "terms", "blocks"
@@ -107,6 +109,7 @@ class Facts:
     needs_inputs: bool = False
     entrywise: bool = False
     decomposes: bool = False
+    inverts: bool = False
     result: Returned = "factors"
 
     @property

@@ -148,6 +148,7 @@ class KLShampoo(OfSamples[Operator]):
     """
 
     decomposes: ClassVar[bool] = True
+    inverts: ClassVar[bool] = True  # with a ridge
 
     ridge: float = 1e-6
     tolerance: float | None = None
