@@ -65,6 +65,12 @@ def require_independent_examples(model: nn.Module) -> None:
             "no per-example gradients. Use `with fisherlab.frozen(model):` (eval mode); "
             "track_running_stats must be on."
         )
+    scaled = [n for n, m in model.named_modules() if getattr(m, "scale_grad_by_freq", 0)]
+    if scaled:
+        raise UnsupportedModelError(
+            f"scale_grad_by_freq scales the gradients of {_names(scaled)} by how often a "
+            "batch holds a token, so they are no derivatives; set it to False."
+        )
     random = [name for name, m in model.named_modules() if _randomises(m)]
     if random:
         raise UnsupportedModelError(

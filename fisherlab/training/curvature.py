@@ -419,7 +419,11 @@ class Preconditioned(torch.optim.Optimizer):
 
     def _ready(self) -> None:
         """Refuse autocast; bring the state to the parameters' precision and device."""
-        device = next(p.device for g in self.param_groups for p in g["params"])
+        moved = [p for group in self.param_groups for p in group["params"]]
+        if not any(p.requires_grad for p in moved):
+            msg = f"{type(self).__name__}: none of its parameters is trainable any more."
+            raise ValueError(msg)
+        device = moved[0].device
         if torch.is_autocast_enabled(device.type):
             name = type(self).__name__
             msg = f"{name}: factorisations need full precision; leave autocast."
@@ -478,8 +482,14 @@ class Preconditioned(torch.optim.Optimizer):
         if self.key not in state_dict:
             msg = "load_state_dict: the state of another kind of optimiser was given."
             raise ValueError(msg)
-        groups = serialise.unpack(state_dict["param_groups"])
         own = state_dict[self.key]
+        lost = [name for name in ("state", "param_groups") if name not in state_dict]
+        lost += [name for name in ("units", *self.kept) if name not in own]
+        if lost:
+            gone = ", ".join(lost)
+            msg = f"load_state_dict: the state lacks {gone}; nothing was changed."
+            raise ValueError(msg)
+        groups = serialise.unpack(state_dict["param_groups"])
         units, known = unpacked(own, self._parameters())
         super().load_state_dict({**state_dict, "param_groups": groups})
         self.units, self._owners, self._unseen = units, known, []

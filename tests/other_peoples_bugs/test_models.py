@@ -653,3 +653,10 @@ def test_a_thread_trains_a_model_that_another_one_collects_from():
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(collect), *(pool.submit(train, o) for o in optimisers)]
         assert [one.result() for one in found] == [None] * 3
+
+
+def test_a_table_that_scales_gradients_by_the_batch_is_refused():
+    """Its Fisher was half of that of the same table without the scale, in silence."""
+    model = nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), nn.Flatten())
+    with pytest.raises(fl.UnsupportedModelError, match=r"scale_grad_by_freq .* '0'"):
+        fl.collect(model, (torch.tensor([[1, 1], [2, 1]]), None), fl.Gaussian())

@@ -8,6 +8,7 @@ import itertools
 import math
 import pickle
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -431,3 +432,23 @@ def test_steps_that_overflow_when_squared_twice_are_no_traceback():
         far, {name: 2 * t for name, t in far.items()}
     )
     assert all(map(math.isfinite, scales))
+
+
+@pytest.mark.parametrize("gone", ["units", "steps", "exceptions", "param_groups", "state"])
+def test_a_state_without_a_part_is_refused_by_name(gone):
+    optimiser = fl.NaturalGradient(nn.Linear(4, 3), fl.Categorical(), "kfac", 0.1, 0.1)
+    state = optimiser.state_dict()
+    del (state if gone in state else state["natural_gradient"])[gone]
+    with pytest.raises(ValueError, match=f"the state lacks {gone}; nothing was changed"):
+        optimiser.load_state_dict(state)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_optimiser_whose_parameters_were_all_frozen_says_so(full):
+    model, data = nn.Linear(4, 3), (torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    make = fl.AdaptiveKFAC if full else partial(fl.NaturalGradient, lr=0.1)
+    optimiser = make(model, fl.Categorical(), "kfac", damping=0.1)
+    optimiser.step(batch=data)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="none of its parameters is trainable"):
+        optimiser.step(batch=data)
