@@ -1,6 +1,8 @@
 """The errors fisherlab raises besides ValueError: each names the thing and the remedy."""
 
 import pickle
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -251,3 +253,24 @@ def meant(given: str, known: Iterable[str]) -> str:
     spelt = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), list(spelt), n=1)
     return f" Did you mean {spelt[near[0]]!r}?" if near else ""
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called fisherlab, however deep in it the reason was found.
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(record=True, action="always") as told:
+    ...     warn("this takes long")
+    >>> str(told[0].message)
+    'this takes long'
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _within(str(frame.f_globals.get("__name__"))):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _within(module: str) -> bool:
+    """Whether a frame is this package's, or torch's around it (hooks of `step`)."""
+    return module.partition(".")[0] in ("fisherlab", "torch")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,8 +307,9 @@ def test_a_comparison_that_takes_long_says_so_beforehand(stats, monkeypatch, rec
     assert not recwarn
     for place in ("allowances", "comparison"):
         monkeypatch.setattr(f"fisherlab.analysis.{place}.LONG", 0.0)
-    with pytest.warns(UserWarning, match=r"minutes are counted.*MonteCarlo"):
+    with pytest.warns(UserWarning, match=r"minutes are counted.*MonteCarlo") as told:
         fl.compare(stats, ["kfac"])
+    assert "tests" in Path(told[0].filename).parts  # not in the package
     fl.compare(stats, ["kfac"], time="1 min")
     fl.compare(stats, ["kfac"], progress=lambda *_: None)
     assert not recwarn

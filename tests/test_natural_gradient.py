@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -796,8 +797,10 @@ def test_a_block_that_was_made_before_is_not_refused_later(monkeypatch):
 def test_a_block_that_is_too_large_is_refused_or_told_of(monkeypatch):
     usual, _, _ = step_with_a_fallback(None)
     monkeypatch.setattr(curvature, "LONG", 100)
-    with pytest.warns(UserWarning, match=r"block '0': a factor of 5 rows .* fallback="):
+    said = r"block '0': a factor of 5 rows .* fallback="
+    with pytest.warns(UserWarning, match=said) as told:
         moves, _, _ = step_with_a_fallback(None)
+    assert "tests" in Path(told[0].filename).parts  # not in the package
     assert_close(moves["0"], usual["0"], 1e-12)
     monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2 * 33 * 40)
     with pytest.raises(fl.BudgetError, match=r"block '0': its matrices take .* fallback="):

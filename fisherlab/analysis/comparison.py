@@ -1,6 +1,5 @@
 """Every approximation beside the exact block, or the exact network, as one Dataset."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,7 +28,7 @@ from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.network.two_level_kfac import ExactNetwork
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.catalogue import NEEDS
-from fisherlab.errors import FisherlabError
+from fisherlab.errors import FisherlabError, warn
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.numerics.memory import Budget, parse_budget
@@ -325,11 +324,10 @@ def _left_out(
 def _foretell(seconds: float) -> None:
     """Warn before a comparison that is counted to take long, and would say nothing."""
     if seconds > LONG:
-        warnings.warn(
+        warn(
             f"compare: about {seconds / 60:.0f} minutes are counted. progress=True shows "
             "how far it is; time='1 min' leaves out what is dearest; statistics of "
-            "fl.MonteCarlo(1) or of fewer examples have fewer columns.",
-            stacklevel=3,
+            "fl.MonteCarlo(1) or of fewer examples have fewer columns."
         )
 
 

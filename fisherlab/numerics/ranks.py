@@ -238,6 +238,9 @@ def live(group: Any = None) -> Ranks | None:
     return Ranks(group, distributed.get_rank(group), size) if size > 1 else None
 
 
+_WITHIN = (__name__, "fisherlab.settings")  # frames that are nobody's call
+
+
 @final
 @dataclass(frozen=True)
 class _Place:
@@ -248,11 +251,11 @@ class _Place:
 
     @classmethod
     def here(cls) -> "_Place":
-        """Return the outermost and the innermost function that is not of this module."""
+        """Return the outermost and the innermost function that is not of `_WITHIN`."""
         names, frame = [], sys._getframe(1)
         while frame.f_back is not None:
             module = str(frame.f_globals.get("__name__"))
-            if module.startswith("fisherlab.") and module != __name__:
+            if module.startswith("fisherlab.") and module not in _WITHIN:
                 names.append(frame.f_code.co_qualname)
             frame = frame.f_back
         return cls(names[-1], names[0]) if names else cls("a call", "a collective")

@@ -1,6 +1,5 @@
 """What turns statistics into matrices and gradients into directions, and its optimisers."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from fisherlab.approximators.online.k_bfgs import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
-from fisherlab.errors import BudgetError, FisherlabError, NeedsSharedForm
+from fisherlab.errors import BudgetError, FisherlabError, NeedsSharedForm, warn
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
@@ -197,7 +196,7 @@ class Curvature:
         )
         if need is not None or self.fallback is not None:
             raise BudgetError(f"{block}: {need or long}. {advice}")
-        warnings.warn(f"{block}: {long}. {advice}", stacklevel=7)
+        warn(f"{block}: {long}. {advice}")
 
     def _made(self, method: Any, layer: Any, previous: Any) -> Any:
         with _named(repr(method), f"block {layer.block.name!r}"):

@@ -4,7 +4,6 @@ Where a model behaves alike in training and evaluation mode, one forward pass se
 gradient and the statistics; where not, the statistics take one of their own.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import NumericalError, UnsupportedModelError
+from fisherlab.errors import NumericalError, UnsupportedModelError, warn
 from fisherlab.layers import (
     Block,
     frozen,
@@ -158,12 +157,11 @@ class Passes:
             return
         fresh = _fresh_norms(self.model)
         if fresh:
-            warnings.warn(
+            warn(
                 f"NaturalGradient: the running averages of {', '.join(fresh[:5])} have "
                 "seen no batch, but the statistics of a step use them, so the first steps "
                 "may go uphill. Before the first step, call the model on some fifty "
-                "batches in training mode under torch.no_grad().",
-                stacklevel=6,
+                "batches in training mode under torch.no_grad()."
             )
 
     def left(self, batch: Batch, blocks: Mapping[str, Block]) -> Mapping[str, str]:

@@ -89,7 +89,7 @@ ANALYSES = {
         ).items()
     },
 }  # fmt: skip
-FIRST = ("all metrics", "purposes", "structure")
+FIRST = ("purposes", "structure")
 QUICK = ("all metrics", "purposes", "networks", "inverse blocks", "streamed", "sweep")
 
 

@@ -380,6 +380,7 @@ def test_the_run_on_a_card_is_rehearsed(part, tmp_path):
     assert all(seconds > 0 for row in rows for seconds in row["seconds"].values())
 
 
+@pytest.mark.slow
 def test_the_table_of_transfers_is_what_is_counted(device):
     page = (HERE / "docs" / "transfers.md").read_text()
     missing = [line for line in transfers.table(device) if line not in page]

@@ -9,6 +9,7 @@ import math
 import pickle
 import random
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,8 +269,9 @@ def normed():
 def test_fresh_running_averages_are_told_of_once_with_a_remedy():
     model, (x, y) = normed(), points()
     optimiser = natural(model, fallback="gradient")
-    with pytest.warns(UserWarning, match="running averages of 1"):
+    with pytest.warns(UserWarning, match="running averages of 1") as told:
         optimiser.step(batch=(x, y))
+    assert "tests" in Path(told[0].filename).parts  # not in the package
     optimiser.step(batch=(x, y))  # a second warning would be an error
     ready = normed()
     with torch.no_grad():
