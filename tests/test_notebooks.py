@@ -4,11 +4,12 @@ import re
 from operator import attrgetter
 from pathlib import Path
 
-import nbformat
+import lazy_loader
 import pytest
-from nbclient import NotebookClient
 
 import fisherlab as fl
+
+nbformat, nbclient = map(lazy_loader.load, ("nbformat", "nbclient"))  # slow to import
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes
@@ -46,7 +47,7 @@ def test_runs_again(path: Path, tmp_path: Path) -> None:
     for cell in notebook.cells:  # at quick size
         cell.source = re.sub(r"^EXAMPLES = \d+", "EXAMPLES = 60", cell.source, flags=re.M)
     before = [len(cell.get("outputs", [])) for cell in notebook.cells]
-    NotebookClient(
+    nbclient.NotebookClient(
         notebook,
         timeout=300,
         kernel_name="python3",
