@@ -2,10 +2,8 @@
 
 import warnings
 from collections import UserDict
-from importlib.util import find_spec
 from typing import Any
 
-import lazy_loader
 import numpy as np
 import pytest
 import torch
@@ -17,11 +15,8 @@ from tests.brute_force import full_fisher, spans
 from tests.model_zoo import Case, randomised
 from tests.oracles import assert_close
 
-PACKAGES = "transformers", "peft"
-transformers, peft = map(lazy_loader.load, PACKAGES)  # slow to import
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, PACKAGES)), reason=f"needs {' and '.join(PACKAGES)}"
-)
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 VOCABULARY = 100  # characters of the text are fewer
 SMALL = {"vocab_size": VOCABULARY, "max_position_embeddings": 6}

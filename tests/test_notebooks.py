@@ -1,23 +1,27 @@
 """Committed notebooks were executed without errors, are small, and run again."""
 
 import re
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-import lazy_loader
 import pytest
 
 import fisherlab as fl
-
-nbformat, nbclient = map(lazy_loader.load, ("nbformat", "nbclient"))  # slow to import
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 LARGEST = 400_000  # bytes
 
 
+def read(path: Path) -> Any:
+    """Read a notebook by what is slow to import, so not where tests are collected."""
+    return import_module("nbformat").read(path, as_version=4)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_executed_and_small(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     numbers = [cell.execution_count for cell in code]
     assert numbers == list(range(1, len(code) + 1))
@@ -28,7 +32,7 @@ def test_committed_executed_and_small(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_names_of_the_package_exist(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     names = re.findall(r"\bfl((?:\.[A-Za-z]\w*)+)", "\n".join(code))
     assert names
@@ -43,11 +47,11 @@ def _weighed(path: Path) -> object:
 @pytest.mark.parametrize("path", [_weighed(path) for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_runs_again(path: Path, tmp_path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     for cell in notebook.cells:  # at quick size
         cell.source = re.sub(r"^EXAMPLES = \d+", "EXAMPLES = 60", cell.source, flags=re.M)
     before = [len(cell.get("outputs", [])) for cell in notebook.cells]
-    nbclient.NotebookClient(
+    import_module("nbclient").NotebookClient(
         notebook,
         timeout=300,
         kernel_name="python3",
