@@ -271,7 +271,7 @@ def test_fresh_running_averages_are_told_of_once_with_a_remedy():
     optimiser = natural(model, fallback="gradient")
     with pytest.warns(UserWarning, match="running averages of 1") as told:
         optimiser.step(batch=(x, y))
-    assert "tests" in Path(told[0].filename).parts  # not in the package
+    assert not Path(told[0].filename).is_relative_to(Path(fl.__file__).parent)
     optimiser.step(batch=(x, y))  # a second warning would be an error
     ready = normed()
     with torch.no_grad():
