@@ -39,6 +39,14 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         yield model.eval()
 
 
+_OF_TABLES = {
+    "scale_grad_by_freq": "scales the gradients of {} by how often a batch holds a token, "
+    "so they are no derivatives; set it to False.",
+    "max_norm": "changes the rows of {} in place where they are looked up, so statistics "
+    "would change the model; scale the rows once and set it to None.",
+}
+
+
 def require_independent_examples(model: nn.Module) -> None:
     """Refuse modules that couple examples or draw random numbers.
 
@@ -65,12 +73,9 @@ def require_independent_examples(model: nn.Module) -> None:
             "no per-example gradients. Use `with fisherlab.frozen(model):` (eval mode); "
             "track_running_stats must be on."
         )
-    scaled = [n for n, m in model.named_modules() if getattr(m, "scale_grad_by_freq", 0)]
-    if scaled:
-        raise UnsupportedModelError(
-            f"scale_grad_by_freq scales the gradients of {_names(scaled)} by how often a "
-            "batch holds a token, so they are no derivatives; set it to False."
-        )
+    for option, why in _OF_TABLES.items():
+        if tables := [n for n, m in model.named_modules() if getattr(m, option, None)]:
+            raise UnsupportedModelError(f"{option} {why.format(_names(tables))}")
     random = [name for name, m in model.named_modules() if _randomises(m)]
     if random:
         raise UnsupportedModelError(

@@ -655,8 +655,13 @@ def test_a_thread_trains_a_model_that_another_one_collects_from():
         assert [one.result() for one in found] == [None] * 3
 
 
-def test_a_table_that_scales_gradients_by_the_batch_is_refused():
-    """Its Fisher was half of that of the same table without the scale, in silence."""
-    model = nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), nn.Flatten())
-    with pytest.raises(fl.UnsupportedModelError, match=r"scale_grad_by_freq .* '0'"):
+@pytest.mark.parametrize(
+    ("option", "value"), [("scale_grad_by_freq", True), ("max_norm", 0.1)]
+)
+def test_a_table_whose_gradients_or_rows_a_call_changes_is_refused(option, value):
+    """Its Fisher was half of that without the scale, and its rows were shortened."""
+    model = nn.Sequential(nn.Embedding(7, 3, **{option: value}), nn.Flatten())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(fl.UnsupportedModelError, match=rf"{option} .* '0'"):
         fl.collect(model, (torch.tensor([[1, 1], [2, 1]]), None), fl.Gaussian())
+    assert torch.equal(model[0].weight, before)
