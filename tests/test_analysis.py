@@ -283,7 +283,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(result, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(1, 600, 1, 300, 300), (400, 1, 10, 20, 300), (40, 50, 10, 200, 1)]
+    "sizes", [(1, 600, 1, 300, 300), (500, 1, 10, 20, 300), (40, 50, 10, 200, 1)]
 )
 def test_a_long_comparison_is_large_by_its_sizes_alone(sizes):
     o, i, v, n, t = sizes

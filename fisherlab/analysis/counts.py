@@ -228,7 +228,8 @@ class Factors:
         """Count ⟨F, Q⁻¹⟩ and ⟨P⁻¹, F̂⟩: of a product by tables, as samples have factors."""
         inside, m = self.inner(), self.samples.total
         told = facts(self.method)
-        if not self._columns or told.decomposes or not has_factors(self.samples):
+        factors = told.result in ("factors", "terms") and not told.decomposes
+        if not (factors and self._columns and has_factors(self.samples)):
             return self.against_inverse() + Work(inside)
         tables = 2 * self.samples.gram_flops() + m * m + self._turning()
         return Work(inside + self.terms * tables, 2 * NUMBER * m * m)
