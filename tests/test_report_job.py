@@ -483,7 +483,7 @@ def test_examples_leave_the_purposes_of_closed_forms_their_time(time):
     config = ReportConfig(steps=1, checkpoints=(1,), examples=1000, time=time)
     size = fitted(problem, config)
     assert size.examples < fitted(problem, replace(config, purpose=("matrix",))).examples
-    assert any(" s for the purposes" in one for one in size.told)
+    assert any(" for the purposes" in one for one in size.told)
     x, y = problem.train
     data = x[: size.examples], y[: size.examples]
     stats = fl.collect(problem.model, data, problem.likelihood)

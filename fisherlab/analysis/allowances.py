@@ -253,7 +253,7 @@ def may_be_long(layers: Mapping[str, Samples], cells: int) -> bool:
 
 
 def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:
-    need = [f"{work.flops:.1g} multiply-adds", _duration(work.flops / RATE)]
+    need = [f"{work.flops:.1g} multiply-adds", duration(work.flops / RATE)]
     need += [readable(work.bytes)] if heavy else []
     ask = ["--budget"] * heavy + ["--time"] * late
     return (
@@ -262,7 +262,14 @@ def _reason(part: str, work: Work, heavy: bool, late: bool) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Say about how long something takes.
+
+    Examples
+    --------
+    >>> duration(0.2), duration(40.0), duration(1517.0), duration(5e7)
+    ('less than 1 s', 'about 40 s', 'about 25 min', 'more than 1,000 h')
+    """
     if seconds < 1:
         return "less than 1 s"
     if seconds < 100:

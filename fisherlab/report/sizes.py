@@ -11,7 +11,14 @@ import numpy as np
 from torch import Tensor
 
 import fisherlab as fl
-from fisherlab.analysis.allowances import RATE, Allowance, cut, least, parse_time
+from fisherlab.analysis.allowances import (
+    RATE,
+    Allowance,
+    cut,
+    duration,
+    least,
+    parse_time,
+)
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.counts import own, product
 from fisherlab.analysis.purposes import exact_solve, in_closed_form
@@ -389,10 +396,10 @@ def _sizes_told(
         )
     if found.examples < asked.examples:
         needs = f"{readable(asked.bytes)} of statistics"
-        used = f" and {asked.judged / RATE:.0f} s for the purposes" * (not asked.serves)
+        used = f" and {duration(asked.judged / RATE)} for the purposes" * (not asked.serves)
         yield (
             f"{found.examples} examples make up the Fisher, drawn at random, not "
-            f"{asked.examples}, which take {needs}, about {asked.work / RATE:.0f} s a "
+            f"{asked.examples}, which take {needs}, {duration(asked.work / RATE)} a "
             f"moment{used} with {asked.fisher!r}; ask with --budget and --time "
             f"(now {config.budget}, {config.time})"
         )
