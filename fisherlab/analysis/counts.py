@@ -372,13 +372,15 @@ class Entries(Factors):
         return self.one_more()
 
     def inverse_inner(self) -> Work:
-        """Count the diagonal of the exact inverse, a few rows at once."""
-        o, i = self.samples.weight_shape
+        """Count the diagonal of the exact inverse, a few rows at once, or columns of it."""
+        *_, p = _sizes(self.samples)
         if not self._columns:
             return super().inverse_inner()
-        return Work(
-            self._columns * o * i, 0.0 if has_factors(self.samples) else self._stacked
+        columns = (
+            self._columns if facts(self.method).entrywise else 2 * sum(widths(self.samples))
         )
+        held = 0.0 if has_factors(self.samples) else self._stacked
+        return Work(self._columns * columns * p, held)
 
 
 @final
