@@ -790,8 +790,11 @@ def test_a_block_that_was_made_before_is_not_refused_later(monkeypatch):
     model, likelihood, batch = problem()
     optimiser = natural(model, likelihood)
     optimiser.step(batch=batch)
+    before = weights(model)
     monkeypatch.setattr(curvature.devices, "total_bytes", lambda _: 2)
     optimiser.step(batch=batch)
+    assert not optimiser.exceptions
+    assert not any(torch.equal(old, weights(model)[name]) for name, old in before.items())
 
 
 def test_a_block_that_is_too_large_is_refused_or_told_of(monkeypatch):
