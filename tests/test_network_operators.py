@@ -182,6 +182,13 @@ def test_wrong_blocks_are_named():
         op.solve(ws | {"9": ws["0"]}, 0.1)
     with pytest.raises(ValueError, match=r"shape .*\(2, 3\).* is expected"):
         op @ (ws | {"0": torch.ones(2, 3).double()})
+    for given in (ws | {"0": ws["0"].float()}, ws | {"0": ws["0"].numpy()}, [ws["0"]], 1.0):
+        for call in (lambda ws: op @ ws, lambda ws: op.solve(ws, 0.1)):
+            with pytest.raises(TypeError, match=r"was given.* is expected|Type-check"):
+                call(given)
+    half = {n: w.half() for n, w in ws.items()}
+    for found in (op @ half, op.solve(half, 1.0)):
+        assert {w.dtype for w in found.values()} == {torch.float16}
     with pytest.raises(ValueError, match="at least one block"):
         fl.BlockDiagonal({})
     with pytest.raises(ValueError, match="links of shapes"):

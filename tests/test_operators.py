@@ -512,6 +512,19 @@ def test_a_weight_of_another_shape_is_refused(name, inverted):
         operator.to_dense(budget=100)
 
 
+@EVERY
+@EITHER
+def test_what_is_no_weight_of_its_precision_is_refused_by_one_sentence(name, inverted):
+    operator, _ = make(name, inverted)
+    w = torch.ones(3, 4, dtype=torch.float64)
+    wrong = [w.float(), w.long(), w > 0, w * 1j, w.numpy(), [1.0], 2.0, w.to("meta")]
+    told = r"given, a tensor in torch.float64 on cpu is expected. Convert|Type-check error"
+    for other in wrong:
+        for call in (lambda w: operator @ w, lambda w: operator.solve(w, 1.0)):
+            with pytest.raises(TypeError, match=told):
+                call(other)
+
+
 @pytest.mark.parametrize(
     "name", ["dense", "diagonal", "kronecker", "kronecker sum", "mini-blocks by row"]
 )

@@ -345,6 +345,7 @@ class Operator(Held, ABC):
         return html_table(type(self).__name__, rows)
 
     def _check(self, w: Tensor, call: str) -> None:
+        check_kind(w, self, call)
         if w.shape[-2:] != self.weight_shape:
             msg = (
                 f"{self!r} {call}: a weight of shape {tuple(w.shape)} was given, "
@@ -352,6 +353,23 @@ class Operator(Held, ABC):
                 "`stats[name].pack({parameter: tensor})` makes it from parameters."
             )
             raise ValueError(msg)
+
+
+def check_kind(w: object, by: Operator, call: str) -> None:
+    """Refuse what is no weight of the operator's own precision (or half) and device."""
+    if not isinstance(w, Tensor):
+        given = f"{type(w).__name__} was given"
+    elif w.dtype not in {by.dtype, *HALF}:
+        given = f"a weight in {w.dtype} was given"
+    elif w.device != by.device:
+        given = f"a weight on {w.device} was given"
+    else:
+        return
+    msg = (
+        f"{by!r} {call}: {given}, a tensor in {by.dtype} on {by.device} is expected. "
+        "Convert it by `w.to(operator.dtype)`, or the operator by `operator.to(w.dtype)`."
+    )
+    raise TypeError(msg)
 
 
 A = TypeVar("A", bound=Operator)

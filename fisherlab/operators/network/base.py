@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.memory import readable, spans
-from fisherlab.operators.base import Operator, Provenance
+from fisherlab.operators.base import Operator, Provenance, check_kind
 from fisherlab.operators.dampings import Damping, Factored, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.factored import FactoredFisher
@@ -114,11 +114,15 @@ class NetworkOperator(Operator):
             return super().__matmul__(w)
         self._check_blocks(w, "@")
         found = self._apply_blocks(self._stacked(w))
-        return {name: found[name].reshape(w[name].shape) for name in self.weight_shapes}
+        return self._like(w, found)
+
+    def _like(self, ws: Weights, found: Weights) -> dict[str, Tensor]:
+        shown = {name: found[name].reshape(ws[name].shape) for name in self.weight_shapes}
+        return {name: weight.to(ws[name].dtype) for name, weight in shown.items()}
 
     def _stacked(self, ws: Weights) -> dict[str, Tensor]:
         shapes = self.weight_shapes.items()
-        return {name: ws[name].reshape(-1, *shape) for name, shape in shapes}
+        return {name: ws[name].to(self.dtype).reshape(-1, *shape) for name, shape in shapes}
 
     @overload
     def solve(self, w: Tensor, damping: Damping) -> Tensor: ...
@@ -138,7 +142,7 @@ class NetworkOperator(Operator):
             return super().solve(w, damping)
         self._check_blocks(w, "solve")
         found = self._solve_blocks(self._stacked(w), damping)
-        return {name: found[name].reshape(w[name].shape) for name in self.weight_shapes}
+        return self._like(w, found)
 
     def _solve(self, w: Float[Tensor, "k p 1"], damping: Damping) -> Float[Tensor, "k p 1"]:
         return self.join(self._solve_blocks(self.split(w), damping))
@@ -218,6 +222,12 @@ class NetworkOperator(Operator):
 
     def _check_blocks(self, ws: Weights, call: str) -> None:
         known = self.weight_shapes
+        if not isinstance(ws, Mapping):
+            msg = (
+                f"{self!r} {call}: {type(ws).__name__} was given; a tensor (..., p, 1) or "
+                f"a mapping with a weight for each of the blocks {list(known)} is expected."
+            )
+            raise TypeError(msg)
         missing = [name for name in known if name not in ws]
         unknown = [name for name in ws if name not in known]
         if missing or unknown:
@@ -226,6 +236,8 @@ class NetworkOperator(Operator):
                 f"missing {missing}, unknown {unknown}."
             )
             raise ValueError(msg)
+        for weight in ws.values():
+            check_kind(weight, self, call)
         wrong = {n: tuple(ws[n].shape) for n in known if ws[n].shape[-2:] != known[n]}
         if wrong:
             expected = {name: known[name] for name in wrong}
