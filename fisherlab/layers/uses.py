@@ -6,6 +6,7 @@ arguments of each known call; after that, linear layers, sequences and convoluti
 same code.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,11 +48,13 @@ def patches(
     sides: tuple[tuple[int, int], ...],
     dilation: tuple[int, ...],
     positions: tuple[int, ...] | None = None,
+    spare: int = 0,
 ) -> Float[Tensor, "n t k"]:
     """Unfold the input of a convolution: one row per output position.
 
     Features run over (channel, kernel positions), the order of ``weight.flatten(1)``.
-    The first `positions` along each axis are taken, all by default.
+    The first `positions` along each axis are taken, all by default. After the features
+    come `spare` columns that are left to be filled.
 
     Examples
     --------
@@ -67,40 +70,58 @@ def patches(
         (size - reach) // s + 1
         for size, reach, s in zip(x.shape[2:], reaches, stride, strict=True)
     )
-    if 1 < kernel[-1] <= _SHORT:
-        found = _shifted(x, kernel, stride, dilation, counts)
+    short = 1 < kernel[-1] <= _SHORT
+    if not short and not spare:
+        return (
+            _windows(x, reaches, stride, dilation, counts)
+            .flatten(1 + dims)
+            .flatten(1, dims)
+        )
+    width = x.shape[1] * math.prod(kernel)
+    found = empty((len(x), *counts, width + spare), x.dtype, x.device)
+    features = found[..., :width].unflatten(-1, (x.shape[1], *kernel))
+    if short:
+        _copy_shifted(features, x, stride, dilation, counts)
     else:
-        for axis, reach in enumerate(reaches):
-            x = x.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
-            x = x.narrow(2 + axis, 0, counts[axis])
-        # (n, channel, *positions, *kernel) -> (n, *positions, channel, *kernel)
-        order = [0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)]
-        found = x.permute(order)
-    return found.flatten(1 + dims).flatten(1, dims)
+        features.copy_(_windows(x, reaches, stride, dilation, counts))
+    return found.flatten(1, dims)
 
 
-def _shifted(
+def _windows(
     x: Tensor,
-    kernel: tuple[int, ...],
+    reaches: Sequence[int],
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
     counts: tuple[int, ...],
 ) -> Tensor:
-    """Return (n, *positions, channel, *kernel), copied by kernel positions.
+    """View x as (n, *positions, channel, *kernel)."""
+    dims = len(reaches)
+    for axis, reach in enumerate(reaches):
+        x = x.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
+        x = x.narrow(2 + axis, 0, counts[axis])
+    return x.permute([0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims)])
+
+
+def _copy_shifted(
+    features: Tensor,
+    x: Tensor,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    counts: tuple[int, ...],
+) -> None:
+    """Fill (n, *positions, channel, *kernel) by kernel positions.
 
     One copy of the whole moves runs as long as the kernel's last axis: short ones take
     twice the time of a shifted copy of the image for every kernel position.
     """
     last = x.movedim(1, -1).contiguous()
-    found = empty((len(x), *counts, x.shape[1], *kernel), x.dtype, x.device)
-    for offset in product(*map(range, kernel)):
+    for offset in product(*map(range, features.shape[2 + len(counts) :])):
         places = [
             slice(o * d, o * d + s * (count - 1) + 1, s)
             for o, d, s, count in zip(offset, dilation, stride, counts, strict=True)
         ]
         there: tuple[Any, ...] = (..., *offset)
-        found[there] = last[(slice(None), *places)]
-    return found
+        features[there] = last[(slice(None), *places)]
 
 
 Kind = Literal["linear", "convolution", "transposed convolution", "embedding", "bias"]
@@ -146,6 +167,8 @@ class Reading:
         Whether the weight is given as (in, out).
     bias_outputs
         As `outputs`, for the bias, where that is another.
+    roomy
+        As `rows`, with a last column left to be filled, where that spares a copy.
     """
 
     kind: Kind
@@ -157,6 +180,7 @@ class Reading:
     flipped: bool = False
     groups: int = 1
     bias_outputs: Rows | None = None
+    roomy: Rows | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +223,10 @@ class Use:
         reading, block = self.reading, self.block
         if self.columns is None:
             return self._ones()
+        if reading.roomy and self.columns == self._all_columns and block.bias is not None:
+            found = reading.roomy(reading.input.detach().to(self.parameter.dtype))
+            found[..., -1] = float(self.ones)
+            return found
         found = reading.rows(reading.input.detach())
         if self.form.looked_up:
             return torch.where(found >= 0, found + self.rows[0], found)
@@ -340,7 +368,10 @@ def _convolution(
         sides=zeros_around(padding, kernel, dilations),
         dilation=dilations,
     )
-    yield Reading("convolution", input, weight, bias, rows, _second_axis, groups=groups)
+    roomy = partial(rows, spare=1) if groups == 1 else None
+    yield Reading(
+        "convolution", input, weight, bias, rows, _second_axis, groups=groups, roomy=roomy
+    )
 
 
 def _transposed_convolution(
