@@ -26,7 +26,7 @@ UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
 .DEFAULT_GOAL := help
-.PHONY: help install report reproduce-quick test test-all test-device gpu mutants lint types browser bench \
+.PHONY: help install report reproduce-quick test verdicts test-all test-device gpu mutants lint types browser bench \
 	peers lab docs clean
 
 help:  ## list the targets
@@ -54,6 +54,10 @@ test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "$(FAST)" \
 		$(if $(SEED),--seed $(SEED) --every 3 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
 		--jaxtyping-packages=) $(ARGS)
+
+verdicts: $(INSTALLED)  ## hold the cheap claims of the papers against known numbers (2 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow \
+		--jaxtyping-packages= tests/test_reproduce_*.py $(ARGS)
 
 test-all: $(INSTALLED)  ## run every test this machine can run
 	$(BIN)/python -m pytest -q -m "not device" $(ARGS)

@@ -127,6 +127,24 @@ def test_the_two_papers_differ_in_code_and_biases(code):
     assert names["fc1"].bias.unique().tolist() == pytest.approx([0.01 if code else 0.0])
 
 
+def test_logistic_autoencoders_begin_with_fifteen_normal_weights_a_unit():
+    model = problems.describe("mnist-autoencoder-martens").build(
+        seed=0, dtype=torch.float32
+    )
+    names = dict(model.named_children())
+    assert [n for n in names if n.startswith("sigmoid")] == [
+        f"sigmoid{k}" for k in (1, 2, 3, 5, 6, 7)
+    ]
+    weights = [m.weight.detach() for m in names.values() if isinstance(m, nn.Linear)]
+    for weight in weights:
+        assert set((weight != 0).sum(dim=1).tolist()) == {15}
+    drawn = torch.cat([weight[weight != 0] for weight in weights])
+    assert abs(float(drawn.mean())) < 4 / len(drawn) ** 0.5
+    assert float(drawn.var()) == pytest.approx(1.0, abs=4 * (2 / len(drawn)) ** 0.5)
+    spread = (weights[0] != 0).sum(dim=0).float()  # inputs are taken alike
+    assert float(spread.var()) == pytest.approx(15 * 1000 / 784, rel=0.3)
+
+
 def test_a_residual_block_of_zero_weights_is_its_shortcut():
     """Subsampled, and with zero channels after those of the input (option A)."""
     block = ResidualBlock(2, 4).eval()

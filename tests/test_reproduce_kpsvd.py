@@ -20,6 +20,7 @@ from fisherlab.reproduce import (
 from fisherlab.reproduce import kpsvd_candidates as candidates
 from fisherlab.reproduce import kpsvd_training as figure
 from fisherlab.reproduce.experiment import Setting, judged
+from fisherlab.training import ExponentialBatches
 
 
 def size(folder: Path) -> figure.Size:
@@ -123,6 +124,29 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     elsewhere = training_races.race("small", replace(setting, problem="digits"))
     assert len(list(tmp_path.glob("small-digits/4/*/seed-0"))) == 3
     xr.testing.assert_equal(elsewhere.train_loss.load(), ds.train_loss.load())
+
+
+def test_of_several_rates_the_one_that_ends_lowest_is_kept_and_told(tmp_path, monkeypatch):
+    runners = {
+        "sgd-momentum": {"lr": (1e38, 1e-6, 1e-2)},
+        "kfac-full": {"damping": 1.0},
+    }
+    grown = ExponentialBatches(32, 64, 3)
+    small = training_races.Race("digits", 1, grown, runners, (4, 8))
+    monkeypatch.setitem(training_races.RACES, "small", small)
+    setting = Setting(quick=True, runs=tmp_path)
+    ds = training_races.race("small", setting)
+    sgd = ds.sel(optimizer="sgd-momentum")
+    assert float(sgd.lr) == 1e-2
+    assert str(sgd.status.values) == "ok"
+    alone = replace(small, runners={"sgd-momentum": {"lr": 1e-2}})
+    again = training_races.raced(alone, 4, replace(setting, runs=None))
+    np.testing.assert_array_equal(again.train_loss[0], sgd.train_loss)
+    assert np.isnan(ds.lr.sel(optimizer="kfac-full"))
+    told = ds.attrs["settings"]
+    assert "batch 32 growing to 64 at step 3" in told
+    assert "sgd-momentum lr 0.01 of 1e+38–0.01; kfac-full damping 1" in told
+    assert len(list(tmp_path.glob("small/lr*/4/sgd-momentum/seed-0"))) == 3
 
 
 def test_candidates_share_runs_of_equal_settings_and_change_one_thing(

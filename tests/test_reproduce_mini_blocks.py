@@ -1,5 +1,7 @@
 """Laws of the mini-block paper's experiments."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from fisherlab.reproduce import (
 )
 from fisherlab.reproduce import mini_block_directions as directions
 from fisherlab.reproduce import mini_block_fisher as masses
-from fisherlab.reproduce.experiment import Setting
+from fisherlab.reproduce.experiment import Setting, judged
 from fisherlab.reproduce.mini_block_convergence import Regression, draw, theorem
 from fisherlab.reproduce.mini_block_directions import Follower
 from tests.cases import normal
@@ -168,6 +170,60 @@ def test_the_settings_of_short_runs_lie_in_a_table(monkeypatch):
     drawing = mini_block_training.draw(ds.expand_dims(seed=[0]))
     assert drawing.axes[0].get_xlabel() == "λ"
     plt.close(drawing)
+
+
+def test_how_the_power_of_a_time_grows_is_told():
+    width = np.array([[2.0, 4.0, 8.0]])
+    seconds = np.stack([[1.0, 2.0, 8.0]] * 3)[:, None, :, None]
+    coords = {
+        "approximator": ["MBF", "KFAC", "Shampoo"],
+        "kind": ["dense"],
+        "phase": ["inverse"],
+    }
+    data = {
+        "seconds": (("approximator", "kind", "size", "phase"), seconds),
+        "width": (("kind", "size"), width),
+    }
+    said = bahamou2022._small_matrices(xr.Dataset(data, coords))
+    assert "dense 4 and 8" in said
+    assert "dense KFAC 2.00 after 1.00" in said
+
+
+def test_accuracies_are_judged_of_their_own_data_alone():
+    names = list(mini_block_training.CONVOLUTIONAL)
+    accuracy = xr.DataArray(
+        [[0.9], [0.8], [0.7], [0.6], [0.95]], dims=("optimizer", "step")
+    )
+    ds = xr.Dataset(
+        {"test_accuracy": accuracy, "status": ("optimizer", ["ok"] * 5)},
+        {"optimizer": names, "step": [4]},
+        {"problem": "cifar10-subset-resnet8", "steps": 4, "published_steps": 16},
+    )
+    rows = [r for r in bahamou2022.ROWS if r.experiment == "mbf-training-cnn"]
+    own, other, _ = ([judged(claim, [ds]) for claim in row.claims] for row in rows)
+    assert [one.verdict for one in own] == ["not", "not"]
+    assert own[1].measured["sgd-momentum"][0] == pytest.approx(-0.05)
+    assert "Trained is `cifar10-subset-resnet8`, not `cifar10-resnet32`" in own[0].reason
+    assert "25 % of the published length" in own[0].reason
+    assert [one.verdict for one in other] == ["not measured"] * 2
+    assert "`--problem cifar100-vgg16`" in other[0].reason
+
+
+def test_another_problem_brings_its_own_settings_and_rates_fall():
+    chosen = training_races.RACES["mbf-training-cnn"].of("svhn-vgg11")
+    assert chosen.runners["mbf"]["weight_decay"] == 0.3
+    assert chosen.steps[1] == 57_200
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = training_races._falling(chosen, "mbf", 128 * 3)(optimizer)
+    rates = []
+    for _ in range(151):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[149] == 1.0
+    assert rates[150] == pytest.approx(0.1)
+    assert training_races._falling(replace(chosen, falls={}), "mbf", 384) is None
 
 
 def test_memory_grows_as_the_entries_of_the_blocks(monkeypatch):

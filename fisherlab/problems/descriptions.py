@@ -44,6 +44,7 @@ from fisherlab.problems.networks import (
     resnet18,
     settle,
     simple_cnn,
+    sparse_normal,
     vgg,
     vit,
 )
@@ -207,6 +208,23 @@ def _autoencoder(of: _Reconstruction) -> Description:
         likelihood=of.likelihood,
         data=of.data,
         build=partial(perceptron, of.widths, "relu", linear=(code,)),
+    )
+
+
+def _autoencoder_martens(of: _Reconstruction) -> Description:
+    """Return the form of Martens & Grosse: logistic units, linear code, sparse weights."""
+    code = of.widths.index(min(of.widths))
+    return Description(
+        name=f"{of.name}-autoencoder-martens",
+        summary=of.summary,
+        network=f"{_shape(of.widths)}, logistic, linear code",
+        source="Hinton & Salakhutdinov 2006; first weights of Martens 2010",
+        files=of.files,
+        likelihood=of.likelihood,
+        data=of.data,
+        build=partial(
+            perceptron, of.widths, "sigmoid", linear=(code,), draw=sparse_normal(15)
+        ),
     )
 
 
@@ -405,6 +423,7 @@ _LARGE: Final = (
 DESCRIPTIONS: Final = (
     *_CLASSIFIERS,
     *map(_autoencoder, (_DIGITS, *_RECONSTRUCTIONS)),
+    *map(_autoencoder_martens, (_DIGITS, *_RECONSTRUCTIONS)),
     *map(_autoencoder_koroko, _RECONSTRUCTIONS),
     *_TRANSFORMERS,
     *_LARGE,

@@ -105,6 +105,23 @@ def _draw(rule: Callable[..., Tensor], weight: Tensor, generator: Generator) -> 
     rule(weight, generator=generator)
 
 
+def sparse_normal(connections: int) -> Draw:
+    """Return a draw of so many weights of every unit from N(0, 1); the others are zero.
+
+    References
+    ----------
+    Martens, "Deep learning via Hessian-free optimization", 2010, section 5.
+    """
+
+    def draw(weight: Tensor, generator: Generator) -> None:
+        order = torch.rand(weight.shape, generator=generator).argsort(dim=1)
+        chosen = order[:, :connections]
+        values = torch.randn(chosen.shape, generator=generator, dtype=weight.dtype)
+        weight.zero_().scatter_(1, chosen, values)
+
+    return draw
+
+
 @torch.no_grad()
 def settle(model: nn.Module, x: Tensor) -> None:
     """Give batch norm the statistics of a batch, in evaluation mode too.
@@ -140,11 +157,15 @@ def settle(model: nn.Module, x: Tensor) -> None:
     model.eval()
 
 
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "sigmoid"]
 
-_ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+}
 # A ReLU passes half of the variance of its input, so its weights carry twice as much.
-_GAINS: Final[dict[str, float]] = {"tanh": 1.0, "relu": 2.0**0.5}
+_GAINS: Final[dict[str, float]] = {"tanh": 1.0, "relu": 2.0**0.5, "sigmoid": 1.0}
 
 
 def perceptron(
@@ -153,14 +174,15 @@ def perceptron(
     *,
     linear: Sequence[int] = (),
     gain: float | None = None,
+    draw: Draw | None = None,
     bias: float = 0.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
     """Build a fully connected network with named layers `fc1`, `fc2`, ….
 
-    Weights are uniform in ±gain·√(6 / (d_in + d_out)). The last layer has no
-    activation. The global random generator is neither read nor changed.
+    Weights are uniform in ±gain·√(6 / (d_in + d_out)), if not drawn otherwise. The last
+    layer has no activation. The global random generator is neither read nor changed.
 
     Parameters
     ----------
@@ -171,7 +193,9 @@ def perceptron(
     linear
         Numbers of further layers without an activation, counted from 1.
     gain
-        Scales the weights; None means 1 for tanh and √2 for ReLU.
+        Scales the weights; None means √2 for ReLU and 1 for others.
+    draw
+        Fills a weight in place, given the generator.
     bias
         The initial value of every bias.
     seed
@@ -197,8 +221,8 @@ def perceptron(
     def make() -> nn.Sequential:
         return _layers(widths, activation, {*linear, len(widths) - 1})
 
-    draw = glorot_uniform(_GAINS[activation] if gain is None else gain)
-    return built(make, draw, seed=seed, dtype=dtype, bias=bias)
+    glorot = glorot_uniform(_GAINS[activation] if gain is None else gain)
+    return built(make, draw or glorot, seed=seed, dtype=dtype, bias=bias)
 
 
 def _layers(widths: Sequence[int], activation: Activation, bare: set[int]) -> nn.Sequential:

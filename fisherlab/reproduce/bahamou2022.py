@@ -13,7 +13,7 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.wording import number, percent
+from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.mini_block_cost import exponents
 from fisherlab.reproduce.mini_block_fisher import DAMPING
@@ -164,11 +164,22 @@ def _ratio(ds: xr.Dataset) -> dict[str, float]:
 
 
 def _overshoot(ds: xr.Dataset) -> str:
-    share = percent(float(ds["holds"].sel(rate=1.0).mean()))
+    """Say in how many runs of each setting the bound holds, and when it breaks."""
+    one = ds[["residual", "bound", "holds"]].sel(rate=1.0)
+    above = one["residual"] > (1 + 1e-9) * one["bound"]
+    first = above.argmax("step").where(above.any("step"))
+    said = [
+        f"{percent(float(row.mean()))} with {row['setting'].item()}" for row in one["holds"]
+    ]
+    share = percent(float(one["holds"].mean()))
     return (
-        f"It holds in {share} of the runs; with targets far from the outputs the first "
-        "steps overshoot."
+        f"It holds in {share} of the runs: {', '.join(said)}. Where it fails, the bound is "
+        f"first crossed in step {span(first.values, _whole)}."
     )
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
 
 
 def _exponents(ds: xr.Dataset, of: xr.DataArray) -> dict[str, float]:
@@ -181,12 +192,20 @@ def _exponents(ds: xr.Dataset, of: xr.DataArray) -> dict[str, float]:
 
 
 def _small_matrices(ds: xr.Dataset) -> str:
-    last = ds["width"].isel(size=slice(-2, None)).astype(int)
+    wide = ds["width"].isel(size=slice(-2, None)).astype(int)
     pairs = ", ".join(
-        f"{kind} {' and '.join(map(str, last.sel(kind=kind).values))}"
+        f"{kind} {' and '.join(map(str, wide.sel(kind=kind).values))}"
         for kind in ds["kind"].values
     )
-    return f"Between the widths {pairs} the highest power is not all of the time."
+    said = f"Between the widths {pairs} the highest power is not all of the time"
+    if ds.sizes["size"] < 3:
+        return f"{said}."
+    last, before = (
+        _exponents(one, one["seconds"].sel(phase="inverse"))
+        for one in (ds, ds.isel(size=slice(None, -1)))
+    )
+    told = ", ".join(f"{k} {number(last[k])} after {number(before[k])}" for k in last)
+    return f"{said}: k is {told} between the two widths before."
 
 
 def _over_adam(ds: xr.Dataset) -> dict[str, float]:

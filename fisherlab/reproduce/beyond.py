@@ -14,9 +14,12 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.analysis.wording import number, percent
+from fisherlab.reproduce.error_controls import CONTROL_ROWS
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Row
 from fisherlab.reproduce.koroko2022 import MNIST_LOSSES, trained
 from fisherlab.reproduce.kpsvd_candidates import CORRECTED, OWN, TERMS
+from fisherlab.reproduce.purposes_along import PURPOSE_ROWS
+from fisherlab.reproduce.validity_maps import MAP_ROWS
 
 PAPER: Final = "beyond"
 
@@ -123,6 +126,21 @@ def _candidates(ds: xr.Dataset) -> str:
     return f"Losses over KFAC's after {ds.attrs['steps']:,} steps: {'; '.join(said)}."
 
 
+def _quicker(ds: xr.Dataset) -> dict[str, float]:
+    return {"share of settings": float((ds["time_ratio"] <= 1).mean())}
+
+
+def _quickest(ds: xr.Dataset) -> str:
+    ratio = ds["time_ratio"]
+    at = ratio.isel(ratio.argmin(...))
+    return (
+        f"At best it takes {number(float(at))} of K-FAC's time, with d = "
+        f"{int(at['width'])}, m = {int(at['batch'])}, λ = {float(at['alpha']):g} of the "
+        f"mean eigenvalue and tolerance {float(at['residual']):g}; the median is "
+        f"{number(float(ratio.median()))}."
+    )
+
+
 def _trace_row(data: str, experiment: str) -> Row:
     return Row(
         PAPER,
@@ -206,4 +224,24 @@ ROWS: Final = (
         ),
     ),
     _TWO_TERMS,
+    *MAP_ROWS,
+    Row(
+        PAPER,
+        "Map of validity, CG-FAC",
+        "Its time over that of K-FAC, over the width, the examples and λ.",
+        "cg-fac-cost",
+        (
+            Claim(
+                "It is quicker than K-FAC everywhere.",
+                {"share of settings": Bound(at_least=1.0)},
+                _quicker,
+                "processor time of a refresh and a step at most K-FAC's",
+                basis=CONTROL,
+                reason=_quickest,
+            ),
+        ),
+        "the depth, as every layer is solved by itself",
+    ),
+    *CONTROL_ROWS,
+    *PURPOSE_ROWS,
 )

@@ -143,17 +143,18 @@ def draw(result: xr.Dataset) -> Drawing:
         for ax in grid.axes.flat:
             for width, part in memory.groupby("width"):
                 ax.plot(part["batch"], part["memory_ratio"], ":", c="0.6", lw=1.0)
-                last = part.iloc[-1]
+                first = part.iloc[0]
                 ax.annotate(
-                    f"memory, d = {width}",
-                    (last["batch"], last["memory_ratio"]),
+                    f"  memory, d = {width}",
+                    (first["batch"], first["memory_ratio"]),
                     fontsize=6,
                     color="0.4",
-                    ha="right",
-                    va="bottom",
+                    va="top",
                 )
             ax.axhline(1.0, ls="--", c="0.3", lw=1.0)
             ax.set(xscale="log", yscale="log")
+            ax.set_xticks(result["batch"].values, labels=map(str, result["batch"].values))
+            ax.minorticks_off()
         grid.set_titles("λ = {col_name:g} · tr F / p")
         grid.set_axis_labels("examples m", "CG-FAC / K-FAC, processor time")
     return grid.figure

@@ -181,7 +181,7 @@ def _training(place: str, data: str) -> Row:
                 reason=short_run,
             ),
         ),
-        "ReLU instead of the paper's units, fixed batch, rate of SGD not tuned",
+        "the momentum of SGD, 0.9, is not tuned",
     )
 
 
@@ -384,7 +384,7 @@ ROWS: Final = (
                 reason=short_run,
             ),
         ),
-        "progress per case, that per iteration over the batch; a tuned rate of SGD",
+        "progress per case, that per iteration over the batch",
     ),
     _training("Algorithm 2, Figures 9 and 10 (CURVES)", "CURVES"),
     _training("Figures 9 and 10 (MNIST)", "MNIST"),

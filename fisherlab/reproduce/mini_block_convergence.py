@@ -210,7 +210,7 @@ def draw(result: xr.Dataset) -> Drawing:
             ax.axhline(1.0, ls="--", c="0.3", lw=1.0)
             ax.set(yscale="log", ylim=(1e-3, 10.0))
         grid.set_titles("{row_name}, λ = {col_name:g} λ₀/n")
-        grid.set_axis_labels("step k", "‖u_k − y‖² / ((1 − η)ᵏ ‖u_0 − y‖²)")
+        grid.set_axis_labels("step k", "‖u_k − y‖² / its bound")
         grid.legend.set_title("ηK")
     return grid.figure
 

@@ -3,13 +3,15 @@
 Every optimiser runs with the learning rate and damping that its paper chose, in the
 paper's units; one that fails is NaN and a status. The settings of Koroko et al. are for
 losses that are means over the outputs: recipes translate those of their methods, and the
-rate of SGD is divided here. Weights of Bahamou et al. begin as torch's layers do.
+rate of SGD is divided here. Weights of Bahamou et al. begin as torch's layers do. Martens
+& Grosse's logistic units, sparse first weights, λ = 150 and growing batches come from a
+public code of Algorithm 2; the rate of SGD is the best of a grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, final
 
@@ -29,6 +31,7 @@ from fisherlab.reproduce.experiment import PUBLISHED, Bound, Claim, Experiment, 
 from fisherlab.training import optimizer
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
+from fisherlab.training.schedules import BatchSize, ExponentialBatches
 
 FRESH: Final = "mbf-shared, inverses of every step"  # a control; the paper has T₂ = 20
 Runners = Mapping[str, Mapping[str, Any]]
@@ -47,6 +50,7 @@ class Race:
         Examples in a minibatch.
     runners
         Settings by the name of the recipe, up to a comma; ``batch`` there is its own.
+        Where ``lr`` is several rates, that of the lowest last training loss is taken.
     steps
         Quick, and the paper's.
     default_weights
@@ -56,18 +60,25 @@ class Race:
     looks
         How often losses are measured.
     others
-        Problems that it can take instead.
+        Problems that it can take instead, each with what else is another there.
+    falls
+        After how many epochs a rate falls to its tenth, by optimiser.
     """
 
     problem: str
     outputs: int
-    batch: int
+    batch: BatchSize
     runners: Runners
     steps: tuple[int, int]
     default_weights: bool = False
     dtype: torch.dtype = torch.float32
     looks: int = 20
-    others: tuple[str, ...] = ()
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    falls: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, problem: str) -> Race:
+        """Return the race on another problem."""
+        return replace(self, problem=problem, **self.others.get(problem, {}))
 
 
 def _koroko(kfac: tuple[float, ...], sgd: float) -> Runners:
@@ -99,10 +110,11 @@ def _goldfarb(
     return Race(problem, 1, 1000, found, steps, default_weights=True)
 
 
+RATES: Final = (3e-4, 3e-3, 3e-2)  # of SGD
 ADAPTIVE: Final[Runners] = {
-    "kfac-full": {},
-    "kfac-full-tridiagonal": {},
-    "sgd-nesterov": {"lr": 1e-4},
+    "kfac-full": {"damping": 150.0},
+    "kfac-full-tridiagonal": {"damping": 150.0},
+    "sgd-nesterov": {"lr": RATES},
 }
 NO_MOMENTUM: Final = "kfac-full, no momentum"
 SMALL: Final = ", batch 250"  # beside the race's own, four times as large
@@ -128,13 +140,25 @@ _EVERY_STEP: Final = {
     "average": 0.0,
     "burn_in": 0,
 }
-CONVOLUTIONAL: Final[Runners] = {
-    "mbf": {"lr": 1e-4, "damping": 3e-3, "weight_decay": 3.0, **_RARELY},
-    "kfac-eigen": {"lr": 1e-2, "damping": 0.03},
-    "shampoo": {"lr": 1e-3, "damping": 3e-4, **_RARELY},
-    "adam": {"lr": 1e-3},
-    "sgd-momentum": {"lr": 0.1, "weight_decay": 5e-4},
-}
+
+
+def _convolutional(lr: float, weight_decay: float) -> Runners:
+    """Return MBF at its published rate and decay, and the others at ours."""
+    mbf = {"lr": lr, "damping": 3e-3, "weight_decay": weight_decay, **_RARELY}
+    return {
+        "mbf": mbf,
+        "kfac-eigen": {"lr": 1e-2, "damping": 0.03},
+        "shampoo": {"lr": 1e-3, "damping": 3e-4, **_RARELY},
+        "adam": {"lr": 1e-3},
+        "sgd-momentum": {"lr": 0.1, "weight_decay": 5e-4},
+    }
+
+
+def _falls(mbf: int, kronecker: int) -> Mapping[str, int]:
+    second = {"mbf": mbf, "kfac-eigen": kronecker, "shampoo": kronecker}
+    return {**second, "adam": 40, "sgd-momentum": 40}
+
+
 RACES: Final = {
     "kpsvd-published-curves": Race(
         "curves-surrogate-autoencoder-koroko",
@@ -187,10 +211,23 @@ RACES: Final = {
         "cifar10-subset-resnet8",
         1,
         128,
-        CONVOLUTIONAL,
+        _convolutional(1e-4, 3.0),
         (24, 78_200),
         looks=3,
-        others=("cifar10-resnet32", "cifar100-vgg16", "svhn-vgg11"),
+        others={
+            "cifar10-resnet32": {},
+            "cifar100-vgg16": {
+                "runners": _convolutional(3e-5, 10.0),
+                "steps": (24, 78_200),
+                "falls": _falls(50, 60),
+            },
+            "svhn-vgg11": {
+                "runners": _convolutional(1e-3, 0.3),
+                "steps": (24, 57_200),
+                "falls": _falls(50, 60),
+            },
+        },
+        falls=_falls(60, 80),
     ),
     "cg-fac-training": Race(
         "digits-autoencoder",
@@ -202,17 +239,30 @@ RACES: Final = {
         },
         (60, 1_000),
     ),
-    "kfac-batches": Race("curves-surrogate-autoencoder", 1, 1000, BATCHES, (15, 1_000)),
-    "kfac-training-curves": Race(
-        "curves-surrogate-autoencoder",
-        1,
-        1000,
-        {**ADAPTIVE, NO_MOMENTUM: {"momentum": False}},
-        (40, 1_000),
+    "kfac-batches": Race(
+        "curves-surrogate-autoencoder-martens", 1, 1000, BATCHES, (15, 1_000)
     ),
-    "kfac-training-mnist": Race("mnist-autoencoder", 1, 1000, ADAPTIVE, (10, 1_000)),
+    "kfac-training-curves": Race(
+        "curves-surrogate-autoencoder-martens",
+        1,
+        ExponentialBatches(1000, 20_000),
+        {**ADAPTIVE, NO_MOMENTUM: {"damping": 150.0, "momentum": False}},
+        (40, 1_000),
+        others={"digits-autoencoder-martens": {}},
+    ),
+    "kfac-training-mnist": Race(
+        "mnist-autoencoder-martens",
+        1,
+        ExponentialBatches(1000, 60_000),
+        ADAPTIVE,
+        (10, 1_000),
+    ),
     "kfac-training-faces": Race(
-        "faces-surrogate-autoencoder", 1, 1000, ADAPTIVE, (4, 1_000)
+        "faces-surrogate-autoencoder-martens",
+        1,
+        ExponentialBatches(1000, 103_500),
+        ADAPTIVE,
+        (4, 1_000),
     ),
 }
 
@@ -225,21 +275,27 @@ def race(name: str, setting: Setting) -> xr.Dataset:
     xarray.Dataset
         ``train_loss`` and ``test_loss`` on 2,000 examples, divided by the outputs where
         the paper does, ``test_accuracy`` of a classifier, and ``seconds`` of steps
-        (optimizer, step); ``status(optimizer)``.
+        (optimizer, step); ``status`` and ``lr`` (optimizer), NaN where it has none.
     """
     chosen = RACES[name]
     if setting.problem is not None:
-        chosen, name = replace(chosen, problem=setting.problem), f"{name}-{setting.problem}"
+        chosen, name = chosen.of(setting.problem), f"{name}-{setting.problem}"
     steps = setting.steps or chosen.steps[not setting.quick]
     joined = raced(chosen, steps, setting, name)
-    tuned = "; ".join(f"{k} {_said(v)}".strip() for k, v in chosen.runners.items())
+    tuned = "; ".join(
+        f"{k} {_said(v, float(joined['lr'].sel(optimizer=k)))}".strip()
+        for k, v in chosen.runners.items()
+    )
     first = "Glorot's" if "autoencoder" in chosen.problem else "the problem's"
+    first = "sparse" if chosen.problem.endswith("-martens") else first
     first = "torch's" if chosen.default_weights else first
     told = (
-        f"{chosen.problem}, batch {chosen.batch}, float32, {first} first weights; {steps} "
-        f"of {chosen.steps[1]:,} steps; {tuned}{setting.place}"
+        f"{chosen.problem}, {_sizes(chosen.batch)}, float32, {first} first weights; "
+        f"{steps} of {chosen.steps[1]:,} steps; {tuned}{setting.place}"
     )
-    return joined.assign_attrs(settings=told, steps=steps, published_steps=chosen.steps[1])
+    return joined.assign_attrs(
+        settings=told, steps=steps, published_steps=chosen.steps[1], problem=chosen.problem
+    )
 
 
 def raced(chosen: Race, steps: int, setting: Setting, *stored: str) -> xr.Dataset:
@@ -249,14 +305,42 @@ def raced(chosen: Race, steps: int, setting: Setting, *stored: str) -> xr.Datase
     return joined
 
 
-def _said(settings: Mapping[str, Any]) -> str:
-    return " ".join(
-        f"{name} {'none' if value is None else format(value, '.3g')}"
-        for name, value in settings.items()
-    )
+def _sizes(batch: BatchSize) -> str:
+    if isinstance(batch, ExponentialBatches):
+        return f"batch {batch.first} growing to {batch.last} at step {batch.until}"
+    return f"batch {batch}"
+
+
+def _said(settings: Mapping[str, Any], lr: float) -> str:
+    return " ".join(f"{name} {_value(value, lr)}" for name, value in settings.items())
+
+
+def _value(value: Any, lr: float) -> str:
+    if isinstance(value, tuple):
+        return f"{lr:.3g} of {value[0]:.3g}–{value[-1]:.3g}"
+    return "none" if value is None else format(value, ".3g")
 
 
 def _run(
+    chosen: Race, runner: str, steps: int, setting: Setting, *stored: str
+) -> xr.Dataset:
+    """Train by one optimiser; of several rates, give the run that ended lowest."""
+    own = chosen.runners[runner]
+    if not isinstance(own.get("lr"), tuple):
+        return _trained(chosen, runner, steps, setting, *stored)
+    runs = []
+    for lr in own["lr"]:
+        one = replace(chosen, runners={runner: {**own, "lr": lr}})
+        runs.append(_trained(one, runner, steps, setting, *stored, f"lr {lr:g}"))
+    return min(runs, key=_last)
+
+
+def _last(run: xr.Dataset) -> float:
+    loss = float(run["train_loss"].isel(step=-1, optimizer=0))
+    return loss if np.isfinite(loss) else np.inf
+
+
+def _trained(
     chosen: Race, runner: str, steps: int, setting: Setting, *stored: str
 ) -> xr.Dataset:
     every = max(steps // chosen.looks, 1)
@@ -275,11 +359,15 @@ def _run(
             batch_size=chosen.runners[runner].get("batch", chosen.batch),
             seed=setting.seed,
             store=setting.store(*stored, str(steps), runner),
+            scheduler=_falling(chosen, runner, len(problem.train[0])),
             progress=True,
         )
     except FisherlabError as error:
         found, status = xr.Dataset(), str(error)
-    data: dict[str, Any] = {"status": status}
+    data: dict[str, Any] = {
+        "status": status,
+        "lr": float(chosen.runners[runner].get("lr", np.nan)),
+    }
     scales = {"train_loss": chosen.outputs, "test_loss": chosen.outputs, "seconds": 1}
     if isinstance(problem.likelihood, Categorical):
         scales["test_accuracy"] = 1
@@ -287,6 +375,14 @@ def _run(
         nothing = xr.DataArray(np.full(len(moments), np.nan), {"step": moments}, ["step"])
         data[key] = found[key] / scale if key in found else nothing
     return xr.Dataset(data).expand_dims(optimizer=[runner])
+
+
+def _falling(chosen: Race, runner: str, count: int) -> Callable[[Any], Any] | None:
+    if runner not in chosen.falls:
+        return None
+    assert isinstance(chosen.batch, int)
+    every = chosen.falls[runner] * (count // chosen.batch)
+    return partial(torch.optim.lr_scheduler.StepLR, step_size=every, gamma=0.1)
 
 
 def _made(runner: str, chosen: Race, problem: Problem) -> Any:
@@ -348,10 +444,10 @@ _MINUTES: Final = {
     "mbf-variants": (0.5, 12.0),
     "mbf-training-cnn": (1.4, 3000.0),
     "cg-fac-training": (0.2, 5.0),
-    "kfac-batches": (0.8, 50.0),
-    "kfac-training-curves": (2.1, 55.0),
-    "kfac-training-mnist": (1.5, 150.0),
-    "kfac-training-faces": (1.7, 500.0),
+    "kfac-batches": (1.3, 90.0),
+    "kfac-training-curves": (3.1, 600.0),
+    "kfac-training-mnist": (1.0, 4000.0),
+    "kfac-training-faces": (1.8, 20000.0),
 }
 _PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC", "cg": "CG-FAC"}
 EXPERIMENTS: Final = {
@@ -363,7 +459,7 @@ EXPERIMENTS: Final = {
         draw,
         (chosen.problem,),
         _MINUTES[name],
-        chosen.others,
+        tuple(chosen.others),
         trains=True,
     )
     for name, chosen in RACES.items()
