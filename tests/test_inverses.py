@@ -246,6 +246,34 @@ def test_an_indefinite_sum_names_its_smallest_eigenvalue_and_the_remedy():
     assert torch.isfinite(op.solve(eye(4)[:3], Factored(1e-6))).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["symmetric", "skew", "leading last"])
+@pytest.mark.parametrize("share", [1e-1, 1e-3])
+def test_a_large_sum_is_refused_below_its_smallest_eigenvalue_alone(
+    share, kind, dtype, monkeypatch
+):
+    monkeypatch.setattr("fisherlab.operators.kronecker.DENSE_ROWS", 0)
+    monkeypatch.setattr("fisherlab.operators.kronecker.FORMED_ROWS", 0)
+    first = moment(20, 0, rank=8), moment(26, 1, rank=8)
+    other = skew if kind == "skew" else symmetric
+    second = other(20, 2, share), other(26, 4)
+    op = KroneckerSum(
+        (second, first) if kind == "leading last" else (first, second), (20, 26)
+    )
+    values = torch.linalg.eigvalsh(op.to_dense())
+    lower, upper = op._bounds
+    assert lower <= values[0] < 0 < values[-1] <= upper
+    smallest, op = float(values[0]), op.to(dtype)
+    near = 1e-6 if dtype == torch.float64 else 1e-3
+    assert op.smallest_eigenvalue == pytest.approx(smallest, rel=near)
+    for times in (1.01, 3.0, 1e3):
+        op.require_positive(-times * smallest)
+    for times in (0.99, 0.3, 0.01):
+        with pytest.raises(fl.IndefiniteError) as caught:
+            op.require_positive(-times * smallest)
+        assert caught.value.smallest == pytest.approx(smallest, rel=near)
+
+
 def test_what_cannot_be_factored_says_so():
     with pytest.raises(ValueError, match="mode='raw'"):
         three_terms().inverse(Factored(0.1))
