@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -73,6 +74,26 @@ def test_a_reason_is_told_only_where_a_claim_fails():
     one = claim(reason=lambda ds: f"b is {float(ds.b)}")
     assert judged(one, [xr.Dataset({"a": A, "b": B})]).reason == ""
     assert judged(one, [xr.Dataset({"a": A, "b": 0.1})]).reason == "b is 0.1"
+
+
+def test_a_reason_of_several_seeds_is_said_to_be_the_firsts():
+    one = claim(reason=lambda ds: f"b is {float(ds.b)}")
+    seeds = [xr.Dataset({"a": A, "b": b}) for b in (0.1, 0.2)]
+    assert judged(one, seeds).reason == "Of the first seed: b is 0.1"
+
+
+def test_the_committed_page_has_every_row_and_a_reason_where_a_claim_fails():
+    page = (Path(__file__).parents[1] / "docs/REPRODUCTION.md").read_text(encoding="utf-8")
+    for row in catalogue.rows():
+        place, shows = (text.replace("|", "\\|") for text in (row.place, row.shows))
+        assert f"\n| {place} | {shows} | " in page, row.name
+        for one in row.claims:
+            assert f"| {place} | {one.statement.replace('|', chr(92) + '|')} " in page
+    told = re.findall(r"\*\*(not measured|not|ordering only)\*\*(.*) \|\n", page)
+    assert len(told) > 30
+    for _, reason in told:
+        assert len(reason) > 20
+        assert "The reason was not found" not in reason
 
 
 def test_every_row_has_a_command_or_says_why_not():

@@ -120,7 +120,10 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     assert claim.measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
     again = training_races.race("small", setting)  # from the store
     xr.testing.assert_equal(again.train_loss.load(), ds.train_loss.load())
-    plt.close(training_races.draw(ds))
+    drawing = training_races.draw(ds)
+    labels = [ax.get_ylabel() for ax in drawing.axes]
+    assert labels == ["training loss / nat", "", "validation accuracy", ""]
+    plt.close(drawing)
     elsewhere = training_races.race("small", replace(setting, problem="digits"))
     assert len(list(tmp_path.glob("small-digits/4/*/seed-0"))) == 3
     xr.testing.assert_equal(elsewhere.train_loss.load(), ds.train_loss.load())

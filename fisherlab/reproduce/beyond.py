@@ -162,6 +162,7 @@ def _trace_row(data: str, experiment: str) -> Row:
                 _near,
                 "errors 1",
                 basis=CONTROL,
+                reason=_shape,
             ),
         ),
     )

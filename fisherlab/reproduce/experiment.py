@@ -141,7 +141,8 @@ def judged(claim: Claim, results: Sequence[xr.Dataset]) -> Judged:
     reason = ""
     if verdict != REPRODUCED:
         told = claim.reason and claim.reason(results[0])
-        reason = told or "The reason was not found."
+        whose = "Of the first seed: " if told and len(results) > 1 else ""
+        reason = f"{whose}{told or 'The reason was not found.'}"
     return Judged(claim, measured, verdict, reason)
 
 

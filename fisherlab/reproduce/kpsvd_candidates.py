@@ -31,7 +31,7 @@ TERMS: Final = {
     "kfac-corrected-koroko": 2,
 }
 EXTREMES: Final = ("kfac-koroko", "kfac-corrected-koroko")
-STEPS: Final = (24, 3_000)
+STEPS: Final = (40, 3_000)
 OWN: Final = "each at its own"
 CORRECTED: Final = "all at KFAC-CORRECTED's"
 SETTINGS_ALONE: Final = (OWN, CORRECTED, "all at KFAC's", "all at DEFLATION's")
@@ -139,7 +139,7 @@ EXPERIMENTS: Final = {
         candidates,
         draw,
         (PUBLISHED.problem,),
-        (5.5, 1500.0),
+        (6.3, 1500.0),
         trains=True,
     )
 }

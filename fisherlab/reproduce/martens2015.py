@@ -24,7 +24,7 @@ from fisherlab.reproduce.training_races import (
     SMALL,
     at_end,
     ends_below,
-    short_run,
+    slow_start,
 )
 
 PAPER: Final = "martens2015"
@@ -173,12 +173,12 @@ def _training(place: str, data: str) -> Row:
                 {"iterations": Bound(at_least=0.6, at_most=0.75)},
                 _saved,
                 "share of the iterations to the block-diagonal form's last training loss",
-                reason=short_run,
+                reason=slow_start,
             ),
             ends_below(
                 "K-FAC is ahead of SGD at equal iterations.",
                 {"K-FAC / SGD": ("kfac-full", "sgd-nesterov")},
-                reason=short_run,
+                reason=slow_start,
             ),
         ),
         "the momentum of SGD, 0.9, is not tuned",
@@ -381,7 +381,7 @@ ROWS: Final = (
                 {"K-FAC / SGD": Bound(at_most=1.0)},
                 _by_batch,
                 "loss with 1,000 examples over that with 250, the ratio of the two",
-                reason=short_run,
+                reason=slow_start,
             ),
         ),
         "progress per case, that per iteration over the batch",
@@ -398,12 +398,12 @@ ROWS: Final = (
             ends_below(
                 "Momentum makes K-FAC faster.",
                 {"with / without": ("kfac-full", NO_MOMENTUM)},
-                reason=short_run,
+                reason=slow_start,
             ),
             ends_below(
                 "Without it K-FAC is still ahead of SGD.",
                 {"without / SGD": (NO_MOMENTUM, "sgd-nesterov")},
-                reason=short_run,
+                reason=slow_start,
             ),
         ),
     ),

@@ -22,7 +22,7 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from torch import nn
 
-from fisherlab.analysis.wording import percent
+from fisherlab.analysis.wording import number, percent
 from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
@@ -31,7 +31,11 @@ from fisherlab.reproduce.experiment import PUBLISHED, Bound, Claim, Experiment, 
 from fisherlab.training import optimizer
 from fisherlab.training.following import follow
 from fisherlab.training.probes import Losses
-from fisherlab.training.schedules import BatchSize, ExponentialBatches
+from fisherlab.training.schedules import (
+    BatchSize,
+    ExponentialBatches,
+    LevenbergMarquardt,
+)
 
 FRESH: Final = "mbf-shared, inverses of every step"  # a control; the paper has T₂ = 20
 Runners = Mapping[str, Mapping[str, Any]]
@@ -111,9 +115,10 @@ def _goldfarb(
 
 
 RATES: Final = (3e-4, 3e-3, 3e-2)  # of SGD
+START: Final = 150.0  # λ of K-FAC
 ADAPTIVE: Final[Runners] = {
-    "kfac-full": {"damping": 150.0},
-    "kfac-full-tridiagonal": {"damping": 150.0},
+    "kfac-full": {"damping": START},
+    "kfac-full-tridiagonal": {"damping": START},
     "sgd-nesterov": {"lr": RATES},
 }
 NO_MOMENTUM: Final = "kfac-full, no momentum"
@@ -246,7 +251,7 @@ RACES: Final = {
         "curves-surrogate-autoencoder-martens",
         1,
         ExponentialBatches(1000, 20_000),
-        {**ADAPTIVE, NO_MOMENTUM: {"damping": 150.0, "momentum": False}},
+        {**ADAPTIVE, NO_MOMENTUM: {"damping": START, "momentum": False}},
         (40, 1_000),
         others={"digits-autoencoder-martens": {}},
     ),
@@ -402,35 +407,41 @@ def begin_as_torch(problem: Problem, seed: int) -> None:
                     weight.copy_(bound * (2 * drawn - 1))
 
 
+_SHOWN: Final = {
+    "train_loss": "training loss / nat",
+    "test_accuracy": "validation accuracy",
+}
+
+
 def draw(result: xr.Dataset) -> Drawing:
-    """Draw the training loss over steps and over seconds, both axes of size logarithmic."""
-    table = result[["train_loss", "seconds"]].to_dataframe().reset_index()
-    rows = table.melt(
-        [name for name in table if name not in ("step", "seconds")],
-        ["step", "seconds"],
-        "over",
-        "x",
-    )
+    """Draw the training loss, and the accuracy of classifiers, over steps and seconds."""
+    shown = [name for name in _SHOWN if name in result]
+    table = result[[*shown, "seconds"]].to_dataframe().reset_index()
+    kept = [name for name in table if name not in ("step", "seconds")]
+    rows = table.melt(kept, ["step", "seconds"], "over", "x")
+    kept = [name for name in rows if name not in shown]
+    rows = rows.melt(kept, shown, "of", "y")
     with publication():
         grid = sns.relplot(
             rows[rows["x"] > 0],
             kind="line",
             x="x",
-            y="train_loss",
+            y="y",
             hue="optimizer",
             style="optimizer",
             col="over",
+            row="of",
             units="seed" if "seed" in rows else None,
             estimator=None,
-            facet_kws={"sharex": False},
-            height=3.2,
-            aspect=1.2,
+            facet_kws={"sharex": "col", "sharey": "row"},
+            height=3.2 if len(shown) == 1 else 2.5,
+            aspect=1.2 if len(shown) == 1 else 1.5,
         )
-        grid.set(yscale="log")
-        for key, ax in grid.axes_dict.items():
-            ax.set_xlabel("step" if key == "step" else "seconds in steps")
+        for (of, over), ax in grid.axes_dict.items():
+            ax.set_xlabel("step" if over == "step" else "seconds in steps")
+            ax.set(ylabel=_SHOWN[of], yscale="log" if of == "train_loss" else "linear")
+            ax.label_outer()
         grid.set_titles("")
-        grid.set_ylabels("training loss / nat")
     return grid.figure
 
 
@@ -487,6 +498,15 @@ def every_loss(ds: xr.Dataset) -> str:
     """Say where every optimiser of a race ended."""
     said = ", ".join(f"`{name}` {loss:.4g}" for name, loss in at_end(ds).items())
     return f"{short_run(ds)} Last training losses: {said}."
+
+
+def slow_start(ds: xr.Dataset) -> str:
+    """Say where K-FAC and SGD ended, and what is left of the λ that K-FAC begins with."""
+    least = START * LevenbergMarquardt().factor ** int(ds.attrs["steps"])
+    return (
+        f"{every_loss(ds)} K-FAC's λ, {START:g} at first, can have fallen to "
+        f"{number(least)} by then."
+    )
 
 
 def ends_below(
