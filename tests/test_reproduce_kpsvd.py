@@ -123,6 +123,8 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     drawing = training_races.draw(ds)
     labels = [ax.get_ylabel() for ax in drawing.axes]
     assert labels == ["training loss / nat", "", "validation accuracy", ""]
+    names = [text.get_text() for text in drawing.legends[0].get_texts()]
+    assert names[-3:] == ["adam", "sgd-momentum (failed)", "adam, small"]
     plt.close(drawing)
     elsewhere = training_races.race("small", replace(setting, problem="digits"))
     assert len(list(tmp_path.glob("small-digits/4/*/seed-0"))) == 3

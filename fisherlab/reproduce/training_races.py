@@ -416,7 +416,18 @@ _SHOWN: Final = {
 def draw(result: xr.Dataset) -> Drawing:
     """Draw the training loss, and the accuracy of classifiers, over steps and seconds."""
     shown = [name for name in _SHOWN if name in result]
-    table = result[[*shown, "seconds"]].to_dataframe().reset_index()
+    ended = result["train_loss"].isel(step=-1)
+    there = ended.notnull()
+    there = there.any("seed") if "seed" in there.dims else there
+    names = [
+        f"{name}{'' if one else ' (failed)'}"
+        for name, one in zip(result["optimizer"].values, there.values, strict=True)
+    ]
+    table = (
+        result.assign_coords(optimizer=names)[[*shown, "seconds"]]
+        .to_dataframe()
+        .reset_index()
+    )
     kept = [name for name in table if name not in ("step", "seconds")]
     rows = table.melt(kept, ["step", "seconds"], "over", "x")
     kept = [name for name in rows if name not in shown]
