@@ -243,7 +243,7 @@ def draw(result: xr.Dataset) -> Drawing:
     labels = [str(n).removesuffix("-koroko") for n in result["optimizer"].values]
     looks = styles(STYLES.get(label, label) for label in labels)
     with publication():
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.0), layout="constrained")
         for ax, name in zip(axes, ("train_loss", "test_loss"), strict=True):
             later = result[name].isel(seconds=slice(1, None))
             for k, label in enumerate(labels):
@@ -256,7 +256,8 @@ def draw(result: xr.Dataset) -> Drawing:
             ax.set_ylim(float(later.min()) - margin, float(early) + margin)
             ax.set_xlabel("seconds of steps")
             ax.set_ylabel(f"{name.replace('_', ' ')} / nat")
-        axes[1].legend(title="optimiser")
+        shown = axes[1].get_legend_handles_labels()
+        figure.legend(*shown, title="optimiser", loc="outside right center")
     return figure
 
 

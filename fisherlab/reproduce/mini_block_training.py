@@ -320,6 +320,8 @@ def draw(result: xr.Dataset) -> Drawing:
             cbar_kws={"label": "training loss / nat"},
         )
         ax.set(xlabel="λ", ylabel="learning rate", facecolor="0.85")
+        ax.set_title("grey: no end, or above twice the first loss", fontsize=8)
+        ax.tick_params(axis="y", rotation=0)
     return figure
 
 
