@@ -274,6 +274,15 @@ def test_a_large_sum_is_refused_below_its_smallest_eigenvalue_alone(
         assert caught.value.smallest == pytest.approx(smallest, rel=near)
 
 
+@pytest.mark.parametrize("damping", [1e-3, 1e-6])
+def test_lanczos_decides_in_single_precision_as_near_as_that_goes(damping):
+    model = nn.Sequential(nn.Linear(100, 80), nn.ReLU(), nn.Linear(80, 10))
+    data = normal((64, 100), 0).float(), None
+    samples = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo(1, seed=0))["0"]
+    with pytest.raises(fl.IndefiniteError, match=r"A damping above 0\.\d+ is needed"):
+        fl.KPSVD(2, fl.Lanczos(2, reorthogonalise=False))(samples).inverse(damping)
+
+
 def test_what_cannot_be_factored_says_so():
     with pytest.raises(ValueError, match="mode='raw'"):
         three_terms().inverse(Factored(0.1))

@@ -93,8 +93,8 @@ def average(old: Operator, new: Operator, weight: float) -> Operator:
 @singledispatch
 def _average(old: Operator, new: Operator, weight: float) -> Operator:
     msg = (
-        f"average: {old!r} has no average of its own form. Take the newest: of an optimiser "
-        "average=0, by which a method's own running averages (K-BFGS) are kept."
+        f"average: {old!r} has no average of its own form. Take the newest: of an "
+        "optimiser average=0, by which a method's own running averages (K-BFGS) are kept."
     )
     raise ValueError(msg)
 
