@@ -372,7 +372,7 @@ _ALL: Final = (
         "model decrease, unscaled",
         long_name="share of the exact decrease at its own length",
         symbol=r"$M(p_Q)\,/\,M(p^*)$",
-        formula="M(p_Q) / M(p*)",
+        formula="M(p_Q) / M(p*), M(p) = ½ pᵀ(F + λI)p − gᵀp, p* the exact step",
         **_LIKENESS,
         needs="gradient",
         default=True,

@@ -171,7 +171,7 @@ def test_a_drawn_density_integrates_to_the_shares(stats):
     assert damped["0"].attrs["lambda"] == pytest.approx(0.5 * float(exact.mean()))
     ax = plots.density(damped).axes_dict["0"]
     share = 100 * float((exact > 0.5 * exact.mean()).double().mean())
-    assert f"above λ: exact {share:.3g} %" in ax.texts[0].get_text()
+    assert f"> λ: exact {share:.2g} %" in ax.texts[0].get_text()
     line = next(line for line in ax.lines if line.get_label() == "λ")
     assert line.get_xdata()[0] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="one damping is expected"):

@@ -12,7 +12,9 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab import plots
 from fisherlab.plots import quantity
+from fisherlab.plots.style import KNOWN, SPARE
 from fisherlab.report import rankings, summary, tables
+from fisherlab.report.dark import PAPER, contrast, in_the_dark
 from fisherlab.report.page import prose, write_page
 from fisherlab.report.snapshot import moment
 from tests import analyses
@@ -83,10 +85,12 @@ def test_page_is_self_contained_and_figures_lie_beside_it(report):
     assert sorted(p.name for p in folder.iterdir()) == ["figures", "report.html"]
 
 
-def test_inlined_pictures_are_the_files(report):
+def test_inlined_pictures_are_the_files_with_colours_for_dark_pages(report):
     folder, page = report
     inlined = {
-        base64.b64decode(attrs["src"].split(",")[1])
+        re.sub(
+            rb"<style>@media.*?</style>", b"", base64.b64decode(attrs["src"].split(",")[1])
+        )
         for tag, attrs in page.tags
         if tag == "img"
     }
@@ -484,3 +488,55 @@ def test_a_layer_with_one_candidate_is_won_by_nobody():
     assert set(won) == {str(name) for name in ds.layer.values} - {first}
     alone = rankings.winners(moment(ds.sel(approximator=["kfac"])))
     assert alone[first] == ("kfac",)
+
+
+@pytest.mark.parametrize("look", [*KNOWN.values(), *SPARE], ids=lambda look: look.color)
+def test_every_colour_stands_out_on_dark_paper_and_keeps_its_hue(look):
+    import colorsys
+
+    before, after = (
+        [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        for colour in (look.color, in_the_dark(look.color))
+    )
+    assert contrast(tuple(after)) > 3
+    if max(before) - min(before) > 0.12:
+        assert contrast(tuple(after)) > 4.5
+        hues = [colorsys.rgb_to_hls(*channels)[0] for channels in (before, after)]
+        assert hues[0] == pytest.approx(hues[1], abs=0.01)
+
+
+def test_greys_turn_round_in_the_dark():
+    greys = [in_the_dark(f"#{k:02x}{k:02x}{k:02x}") for k in range(0, 256, 15)]
+    levels = [sum(int(grey[i : i + 2], 16) for i in (1, 3, 5)) for grey in greys]
+    assert levels == sorted(levels, reverse=True)
+    assert greys[-1] == "#" + "".join(f"{c:02x}" for c in PAPER)
+
+
+def test_a_median_over_fewer_layers_says_so():
+    ds = comparison(seed=4).isel(step=-1)
+    ds["direction_cosine"] = ds["direction_cosine"].copy(deep=True)
+    ds["direction_cosine"].loc[{"approximator": "kfac", "layer": ds["layer"][0]}] = np.nan
+    m = moment(ds)
+    rows = {row["name"]: row for row in tables.standing_rows(rankings.standings(m), m)}
+    count = ds.sizes["layer"] - 1
+    assert rows["kfac"]["direction_of"] == f"of {count} layer{'s' * (count > 1)}"
+    assert not any(row["direction_of"] for name, row in rows.items() if name != "kfac")
+
+
+def test_what_equals_the_exact_block_is_grey_and_not_starred():
+    ds = comparison(seed=5).isel(step=-1)
+    ds["trace_ratio"] = ds["frobenius_error"] * 0 + 0.9
+    ds["trace_ratio"].loc[{"approximator": "diagonal"}] = 1 + 1e-9
+    table = tables.metric_table(moment(ds))
+    column = table.heads.index(quantity("trace_ratio").title)
+    given = {row.approximator for row in table.rows if row.cells[column].given}
+    assert given - {"exact"} == {"diagonal"}
+    assert not any(row.cells[column].best for row in table.rows)
+
+
+def test_an_accuracy_says_over_how_many_examples(tmp_path):
+    ds = comparison(seed=6)
+    ds["test_accuracy"] = "step", np.full(ds.sizes["step"], 0.984), {"examples": 64}
+    text = write_page(ds, None, tmp_path, {}).read_text("utf-8")
+    assert re.search("test accuracy 98.% of 64 examples", text)
+    assert "Over 64 test examples, drawn at random." in text

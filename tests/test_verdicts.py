@@ -555,3 +555,30 @@ def test_layers_whose_exact_block_is_zero_are_no_contest():
     )
     check(told["matrix"], rows_of_errors(ds.sel(layer=["4"])))
     assert moment(ds).alive.tolist() == [False, False, True]
+
+
+def test_what_a_figure_lacks_is_said_with_its_reason():
+    values = np.array([[0.4, np.nan], [0.5, np.nan], [0.6, 0.7]])
+    status = np.full((3, 2), "ok", dtype=object)
+    status[0, 1] = "not positive definite (smallest eigenvalue -1, λ above 1 needed)"
+    status[1, 1] = "left out for size: directions (3e13 multiply-adds); ask with --time"
+    one = contests.Contest(
+        "gap", 0.0, ("a", "b", "c"), ("kfac", "mine"), np.array([1, 2, 1]), values, status
+    )
+    assert one.missing() == (
+        "Without a mark: `mine` in a (25 %): indefinite; `mine` in b (50 %): left out for "
+        "size."
+    )
+    whole = contests.Contest(*list(vars(one).values())[:5], np.ones((3, 2)), status)
+    assert not whole.missing()
+
+
+def test_a_contest_learns_from_another_who_is_indefinite():
+    facts = "gap", 0.0, ("a", "b"), ("kfac", "mine"), np.ones(2), np.array([[1.0, 2.0]] * 2)
+    ok = np.full((2, 2), "ok", dtype=object)
+    known = ok.copy()
+    known[1, 1] = "not positive definite (smallest eigenvalue -3, λ above 3 needed)"
+    plain, other = contests.Contest(*facts, ok), contests.Contest(*facts, known)
+    assert plain.indefinite == {}
+    assert plain.knowing(other).indefinite == {"mine": [1]}
+    assert plain.knowing(plain).indefinite == {}

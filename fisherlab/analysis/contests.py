@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -136,6 +136,29 @@ class Contest:
         """Say the rest: layers, what is missing, and at which λ all that is so."""
         parts = [*self._first()[1:], *self._absent()]
         return _sentences(parts + [f"judged at {self.setting}"] * bool(self.setting))
+
+    def missing(self) -> str:
+        """Say in a few words where there are no numbers, and why; "" where all are."""
+        groups: dict[str, dict[str, list[int]]] = {}
+        for i, j in np.argwhere(~np.isfinite(self.values)).tolist():
+            why = "indefinite" if self._needed(i, j) else _briefly(self.status[i, j])
+            groups.setdefault(why, {}).setdefault(self.methods[j], []).append(i)
+        told = []
+        for why, at in groups.items():
+            cells = [f"`{name}` in {self._at(rows)}" for name, rows in at.items()]
+            told.append(f"{', '.join(cells)}: {why}")
+        return f"Without a mark: {'; '.join(told)}.".replace(OF_ALL, "") if told else ""
+
+    def knowing(self, other: Contest) -> Contest:
+        """Return the same, with those that the other knows to be indefinite."""
+        status = self.status.copy()
+        for i, j in np.argwhere(np.isfinite(self.values)).tolist():
+            layer, name = self.layers[i], self.methods[j]
+            if layer in other.layers and name in other.methods and not self._needed(i, j):
+                place = other.layers.index(layer), other.methods.index(name)
+                if other._needed(*place):
+                    status[i, j] = other.status[place]
+        return replace(self, status=status)
 
     def _first(self) -> list[str]:
         """Say who is nearest, and then more about it."""
@@ -333,6 +356,11 @@ def _told_apart(first: float, second: float) -> tuple[str, str]:
 
 def _sentences(parts: Sequence[str]) -> str:
     return " ".join(f"{part[0].upper()}{part[1:].rstrip('.')}." for part in parts)
+
+
+def _briefly(why: str) -> str:
+    """Say of what was left out for size only that."""
+    return SIZE if SIZE in str(why) else coarse(str(why))
 
 
 def coarse(why: str) -> str:

@@ -168,13 +168,17 @@ def best_dampings(table: xr.Dataset) -> list[str]:
         best = int(np.nanargmax(share))
         better = words.where(share > plain + TIED)
         lines.append(
-            f"`{name}` is best at μ = {ratios[best]:.3g} λ ({share[best]:.3g}), "
+            f"`{name}` is best at μ = {_over(ratios[best])} ({share[best]:.3g}), "
             + (f"better than the gradient {better}" if better else "nowhere better")
         )
     if without:
         verb = "have" if len(without) > 1 else "has"
         lines.append(f"{quoted(without)} {verb} no μ with a step in every layer")
     return lines
+
+
+def _over(ratio: float) -> str:
+    return "λ" if ratio == 1 else f"{ratio:.3g} λ"
 
 
 @dataclass(frozen=True, eq=False)

@@ -219,6 +219,7 @@ def _labelled(
         "unit": [one.unit for _, one in labels],
         "best": [one.best for _, one in labels],
         "assured": [one.assured for _, one in labels],
+        "meaning": [getattr(one, "meaning", "") for _, one in labels],
         "settles": [" | ".join(getattr(one, "settles", ())) for _, one in labels],
     }
     coords = {

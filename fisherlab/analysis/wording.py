@@ -25,7 +25,7 @@ def number(value: float) -> str:
         return "not available"
     if value == 0:
         return "0"
-    if 1e-3 <= abs(value) < 1e4:
+    if 1e-4 <= abs(value) < 1e4:
         rounded = abs(float(f"{value:.2e}"))  # 0.9999 has the digits of 1
         digits = max(2 - int(np.floor(np.log10(rounded))), 0)
         return f"{value:.{digits}f}"

@@ -1,6 +1,7 @@
 """Curves over an index, a panel per layer: spectra, their densities, errors by rank."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -189,6 +190,8 @@ DRAWN_FROM: Final = 1e-12
 """Eigenvalues up to this share of the largest count as zero."""
 LINE: Final = 9.5  # points of a line of words in a panel, with what tightening takes
 WIDTH: Final = 0.08  # decades: standard deviation of what each eigenvalue is drawn as
+LETTERS: Final = 40  # of such a line
+MEAN: Final = "mean of the exact block"
 
 
 def density(
@@ -201,10 +204,11 @@ def density(
     r"""Draw the density of eigenvalues of the exact block and of approximations, per layer.
 
     A curve is the share of the eigenvalues per decade, smoothed by a tenth of one, over
-    the eigenvalue relative to the exact block's mean, which the dotted line marks. What a
+    the eigenvalue relative to the exact block's mean, the thin grey line. What a
     logarithm cannot show, zero and below, stands as its share in the panel. With a damping
-    (`fl.density(..., damping=λ)`) the dashed line marks λ: of directions at its left the
-    damping decides, and not the matrix.
+    (`fl.density(..., damping=λ)`) the dashed line marks λ, and the panel says which share
+    of the exact block's eigenvalues exceeds it: of the other directions the damping
+    decides, and not the matrix.
 
     Raises
     ------
@@ -223,7 +227,7 @@ def density(
     ... )
     >>> grid = density(xr.DataTree.from_dict({"fc": node}))
     >>> grid.axes_dict["fc"].texts[0].get_text()
-    'zero or below\nexact 75 %'
+    '≤ 0: exact 75 %'
     >>> plt.close("all")
     """
     nodes = _nodes(tree, layers, "density", "share", "eigenvalue")
@@ -234,13 +238,23 @@ def density(
         for layer, ax in axes.items():
             _panel(ax, nodes[layer], names)
         grid.set_axis_labels("eigenvalue / mean eigenvalue", "share per decade")
-        legend_above(grid, [*names, "λ"])
+        legend_above(grid, [*names, "λ", MEAN])
     return grid
+
+
+def _wrapped(words: str) -> list[str]:
+    kept = words.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = wrap(kept, LETTERS, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
     look, unit = styles(map(str, ds["approximator"].values)), _unit(ds)
-    nothing = ["zero or below"]
+    nothing: list[str] = []
     above: list[str] = []
     damping = float(ds.attrs.get("lambda", np.nan))
     for name in names:
@@ -254,16 +268,16 @@ def _panel(ax: Axes, ds: xr.Dataset, names: Sequence[str]) -> None:
         values, shares = values[known] / unit, np.asarray(row["share"].values)[known]
         if name == "exact" and np.isfinite(damping):
             more = float(shares[values * unit > damping].sum())
-            above = [f"above λ: {name} {100 * more:.3g} %"]
+            above = [f"> λ: {name} {_percent(more)}"]
         kept = values > DRAWN_FROM * max(values.max(), 0.0)
         line: dict[str, Any] = look[name].line() | {"marker": "none", "markevery": 16}
         line["linewidth"] = 2.4 if name == "exact" else 1.2
         if kept.any():
             ax.plot(*_smoothed(values[kept], shares[kept]), label=name, **line)
         if float(shares[~kept].sum()) > 5e-4:
-            nothing.append(f"{name} {100 * float(shares[~kept].sum()):.3g} %")
-    ax.axvline(1.0, color="#555555", linewidth=0.8, linestyle=":", label="_mean")
-    told = above + (nothing if len(nothing) > 1 else [])
+            nothing.append(f"{name} {_percent(float(shares[~kept].sum()))}")
+    ax.axvline(1.0, color="#AAAAAA", linewidth=0.8, zorder=0.5, label=MEAN)
+    told = above + (_wrapped(f"≤ 0: {', '.join(nothing)}") if nothing else [])
     low, top, high = _limits(ax, len(told))
     ax.set(xscale="log", yscale="log", ylim=(low, high))
     decades = np.arange(np.ceil(np.log10(low)), np.ceil(np.log10(top)) + 1)

@@ -44,6 +44,8 @@ class Measure:
         What is known of it before anything is computed; empty where nothing is.
     settles
         For whom that decides who is best: how their `repr` begins.
+    meaning
+        What a reader is told of it, in a sentence.
 
     Examples
     --------
@@ -58,6 +60,7 @@ class Measure:
     unit: str = "1"
     assured: str = ""
     settles: tuple[str, ...] = ()
+    meaning: str = ""
 
 
 @final

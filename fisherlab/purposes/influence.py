@@ -78,9 +78,26 @@ class Influence:
 
     name: ClassVar[str] = "influence"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("rank_correlation", "rank correlation of influences, median", 1.0),
-        Measure("top_overlap", "most influential examples in common, median", 1.0),
-        Measure("self_rank_correlation", "rank correlation of self-influence", 1.0),
+        Measure(
+            "rank_correlation",
+            "rank correlation of influences, median",
+            1.0,
+            meaning="Spearman correlation of g_qᵀ(F̂ + λI)⁻¹g_n over training examples n "
+            "with that of the exact block, median over the queries q.",
+        ),
+        Measure(
+            "top_overlap",
+            "most influential examples in common, median",
+            1.0,
+            meaning="Share of the examples of largest influence that both name, median "
+            "over the queries.",
+        ),
+        Measure(
+            "self_rank_correlation",
+            "rank correlation of self-influence",
+            1.0,
+            meaning="Spearman correlation of g_nᵀ(F̂ + λI)⁻¹g_n with the exact one.",
+        ),
     )
 
     def __post_init__(self) -> None:

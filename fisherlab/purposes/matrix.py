@@ -20,6 +20,7 @@ ERROR = Measure(
     0.0,
     assured="KPSVD of rank k is the closest of all sums of k Kronecker products",
     settles=("KPSVD(",),
+    meaning="‖F − F̂‖ / ‖F‖ in the Frobenius norm.",
 )
 
 
@@ -44,8 +45,13 @@ class Matrix:
     name: ClassVar[str] = "matrix"
     measures: ClassVar[tuple[Measure, ...]] = (
         ERROR,
-        Measure("cosine_similarity", "matrix cosine", 1.0),
-        Measure("spectrum_error", "relative error of the singular values", 0.0),
+        Measure("cosine_similarity", "matrix cosine", 1.0, meaning="⟨F, F̂⟩ / (‖F‖ ‖F̂‖)."),
+        Measure(
+            "spectrum_error",
+            "relative error of the singular values",
+            0.0,
+            meaning="‖σ(F) − σ(F̂)‖ / ‖σ(F)‖, both in descending order.",
+        ),
     )
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
@@ -94,9 +100,24 @@ class Sharpness:
 
     name: ClassVar[str] = "sharpness"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("top_ratio", "largest eigenvalue over the exact one", 1.0),
-        Measure("trace_ratio", "trace over the exact one", 1.0),
-        Measure("rank_ratio", "effective rank over the exact one", 1.0),
+        Measure(
+            "top_ratio",
+            "largest eigenvalue over the exact one",
+            1.0,
+            meaning="The sharpness that the method reports.",
+        ),
+        Measure(
+            "trace_ratio",
+            "trace over the exact one",
+            1.0,
+            meaning="The total curvature that it reports.",
+        ),
+        Measure(
+            "rank_ratio",
+            "effective rank over the exact one",
+            1.0,
+            meaning="Of (tr F̂)² / ‖F̂‖²: how many directions share the curvature.",
+        ),
     )
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:

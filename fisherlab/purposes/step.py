@@ -77,21 +77,37 @@ class Step:
             "share of the exact decrease at its best damping and length",
             1.0,
             assured="at most 1; at least that at the common damping",
+            meaning="The decrease of the quadratic model ½ΔᵀPΔ − vᵀΔ, P = F + λI, along "
+            "the method's step −(F̂ + μI)⁻¹v, with the length that suits it and the best μ "
+            "of a grid, over that of the exact step.",
         ),
         Measure(
             "f_cosine_squared",
             "share of the exact decrease at its best length",
             1.0,
             assured="at most 1",
+            meaning="The same at μ = λ: the step is as long as suits it best.",
         ),
         Measure(
             "decrease",
             "share of the exact decrease at its own length",
             1.0,
             assured="at most 1",
+            meaning="The same at μ = λ for the step as it comes; negative where it is so "
+            "long that the model grows.",
         ),
-        Measure("direction_cosine", "cosine of the directions", 1.0),
-        Measure("best_damping", "its best damping over the common one", 1.0),
+        Measure(
+            "direction_cosine",
+            "cosine of the directions",
+            1.0,
+            meaning="Between the exact damped natural gradient and that of the method.",
+        ),
+        Measure(
+            "best_damping",
+            "its best damping over the common one",
+            1.0,
+            meaning="The μ/λ of the first measure.",
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -108,7 +124,7 @@ class Step:
     def setting(self) -> str:
         """The common λ in words."""
         if isinstance(self.damping, RelativeDamping):
-            return f"α = {self.damping.single():g}, λ of α mean eigenvalues of each block"
+            return f"λ = {self.damping.single():g} times the mean eigenvalue of each block"
         name = "factored λ" if isinstance(self.damping, Factored) else "λ"
         return f"{name} = {parsed(self.damping, None).value:.3g}"
 

@@ -111,9 +111,23 @@ class Trial:
 
 KINDS: Final = ("obd", "obs")
 RATIOS: Final = {
-    "overlap": "pruned weights in common",
-    "rank_correlation": "rank correlation of saliencies",
-    "increase": "predicted increase of the loss over the exact",
+    "overlap": (
+        "pruned weights in common",
+        "Share of the weights that go which the exact block removes, too; saliencies are "
+        "½w²F̂ᵢᵢ (OBD) and ½w²/[(F̂ + λI)⁻¹]ᵢᵢ (OBS).",
+    ),
+    "rank_correlation": (
+        "rank correlation of saliencies",
+        "Spearman correlation with those of the exact block.",
+    ),
+    "increase": (
+        "predicted increase of the loss over the exact",
+        "½δᵀFδ of the weights that the method removes, over that of the exact block's.",
+    ),
+}
+MEASURED: Final = {
+    "predicted": "½δᵀFδ of both choices, subtracted.",
+    "realised": "The mean loss without the weights of both choices, subtracted.",
 }
 
 PER_EXAMPLE: Final = "MiniBlock(statistic='per_example', spatial_average=False"
@@ -219,8 +233,10 @@ class Pruning:
     def measures(self) -> tuple[Measure, ...]:
         """Choices and orders; the increases of every share that was asked for."""
         found = [
-            Measure(f"{kind}_{name}", f"{title} ({kind.upper()})", 1.0, **known)
-            for name, title in RATIOS.items()
+            Measure(
+                f"{kind}_{name}", f"{title} ({kind.upper()})", 1.0, meaning=meaning, **known
+            )
+            for name, (title, meaning) in RATIOS.items()
             for kind, known in (("obd", OF_DIAGONAL), ("obs", {}))
         ]
         told = ["predicted"] * (self.loss is not None or bool(self.shares))
@@ -234,6 +250,7 @@ class Pruning:
                         f"{what} increase of the loss minus the exact one ({at})",
                         0.0,
                         "nat",
+                        meaning=MEASURED[what],
                     )
                     for what in told
                 ]
@@ -384,9 +401,24 @@ class EWC:
 
     name: ClassVar[str] = "ewc"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("penalty_ratio", "penalty over the exact one, mean over the drifts", 1.0),
-        Measure("random_ratio", "penalty over the exact one, random drifts", 1.0),
-        Measure("rank_correlation", "rank correlation of penalties over all drifts", 1.0),
+        Measure(
+            "penalty_ratio",
+            "penalty over the exact one, mean over the drifts",
+            1.0,
+            meaning="½δᵀF̂δ / ½δᵀFδ for the drifts δ to the parameters that were given.",
+        ),
+        Measure(
+            "random_ratio",
+            "penalty over the exact one, random drifts",
+            1.0,
+            meaning="The same for random drifts as long as the first of them.",
+        ),
+        Measure(
+            "rank_correlation",
+            "rank correlation of penalties over all drifts",
+            1.0,
+            meaning="Spearman correlation of both penalties over given and random drifts.",
+        ),
     )
 
     def __post_init__(self) -> None:

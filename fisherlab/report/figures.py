@@ -1,6 +1,6 @@
 """The figures of a report: which are drawn, and what their captions say."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from fisherlab import plots
 from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.merging import judged
+from fisherlab.analysis.verdicts import titles
+from fisherlab.analysis.wording import layers as named
 from fisherlab.analysis.wording import number
 from fisherlab.plots import frames
 from fisherlab.plots.matrices import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
-from fisherlab.report.sizes import PROBES, WHOLE, spread
+from fisherlab.report.rankings import contest
+from fisherlab.report.sizes import PICTURED, PROBES, WHOLE, spread
 from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
 
@@ -79,6 +82,13 @@ def _few(layers: list[str], rest: str) -> tuple[list[str], str]:
     return drawn, some if len(drawn) < len(layers) else ""
 
 
+def _lacking(ds: xr.Dataset, m: Moment, metric: str) -> str:
+    """Say which marks a figure of a metric lacks, and why."""
+    one = contest(ds, m, metric)
+    told = "" if one is None else one.missing()
+    return f" {told}" if told else ""
+
+
 def _when(m: Moment) -> str:
     return "" if m.step is None else f" at step {m.step}"
 
@@ -98,6 +108,7 @@ def _errors(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | None:
             " Shaded: how far the exact block itself is from that of unlimited data, "
             "judged by random halves."
         )
+    caption += _lacking(ds, m, "frobenius_error")
     return caption, axes, _rows(frames.values(ds, "frobenius_error"))
 
 
@@ -136,7 +147,14 @@ def _own_dampings(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | N
     return caption, figure, rows[[*found["decrease"].dims, "decrease"]]
 
 
-def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
+def _undrawn(ds: xr.Dataset, shown: Collection[str], why: str) -> str:
+    """Name the layers without a panel."""
+    names = frames.names(ds, "layer")
+    absent = [title for n, title in zip(names, titles(ds), strict=True) if n not in shown]
+    return f" Not drawn: {named(absent)}, {why}." if absent else ""
+
+
+def _density(ds: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
     nodes = {} if tree is None else {str(k): n.to_dataset() for k, n in tree.items()}
     nodes = {name: ds for name, ds in nodes.items() if "share" in ds}
     if tree is None or not nodes:
@@ -144,10 +162,12 @@ def _density(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None
     damping = "; ".join(f"{n}: {number(ds.attrs['lambda'])}" for n, ds in nodes.items())
     caption = (
         f"Where the eigenvalues of each block lie{_when(m)}: their share per decade, over "
-        "the mean eigenvalue of the exact block, which the dotted line marks. The dashed "
-        "line is the damping λ: in directions at its left the damping decides, not the "
-        f"matrix. λ by layer: {damping}. Blocks of more than {WHOLE:,} rows by {PROBES} "
-        "sign vectors (`fl.density`)."
+        "the mean eigenvalue of the exact block. Left of the damping λ, the dashed line, "
+        "the damping decides and not the matrix; words in the panels tell which share of "
+        "the exact block's eigenvalues is above λ (> λ), and of which matrix how many are "
+        f"zero or below (≤ 0), which this axis cannot show. λ by layer: {damping}. Blocks "
+        f"of more than {WHOLE:,} rows by {PROBES} sign vectors (`fl.density`)."
+        f"{_undrawn(ds, nodes, 'which take too long')}"
     )
     rows = [ds[["eigenvalue", "share"]].to_dataframe().dropna() for ds in nodes.values()]
     frame = pd.concat(dict(zip(nodes, rows, strict=True)), names=["layer"]).reset_index()
@@ -164,10 +184,14 @@ def _trajectory(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | No
         "examined; steps are spaced by their logarithm where their gaps grow."
         f"{band}{note}"
     )
+    if not np.isfinite(ds["frobenius_error"].sel(layer=layers)).all():
+        caption += (
+            " Gaps were left out for size, or are not to be had: `status` says which."
+        )
     return caption, plots.trajectory(ds, layers=layers), _rows(ds["frobenius_error"])
 
 
-def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
+def _inverse(ds: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None:
     known = [] if tree is None else _inverse_rows(tree)
     if tree is None or not known:
         return None
@@ -183,6 +207,8 @@ def _inverse(_: xr.Dataset, tree: xr.DataTree | None, m: Moment) -> Drawn | None
         f"({scales}). Squares are mini-blocks: the weights into one output neuron, or "
         f"of one kernel.{_masses(rows)}{note}"
     )
+    small = f"of more than {PICTURED:,} parameters or without all their numbers"
+    caption += _undrawn(ds, [row["layer"] for row in known], f"{small} (`--layers`)")
     caption += " Click on the picture to enlarge it."
     return caption, plots.inverse_heatmap(tree, layers), pd.DataFrame(known)
 
@@ -220,6 +246,7 @@ def _directions(ds: xr.Dataset, _: xr.DataTree | None, m: Moment) -> Drawn | Non
         "Cosine between the exact damped natural gradient (F + λI)⁻¹g and the one of "
         f"each approximation, {damping_words(ds, m)}{_when(m).strip()}; 1 is the same "
         "direction. The vertical axis does not begin at 0."
+        f"{_lacking(ds, m, 'direction_cosine')}"
     )
     return caption, plots.direction_cosines(ds), _rows(ds["direction_cosine"])
 
@@ -289,10 +316,22 @@ def _training(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None
     caption = (
         "The network's own progress at the moments examined: mean negative "
         "log-likelihood of an example, and the share classified correctly where the "
-        "problem is a classification."
+        f"problem is a classification.{_counted(ds[names])}"
     )
     rows = ds[names].to_dataframe().reset_index()
     return caption, figure, rows
+
+
+def _counted(losses: xr.Dataset) -> str:
+    """Say over how many examples losses are means, where the result tells."""
+    known = {
+        str(name).partition("_")[0]: int(values.attrs["examples"])
+        for name, values in losses.items()
+        if "examples" in values.attrs
+    }
+    parts = {"train": "training", "test": "test"}
+    told = [f"{count:,} {parts.get(n, n)} examples" for n, count in known.items()]
+    return f" Over {' and '.join(told)}, drawn at random." if told else ""
 
 
 def _network_parts(ds: xr.Dataset, _: xr.DataTree | None, __: Moment) -> Drawn | None:

@@ -49,6 +49,14 @@ function keepRows(field) {
 for (const field of document.querySelectorAll("input[type=search]"))
   field.addEventListener("input", () => keepRows(field));
 
+// Say of what is wider than its place that it scrolls.
+function markWide() {
+  for (const each of document.querySelectorAll(".scroll"))
+    each.classList.toggle("sideways", each.scrollWidth > each.clientWidth + 1);
+}
+for (const event of ["load", "resize"]) addEventListener(event, markWide);
+document.addEventListener("toggle", markWide, true);
+
 // Sections fold; a link opens its section, and printing opens them all.
 const sections = [...document.querySelectorAll("section > details")];
 const fold = document.getElementById("fold");

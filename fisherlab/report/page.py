@@ -19,6 +19,7 @@ from fisherlab.catalogue import Quantity, below_floor, quantity
 from fisherlab.durable import write_durably
 from fisherlab.plots.style import styles
 from fisherlab.report import rankings, summary, tables
+from fisherlab.report.dark import in_the_dark
 from fisherlab.report.figures import write_figures
 from fisherlab.report.snapshot import Moment, moment
 
@@ -31,7 +32,9 @@ EXPECTED: Final = (
     "stored_numbers",
     "solve_flops",
 )
-_KEPT: Final = r"(?<=\d) (?=%)|(?<=[λμαδ]) (?==)|(?<==) (?=[\d.])"  # no line ends here
+# No line ends here: before units, after an equals sign, in short brackets, at a slash.
+_KEPT: Final = r"(?<=\d) (?=[%λ])|(?<=[λμαδ]) (?==)|(?<=[=≤<>]) (?=[\dλ.])"
+_SUM: Final = r"\([^()]{1,4} [+−] [^()]{1,4}\)"
 _OWN: Final = ("--problem", "--model", "--data", "--likelihood")
 _GLYPHS: Final = {
     "o": "●", "s": "■", "D": "◆", "^": "▲", "P": "✚", "X": "✖", "v": "▼", "*": "★",
@@ -83,7 +86,9 @@ def _subject(ds: xr.Dataset) -> str:
     for name, label in (("train_accuracy", "training"), ("test_accuracy", "test")):
         if name in ds:
             value = ds[name].isel(step=-1) if "step" in ds[name].dims else ds[name]
-            told.append(f"{label} accuracy {percent(float(value.mean()))}")
+            count = value.attrs.get("examples")
+            over = f" of {int(count):,} examples" if count else ""
+            told.append(f"{label} accuracy {percent(float(value.mean()))}{over}")
     return ", ".join(told)
 
 
@@ -116,7 +121,7 @@ def render(template: str, facts: Mapping[str, Any]) -> str:
 def prose(text: str) -> Markup:
     """Escape a sentence, set what stands in backticks, and options, as code.
 
-    What stands before a % or after an = stays in its line.
+    What stands before a % or after an =, and a short sum in brackets, stays in its line.
 
     Examples
     --------
@@ -125,6 +130,9 @@ def prose(text: str) -> Markup:
     """
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     marked = re.sub(_KEPT, "\N{NO-BREAK SPACE}", marked)
+    marked = re.sub(_SUM, lambda sum: sum[0].replace(" ", "\N{NO-BREAK SPACE}"), marked)
+    marked = re.sub(r"(?<=\de)-(?=\d)", "\N{NON-BREAKING HYPHEN}", marked)
+    marked = marked.replace("μ/λ", "μ/\N{WORD JOINER}λ")
     return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"<code>\1</code>", marked))
 
 
@@ -152,7 +160,7 @@ def _facts(ds: xr.Dataset, m: Moment) -> dict[str, Any]:
         "laws": rankings.laws(ds),
         "unavailable": summary.unavailable(m),
         "absent": _absent(ds),
-        "definitions": _definitions(m),
+        "definitions": _definitions(ds, m),
     }
 
 
@@ -194,20 +202,21 @@ def command_again(command: str) -> list[str]:
     return [*place, shlex.join(kept)]
 
 
-def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the colour and the sign of each approximation on the page.
+def looks(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Return the colours, light and dark, and the sign of each approximation on the page.
 
     Examples
     --------
     >>> looks(["kfac"])
-    {'kfac': ('#0072B2', '●')}
+    {'kfac': ('#0072B2', '#0093e5', '●')}
     """
-    return {
-        name: (
-            look.color if name != "exact" else "currentColor",
-            _GLYPHS.get(look.marker, "●"),
-        )
+    found = {
+        name: (look.color, in_the_dark(look.color), _GLYPHS.get(look.marker, "●"))
         for name, look in styles(names).items()
+    }
+    return {
+        name: ("currentColor", "currentColor", look[2]) if name == "exact" else look
+        for name, look in found.items()
     }
 
 
@@ -237,5 +246,13 @@ def _absent(ds: xr.Dataset) -> list[str]:
     return [quantity(name).title for name in expected if name not in ds.data_vars]
 
 
-def _definitions(m: Moment) -> list[Quantity]:
-    return [quantity(name) for name in m.grids if quantity(name).meaning]
+def _definitions(ds: xr.Dataset, m: Moment) -> list[Quantity]:
+    """Return what the page's numbers mean: those of purposes first, then the metrics."""
+    told = []
+    if "meaning" in ds.coords:
+        facts = (ds[name].values for name in ("measure", "title", "of_purpose", "meaning"))
+        for name, title, purpose, meaning in zip(*facts, strict=True):
+            told += [Quantity(name, title, formula=purpose, meaning=meaning)] * bool(
+                meaning
+            )
+    return told + [quantity(name) for name in m.grids if quantity(name).meaning]

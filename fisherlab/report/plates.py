@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisherlab.plots import saving
+from fisherlab.report.dark import adaptive
 
 COLOURS: Final = 128
 """Colours of a picture without vectors: greys, and the blue of the outlines."""
@@ -24,7 +25,8 @@ COLOURS: Final = 128
 class Plate:
     """A figure of the page: caption, inlined picture, files, and what its marks say.
 
-    `marks` is JSON: [share of the width, share of the height, words] for each mark.
+    `marks` is JSON: [share of the width, share of the height, words] for each mark;
+    `width` is that of the drawing in inches.
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Plate:
     files: tuple[str, ...]
     marks: str = "[]"
     wide: bool = False
+    width: float = 8.2
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,13 @@ def write_plate(drawing: Drawing, folder: Path) -> Plate:
         tuple(file.name for file in files),
         json.dumps([[mark.x, mark.y, mark.text] for mark in found], ensure_ascii=False),
         wide=not drawing.vector,
+        width=float(kept.width),
     )
 
 
 def _inline(path: Path) -> str:
-    kind = {"svg": "svg+xml", "png": "png"}[path.suffix[1:]]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """Return a picture as the page holds it; of vectors it turns dark with the page."""
+    content, kind = path.read_bytes(), path.suffix[1:]
+    if kind == "svg":
+        content, kind = adaptive(content.decode()).encode(), "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -36,7 +36,8 @@ FEW: Final = 32
 """Below so many examples that fit, labels are sampled instead (`--fisher auto`)."""
 DRAWN: Final = 12
 """Layers whose inverse is drawn, at most, unless they are named."""
-_LARGEST: Final = 2000
+PICTURED: Final = 2000
+"""Parameters up to which the inverse of a block is drawn unasked."""
 WHOLE: Final = 1000
 """Rows up to which all eigenvalues of a block are drawn; above it those of quadrature."""
 PROBES: Final = 2
@@ -146,6 +147,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         for allowed in (Allowance.of(part, memory // 2) for part in (left[0], left[-1]))
     )
     layers = config.layers or _drawn(found.plans, last, memory // 8)
+    spectra = _spectra(samples, chosen, last, _SPECTRA * parse_time(config.time) * RATE)
     losses = _losses(found.collection, shares[0])
     held_out = _held_out(found, judging)
     more = len(set(early) - set(last))
@@ -156,6 +158,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         *([f"at the moments before the last, {more} more of these"] if more else []),
         *_predictive_told(problem, config, found.output.numel(), held_out),
         *_batch_told(batch, config),
+        *_pictures_told(layers, spectra),
     )
     return Size(
         found.examples,
@@ -164,7 +167,7 @@ def fitted(problem: Problem, config: ReportConfig) -> Size:
         left,
         memory // 2,
         layers,
-        _spectra(samples, chosen, last, _SPECTRA * parse_time(config.time) * RATE),
+        spectra,
         judging,
         held_out,
         losses,
@@ -228,6 +231,14 @@ def _predictive_told(
     classes = isinstance(problem.likelihood, fl.Categorical) and outputs <= HELD_OUT
     if wanted and classes and not held_out:
         yield "predictive variances of the Laplace posterior; ask with --time"
+
+
+def _pictures_told(inverses: Sequence[str], spectra: Sequence[str]) -> Iterator[str]:
+    """Say which figures have no layer: their blocks are large, or lack numbers."""
+    if not inverses:
+        yield "the figure of inverses; ask with --layers and --time"
+    if not spectra:
+        yield "the figure of eigenvalues; ask with --time"
 
 
 def _losses(collection: Collection, seconds: float) -> int:
@@ -333,7 +344,7 @@ def _drawn(
     """Return small layers whose cells are all computed, spaced evenly, as many as fit."""
     missing = {layer for layer, _, _ in left_out}
     sizes = {name: prod(plan.weight_shape) for name, plan in planned.items()}
-    small = [n for n, p in sizes.items() if p <= _LARGEST and n not in missing]
+    small = [n for n, p in sizes.items() if p <= PICTURED and n not in missing]
     if not small:
         return ()
     largest = max(sizes[name] for name in small)

@@ -94,6 +94,8 @@ def judgements(ds: xr.Dataset, m: Moment) -> dict[str, Contest]:
         if one is not None and topic not in found:
             damped = metric in m.damped
             setting = damping_words(ds, m).strip().removeprefix("at ") if damped else ""
+            for other in found.values():
+                one = one.knowing(other)
             found[topic] = replace(one, setting=setting)
     return found
 

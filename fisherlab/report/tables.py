@@ -143,9 +143,14 @@ def _cell(m: Moment, metric: Quantity, layer: int, name: str) -> Cell:
         why = "no value was recorded" if why == "ok" else why
         return Cell("not available", missing=True, why=why)
     text = _text(m, metric, layer, name, value)
-    own = name == "exact"  # the exact block beside itself
+    own = name == "exact" or _is_given(metric, value)
     best = not own and _is_best(m, metric, row, value)
     return Cell(text, f"{value:.9g}", best, given=own)
+
+
+def _is_given(metric: Quantity, value: float) -> bool:
+    """Whether a ratio is that of the exact block, as many methods have by definition."""
+    return metric.perfect == 1 and abs(value - 1) <= _DIGITS
 
 
 def _is_best(m: Moment, metric: Quantity, row: Grid, value: float) -> bool:
@@ -201,12 +206,22 @@ def standing_rows(ranking: tuple[Standing, ...], m: Moment) -> list[dict[str, An
             "flops": percent(s.flops),
             "direction": f"{s.direction:.4f}" if np.isfinite(s.direction) else _NONE,
             "inverse": error_text(s.inverse) if np.isfinite(s.inverse) else _NONE,
+            "direction_of": _of(m, "direction_cosine", s),
+            "inverse_of": _of(m, "inverse_error", s),
             "source": m.cell("frobenius_error", "*", s.name),
         }
         for s in ranking
     ]
 
 
+def _of(m: Moment, metric: str, row: Standing) -> str:
+    """Say over how many layers a median is, where they are fewer than the errors."""
+    count = int(np.isfinite(m.column(metric, row.name)).sum())
+    few = 0 < count < row.measured
+    return f"of {count} layer{'s' * (count > 1)}" if few else ""
+
+
+_DIGITS: Final = 1e-7
 _NONE: Final = "not available"
 _LABELS: Final = {
     "problem": "Problem",
@@ -325,8 +340,8 @@ def flat(run: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         path = f"{prefix} · {key}" if prefix else str(key)
         if isinstance(value, Mapping):
             rows += flat(value, path)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and value:
             rows.append((path, ", ".join(str(item) for item in value)))
-        elif value is not None:
+        elif value not in (None, "", [], ()):
             rows.append((path, f"{value:.4g}" if isinstance(value, float) else str(value)))
     return rows

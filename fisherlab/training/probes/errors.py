@@ -183,10 +183,11 @@ def measured(
         if not len(data[0]):
             continue  # one's own data may come without a test set
         done = performance(model, likelihood, data, at_once)
-        made = {"long_name": f"mean {name} loss", "units": "nat"}
+        count = {"examples": len(data[0])}
+        made = {"long_name": f"mean {name} loss", "units": "nat", **count}
         found[f"{name}_loss"] = xr.DataArray(done.loss, attrs=made)
         if done.accuracy is not None:
-            made = {"long_name": f"{name} accuracy", "units": "1"}
+            made = {"long_name": f"{name} accuracy", "units": "1", **count}
             found[f"{name}_accuracy"] = xr.DataArray(done.accuracy, attrs=made)
     return found
 
