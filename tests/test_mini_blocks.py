@@ -428,3 +428,43 @@ def test_singular_blocks_are_refused_before_they_are_formed(monkeypatch):
     for question in (lambda: op.solve(cases.normal(4, 5), 0.0), lambda: op.inverse(0.0)):
         with pytest.raises(fl.errors.IndefiniteError, match="damping"):
             question()
+
+
+@pytest.mark.parametrize(
+    "fisher", [fl.Exact(), fl.MonteCarlo(1), fl.MonteCarlo(2)], ids=repr
+)
+@pytest.mark.parametrize("damping", [1e-3, 0.5])
+def test_inverses_of_few_examples_are_those_of_the_dense_blocks(fisher, damping):
+    model = nn.Sequential(nn.Linear(20, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    layer = fl.collect(model, (torch.randn(9, 20).double(), None), fl.Categorical(), fisher)
+    exact, blocks = fl.ExactBlock()(layer["0"]), fl.MiniBlock()(layer["0"])
+    f, m = exact.to_dense(), fl.MiniBlock()(layer["0"]).to_dense()
+    shift = damping * torch.eye(len(f), dtype=f.dtype)
+    p, q = torch.linalg.inv(f + shift), torch.linalg.inv(m + shift)
+    inverse, other = blocks.inverse(damping), exact.inverse(damping)
+    w = torch.randn(4, 6, 21).double()
+    torch.testing.assert_close(inverse @ w, (w.flatten(1) @ q).view_as(w))
+    torch.testing.assert_close(inverse.diagonal().flatten(), q.diagonal())
+    asked = {
+        "trace": (inverse.trace(), q.trace()),
+        "norm": (inverse.frobenius_norm(), q.norm()),
+        "with F": (exact.inner(inverse), (f * q).sum()),
+        "with P⁻¹": (other.inner(inverse), (p * q).sum()),
+        "P⁻¹ with the blocks": (other.inner(blocks), (p * m).sum()),
+        "log det": (blocks.logdet(damping), torch.logdet(m + shift)),
+    }
+    for what, (found, expected) in asked.items():
+        assert found == pytest.approx(float(expected), rel=1e-9), what
+    assert "formed" not in vars(blocks)
+    torch.testing.assert_close(inverse.to_dense(), q)
+
+
+def test_divergences_of_mini_blocks_of_few_examples_form_no_block():
+    model = nn.Linear(400, 30).double()
+    data = torch.randn(12, 400).double(), None
+    layer = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo(1))["weight"]
+    exact, blocks = fl.ExactBlock()(layer), fl.MiniBlock()(layer)
+    assert fl.metrics.gaussian_kl(exact, blocks, 0.1) > 0
+    assert fl.metrics.gaussian_kl(exact, blocks, 0.1, reverse=True) > 0
+    assert fl.metrics.inverse_error(exact, blocks, 0.1) > 0
+    assert not any("formed" in vars(one) for one in (exact, blocks))

@@ -140,7 +140,8 @@ def test_what_steps_reach_at_dampings_of_their_own(name, network):
     assert float(table["network_gradient_decrease"]) == pytest.approx(level)
     (line,) = best_dampings(table)
     best = int(np.nanargmax(shares))
-    assert f"`{name}` is best at μ = {[0.01, 1, 10][best]:g} λ ({shares[best]:.3g})" in line
+    own = ["0.01 λ", "λ", "10 λ"][best]
+    assert f"`{name}` is best at μ = {own} ({shares[best]:.3g})" in line
     assert ("nowhere better" in line) == (not (shares > level + 1e-6).any())
     grid = fl.plots.own_dampings(table, ["2"])
     axes = grid.axes_dict["all layers together"]

@@ -443,7 +443,8 @@ class Blocks(Factors):
     @property
     def _by_examples(self) -> bool:
         outer = isinstance(self.samples, OuterSamples)
-        return outer and self.samples.examples < self.samples.weight_shape[1]
+        apart = not getattr(self.method, "spatial_average", False)
+        return outer and apart and self.samples.examples < self.samples.weight_shape[1]
 
     def prepared(self) -> Work:
         """Count the dense blocks."""
@@ -463,6 +464,32 @@ class Blocks(Factors):
         """Count a solve with what is factorised."""
         o, i = self.samples.weight_shape
         return 2.0 * o * i * i
+
+    def divergences(self) -> Work:
+        """Count ⟨F, Q⁻¹⟩, ⟨P⁻¹, F̂⟩ and the determinant, in the examples where few."""
+        inverse = self.against_inverse() + Work(self.inner())
+        if not self._by_examples:
+            return inverse
+        return inverse + Work(BATCHED * self._cubes / 3 + 2 * self._cubes + self._tables)
+
+    @property
+    def _cubes(self) -> float:
+        return float(self.samples.weight_shape[0] * self.samples.examples**3)
+
+    @property
+    def _tables(self) -> float:
+        """Count the products of weights of pairs of samples with their output gradients."""
+        o, _, m, _ = _sizes(self.samples)
+        return float(o * m * (m + READ * self.samples.examples))
+
+    def against_inverse(self) -> Work:
+        """Count ⟨P⁻¹, Q⁻¹⟩ and ‖Q⁻¹‖, in the examples where these are few."""
+        if not (self._by_examples and self._columns):
+            return super().against_inverse()
+        o, _, m, _ = _sizes(self.samples)
+        held = NUMBER * (2 * o * self.samples.examples**2 + 3 * m * m)
+        gram = Work(self.samples.gram_flops(), held)
+        return gram + Work((BATCHED + 4) * self._cubes + self._tables)
 
     def inverse_inner(self) -> Work:
         """Count the inverse blocks."""

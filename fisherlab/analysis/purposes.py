@@ -284,7 +284,7 @@ def in_closed_form(
     >>> in_closed_form([samples], [fl.Diagonal()], [Demand()]) > 0
     True
     """
-    closed = [m for m in methods if facts(m).result in ("factors", "entries")]
+    closed = [method for method in methods if _is_closed(method)]
     demands, total = list(asked), 0.0
     for s in samples:
         total += sum(own(s, method, "matrix").flops for method in closed)
@@ -292,6 +292,13 @@ def in_closed_form(
             total += _exact(s, one).flops
             total += sum(_method(s, method, one).flops for method in closed)
     return total
+
+
+def _is_closed(method: Approximator) -> bool:
+    """Whether solves have a closed form: all but those of sums of several products."""
+    result = facts(method).result
+    one = result == "terms" and getattr(method, "terms", 0) == 1
+    return one or result in ("factors", "entries", "blocks")
 
 
 def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:

@@ -1,5 +1,6 @@
 """The mini-blocks of an exact block, held as per-example gradients."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.dampings import Damping, tikhonov
-from fisherlab.operators.factored import FactoredFisher
+from fisherlab.operators.factored import FactoredFisher, WoodburyInverse
+from fisherlab.operators.mini_block_inverses import RowwiseWoodbury, factors, rowwise_inner
 from fisherlab.operators.mini_blocks import MiniBlocks, Partition, same_partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples, SharedSamples
 
@@ -214,8 +216,36 @@ class FactoredMiniBlocks(Operator):
         IndefiniteError
             If a damped block is not positive definite.
         """
-        self._require_damping(tikhonov(damping, self))
+        shift = tikhonov(damping, self)
+        self._require_damping(shift)
+        if self._by_examples and shift > 0:
+            return RowwiseWoodbury.of(self, self._rows, self.count, shift)
         return self.formed.inverse(damping)
+
+    def logdet(self, damping: Damping = 0.0) -> float:
+        """Return log det(M + damping·I), of few examples through their Grams.
+
+        Raises
+        ------
+        NumericalError
+            If a damped block is not positive definite.
+        """
+        shift = tikhonov(damping, self)
+        if not (self._by_examples and shift > 0):
+            return self.formed.logdet(damping)
+        (o, i), n = self.weight_shape, self.samples.examples
+        total = o * (i - n) * math.log(shift)
+        for _, _, factor in factors(self, self._rows, self.count, shift):
+            total += 2 * float(factor.diagonal(dim1=1, dim2=2).log().sum())
+        return total
+
+    @property
+    def _by_examples(self) -> bool:
+        return self._outer is not None and self._rank is not None
+
+    @property
+    def _rows(self) -> OuterSamples:
+        return cast("OuterSamples", self.samples)
 
     def _solve(self, w: Float[Tensor, "k o i"], damping: Damping) -> Float[Tensor, "k o i"]:
         """Solve block by block, in the smaller space of each."""
@@ -235,15 +265,9 @@ class FactoredMiniBlocks(Operator):
 
         (B Bᵀ + λI)⁻¹ w = (w − B (BᵀB + λI)⁻¹ Bᵀ w) / λ.
         """
-        inputs = samples.inputs.double()
-        roots = (samples.output_energy.double() / self.count).sqrt()
-        gram, flat = inputs @ inputs.T, w.double()
+        inputs, flat = samples.inputs.double(), w.double()
         out = torch.empty_like(flat)
-        for part in chunks(len(roots.T), PANEL_BYTES // max(8 * gram.numel(), 1)):
-            root = roots.T[part]  # (b, N)
-            inner = root[:, :, None] * gram * root[:, None, :]
-            inner.diagonal(dim1=1, dim2=2).add_(damping)
-            factor = stacked_cholesky(inner, damping, self)
+        for part, root, factor in factors(self, samples, self.count, damping):
             seen = (flat[:, part] @ inputs.T * root).permute(1, 2, 0)  # (b, N, k)
             turned = torch.cholesky_solve(seen, factor).permute(2, 0, 1) * root
             out[:, part] = (flat[:, part] - turned @ inputs) / damping
@@ -303,6 +327,17 @@ def _factored_blocks_pair(a: FactoredMiniBlocks, b: FactoredMiniBlocks) -> float
                 product *= _together(b.partition, a.partition.groups[group][part])
             total += float(product.sum(dtype=torch.float64))
     return total
+
+
+@inner_product(WoodburyInverse, FactoredMiniBlocks)
+def _woodbury_blocks(a: WoodburyInverse, b: FactoredMiniBlocks) -> float:
+    """Return (tr M − tr (K + λI)⁻¹ D M Dᵀ / N) / λ, of few examples by their table."""
+    if not (b._by_examples and isinstance(a.samples, OuterSamples)):
+        return a.inner(b.formed)
+    energies = b._rows.output_energy.double().T / b.count
+    held = energies.diag_embed()
+    inside = rowwise_inner(a.samples, a._coupling, b._rows.inputs.double(), held)
+    return (b.trace() - inside / a.count) / a.damping
 
 
 def _by_tables(left: OuterSamples, right: OuterSamples) -> float:
