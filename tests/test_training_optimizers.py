@@ -266,12 +266,15 @@ def small_convolution():
     return Problem("convolution", model, fl.Categorical(), pair, pair)
 
 
-@pytest.mark.parametrize("name", ["kfac", "kfac-full"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ekfac", "cg-fac")]
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfac-full", *SLOW])
 def test_recipes_train_an_ordinary_convolutional_network(name):
     problem = small_convolution()
     optimiser = fl.optimizer(name, problem)
     x, y = problem.train
-    steps, size = (60, 64) if name == "kfac" else (10, 256)
+    steps, size = (10, 256) if name == "kfac-full" else (60, 64)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     seen = []
     for step in range(steps):
