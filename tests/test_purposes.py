@@ -258,7 +258,8 @@ def test_only_products_of_factors_have_divergences_by_tables(name):
     )
     found, inverse = cell.divergences().flops, cell.against_inverse().flops
     assert (found < inverse) == (name == "kfac")
-    assert (found > o * i**3) == (name == "mini-block")
+    if name == "mini-block":  # in the examples, which are fewer than the inputs
+        assert counts.BATCHED * o * n**3 < found < o * i**3
 
 
 def test_what_fits_in_every_layer_is_taken_before_scattered_cells():
