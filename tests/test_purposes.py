@@ -208,7 +208,7 @@ def test_a_relative_damping_is_that_of_each_block(network):
     ("name", "holder", "asked"),
     [
         ("mini-block", fl.operators.MiniBlocks, "__init__"),
-        ("kpsvd-2", torch.linalg, "eigvalsh"),
+        ("kpsvd-2", torch.linalg, "svdvals"),
     ],
 )
 def test_what_dampings_share_is_done_and_counted_once(name, holder, asked, monkeypatch):
