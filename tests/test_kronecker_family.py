@@ -1,5 +1,7 @@
 """Laws of the Kronecker family, each against its dense definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -424,6 +426,19 @@ def test_one_step_of_singd_is_its_rule():
     moved = (cols.trace() / 4 * rows + 0.3 * eye - eye) / 2
     assert_close(op.row_root, eye - 0.1 * moved)
     assert_close(op.row_momentum, moved)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_normalised_steps_are_stable_at_any_scale_and_end_where_the_others_do(momentum):
+    samples = SAMPLES["outer"]
+    statistics = cases.layer_statistics(replace(samples, inputs=1e3 * samples.inputs))
+    plain = fl.SINGD(0.3, 0.1, momentum, adaptive=False)
+    assert not torch.isfinite(iterated(plain, statistics, 400).column_root).all()
+    op = iterated(replace(plain, normalised=True), statistics, 400)
+    rows, cols = fl.KFAC()(statistics).terms[0]
+    eyes = [torch.eye(n, dtype=F64) for n in statistics.weight_shape]
+    damped = torch.kron(rows + 0.3 * eyes[0], cols + 0.3 * eyes[1])
+    assert_close(op.to_dense(), damped, rtol=1e-6)
 
 
 def test_a_diagonal_structure_stays_diagonal():

@@ -266,7 +266,10 @@ def small_convolution():
     return Problem("convolution", model, fl.Categorical(), pair, pair)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ekfac", "cg-fac")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("ekfac", "cg-fac", "singd", "ikfac")
+]
 
 
 @pytest.mark.parametrize("name", ["kfac", "kfac-full", *SLOW])

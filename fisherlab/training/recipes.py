@@ -71,6 +71,12 @@ _FULL: Final = {
     "fallback": "gradient",
     "seed": 0,
 }
+INVERSE_FREE: Final = {  # the first steps are plain gradients: SGD's rate, a clip for later
+    "lr": 0.1,
+    "clip": KLClip(1e-2, "step"),
+    "statistics_every": 10,
+    "inverse_every": 10,
+}
 OWN_STATE: Final = {"average": 0.0, "burn_in": 0, "warm_start": None}
 
 _KOROKO_SOURCE: Final = "Koroko et al. 2022, arXiv 2201.10285, and its public code"

@@ -32,6 +32,7 @@ from fisherlab.operators.dampings import Factored
 from fisherlab.problems.problem import Problem
 from fisherlab.training.moves import KLClip
 from fisherlab.training.recipes import (
+    INVERSE_FREE,
     KFAC_SOURCE,
     MBF_SOURCE,
     OWN_STATE,
@@ -317,19 +318,19 @@ _RECIPES: Final[dict[str, Recipe]] = {
     "singd": of_goldfarb(
         "inverse factors learnt by products",
         "Lin et al. 2024, arXiv 2312.05705",
-        partial(SINGD, rate=1e-2, momentum=0.5),
+        partial(SINGD, rate=1e-2, momentum=0.5, normalised=True),
         always(0.0),
         from_data,
         momentum_of="direction",
-        **{**OWN_STATE, "statistics_every": 10, "inverse_every": 10},
+        **OWN_STATE | INVERSE_FREE,
     ),
     "ikfac": of_goldfarb(
         "inverse-free KFAC",
         "Lin et al. 2024, arXiv 2312.05705",
-        partial(SINGD, rate=1e-2, momentum=0.0, adaptive=False),
+        partial(SINGD, rate=1e-2, momentum=0.0, adaptive=False, normalised=True),
         always(0.0),
         from_data,
         momentum_of="direction",
-        **{**OWN_STATE, "statistics_every": 10, "inverse_every": 10},
+        **OWN_STATE | INVERSE_FREE,
     ),
 }

@@ -45,6 +45,9 @@ class SINGD:
         SINGD's scales, which couple the factors.
     structure
         "dense", or "diagonal": only the diagonals of C, K and of what moves them.
+    normalised
+        Whether the step is β / max(1, ‖M‖), ‖M‖ the largest sum of a row in size, and
+        new terms of M count 1 − α: then it is stable whatever the scale of the factors.
 
     Raises
     ------
@@ -57,11 +60,12 @@ class SINGD:
     ``previous`` is the operator of the step before; the first call starts from the
     identity. The operator is the *damped* matrix whose inverse is :math:`C C^T \otimes
     K K^T`, so it is solved with damping 0. A step with β below 2 divided by the largest
-    eigenvalue of :math:`H + λ C^T C` is stable.
+    eigenvalue of :math:`H + λ C^T C` is stable, and every normalised one with β < 1.
 
     References
     ----------
-    Lin et al. 2024, arXiv 2312.05705.
+    Lin et al. 2024, arXiv 2312.05705; normalised steps as its
+    authors' package singd has them, after Murray et al. 2017, arXiv 1711.05224.
 
     Examples
     --------
@@ -79,6 +83,7 @@ class SINGD:
     momentum: float = 0.5
     adaptive: bool = True
     structure: Structure = "dense"
+    normalised: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -111,7 +116,7 @@ class SINGD:
         held_c, held_k = c.T @ c, k.T @ k
         moved_c = self._moved(moved_c, seen_c, held_c, _scales(seen_k, held_k))
         moved_k = self._moved(moved_k, seen_k, held_k, _scales(seen_c, held_c))
-        new_c, new_k = c - self.rate * c @ moved_c, k - self.rate * k @ moved_k
+        new_c, new_k = c - c @ self._step(moved_c), k - k @ self._step(moved_k)
         return InverseFactors(new_c, new_k, moved_c, moved_k, made)
 
     def _moved(
@@ -127,7 +132,12 @@ class SINGD:
         pull = (times * seen + self.damping * share * held - eye) / 2
         if self.structure == "diagonal":
             pull = torch.diag(pull.diagonal())
-        return self.momentum * before + pull
+        return self.momentum * before + (1 - self.momentum * self.normalised) * pull
+
+    def _step(self, moved: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+        """Return β M, of a normalised step with ‖βM‖ ≤ β."""
+        size = moved.abs().sum(1).max().clamp_min(1) if self.normalised else 1.0
+        return self.rate / size * moved
 
 
 def _begin(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
