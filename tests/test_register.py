@@ -146,6 +146,7 @@ def _entries(layer):
     [
         (torch.ones(3, 3), r"returned a tensor of shape \(3, 3\); an operator, or a"),
         (torch.arange(64.0).view(8, 8), "that is not symmetric"),
+        (torch.full((8, 8), torch.nan), "holds NaN or infinity"),
         ("words", "returned a str"),
     ],
 )

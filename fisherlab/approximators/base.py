@@ -153,7 +153,9 @@ def operator_of(approximator: Any, layer: LayerStatistics) -> Operator:
     p, given = layer.weight_shape[0] * layer.weight_shape[1], f"a {type(made).__name__}"
     if isinstance(made, Tensor):
         given = f"a tensor of shape {tuple(made.shape)}"
-        if made.shape == (p, p):
+        if made.shape == (p, p) and not torch.isfinite(made).all():
+            given += " that holds NaN or infinity"
+        elif made.shape == (p, p):
             if torch.allclose(made, made.T, rtol=1e-4, atol=1e-6 * float(made.abs().max())):
                 return Dense(made, layer.weight_shape, layer.provenance)
             given += " that is not symmetric"
