@@ -113,7 +113,9 @@ class SampleGram:
     are positive semidefinite; higher ranks, and what KFAC or earlier pairs leave over,
     are block Krylov iteration in float64. The tables cost N² (d_in + V² d_out) / 2
     multiply-adds, a step 2 N²; above 4096 examples half of each is held, N² numbers for
-    both. For layers used at one position.
+    both. For layers used at one position. Where N exceeds the d (d + 1) / 2 entries of a
+    factor, the tables are singular: the vectors of higher ranks may stay at 1e-6 of
+    their length, and `converged` says so.
 
     Parameters
     ----------
