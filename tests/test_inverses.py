@@ -246,20 +246,25 @@ def test_an_indefinite_sum_names_its_smallest_eigenvalue_and_the_remedy():
     assert torch.isfinite(op.solve(eye(4)[:3], Factored(1e-6))).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("kind", ["symmetric", "skew", "leading last"])
-@pytest.mark.parametrize("share", [1e-1, 1e-3])
+@pytest.mark.parametrize(
+    ("kind", "share", "dtype"),
+    [
+        ("symmetric", 1e-1, torch.float64),
+        ("symmetric", 1e-3, torch.float32),
+        ("skew", 1e-1, torch.float32),
+        ("leading last", 1e-1, torch.float64),
+    ],
+)
 def test_a_large_sum_is_refused_below_its_smallest_eigenvalue_alone(
-    share, kind, dtype, monkeypatch
+    kind, share, dtype, monkeypatch
 ):
     monkeypatch.setattr("fisherlab.operators.kronecker.DENSE_ROWS", 0)
     monkeypatch.setattr("fisherlab.operators.kronecker.FORMED_ROWS", 0)
-    first = moment(20, 0, rank=8), moment(26, 1, rank=8)
+    first = moment(12, 0, rank=5), moment(14, 1, rank=5)
     other = skew if kind == "skew" else symmetric
-    second = other(20, 2, share), other(26, 4)
-    op = KroneckerSum(
-        (second, first) if kind == "leading last" else (first, second), (20, 26)
-    )
+    second = other(12, 2, share), other(14, 4)
+    terms = (second, first) if kind == "leading last" else (first, second)
+    op = KroneckerSum(terms, (12, 14))
     values = torch.linalg.eigvalsh(op.to_dense())
     lower, upper = op._bounds
     assert lower <= values[0] < 0 < values[-1] <= upper
@@ -274,7 +279,7 @@ def test_a_large_sum_is_refused_below_its_smallest_eigenvalue_alone(
         assert caught.value.smallest == pytest.approx(smallest, rel=near)
 
 
-@pytest.mark.parametrize("damping", [1e-3, 1e-6])
+@pytest.mark.parametrize("damping", [1e-6])
 def test_lanczos_decides_in_single_precision_as_near_as_that_goes(damping):
     model = nn.Sequential(nn.Linear(100, 80), nn.ReLU(), nn.Linear(80, 10))
     data = normal((64, 100), 0).float(), None

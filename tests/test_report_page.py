@@ -535,7 +535,7 @@ def test_what_equals_the_exact_block_is_grey_and_not_starred():
 
 
 def test_an_accuracy_says_over_how_many_examples(tmp_path):
-    ds = comparison(seed=6)
+    ds = comparison(seed=6).isel(layer=[0], approximator=[0, 1])
     ds["test_accuracy"] = "step", np.full(ds.sizes["step"], 0.984), {"examples": 64}
     text = write_page(ds, None, tmp_path, {}).read_text("utf-8")
     assert re.search("test accuracy 98.% of 64 examples", text)
