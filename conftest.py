@@ -15,6 +15,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 
 from tests import generators, simulated_device
 
@@ -25,6 +26,11 @@ COMMON = {
 hypothesis.settings.register_profile("fast", max_examples=20, database=None, **COMMON)
 hypothesis.settings.register_profile("long", max_examples=500, **COMMON)
 hypothesis.settings.load_profile(os.environ.get("FISHERLAB_TESTS", "fast"))
+# What hypothesis draws is mixed with constants of the modules imported so far, which differ
+# with the tests that a worker ran before.
+if hasattr(providers, "_get_local_constants"):
+    NO_CONSTANTS = providers._local_constants  # as yet
+    providers._get_local_constants = lambda: NO_CONSTANTS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
