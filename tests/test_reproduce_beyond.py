@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 
 import fisherlab as fl
 from fisherlab.operators import Factored
@@ -107,6 +108,12 @@ def test_every_depth_is_trained_and_only_inner_layers_are_looked_at(monkeypatch)
     ds = validity_maps.mapped(measure, QUICK)
     assert seen == [(["fc2"], (20, 21)), (["fc2", "fc3"], (20, 21))]
     assert ds.value.sizes == {"depth": 2, "examples": 1, "damping": 1, "conclusion": 1}
+
+
+def test_equal_numbers_share_a_rank():
+    one, other = (xr.DataArray(values) for values in ([1.0, 1.0, 2.0], [4.0, 3.0, 5.0]))
+    expected = stats.spearmanr(one, other).statistic
+    assert error_controls.rank_correlation(one, other) == pytest.approx(expected)
 
 
 def test_orders_are_told_from_the_nearest():

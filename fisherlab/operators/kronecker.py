@@ -222,11 +222,11 @@ class KroneckerSum(Operator):
             turned = half.matvec(x)
             return 2 * x - half.matvec(whole.matvec(turned) + damping * turned)
 
-        turned = type(whole)(self.shape, matvec=product, dtype=whole.dtype)
+        beside = type(whole)(self.shape, matvec=product, dtype=whole.dtype)
         found = 0.0
         for tolerance in (1e-3, max(1e-9, 10 * torch.finfo(self.dtype).eps)):
             if abs(found) < CLEAR:
-                ends = extreme_eigenpairs(turned, 1, "LA", repr(self), tolerance, RESTARTS)
+                ends = extreme_eigenpairs(beside, 1, "LA", repr(self), tolerance, RESTARTS)
                 found = float(ends[0]) - 2
         return found
 

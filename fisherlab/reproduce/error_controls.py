@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
@@ -33,6 +34,7 @@ from fisherlab.approximators import (
 )
 from fisherlab.plots.style import publication, styles
 from fisherlab.problems.problem import drawn
+from fisherlab.purposes.base import spearman
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.mini_block_fisher import trained_digits
 from fisherlab.statistics import Empirical, Exact, Fisher, MonteCarlo, Statistics, collect
@@ -117,9 +119,8 @@ def rank_correlation(first: xr.DataArray, second: xr.DataArray) -> float:
     (1.0, -1.0)
     """
     pair = np.stack([first.values, second.values])
-    known = pair[:, np.isfinite(pair).all(axis=0)]
-    first_rank, second_rank = known.argsort(axis=1).argsort(axis=1).astype(float)
-    return float(np.corrcoef(first_rank, second_rank)[0, 1].round(12))
+    known = torch.from_numpy(pair[:, np.isfinite(pair).all(axis=0)])
+    return round(spearman(*known), 12)
 
 
 def _agreement(ds: xr.Dataset) -> dict[float, float]:
