@@ -308,7 +308,9 @@ def extreme_eigenpairs(
     return values[order], vectors[:, order]
 
 
-def smallest_eigenvalue(products: "LinearOperator", what: str, tolerance: float) -> float:
+def smallest_eigenvalue(
+    products: "LinearOperator", what: str, tolerance: float, restarts: int = RESTARTS
+) -> float:
     """Return the smallest eigenvalue, to a tolerance relative to the largest in size.
 
     It is searched as the largest of cI − M: next to 0 Lanczos converges there alone.
@@ -320,12 +322,12 @@ def smallest_eigenvalue(products: "LinearOperator", what: str, tolerance: float)
     """
     from scipy.sparse.linalg import LinearOperator
 
-    size = abs(float(extreme_eigenpairs(products, 1, "LM", what, 1e-3, RESTARTS)[0]))
+    size = abs(float(extreme_eigenpairs(products, 1, "LM", what, 1e-3, restarts)[0]))
     shift = 1.01 * size
     turned = LinearOperator(
         products.shape, lambda x: shift * x - products.matvec(x), dtype=products.dtype
     )
-    return shift - float(extreme_eigenpairs(turned, 1, "LA", what, tolerance, RESTARTS)[0])
+    return shift - float(extreme_eigenpairs(turned, 1, "LA", what, tolerance, restarts)[0])
 
 
 REST = 1e2  # of ε: a remainder this small ends the recurrence, the space is invariant

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.krylov import RESTARTS, extreme_eigenpairs, smallest_eigenvalue
 from fisherlab.numerics.linalg import (
     Label,
@@ -45,6 +47,8 @@ from fisherlab.samples.cross import multiplied
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 FORMED_ROWS = 512  # whether a damped sum is positive is seen on its matrix up to this size
+FEW = 30  # restarts of Lanczos on a sum itself, whose products are the cheaper ones
+CERTAIN = 1e3  # times the tolerance: what an eigenvalue found so exceeds is one
 CLEAR = 0.1  # what a sign is clear above, found to 1e-3
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
 HIDDEN = 1e-9  # share of a sum that rounding of its terms may take
@@ -192,11 +196,15 @@ class KroneckerSum(Operator):
         if len(self.terms) == 1 or self.shape[0] <= DENSE_ROWS:
             return float(self.eigenvalues()[-1])
         lower, upper = self._bounds
-        eps = torch.finfo(self.dtype).eps
-        ends = max(1e-10, eps) * max(upper, -lower), -1.01 * lower
-        if ends[0] < ends[1] and self._excess(ends[0]) > 0:
-            return -self._least_damping(*ends)
-        return smallest_eigenvalue(self.to_scipy(), repr(self), max(1e-8, 10 * eps))
+        eps, size = torch.finfo(self.dtype).eps, max(upper, -lower)
+        tolerance, low = max(1e-8, 10 * eps), max(1e-10, eps) * size
+        search = partial(smallest_eigenvalue, self.to_scipy(), repr(self), tolerance)
+        with suppress(NumericalError):
+            if (found := search(FEW)) < -CERTAIN * tolerance * size:
+                return found
+        if low < -1.01 * lower and self._excess(low) > 0:
+            return -self._least_damping(low, -1.01 * lower)
+        return search(RESTARTS)
 
     def _least_damping(self, low: float, high: float) -> float:
         """Return the damping between two at which the sum becomes positive definite."""
@@ -265,7 +273,8 @@ class KroneckerSum(Operator):
         if len(self.terms) > 1 and damping:
             if self._bounds[0] > -damping / 2:  # half of it is no rounding
                 return
-            if self.shape[0] > FORMED_ROWS and self._excess(damping) < 0:
+            unknown = "smallest_eigenvalue" not in vars(self)
+            if self.shape[0] > FORMED_ROWS and unknown and self._excess(damping) < 0:
                 return
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
