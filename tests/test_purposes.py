@@ -627,6 +627,131 @@ def test_the_exact_block_is_the_best_in_every_purpose(network):
         np.testing.assert_allclose(values.values, best.values, atol=1e-9)
 
 
+def by_example(stats, layer):
+    """What every example adds to F, (n, p, p), from formed matrices."""
+    d = stats[layer].samples.matrices().flatten(2)
+    return torch.einsum("vnp,vnq->npq", d, d) / stats[layer].count
+
+
+def moved(measure, blocks):
+    """Derivatives of a measure of F by the weight of every example, centred."""
+    step, found = 1e-4, []
+    for n in range(len(blocks[0])):
+        ends = []
+        for sign in (1, -1):
+            turned = [f.sum(0) + sign * step * (f[n] - f.mean(0)) for f in blocks]
+            ends.append(measure(turned))
+        found.append((ends[0] - ends[1]) / (2 * step))
+    return torch.tensor(found).double()
+
+
+def share_reached(vectors, steps, damping):
+    """The share of the exact decrease along given steps, by F."""
+
+    def measure(blocks):
+        slope = curvature = goal = 0.0
+        for f, v, taken in zip(blocks, vectors, steps, strict=True):
+            p = f + damping * torch.eye(len(f)).double()
+            slope += float(v @ taken)
+            curvature += float(taken @ p @ taken)
+            goal += float(v @ torch.linalg.solve(p, v))
+        return slope**2 / (curvature * goal)
+
+    return measure
+
+
+def posterior_divergence(matrices, damping):
+    """KL(exact ‖ own) of given F̂, by F."""
+
+    def measure(blocks):
+        total = 0.0
+        for f, g in zip(blocks, matrices, strict=True):
+            eye = damping * torch.eye(len(f)).double()
+            p, q = f + eye, g + eye
+            inside = torch.linalg.solve(p, q).trace() - len(f) + p.logdet() - q.logdet()
+            total += float(inside) / 2
+        return total
+
+    return measure
+
+
+CONVOLUTION = (
+    lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+    (2, 3, 3),
+)
+DENSE = lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), (4,)
+
+
+@pytest.mark.parametrize("build", [DENSE, CONVOLUTION], ids=["dense", "convolution"])
+def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build[0]().double()
+    data = normal(N, *build[1], seed=1), torch.arange(N) % 3
+    stats = fl.collect(model, data, fl.Categorical())
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    methods = ["kfac", "kpsvd-2", "diagonal"]
+    step, laplace = purposes.Step(gradient, DAMPING), purposes.Laplace(DAMPING * 20, 20)
+    found = judge(stats, methods, [step, laplace])
+    rows = {name: [name] for name in stats} | {None: list(stats)}
+    for row, layers in rows.items():
+        blocks = [by_example(stats, name) for name in layers]
+        vectors = [gradient[name].gradient.flatten() for name in layers]
+        influences = {"step": [], "laplace": []}
+        for method in methods:
+            own = [dense(stats, method, name)[1] for name in layers]
+            shares = []
+            for ratio in (1.0, *step.grid):
+                eyes = [ratio * DAMPING * torch.eye(len(g)).double() for g in own]
+                steps = [
+                    torch.linalg.solve(g + e, v)
+                    for g, e, v in zip(own, eyes, vectors, strict=True)
+                ]
+                at = share_reached(vectors, steps, DAMPING)
+                shares.append((at([f.sum(0) for f in blocks]), at))
+            best = max(shares, key=lambda one: one[0])[1]
+            influences["step"].append(moved(best, blocks))
+            influences["laplace"].append(moved(posterior_divergence(own, DAMPING), blocks))
+        for purpose, each in influences.items():
+            table = torch.stack(each)
+            expected = (table[:, None] - table).norm(dim=2)
+            error = found["network_lead_error"]
+            if row is not None:
+                error = found["lead_error"].sel(layer=row)
+            error = error.sel(purpose=purpose).transpose("approximator", "rival").values
+            np.testing.assert_allclose(error, expected, rtol=1e-5, atol=1e-8)
+            assert (expected + torch.eye(3) > 1e-4).all(), "there is something to see"
+
+
+def test_errors_of_leads_foretell_how_leads_differ_between_samples():
+    """Fixed methods against exact blocks of many samples of one population."""
+    rng = torch.Generator().manual_seed(3)
+    weights = torch.randn(3, 4, generator=rng).double()
+    pool = torch.randn(60_000, 4, generator=rng).double()
+    model = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        model.weight.copy_(weights)
+        model.bias.zero_()
+    size, leads = 120, {"step": [], "laplace": []}
+    first = (pool[:size], torch.zeros(size).long())
+    stats = fl.collect(model, first, fl.Categorical())
+    gradient = fl.mean_gradient(model, first, fl.Categorical())
+    asked = [purposes.Step(gradient, DAMPING, grid=(1.0,)), purposes.Laplace(1.0, 20)]
+    methods = {n: fl.approximators()[n](stats["weight"]) for n in ("kfac", "diagonal")}
+    fixed = {name: (lambda _, made=made: made) for name, made in methods.items()}
+    for k in range(50):
+        part = pool[size * k : size * (k + 1)], first[1]
+        found = judge(fl.collect(model, part, fl.Categorical()), fixed, asked)
+        for purpose, each in leads.items():
+            at = int(np.flatnonzero(found["of_purpose"] == purpose)[0])
+            values = found["network"].isel(measure=at).values
+            error = found["network_lead_error"].sel(purpose=purpose).values[0, 1]
+            each.append((values[0] - values[1], error))
+    for each in leads.values():
+        differences, told = np.array(each).T
+        assert np.median(told) == pytest.approx(differences.std(), rel=0.3)
+
+
 def test_a_network_is_its_blocks_side_by_side(network):
     """The table's network is that of one dense block-diagonal matrix."""
     model, data, stats = network

@@ -41,6 +41,14 @@ LISTED = re.compile(WHO + r" in [^(`]* \(([0-9.e-]+) %\)")
 WITHOUT = re.compile(
     rf"[Ww]ithout a number \(share of the parameters\): ((?:{LISTED.pattern}(?:, )?)+): "
 )
+LEAD = re.compile(
+    r" \((?:a lead of ([-0-9.e]+) ± ([-0-9.e]+)(, within the noise of the examples)?|"
+    r"leads are not held against noise|a lead within the noise of the data, .*?)\)"
+)
+NEAR = re.compile(
+    r" \((?:leads are not held against noise|"
+    r"a lead within the noise of the examples in (\d+))\)"
+)
 TIED = 2e-6
 
 
@@ -52,7 +60,40 @@ def close(told, value):
     return float(told) == pytest.approx(value, rel=6e-3, abs=1e-12)
 
 
-def check_ranking(found, gaps, numbers):
+def check_lead(text, first, second, lead, errors):
+    """Hold what is said of a lead against its standard error, where that is known."""
+    told, error = LEAD.match(text), np.nan
+    if errors is not None:
+        error = float(errors.sel(approximator=first, rival=second))
+    assert (told is not None and told[1] is not None) == np.isfinite(error)
+    if np.isfinite(error):
+        assert float(told[1]) == pytest.approx(lead, rel=0.06)
+        assert float(told[2]) == pytest.approx(2 * error, rel=0.06)
+        if abs(lead - 2 * error) > 1e-9 * lead:
+            assert bool(told[3]) == (lead <= 2 * error)
+
+
+def check_leads(text, rows, known):
+    """Hold in how many layers the nearest leads by chance against standard errors."""
+    told = NEAR.search(text)
+    if told is None or rows.get("errors") is None:
+        assert told is None or told[1] is None
+        return
+    ratios = []
+    for i in np.flatnonzero(known):
+        row = np.abs(rows["values"] - rows["best"])[i]
+        gaps = dict(zip(rows["methods"], row, strict=True))
+        order = sorted((m for m in gaps if np.isfinite(gaps[m])), key=gaps.get)
+        rest = [m for m in order if gaps[m] > gaps[order[0]] + TIED / 2]
+        errors = rows["errors"]["layers"].isel(layer=i)
+        ends = {"approximator": order[0], "rival": rest[0]} if rest else None
+        lead = gaps[rest[0]] - gaps[order[0]] if rest else np.inf
+        ratios.append(lead / float(errors.sel(ends)) if rest else np.inf)
+    assert (told[1] is None) == bool(np.isnan(ratios).any())
+    assert told[1] is None or int(told[1]) == sum(ratio <= 2 for ratio in ratios)
+
+
+def check_ranking(found, gaps, numbers, errors=None):
     """Hold first and second of a sentence against the distances from the best."""
     who = set(names(found["who"]))
     nearest = min(gaps.values())
@@ -66,6 +107,9 @@ def check_ranking(found, gaps, numbers):
         assert rest[found["next"]] <= min(rest.values()) + TIED
         assert close(found["second"], numbers[found["next"]])
         assert found["second"] != found["value"]
+        first, second = names(found["who"])[0], found["next"]
+        lead = gaps[second] - nearest
+        check_lead(found.string[found.end() :], first, second, lead, errors)
 
 
 def check(text, rows):
@@ -103,9 +147,10 @@ def check(text, rows):
         }
         assert set(ranked) == held
         assert len(held) > 1
-        check_ranking(found, ranked, pooled)
+        which = "pooled" if there.all() else "common"
+        check_ranking(found, ranked, pooled, rows.get("errors", {}).get(which))
     elif found:
-        check_ranking(found, complete, pooled)
+        check_ranking(found, complete, pooled, rows.get("errors", {}).get("pooled"))
         assert bool(found["among"]) == (len(complete) < len(methods))
         # nobody with a number somewhere and none elsewhere was left out of the contest
         assert all(
@@ -117,6 +162,7 @@ def check(text, rows):
         )
     if layered:
         known = np.isfinite(gaps).sum(1) > 1
+        check_leads(layered, rows, known)
         for name, count, of, percent in WON.findall(layered.split("ithout a number")[0]):
             column = gaps[:, methods.index(name)]
             with np.errstate(invalid="ignore"):
@@ -203,6 +249,26 @@ def rows_of(table, purpose):
             part["purpose_common_layers"].sel(purpose=purpose).values.astype(bool),
             dict(zip(methods, part["purpose_common"].isel(measure=at).values, strict=True)),
         ),
+        "errors": {
+            "layers": part["purpose_lead_error"].sel(purpose=purpose),
+            "pooled": part["purpose_network_lead_error"].sel(purpose=purpose),
+            "common": part["purpose_common_lead_error"].sel(purpose=purpose),
+        },
+    }
+
+
+def random_errors(layers, methods, seed):
+    """Standard errors of leads, symmetric, some layers' unknown."""
+    draw = np.random.default_rng(seed)
+    errors = draw.lognormal(-2, 2, (layers + 2, methods, methods))
+    errors = errors + errors.transpose(0, 2, 1)
+    errors[:, range(methods), range(methods)] = 0.0
+    errors[draw.random(layers + 2) < 0.2] = np.nan
+    over, errors = ("approximator", "rival", "purpose"), errors[..., None]
+    return {
+        "purpose_lead_error": (("layer", *over), errors[2:]),
+        "purpose_network_lead_error": (over, errors[0]),
+        "purpose_common_lead_error": (over, errors[1]),
     }
 
 
@@ -432,8 +498,9 @@ WHY = {
 @given(
     st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=4),
     st.sampled_from([0.0, 1.0]),
+    st.integers(0, 10_000),
 )
-def test_no_sentence_is_false_whatever_the_numbers(rows, best):
+def test_no_sentence_is_false_whatever_the_numbers(rows, best, seed):
     """Infinity stands for an indefinite cell, NaN for one left out for its size."""
     methods, layers = ["kfac", "kpsvd", "mine"], [str(n) for n in range(len(rows))]
     drawn = np.array(rows)
@@ -453,10 +520,12 @@ def test_no_sentence_is_false_whatever_the_numbers(rows, best):
             "purpose_status": (("layer", "approximator", "purpose"), status[:, :, None]),
             "purpose_common": (("approximator", "measure"), common[:, None]),
             "purpose_common_layers": (("layer", "purpose"), there[:, None]),
+            **random_errors(len(rows), len(methods), seed),
         },
         {
             "layer": layers,
             "approximator": methods,
+            "rival": methods,
             "measure": ["p.m"],
             "purpose": ["p"],
             "of_purpose": ("measure", ["p"]),

@@ -27,7 +27,30 @@ SOLVE: Final = "a solve with `{}` takes {} the flops of theirs"
 SIZE: Final = "left out for size"
 OF_ALL: Final = " of the parameters"
 UNHELD: Final = " (leads are not held against noise)"
+DOUBT: Final = 2  # standard errors within which a lead is one by chance
 _NEEDED: Final = re.compile(r"λ above ([-+.0-9e]+) needed")
+
+
+@dataclass(frozen=True, eq=False)
+class LeadErrors:
+    """Standard errors of leads over other examples, NaN where they are not known.
+
+    Parameters
+    ----------
+    layers
+        Of every layer (layers, methods, methods).
+    pooled, common
+        Of all layers together, and of those in common (methods, methods).
+
+    Examples
+    --------
+    >>> LeadErrors(*(np.zeros(shape) for shape in ((1, 2, 2), (2, 2), (2, 2)))).pooled[0, 1]
+    np.float64(0.0)
+    """
+
+    layers: Grid
+    pooled: Grid
+    common: Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +85,8 @@ class Contest:
     common
         Layers, nearly all of the network, where several methods have numbers, and those
         of these layers together (methods), see `in_common`; None where it is not known.
+    errors
+        Standard errors of leads over other examples; None where nothing is known of them.
 
     Examples
     --------
@@ -86,6 +111,7 @@ class Contest:
     known: Mapping[str, str] = field(default_factory=dict)
     setting: str = ""
     common: tuple[Grid, Grid] | None = None
+    errors: LeadErrors | None = None
 
     @property
     def complete(self) -> tuple[str, ...]:
@@ -167,7 +193,9 @@ class Contest:
             return [f"`{complete[0]}`: {self.title} {self._number(complete[0])}"]
         if complete and not self.partial:
             among = " of those that can be used" * (len(complete) < len(self.methods))
-            return [self._ranked(complete, self.of, among) + self._cost(complete[0])]
+            errors = None if self.errors is None else self.errors.pooled
+            ranked = self._ranked(complete, self.of, among, errors)
+            return [ranked + self._cost(complete[0])]
         together, layers = self._together(), self._layers_won()
         whole = [f"`{name}` ({self._number(name)})" for name in complete]
         alone = [f"a number in every layer has only {', '.join(whole)}"] if whole else []
@@ -190,7 +218,11 @@ class Contest:
         return f"{self.of(method):.3g}"
 
     def _ranked(
-        self, methods: Sequence[str], of: Callable[[str], float], among: str
+        self,
+        methods: Sequence[str],
+        of: Callable[[str], float],
+        among: str,
+        errors: Grid | None,
     ) -> str:
         """Say who is nearest for layers together, who is next, and if that is noise."""
         gaps = [abs(of(name) - self.best) for name in methods]
@@ -206,11 +238,23 @@ class Contest:
             rival, lead = methods[len(tied)], gaps[len(tied)] - gaps[0]
             first, second = _told_apart(of(tied[0]), of(rival))
             said += f" {first}, then `{rival}` with {second}"
-            if lead <= self.noise:
-                said += f" (a lead within the noise of the data, {self.noise:.2g})"
-            elif np.isnan(self.noise):
-                said += UNHELD
+            said += self._doubt(lead, self._error(errors, tied[0], rival))
         return said + self._settled(named)
+
+    def _error(self, errors: Grid | None, first: str, second: str) -> float:
+        """Return the standard error of the lead of a method over another."""
+        if errors is None:
+            return float("nan")
+        return float(errors[self.methods.index(first), self.methods.index(second)])
+
+    def _doubt(self, lead: float, error: float) -> str:
+        """Say how a lead stands beside what other data would have moved it by."""
+        if np.isfinite(error):
+            within = ", within the noise of the examples" * (lead <= DOUBT * error)
+            return f" (a lead of {lead:.2g} ± {DOUBT * error:.2g}{within})"
+        if lead <= self.noise:
+            return f" (a lead within the noise of the data, {self.noise:.2g})"
+        return UNHELD * bool(np.isnan(self.noise))
 
     def _together(self) -> list[str]:
         """Rank those that have numbers in nearly all of the network over these layers."""
@@ -224,9 +268,13 @@ class Contest:
             return []
         if self._everywhere():
             among = " of those with a number in every layer"
-            return [self._ranked(ranked, self.of, among) + self._cost(ranked[0])]
+            errors = None if self.errors is None else self.errors.pooled
+            told = self._ranked(ranked, self.of, among, errors)
+            return [told + self._cost(ranked[0])]
         at = [name for name, there in zip(self.layers, rows, strict=True) if there]
-        said = self._ranked(ranked, known.__getitem__, " of those with a number there")
+        errors = None if self.errors is None else self.errors.common
+        among = " of those with a number there"
+        said = self._ranked(ranked, known.__getitem__, among, errors)
         where = f"over {len(at)} of {len(self.layers)} layers ({self._share(at)}{OF_ALL})"
         return [f"{where} {said}{self._cost(ranked[0])}"]
 
@@ -263,8 +311,33 @@ class Contest:
             return ""
         return (
             "layer by layer, of those that have a number there, the closest to the exact "
-            f"block ({self.title}) is {', '.join(told)}{UNHELD * (len(won) > 1)}"
+            f"block ({self.title}) is {', '.join(told)}{self._doubts() * (len(won) > 1)}"
         )
+
+    def _doubts(self) -> str:
+        """Say in how many layers the lead is within the noise of the examples."""
+        if self.errors is None:
+            return UNHELD
+        ratios = [
+            self._over_error(row, errors)
+            for row, errors in zip(self.values, self.errors.layers, strict=True)
+            if np.isfinite(row).sum() > 1
+        ]
+        if np.isnan(ratios).any():
+            return UNHELD
+        count = sum(ratio <= DOUBT for ratio in ratios)
+        return f" (a lead within the noise of the examples in {count})"
+
+    def _over_error(self, values: Grid, errors: Grid) -> float:
+        """Return the lead of the nearest in a layer over its standard error."""
+        gaps = np.abs(values - self.best)
+        order = [int(j) for j in np.argsort(gaps) if np.isfinite(gaps[j])]
+        leads = gaps[order] - gaps[order[0]]
+        behind = np.flatnonzero(leads > TIED)
+        if not behind.size:
+            return float("inf")  # all are equal: nobody leads
+        error = self._error(errors, *(self.methods[order[k]] for k in (0, behind[0])))
+        return float(leads[behind[0]] / error) if error else float("inf")
 
     def _cost(self, method: str) -> str:
         """Say what an approximation costs beside the exact block."""

@@ -47,7 +47,8 @@ def table(
     values = np.full((len(rows), len(methods), len(labels)), np.nan)
     shared = _Shared.of(layers, len(methods), labels)
     more: dict[str, Any] = {}
-    for p, purpose in purposes.items():
+    errors = np.full((len(rows), len(methods), len(methods), len(purposes)), np.nan)
+    for k, (p, purpose) in enumerate(purposes.items()):
         exact = {name: answers[name, "", p] for name in names if (name, "", p) in answers}
         paired: dict[str, Pairs] = {}
         for column, method in enumerate(methods):
@@ -60,11 +61,15 @@ def table(
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
         shared.add(p, purpose, paired, values[:-1])
+        errors[..., k] = [lead_errors(purpose, paired, name) for name in rows]
         if isinstance(purpose, Step):
             more = _by_damping(purpose, paired, rows)
     _note_missing(values, names, list(methods), labels, reasons)
     ds = _labelled(layers, list(methods), purposes, labels, values, reasons)
     more |= _costs(found.costs, names, list(methods)) | shared.variables(list(purposes))
+    over = "approximator", "rival", "purpose"
+    more |= {"lead_error": (("layer", *over), errors[:-1]), "rival": list(methods)}
+    more |= {"network_lead_error": (over, errors[-1])}
     return ds.assign(more).assign_attrs(made)
 
 
@@ -77,6 +82,7 @@ class _Shared:
     labels: Sequence[tuple[str, Measure]]
     values: Any
     layers: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -95,7 +101,8 @@ class _Shared:
         known = np.isfinite(values[:, :, places[0]])
         rows = self.layers[name] = in_common(self.sizes, known)
         kept = [layer for layer, there in zip(self.names, rows, strict=True) if there]
-        for column, asked in enumerate(paired.values()):
+        together: dict[str, Pairs] = {method: {} for method in paired}
+        for column, (method, asked) in enumerate(paired.items()):
             if not kept or not known[rows, column].all():
                 continue
             try:
@@ -104,12 +111,16 @@ class _Shared:
             except REFUSALS:
                 continue  # the status of the cells says why there is none for all layers
             self.values[column, places] = [measured[self.labels[k][1].name] for k in places]
+            together[method] = {None: (mine, other)}
+        self.errors[name] = lead_errors(purpose, together, None)
 
     def variables(self, purposes: Sequence[str]) -> dict[str, Any]:
         """Return the numbers, and over which layers they are."""
         marks = np.array([self.layers[name] for name in purposes]).T
+        errors = np.stack([self.errors[name] for name in purposes], -1)
         return {
             "common": (("approximator", "measure"), self.values),
+            "common_lead_error": (("approximator", "rival", "purpose"), errors),
             "common_layers": (("layer", "purpose"), marks.astype(np.int8)),
         }
 
@@ -143,6 +154,36 @@ def _measured(
             where = layers if name is None else [name]
             failed |= dict.fromkeys(where, reason(error))
     return measured
+
+
+def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) -> Any:
+    """Return the standard errors of the leads of methods over each other, NaN unknown.
+
+    The examples that the exact block is made of are taken for independent ones, the
+    methods as they are: an error is the norm of the difference of what every example
+    moves two methods' first measures by.
+
+    Parameters
+    ----------
+    purpose
+        One with `influences`; of others nothing is known.
+    paired
+        Answers of the exact block and of a method, by method.
+    row
+        A layer, or None for all together.
+    """
+    errors = np.full((len(paired), len(paired)), np.nan)
+    tell = getattr(purpose, "influences", None)
+    moved = {
+        column: tell(*asked[row])
+        for column, asked in enumerate(paired.values())
+        if tell is not None and row in asked
+    }
+    for a, first in moved.items():
+        for b, second in moved.items():
+            if len(first) and first.shape == second.shape:
+                errors[a, b] = float((first - second).norm())
+    return errors
 
 
 def _by_damping(

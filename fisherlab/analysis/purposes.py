@@ -80,7 +80,11 @@ def judge(
         several methods have a number of the first measure. With `fl.Step`, `decrease` and
         `network_decrease` are the shares of the best decrease over `own_damping`, a
         method's own μ over the common λ, and `gradient_decrease` and
-        `network_gradient_decrease` those of the gradient. `stored_numbers` and
+        `network_gradient_decrease` those of the gradient. `lead_error` (`layer`,
+        `approximator`, `rival`, `purpose`), `network_lead_error` and `common_lead_error`
+        are standard errors of the difference of two methods in the first measure, over
+        the examples of the exact block and the methods held as they are; NaN where a
+        purpose does not tell. `stored_numbers` and
         `solve_flops` are the costs, `exact_solve_flops` that of the exact block.
 
     Raises
@@ -316,7 +320,7 @@ def _exact(s: Samples, asked: Demand) -> Work:
         work = work + traced(s)
     elif asked.dampings or asked.weights:
         work = work + shared(s, "gradient")
-    return work + Work(asked.weights * exact_solve(s))
+    return work + Work((asked.weights + asked.references / 2) * exact_solve(s))
 
 
 def exact_solve(s: Samples) -> float:
@@ -338,6 +342,8 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     work = Work((asked.products + asked.forms / 2) * product(s) + asked.flops)
     if facts(method).result == "exact":
         return work
+    o, i = s.weight_shape
+    work = work + Work(2.0 * asked.references * o * i * (o + i))
     cell = counted(s, method)
     whole = asked.traces or asked.divergences
     if asked.dampings or asked.weights or whole:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.contests import HELD, SOLVE, Contest, Grid
+from fisherlab.analysis.contests import HELD, SOLVE, Contest, Grid, LeadErrors
 from fisherlab.analysis.damping_ranges import damping_verdict
 from fisherlab.analysis.merging import judged
 from fisherlab.showing import kind_of
@@ -88,6 +88,7 @@ def _contest(table: xr.Dataset, purpose: str) -> Contest:
         known=settled(table, _word(first, "assured"), whom.split(" | ") if whom else ()),
         setting=_word(first, "setting"),
         common=_common(kept),
+        errors=_lead_errors(kept, names),
     )
 
 
@@ -95,6 +96,18 @@ def _common(first: xr.Dataset) -> tuple[Grid, Grid] | None:
     if "common" not in first:
         return None
     return first["common_layers"].values.astype(bool), first["common"].values
+
+
+def _lead_errors(first: xr.Dataset, methods: Sequence[str]) -> LeadErrors | None:
+    if "lead_error" not in first:
+        return None
+    known = first.reindex(rival=list(methods))  # results put together may lack some
+    over = "approximator", "rival"
+    return LeadErrors(
+        known["lead_error"].transpose("layer", *over).values,
+        known["network_lead_error"].transpose(*over).values,
+        known["common_lead_error"].transpose(*over).values,
+    )
 
 
 def _word(found: xr.Dataset, name: str) -> str:

@@ -109,6 +109,10 @@ class FactoredFisher(Operator):
         found = self.samples.project(w.reshape(-1, *self.weight_shape))
         return (found.square().sum((1, 2)) / self.count).view(w.shape[:-2])
 
+    def forms_by_example(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k n"]:
+        """Return (1/N) Σ_v ⟨D_vn, w⟩², what every example adds to wᵀFw."""
+        return self.samples.project(w).square().sum(1) / self.count
+
     def _dense(self) -> Float[Tensor, "p p"]:
         out = empty(self.shape, self.dtype, self.device)
         if isinstance(self.samples, SharedSamples) and self.form == "pairs":

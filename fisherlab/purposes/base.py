@@ -22,6 +22,7 @@ from fisherlab.statistics import LayerStatistics
 
 # Tensors by name; under "why" the error that kept one of them from being had.
 Answers = Mapping[str, Any]
+EXAMPLES = "examples"  # the answer that says what every example adds to another one
 CHUNK = 64  # weights that are solved for at once
 
 
@@ -76,6 +77,9 @@ class Demand:
         Further weights that are solved for.
     products, forms
         With the exact block, and quadratic forms of it.
+    references
+        Further weights that are solved for with the exact block once, and multiplied by
+        every matrix.
     traces, divergences
         Whether the inverse is held against that of the exact block as a whole, or each
         inverse against the other matrix alone.
@@ -94,6 +98,7 @@ class Demand:
     traces: bool = False
     divergences: bool = False
     forms: int = 0
+    references: int = 0
     flops: float = 0.0
 
 
@@ -110,9 +115,11 @@ class Purpose(Protocol):
 
     Notes
     -----
-    Two more are read where a purpose has them: `setting`, in words at which λ and the
-    like it is judged, and `demand(layer)`, what it costs; without it, one solve, one
-    product and the traces of inverses are counted.
+    Three more are read where a purpose has them: `setting`, in words at which λ and the
+    like it is judged; `demand(layer)`, what it costs; without it, one solve, one
+    product and the traces of inverses are counted; and `influences(exact, approx)`, what
+    every example of the exact block moves the first measure by, from which leads get
+    their standard errors: the norm of the difference of two methods' influences.
 
     Examples
     --------
@@ -150,10 +157,17 @@ def summed(blocks: Sequence[Answers], *lists: str) -> Answers:
     """
     joined: dict[str, Tensor] = {}
     for name in blocks[0]:
-        if name != "why":
+        if name != "why" and _adds_up(blocks, name):
             parts = [block[name] for block in blocks]
             joined[name] = torch.cat(parts) if name in lists else torch.stack(parts).sum(0)
     return joined
+
+
+def _adds_up(blocks: Sequence[Answers], name: str) -> bool:
+    """Whether all blocks have an answer; of every example only if they are the same."""
+    if name != EXAMPLES:
+        return True
+    return len({block[name].shape if name in block else None for block in blocks}) == 1
 
 
 def of_block(purpose: str, what: str, given: Mapping[str, Any], block: str) -> Any:

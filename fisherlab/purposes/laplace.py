@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisherlab.approximators import ExactBlock
 from fisherlab.likelihoods import Gaussian
 from fisherlab.metrics.divergences import backward, forward
 from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.numerics.memory import chunks
+from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.purposes.base import (
     CHUNK,
+    EXAMPLES,
     Answers,
     Demand,
     Measure,
@@ -29,6 +33,9 @@ from fisherlab.showing import shown
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
 
 BINS = 15  # of the calibration error
+DRAWN, FEWEST = 64, 24  # examples whose influence is looked at, at most and at least
+DEAR, KEPT = 1e11, 2**27  # multiply-adds and bytes that their solves may take
+_SOLVED: WeakKeyDictionary[FactoredFisher, Any] = WeakKeyDictionary()
 DIVERGENCES = (
     Measure(
         "kl",
@@ -205,7 +212,9 @@ class Laplace:
         if self.held_out is not None and layer.name in self.held_out.jacobians:
             samples = self.held_out.jacobians[layer.name].samples
             weights = samples.total
-        return Demand(weights=weights, divergences=True)
+        exact = ExactBlock()(layer)
+        references = len(_drawn(exact)) * exact.samples.columns
+        return Demand(weights=weights, references=references, divergences=True)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -226,6 +235,8 @@ class Laplace:
         )
         if self.held_out is not None:
             found["variances"] = self._variances(layer, damped)
+        if not pair.same and (drawn := _drawn(pair.exact)):
+            found[EXAMPLES] = _influences(damped, drawn)
         return found
 
     def _variances(self, layer: LayerStatistics, damped: Damped) -> Float[Tensor, "k n"]:
@@ -244,6 +255,16 @@ class Laplace:
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Add everything: blocks are independent under a block-diagonal posterior."""
         return summed(blocks)
+
+    def influences(self, exact: Answers, approx: Answers) -> Float[Tensor, " n"]:
+        r"""Return what some random examples move KL(exact ‖ own) by, scaled to all.
+
+        .. math:: ½ \mathrm{tr}\left[(P^{-1} - P^{-1} Q P^{-1}) \mathrm{d}F\right]
+
+        where an example adds F_n to F and Q is held as it is; nothing (0,) where they are
+        too dear or not known.
+        """
+        return Tensor(approx.get(EXAMPLES, torch.empty(0)))
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
         """Return divergences, evidence and errors of the predictive."""
@@ -270,6 +291,42 @@ class Laplace:
         return float(F.cross_entropy(scaled, labels)), calibration_error(
             scaled.softmax(1), labels
         )
+
+
+def _drawn(exact: Operator) -> list[int]:
+    """Return random examples whose influence is looked at; none where that is dear."""
+    if not isinstance(exact, FactoredFisher) or exact.iterates:
+        return []
+    samples, p = exact.samples, exact.shape[0]
+    product = samples.product_work() + samples.total**2 if exact.uses_gram else p * p
+    each = samples.columns * max(product / DEAR, 8 * p / KEPT)
+    count = min(samples.examples, DRAWN, int(1 / each))
+    if count < min(samples.examples, FEWEST):
+        return []
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(samples.examples, generator=generator, device="cpu")
+    return [int(n) for n in order[:count]]
+
+
+def _influences(damped: Damped, drawn: Sequence[int]) -> Float[Tensor, " n"]:
+    """Return ½ dᵀ(P⁻¹ − P⁻¹QP⁻¹)d of examples, centred, as if they were all."""
+    exact = damped.pair.exact
+    assert isinstance(exact, FactoredFisher)
+    solved, inside = _solved(exact, damped.damping, drawn)
+    turned = damped.pair.approx @ solved + damped.damping * solved
+    terms = (inside - (solved * turned).sum((-2, -1))).sum(0) / (2 * exact.count)
+    return (terms - terms.mean()) * (exact.samples.examples / len(drawn)) ** 0.5
+
+
+def _solved(
+    exact: FactoredFisher, damping: float, drawn: Sequence[int]
+) -> tuple[Float[Tensor, "v n o i"], Float[Tensor, "v n"]]:
+    """Return P⁻¹d and dᵀP⁻¹d of examples, once for all methods."""
+    if exact not in _SOLVED or _SOLVED[exact][0] != damping:
+        rows = torch.cat([exact.samples.matrices(slice(n, n + 1)) for n in drawn], 1)
+        found = exact.inverse(damping) @ rows
+        _SOLVED[exact] = damping, (found, (rows * found).sum((-2, -1)))
+    return _SOLVED[exact][1]
 
 
 def calibration_error(

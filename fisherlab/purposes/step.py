@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, Final, final
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from fisherlab.errors import FisherlabError, IndefiniteError
 from fisherlab.metrics.pairs import Damped, Pair
+from fisherlab.operators import FactoredFisher
 from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, parsed
 from fisherlab.operators.stacked import has_factors
-from fisherlab.purposes.base import Answers, Demand, Measure, of_block, summed
+from fisherlab.purposes.base import EXAMPLES, Answers, Demand, Measure, of_block, summed
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
@@ -144,28 +146,28 @@ class Step:
         try:
             taken = self._solved(pair, v, common)
         except IndefiniteError as error:
-            found |= {"direction": torch.full_like(v, torch.nan).flatten(), "why": error}
-            first = (float("nan"), float("nan"))
-        else:
-            found["direction"] = taken.flatten()
-            first = _reached(damped, v, taken)
+            taken = torch.full_like(v, torch.nan)
+            found["why"] = error
+        found["direction"] = taken.flatten()
         ratios = () if pair.same else self.grid
-        rest = [self._tried(damped, pair, v, ratio * common) for ratio in ratios]
-        reached = torch.tensor([first, *rest], dtype=torch.float64)
-        if "why" in found and reached.isnan().all():
+        tried = (self._tried(pair, v, ratio * common) for ratio in ratios)
+        reached = [_reached(damped, v, step) for step in chain((taken,), tried)]
+        slopes, curvatures, added = map(torch.stack, zip(*reached, strict=True))
+        found |= {"slopes": slopes, "curvatures": curvatures}
+        if "why" in found and slopes.isnan().all():
             raise found["why"]
         if pair.same:
-            found["gradient"] = torch.tensor(_reached(damped, v, v), dtype=torch.float64)
-        return {**found, "slopes": reached[:, 0], "curvatures": reached[:, 1]}
+            found["gradient"] = torch.stack(_reached(damped, v, v)[:2])
+        if added.shape[1]:
+            found[EXAMPLES] = added - added.mean(1, keepdim=True)
+        return found
 
-    def _tried(
-        self, damped: Damped, pair: Pair, v: Tensor, mu: float
-    ) -> tuple[float, float]:
-        """Return slope and curvature at a μ; NaN where the method has no step."""
+    def _tried(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
+        """Return the step at a μ; NaN where the method has none."""
         try:
-            return _reached(damped, v, self._solved(pair, v, mu))
+            return self._solved(pair, v, mu)
         except FisherlabError:
-            return float("nan"), float("nan")
+            return torch.full_like(v, torch.nan)
 
     def _solved(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
         if (
@@ -198,6 +200,23 @@ class Step:
             "best_damping": ratios[best],
         }
 
+    def influences(self, exact: Answers, approx: Answers) -> Tensor:
+        r"""Return what examples move the share at the best damping by, (N,).
+
+        .. math:: c \left(\frac{\mathrm{d}g}{g} - \frac{\mathrm{d}q}{q}\right), \qquad
+                  g = v^T P^{-1} v, \quad q = Δ^T P Δ
+
+        for the share c, where an example moves g by −Δ*ᵀF_nΔ* and q by ΔᵀF_nΔ, the
+        steps held as they are; nothing (0,) where examples are not known.
+        """
+        if EXAMPLES not in exact or EXAMPLES not in approx:
+            return torch.empty(0)
+        shares = _shares(approx, float(exact["slopes"][0]))
+        best = int(shares.nan_to_num(-1.0).argmax())
+        goal = exact[EXAMPLES][0] / exact["slopes"][0]
+        own = approx[EXAMPLES][best] / approx["curvatures"][best]
+        return shares[best] * (goal - own)
+
     @property
     def ratios(self) -> list[float]:
         """The μ/λ that were tried, the common one among them, ascending."""
@@ -218,9 +237,12 @@ def _shares(approx: Answers, goal: float) -> Tensor:
     return Tensor(approx["slopes"].square() / (approx["curvatures"] * goal))
 
 
-def _reached(damped: Damped, v: Tensor, taken: Tensor) -> tuple[float, float]:
-    return _dot(v, taken), damped.form(taken)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum())
+def _reached(damped: Damped, v: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return vᵀΔ, ΔᵀPΔ and what every example adds to that, where they are known."""
+    exact = damped.pair.exact
+    if isinstance(exact, FactoredFisher):
+        added = exact.forms_by_example(step[None])[0]
+        inside = added.sum()
+    else:
+        added, inside = step.new_empty(0), exact.quadratic_form(step)
+    return (v * step).sum(), inside + damped.damping * step.square().sum(), added

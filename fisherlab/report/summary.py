@@ -8,6 +8,7 @@ import xarray as xr
 
 from fisherlab.analysis.contests import Contest, coarse
 from fisherlab.analysis.damping_ranges import damping_verdict
+from fisherlab.analysis.merging import judged
 from fisherlab.analysis.verdicts import contests
 from fisherlab.analysis.wording import error_text, layers, percent, quoted, span
 from fisherlab.plots import frames
@@ -210,7 +211,13 @@ def _noise(ds: xr.Dataset, m: Moment) -> Sentence | None:
     if tied:
         level = float(ds.attrs.get("confidence", 0.95))
         parts.append(f"Not told apart from the closest at {percent(level)}: {tied}.")
-    source = "noise_floor, below_noise, tied_with_best"
+    errors = judged(ds).get("network_lead_error")
+    if errors is not None and bool(errors.notnull().any()):
+        parts.append(
+            "Where a lead stands with ±, that is two standard errors over the examples of "
+            "the exact blocks, the methods held as they are."
+        )
+    source = "noise_floor, below_noise, tied_with_best, purpose_network_lead_error"
     return Sentence("noise", " ".join(parts), source) if parts else None
 
 
