@@ -87,6 +87,40 @@ def test_how_far_the_exact_inverse_falls_at_best_is_told():
     assert martens2015._by_hand(ds) == "Here it is mnist after 7 iterations of K-FAC."
 
 
+def test_the_mass_by_distance_and_the_pair_that_is_missed_most_are_told():
+    entry = np.kron([[3.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 3.0]], np.ones((2, 2)))
+    layers = ["a", "b", "c"]
+    means = xr.DataArray(
+        [np.ones((3, 3)), np.where(np.eye(3)[::-1] > 0, 0.5, 1.2)],
+        {"matrix": ["F", "F̃"], "layer": layers, "with_layer": layers},
+    )
+    ds = xr.Dataset(
+        {
+            "entry": (("matrix", "row", "col"), [entry, entry]),
+            "mean_entry": means,
+            "start": ("layer", [0, 2, 4]),
+            "stop": ("layer", [2, 4, 6]),
+            "relative_error": ("structure", [0.5, 0.25]),
+        },
+        {"structure": list(figures.STRUCTURES)},
+    )
+    told = martens2015._mass(ds)
+    assert "Of the squares of F lie 87 % within layers, 13 % between neighbours" in told
+    assert "0.0 % farther; the errors are block diagonal 0.500" in told
+    told = martens2015._coarse(ds)
+    assert "is 0.500–1.20 over pairs of layers" in told
+    assert told.endswith("the farthest from one is 0.500 between a and c.")
+
+
+def test_a_chain_that_never_comes_as_low_needs_infinitely_many_iterations():
+    names = ["kfac-full", "kfac-full-tridiagonal"]
+    loss = xr.DataArray([[3.0, 2.0, 1.0]] * 2, {"optimizer": names, "step": [0, 2, 4]})
+    for low, share in ((1.0, 1.0), (1.5, np.inf)):
+        loss[1, 2] = low
+        found = martens2015._saved(xr.Dataset({"train_loss": loss}))
+        assert found == {"iterations": share}
+
+
 @pytest.mark.slow
 def test_the_chain_is_that_of_the_factored_form():
     problem = fl.problems.load("digits")

@@ -116,7 +116,15 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     other = ds.train_loss.sel(optimizer="adam, small")
     assert other[0] == adam.train_loss[0] != other[-1] != adam.train_loss[-1]
     told = training_races.every_loss(ds)
-    assert "50 % of the published length" in told
+    assert "The run has 4 of the published 8 steps. All take " in told
+    assert training_races.at_end(ds)["sgd-momentum"] == np.inf
+    assert training_races.at_end(ds, "test_accuracy")["sgd-momentum"] == 0
+    for pair, ratio in (
+        (("sgd-momentum", "adam"), np.inf),
+        (("adam", "sgd-momentum"), np.nan),
+    ):
+        claim = training_races.ends_below("", {"a": pair})
+        np.testing.assert_equal(claim.measure(ds)["a"], ratio)
     assert f"`adam` {float(adam.train_loss[-1]):.4g}" in told
     claim = training_races.ends_below("", {"a": ("adam, small", "adam")})
     assert claim.measure(ds)["a"] == pytest.approx(float(other[-1] / adam.train_loss[-1]))
@@ -272,3 +280,26 @@ def test_cg_fac_takes_half_where_examples_are_few_and_more_where_they_are_many(
     assert same.verdict == "reproduced"
     assert time.verdict in ("not", "reproduced")  # a matter of the machine
     plt.close(chen2021.draw(ds.expand_dims(seed=[0])))
+
+
+def test_where_a_method_is_worse_than_the_one_below_is_told():
+    names = ["kfac", "kpsvd", "kfac-corrected", "deflation"]
+    errors = xr.DataArray(
+        [[0.9, 0.9, 0.9, 0.9], [0.4, 0.3, 0.25, 0.2], [0.4, 0.5, 0.3, 0.2]],
+        {"step": [0, 30, 60], "approximator": names},
+    )
+    ds = xr.Dataset({"frobenius_error": errors, "spectrum_error": errors[::1] ** 2})
+    told = koroko2022._where_worse(ds)
+    assert told == "kpsvd is above kfac at 50 % of the moments, by up to 1.25 at step 60."
+    assert koroko2022._steps(ds) == (
+        "Step 60 of 2,500: the order holds for errors 1 at 1 of 2 moments and errors 2 at "
+        "1 of 2 moments."
+    )
+
+
+def test_where_two_solutions_are_the_farthest_apart_is_told():
+    sizes = {"width": [50, 200], "batch": [16], "alpha": [1.0], "residual": [0.01]}
+    error = xr.DataArray(np.reshape([0.1, 0.3], (2, 1, 1, 1)), sizes)
+    told = chen2021._farthest(xr.Dataset({"error": error}))
+    assert "at tolerance 0.01 0.300 with d = 200, m = 16, λ = 1 of" in told
+    assert "the median 0.200" in told

@@ -184,7 +184,7 @@ def test_how_the_power_of_a_time_grows_is_told():
         "seconds": (("approximator", "kind", "size", "phase"), seconds),
         "width": (("kind", "size"), width),
     }
-    said = bahamou2022._small_matrices(xr.Dataset(data, coords))
+    said = bahamou2022._small_matrices(xr.Dataset(data, coords), bahamou2022._inverting)
     assert "dense 4 and 8" in said
     assert "dense KFAC 2.00 after 1.00" in said
 
@@ -204,9 +204,9 @@ def test_accuracies_are_judged_of_their_own_data_alone():
     assert [one.verdict for one in own] == ["not", "not"]
     assert own[1].measured["sgd-momentum"][0] == pytest.approx(-0.05)
     assert "Trained is `cifar10-subset-resnet8`, not `cifar10-resnet32`" in own[0].reason
-    assert "25 % of the published length" in own[0].reason
+    assert "The run has 4 of the published 16 steps." in own[0].reason
     assert [one.verdict for one in other] == ["not measured"] * 2
-    assert "`--problem cifar100-vgg16`" in other[0].reason
+    assert "`cifar-100-python.tar.gz` there: `--problem cifar100-vgg16`" in other[0].reason
 
 
 def test_another_problem_brings_its_own_settings_and_rates_fall():
@@ -241,7 +241,8 @@ def test_memory_grows_as_the_entries_of_the_blocks(monkeypatch):
     )
     assert ds.numbers.sel(kind="convolution", approximator="MBF, shared").isnull().all()
     assert (ds.seconds.sel(approximator="KFAC") > 0).all()
-    assert "dense 4 and 8" in bahamou2022._small_matrices(ds)
+    assert "dense 4 and 8" in bahamou2022._small_matrices(ds, bahamou2022._held)
+    assert "4 channels MBF holds 720 numbers" in bahamou2022._entries(ds)
     plt.close(mini_block_cost.draw(ds.expand_dims(seed=[0])))
 
 

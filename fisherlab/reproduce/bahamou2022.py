@@ -8,7 +8,8 @@ in, and where the paper names no damping it is an axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import xarray as xr
@@ -19,6 +20,7 @@ from fisherlab.reproduce.mini_block_cost import exponents
 from fisherlab.reproduce.mini_block_fisher import DAMPING
 from fisherlab.reproduce.mini_block_training import PAPER, TRAINING_ROWS
 
+SMALL_RATES: Final = (0.1, 0.25, 0.5)  # η K
 SEEN: Final = f"empirical Fisher, λ = {DAMPING:g} of the mean eigenvalue"
 
 
@@ -163,9 +165,9 @@ def _ratio(ds: xr.Dataset) -> dict[str, float]:
     return {"largest": float(row.max())}
 
 
-def _overshoot(ds: xr.Dataset) -> str:
+def _overshoot(ds: xr.Dataset, rates: Sequence[float]) -> str:
     """Say in how many runs of each setting the bound holds, and when it breaks."""
-    one = ds[["residual", "bound", "holds"]].sel(rate=1.0)
+    one = ds[["residual", "bound", "holds"]].sel(rate=list(rates))
     above = one["residual"] > (1 + 1e-9) * one["bound"]
     first = above.argmax("step").where(above.any("step"))
     said = [
@@ -191,21 +193,27 @@ def _exponents(ds: xr.Dataset, of: xr.DataArray) -> dict[str, float]:
     }
 
 
-def _small_matrices(ds: xr.Dataset) -> str:
+def _small_matrices(ds: xr.Dataset, of: Callable[[xr.Dataset], xr.DataArray]) -> str:
+    """Say how the exponents grow with the widths: the highest power is not all."""
     wide = ds["width"].isel(size=slice(-2, None)).astype(int)
     pairs = ", ".join(
         f"{kind} {' and '.join(map(str, wide.sel(kind=kind).values))}"
         for kind in ds["kind"].values
     )
-    said = f"Between the widths {pairs} the highest power is not all of the time"
+    said = f"Between the widths {pairs} the highest power is not all"
     if ds.sizes["size"] < 3:
         return f"{said}."
-    last, before = (
-        _exponents(one, one["seconds"].sel(phase="inverse"))
-        for one in (ds, ds.isel(size=slice(None, -1)))
-    )
+    last, before = (_exponents(one, of(one)) for one in (ds, ds.isel(size=slice(None, -1))))
     told = ", ".join(f"{k} {number(last[k])} after {number(before[k])}" for k in last)
     return f"{said}: k is {told} between the two widths before."
+
+
+def _held(ds: xr.Dataset) -> xr.DataArray:
+    return ds["numbers"]
+
+
+def _inverting(ds: xr.Dataset) -> xr.DataArray:
+    return ds["seconds"].sel(phase="inverse")
 
 
 def _over_adam(ds: xr.Dataset) -> dict[str, float]:
@@ -213,6 +221,16 @@ def _over_adam(ds: xr.Dataset) -> dict[str, float]:
     last = ds.sel(kind="convolution").isel(size=-1)
     held = last["numbers"].sel(approximator="MBF") / last["weights"]
     return {"MBF / weights": 2 * float(held) - 1}
+
+
+def _entries(ds: xr.Dataset) -> str:
+    """Say what is held of the widest convolution."""
+    last = ds.sel(kind="convolution").isel(size=-1)
+    return (
+        f"With {int(last['width'])} channels MBF holds "
+        f"{int(last['numbers'].sel(approximator='MBF')):,} numbers, half of every "
+        f"symmetric block and its diagonal, for {int(last['weights']):,} weights."
+    )
 
 
 ROWS: Final = (
@@ -301,9 +319,10 @@ ROWS: Final = (
         (
             Claim(
                 "‖u_k − y‖² ≤ (1 − η)ᵏ ‖u_0 − y‖² for η small enough.",
-                {f"ηK = {rate:g}": Bound(at_least=1.0) for rate in (0.1, 0.25, 0.5)},
-                _holds(0.1, 0.25, 0.5),
+                {f"ηK = {rate:g}": Bound(at_least=1.0) for rate in SMALL_RATES},
+                _holds(*SMALL_RATES),
                 "share of runs in which it holds at every step",
+                reason=partial(_overshoot, rates=SMALL_RATES),
             ),
             Claim(
                 "η = 1/K is still small enough.",
@@ -311,7 +330,7 @@ ROWS: Final = (
                 _ratio,
                 "residual over the bound, the largest over runs and steps",
                 basis=CONTROL,
-                reason=_overshoot,
+                reason=partial(_overshoot, rates=(1.0,)),
             ),
         ),
     ),
@@ -339,9 +358,10 @@ ROWS: Final = (
                     "convolution KFAC": 2.0,
                     "convolution Shampoo": 2.0,
                 },
-                lambda ds: _exponents(ds, ds["numbers"]),
+                lambda ds: _exponents(ds, _held(ds)),
                 "k of d^k between the two largest widths",
                 0.1,
+                reason=partial(_small_matrices, of=_held),
             ),
             Claim(
                 "So does the time of inverses.",
@@ -353,10 +373,10 @@ ROWS: Final = (
                     "convolution KFAC": 3.0,
                     "convolution Shampoo": 3.0,
                 },
-                lambda ds: _exponents(ds, ds["seconds"].sel(phase="inverse")),
+                lambda ds: _exponents(ds, _inverting(ds)),
                 "k of d^k between the two largest widths",
                 0.15,
-                reason=_small_matrices,
+                reason=partial(_small_matrices, of=_inverting),
             ),
             Claim(
                 "A convolution's MBF holds |Δ| numbers where Adam holds one.",
@@ -364,6 +384,7 @@ ROWS: Final = (
                 _over_adam,
                 "entries over the weights, kernels of 3 × 3",
                 0.01,
+                reason=_entries,
             ),
         ),
     ),

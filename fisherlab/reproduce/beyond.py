@@ -106,6 +106,14 @@ def _by_layer(ds: xr.Dataset) -> dict[str, float]:
     return {"smallest": float(ratio.min()), "largest": float(ratio.max())}
 
 
+def _worse_layers(ds: xr.Dataset) -> str:
+    """Say in which layers KPSVD is the worse."""
+    found = ds["by_layer"]
+    ratio = found.sel(approximator="kpsvd") / found.sel(approximator="kfac")
+    said = [f"{row['layer'].item()} ({number(float(row))})" for row in ratio if row > 1]
+    return f"KPSVD over KFAC is above one in {', '.join(said) or 'no layer'}."
+
+
 def _last(ds: xr.Dataset, candidate: str) -> dict[str, float]:
     """Return the last losses over KFAC's."""
     last = ds["relative"].sel(candidate=candidate).isel(step=-1)
@@ -221,6 +229,7 @@ ROWS: Final = (
                 _by_layer,
                 "errors 1, KPSVD over KFAC",
                 basis=CONTROL,
+                reason=_worse_layers,
             ),
         ),
     ),

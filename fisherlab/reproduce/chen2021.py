@@ -190,6 +190,20 @@ def _accurate(ds: xr.Dataset) -> dict[str, float]:
     return {f"tolerance {t:g}": float(worst.sel(residual=t)) for t in ds["residual"].values}
 
 
+def _farthest(ds: xr.Dataset) -> str:
+    """Say for every tolerance where the two solutions are the farthest apart."""
+    said = []
+    for tolerance in ds["residual"].values:
+        error = ds["error"].sel(residual=tolerance)
+        at = error.isel(error.argmax(...))
+        said.append(
+            f"at tolerance {tolerance:g} {number(float(at))} with d = {int(at['width'])}, "
+            f"m = {int(at['batch'])}, λ = {float(at['alpha']):g} of the mean eigenvalue, "
+            f"the median {number(float(error.median()))}"
+        )
+    return f"The largest distance is {'; '.join(said)}."
+
+
 def _where(ds: xr.Dataset) -> str:
     few, many = ds["batch"].values[[0, -1]]
     rows = [
@@ -238,6 +252,7 @@ ROWS: Final = (
                 _accurate,
                 "largest distance of the two solutions over their size",
                 basis=CONTROL,
+                reason=_farthest,
             ),
         ),
         "what is stated of training; only the abstract was at hand",

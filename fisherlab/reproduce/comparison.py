@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isinf
 from typing import Final, final
 
 from fisherlab.analysis.wording import number
@@ -150,6 +151,8 @@ def _line(row: Row, one: Judged) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if any(map(isinf, values)):
+        return "none, it failed"
     mean = number(sum(values) / len(values))
     if len(values) == 1:
         return mean

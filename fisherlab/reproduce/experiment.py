@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, final
@@ -73,7 +73,7 @@ class Claim:
         Numbers, or a `Bound`, by label: what the measured ones are held against.
     measure
         From the result of one seed to numbers by the same labels; NaN, or no label, where
-        the run does not hold the number.
+        the run does not hold the number; infinity where what it should measure failed.
     how
         How it is measured, and where the published number was read.
     tolerance
@@ -84,11 +84,17 @@ class Claim:
     basis
         `PUBLISHED`, or what the numbers are instead: `PICTURE`, `CONTROL`.
     reason
-        Says from the result why the claim does not hold, where that was found out.
+        Says from the result why the claim does not hold.
 
     Examples
     --------
-    >>> half = Claim("Half.", {"a": 0.5}, lambda ds: {"a": float(ds.a)}, tolerance=0.1)
+    >>> half = Claim(
+    ...     "Half.",
+    ...     {"a": 0.5},
+    ...     lambda ds: {"a": float(ds.a)},
+    ...     tolerance=0.1,
+    ...     reason=lambda ds: "It is more.",
+    ... )
     >>> judged(half, [xr.Dataset({"a": 0.52}), xr.Dataset({"a": 0.54})]).verdict
     'reproduced'
     >>> judged(half, [xr.Dataset({"a": 0.6})]).verdict
@@ -102,7 +108,7 @@ class Claim:
     tolerance: float = 0.2
     order: Sequence[str] = ()
     basis: str = PUBLISHED
-    reason: Callable[[xr.Dataset], str] | None = None
+    reason: Callable[[xr.Dataset], str] = field(kw_only=True)
 
     def holds(self, label: str, value: float) -> bool:
         """Tell whether a measured number is that which was published."""
@@ -140,19 +146,18 @@ def judged(claim: Claim, results: Sequence[xr.Dataset]) -> Judged:
     verdict = _verdict(claim, means)
     reason = ""
     if verdict != REPRODUCED:
-        told = claim.reason and claim.reason(results[0])
-        whose = "Of the first seed: " if told and len(results) > 1 else ""
-        reason = f"{whose}{told or 'The reason was not found.'}"
+        whose = "Of the first seed: " if len(results) > 1 else ""
+        reason = f"{whose}{claim.reason(results[0])}"
     return Judged(claim, measured, verdict, reason)
 
 
 def _verdict(claim: Claim, means: Mapping[str, float]) -> str:
-    if not all(isfinite(value) for value in means.values()):
+    if any(isnan(value) for value in means.values()):
         return UNMEASURED
     if all(claim.holds(label, value) for label, value in means.items()):
         return REPRODUCED
     ranked = [means[label] for label in claim.order]
-    if ranked and all(a < b for a, b in pairwise(ranked)):
+    if ranked and isfinite(ranked[-1]) and all(a < b for a, b in pairwise(ranked)):
         return ORDERING
     return NOT
 

@@ -14,12 +14,14 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.wording import number
+from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.experiment import PICTURE, Bound, Claim, Row
-from fisherlab.reproduce.training_races import short_run
+from fisherlab.reproduce.training_races import at_end, short_run
 
 PAPER: Final = "koroko2022"
-READ: Final = "mean of the last moments; read off the figure at step 2,500"
+PUBLISHED_STEP: Final = 2_500
+READ: Final = f"mean of the last moments; read off the figure at step {PUBLISHED_STEP:,}"
+ORDER: Final = ("deflation", "kpsvd", "kfac")
 LAST: Final = 3  # moments that are averaged, in place of the paper's smoothing
 FOUR: Final = ("kfac", "kpsvd", "kfac-corrected", "deflation")
 BELOW: Final = (  # better before worse
@@ -59,15 +61,39 @@ def _always_below(metric: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
 def _scale(ds: xr.Dataset) -> str:
     names = ["trace_ratio", "scale_optimal_error"]
     one = ds[names].isel(step=slice(-LAST, None)).mean("step").sel(approximator="kfac")
-    step = int(ds["step"][-1])
     return (
-        f"At step {step:,}. KFAC's trace is {number(float(one['trace_ratio']))} of F's; "
+        f"{_steps(ds)} KFAC's trace is {number(float(one['trace_ratio']))} of F's; "
         f"at its best scale its error is {number(float(one['scale_optimal_error']))}."
     )
 
 
 def _steps(ds: xr.Dataset) -> str:
-    return f"Taken at step {int(ds['step'][-1]):,} of a published 2,500."
+    """Say how short the training was, and in how many moments the order holds."""
+    taken, rows = trained(ds), []
+    for error, metric in (("1", "frobenius_error"), ("2", "spectrum_error")):
+        found = [taken[metric].sel(approximator=name) for name in ORDER]
+        holds = [bool(k) for k in (found[0] < found[1]) & (found[1] < found[2])]
+        rows.append(f"errors {error} at {sum(holds)} of {len(holds)} moments")
+    return (
+        f"Step {int(ds['step'][-1]):,} of {PUBLISHED_STEP:,}: the order holds for "
+        f"{' and '.join(rows)}."
+    )
+
+
+def _where_worse(ds: xr.Dataset) -> str:
+    """Say which pairs are the other way round, and at which steps."""
+    found, said = trained(ds)["frobenius_error"], []
+    for better, worse in BELOW:
+        ratio = found.sel(approximator=better) / found.sel(approximator=worse)
+        steps = ratio["step"].values[(ratio > 1).values]
+        if len(steps):
+            share = percent(len(steps) / ratio.size)
+            top = number(float(ratio.max()))
+            said.append(
+                f"{better} is above {worse} at {share} of the moments, by up to {top} at "
+                f"step {int(ratio.idxmax()):,}"
+            )
+    return f"{'; '.join(said)}."
 
 
 def _errors_row(
@@ -89,7 +115,7 @@ def _errors_row(
                 _late("frobenius_error"),
                 READ,
                 0.3,
-                ("deflation", "kpsvd", "kfac"),
+                ORDER,
                 reason=_scale,
             ),
             Claim(
@@ -98,7 +124,7 @@ def _errors_row(
                 _late("spectrum_error"),
                 READ,
                 0.5,
-                ("deflation", "kpsvd", "kfac"),
+                ORDER,
                 reason=_scale,
             ),
             Claim(
@@ -107,15 +133,14 @@ def _errors_row(
                 _always_below("frobenius_error"),
                 "largest ratio of errors 1 over the moments",
                 basis=PICTURE,
+                reason=_where_worse,
             ),
         ),
     )
 
 
 def _train_losses(ds: xr.Dataset) -> dict[str, float]:
-    last = ds["train_loss"].isel(step=-1)
-    names = [str(name) for name in last["optimizer"].values]
-    return {n.removesuffix("-koroko"): float(last.sel(optimizer=n)) for n in names}
+    return {name.removesuffix("-koroko"): loss for name, loss in at_end(ds).items()}
 
 
 def _training_row(

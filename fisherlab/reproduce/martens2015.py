@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ import xarray as xr
 
 from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
+from fisherlab.reproduce.kfac_matrices import STRUCTURES
 from fisherlab.reproduce.training_races import (
     FAMILIES,
     NO_MOMENTUM,
@@ -37,6 +39,19 @@ def _of(name: str, label: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
 def _means_agree(ds: xr.Dataset) -> dict[str, float]:
     first, second = (ds["mean_entry"].isel(matrix=k).values.ravel() for k in (0, 1))
     return {"correlation": float(np.corrcoef(first, second)[0, 1])}
+
+
+def _coarse(ds: xr.Dataset) -> str:
+    """Say which pair of layers F̃ misses most in size."""
+    exact, pairs = (ds["mean_entry"].isel(matrix=k) for k in (0, 1))
+    ratio = pairs / exact
+    away = xr.apply_ufunc(lambda r: np.abs(np.log(r)), ratio)
+    at = ratio.isel(away.argmax(...))
+    return (
+        f"F̃'s mean |entry| over F's is {span(ratio.values)} over pairs of layers; the "
+        f"farthest from one is {number(float(at))} between {at['layer'].item()} and "
+        f"{at['with_layer'].item()}."
+    )
 
 
 def _iterations(ds: xr.Dataset) -> dict[str, float]:
@@ -59,6 +74,13 @@ def _images_decide(ds: xr.Dataset) -> str:
 
 def _in_use(ds: xr.Dataset) -> dict[str, float]:
     return _falls(ds["distance_in_use"])
+
+
+def _damping_shapes(ds: xr.Dataset) -> str:
+    """Say how F̃⁻¹ with damped factors falls to the next layer over the damping."""
+    rows = ds["distance"].sel(of="F̃ factored", apart=1)
+    said = [f"{number(float(v))} at γ² = {float(v['damping']):g}" for v in rows]
+    return f"The damping decides: one layer apart it is {', '.join(said)}."
 
 
 def _falls(by_distance: xr.DataArray) -> dict[str, float]:
@@ -107,6 +129,21 @@ def _errors(ds: xr.Dataset) -> dict[str, float]:
     }
 
 
+def _mass(ds: xr.Dataset) -> str:
+    """Say what of the matrix lies within layers, between neighbours and farther."""
+    entry = ds["entry"].isel(matrix=0).values.astype(float) ** 2
+    edges = list(zip(ds["start"].values, ds["stop"].values, strict=True))
+    mass = np.zeros(len(edges))
+    for (i, (a, b)), (k, (c, d)) in product(enumerate(edges), repeat=2):
+        mass[abs(i - k)] += entry[a:b, c:d].sum()
+    inside, beside, *far = (percent(float(part)) for part in mass / mass.sum())
+    errors = ", ".join(f"{name} {number(error)}" for name, error in _errors(ds).items())
+    return (
+        f"Of the squares of {ds['matrix'].values[0]} lie {inside} within layers, {beside} "
+        f"between neighbours, {' and '.join(far)} farther; the errors are {errors}."
+    )
+
+
 def _gain(ds: xr.Dataset) -> dict[str, float]:
     found = _errors(ds)
     return {"chain / blocks": found["tridiagonal"] / found["block diagonal"]}
@@ -135,6 +172,17 @@ def _divergences(ds: xr.Dataset) -> dict[str, float]:
     return {"largest ratio": float(ratio.max())}
 
 
+def _nats(ds: xr.Dataset) -> str:
+    """Say both divergences at every damping."""
+    rows = ds["divergence"].sel(of="F̃ factored")
+    said = [
+        f"λ = {float(one['damping']):g}: "
+        + " and ".join(number(float(one.sel(structure=s))) for s in STRUCTURES)
+        for one in rows
+    ]
+    return f"Nats of {' and '.join(STRUCTURES)}: {'; '.join(said)}."
+
+
 def _invariant(method: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
     return lambda ds: {"difference": float(ds["difference"].sel(approximator=method))}
 
@@ -145,13 +193,22 @@ def _others(ds: xr.Dataset) -> dict[str, float]:
     return {"smallest": min(float(found.sel(approximator=name)) for name in names)}
 
 
+def _differences(ds: xr.Dataset) -> str:
+    """Say how far every method is from invariance."""
+    said = [f"{v['approximator'].item()} {number(float(v))}" for v in ds["difference"]]
+    return f"Differences of the outputs over their change: {'; '.join(said)}."
+
+
 def _saved(ds: xr.Dataset) -> dict[str, float]:
-    """Return the share of iterations that the tridiagonal form needs for the same loss."""
+    """Return the share of iterations that the tridiagonal form needs for the same loss.
+
+    Infinite where it does not reach it.
+    """
     block = ds["train_loss"].sel(optimizer="kfac-full")
     chain = ds["train_loss"].sel(optimizer="kfac-full-tridiagonal")
     reached = chain["step"].values[(chain <= block.isel(step=-1)).values]
     total = float(block["step"].values[-1])
-    return {"iterations": float(reached[0]) / total if len(reached) else float("nan")}
+    return {"iterations": float(reached[0]) / total if len(reached) else float("inf")}
 
 
 def _by_batch(ds: xr.Dataset) -> dict[str, float]:
@@ -205,6 +262,7 @@ ROWS: Final = (
                 _means_agree,
                 "mean |entry| by pairs of layers, F beside F̃",
                 basis=PICTURE,
+                reason=_coarse,
             ),
             Claim(
                 "F − F̃ is small beside F.",
@@ -245,6 +303,7 @@ ROWS: Final = (
                 _in_use,
                 "mean |entry| between layers over that within a layer",
                 basis=PICTURE,
+                reason=_damping_shapes,
             ),
             Claim(
                 "F̃⁻¹ falls with the distance of layers also as the damping goes to 0.",
@@ -283,6 +342,7 @@ ROWS: Final = (
                 _gain,
                 "ratio of relative Frobenius errors",
                 basis=PICTURE,
+                reason=_mass,
             ),
         ),
     ),
@@ -299,6 +359,7 @@ ROWS: Final = (
                 "relative Frobenius errors with γ in use",
                 basis=PICTURE,
                 order=("tridiagonal", "block diagonal"),
+                reason=_mass,
             ),
         ),
     ),
@@ -334,6 +395,7 @@ ROWS: Final = (
                 {"largest ratio": Bound(at_most=1.0)},
                 _divergences,
                 "KL(F̃ ‖ F̂) / KL(F̃ ‖ F̆), the largest over the dampings",
+                reason=_nats,
             ),
         ),
     ),
@@ -348,6 +410,7 @@ ROWS: Final = (
                 {"difference": Bound(at_most=1e-9)},
                 _invariant("kfac"),
                 "of the outputs, over their change; rounding is about 1e-13",
+                reason=_differences,
             ),
             Claim(
                 "Damped K-FAC, KPSVD, TKFAC and the diagonal do not.",
@@ -355,6 +418,7 @@ ROWS: Final = (
                 _others,
                 "the experiment can tell",
                 basis=CONTROL,
+                reason=_differences,
             ),
         ),
     ),

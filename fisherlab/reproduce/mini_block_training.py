@@ -15,11 +15,13 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from fisherlab.analysis.wording import number, percent
+from fisherlab.analysis.wording import number, percent, quoted
 from fisherlab.plots.style import publication
+from fisherlab.problems import describe
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.training_races import (
     FRESH,
+    MINUTES,
     RACES,
     at_end,
     ends_below,
@@ -90,7 +92,12 @@ def _trained_other(ds: xr.Dataset, problem: str) -> str:
     trained = str(ds.attrs["problem"])
     said = f"Trained is `{trained}`, not `{problem}`. " if trained != problem else ""
     if not _accuracies(ds, problem):
-        return f"{said}With its files there: `--problem {problem}`."
+        files = quoted([file.name for file in describe(problem).files])
+        hours = MINUTES["mbf-training-cnn"][1] / 60
+        return (
+            f"{said}With {files} there: `--problem {problem}`, some {hours:.0f} hours of "
+            "one core."
+        )
     ends = [f"`{n}` {percent(v)}" for n, v in at_end(ds, "test_accuracy").items()]
     return f"{said}{short_run(ds)} Accuracies: {', '.join(ends)}."
 

@@ -22,7 +22,7 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from torch import nn
 
-from fisherlab.analysis.wording import number, percent
+from fisherlab.analysis.wording import number
 from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
@@ -456,7 +456,7 @@ def draw(result: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-_MINUTES: Final = {
+MINUTES: Final = {
     "kpsvd-published-curves": (2.9, 90.0),
     "kpsvd-published-mnist": (2.6, 780.0),
     "kpsvd-published-faces": (3.1, 3000.0),
@@ -480,7 +480,7 @@ EXPERIMENTS: Final = {
         partial(race, name),
         draw,
         (chosen.problem,),
-        _MINUTES[name],
+        MINUTES[name],
         tuple(chosen.others),
         trains=True,
     )
@@ -489,15 +489,25 @@ EXPERIMENTS: Final = {
 
 
 def at_end(ds: xr.Dataset, of: str = "train_loss") -> dict[str, float]:
-    """Return the last training loss of every optimiser, or another of its numbers."""
+    """Return the last training loss of every optimiser, or another of its numbers.
+
+    That of one which failed is infinite, or 0 where more is better.
+    """
     last = ds[of].isel(step=-1)
+    failed = 0.0 if of == "test_accuracy" else np.inf
+    last = last.where((ds["status"] == "ok") | last.notnull(), failed)
     return {str(name): float(last.sel(optimizer=name)) for name in last["optimizer"].values}
 
 
 def short_run(ds: xr.Dataset) -> str:
     """Say how short a run was beside the published one, and which optimisers failed."""
-    share = float(ds.attrs["steps"]) / float(ds.attrs["published_steps"])
-    parts = [f"The run is {percent(share)} of the published length."]
+    steps, published = int(ds.attrs["steps"]), int(ds.attrs["published_steps"])
+    parts = [f"The run has {steps:,} of the published {published:,} steps."]
+    if steps < published and "seconds" in ds:
+        taken = float(ds["seconds"].isel(step=-1).sum()) / 3600
+        parts.append(f"All take {number(taken * published / steps)} hours at its pace.")
+    if "surrogate" in str(ds.attrs.get("problem", "")):
+        parts.append(f"Its data, `{ds.attrs['problem']}`, are not the paper's.")
     for name in ds["optimizer"].values:
         status = str(ds["status"].sel(optimizer=name).values)
         if status != "ok":
@@ -526,6 +536,7 @@ def ends_below(
     most: float = 1.0,
     how: str = "ratio of the last training losses",
     basis: str = PUBLISHED,
+    *,
     reason: Callable[[xr.Dataset], str] = every_loss,
 ) -> Claim:
     """Claim that one optimiser's last training loss is at most a share of another's.
@@ -534,8 +545,11 @@ def ends_below(
     """
 
     def measure(ds: xr.Dataset) -> dict[str, float]:
-        ends = at_end(ds)
-        return {label: ends[first] / ends[second] for label, (first, second) in of.items()}
+        ends, found = at_end(ds), dict[str, float]()
+        for label, (first, second) in of.items():
+            there = np.isfinite(ends[second])
+            found[label] = ends[first] / ends[second] if there else np.nan
+        return found
 
     bounds = dict.fromkeys(of, Bound(at_most=most))
     return Claim(statement, bounds, measure, how, basis=basis, reason=reason)
