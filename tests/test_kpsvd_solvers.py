@@ -15,6 +15,7 @@ from fisherlab.approximators.kpsvd.choice import choose
 from fisherlab.approximators.kpsvd.position_gram import PositionGram
 from fisherlab.approximators.kpsvd.rearranged import Rearranged
 from fisherlab.operators import KroneckerSum
+from fisherlab.samples import MatrixSamples, SharedSamples
 from fisherlab.statistics.gathered import Chunks
 from tests import cases
 from tests.oracles import rearranged, second_moment_block
@@ -100,6 +101,26 @@ def test_solvers_agree_on_random_shapes(v, n, o, i, t, seed):
             assert op.converged or singular  # tables of more examples than dimensions
             np.testing.assert_allclose(op.singular_values, values[:kept], rtol=1e-8)
             assert np.all(values[kept:2] <= 1e-9 * values[0])
+
+
+@pytest.mark.parametrize("name", ["power", "subspace", "lanczos", "passes"])
+def test_sums_over_samples_are_given_matrices_whose_rows_lie_side_by_side(
+    name, monkeypatch
+):
+    """A batched product by a strided matrix takes up to ten times as long."""
+    statistics, given = cases.layer_statistics(cases.shared(2, 5, 3, 3, 4)), []
+    for kind in (SharedSamples, MatrixSamples):
+        for sums in ("row_side", "column_side"):
+            plain = getattr(kind, sums)
+
+            def seen(samples, middle, plain=plain):
+                given.append(middle.is_contiguous())
+                return plain(samples, middle)
+
+            monkeypatch.setattr(kind, sums, seen)
+    fl.KPSVD(2, SOLVERS[name])(statistics)
+    assert given
+    assert all(given)
 
 
 def test_singular_tables_of_examples_say_where_they_end_early():

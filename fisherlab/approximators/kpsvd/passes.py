@@ -64,9 +64,10 @@ class Pass:
         samples = statistics.samples
         o, i = samples.weight_shape
         if self.image is None:
-            images = [samples.row_side(v.view(i, i)) for v in self.block.T]
+            images = [samples.row_side(v.view(i, i)) for v in self.block.T.contiguous()]
         else:
-            images = [samples.column_side(u.view(o, o)) for u in self.image.T]
+            rows = self.image.T.contiguous()
+            images = [samples.column_side(u.view(o, o)) for u in rows]
         more = Sums.of(statistics, torch.stack(images))
         return self.summing(add(self.sums, more))
 

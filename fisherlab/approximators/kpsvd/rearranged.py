@@ -165,7 +165,8 @@ def _columnwise(
     action: Callable[[Tensor], Tensor], size: int, out: int
 ) -> Callable[[Tensor], Tensor]:
     def columns(stacked: Tensor) -> Tensor:
-        images = [action(c.view(size, size)).flatten() for c in stacked.T]
+        rows = stacked.T.contiguous()  # a strided matrix makes batched products slow
+        images = [action(c.view(size, size)).flatten() for c in rows]
         return torch.stack(images, 1) if images else stacked.new_zeros(out * out, 0)
 
     return columns
