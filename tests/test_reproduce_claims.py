@@ -13,6 +13,7 @@ from fisherlab.cli import main
 from fisherlab.reproduce import catalogue
 from fisherlab.reproduce.comparison import PAPERS
 from fisherlab.reproduce.experiment import Bound, Claim, Experiment, Row, Setting, judged
+from tests.drawings import assert_texts_apart
 
 A, B = 0.2, 0.4
 
@@ -298,6 +299,17 @@ def test_a_run_that_fails_leaves_nothing_behind(listed, tmp_path):
     with pytest.raises(ArithmeticError):
         main(["reproduce", "broken", "--out", str(tmp_path / "new")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_caption_lies_below_all_that_is_drawn():
+    drawing, ax = plt.subplots(figsize=(4, 2))
+    ax.set_xticks([0, 1], ["labels of the data, and more of them"] * 2, rotation=40)
+    low = drawing.get_tightbbox().y0
+    catalogue._caption(drawing, "two numbers; " * 20)
+    caption = drawing.texts[-1]
+    assert caption.get_window_extent().y1 / drawing.dpi < low
+    assert_texts_apart(drawing)
+    plt.close(drawing)
 
 
 # --- verdicts of what is cheap to run ---

@@ -17,6 +17,7 @@ from fisherlab.reproduce import kfac_iterations, martens2015
 from fisherlab.reproduce import kfac_matrices as figures
 from fisherlab.reproduce.experiment import Setting
 from tests.cases import normal
+from tests.drawings import assert_texts_apart
 from tests.oracles import assert_close
 from tests.test_reproduce_claims import verdicts
 
@@ -150,7 +151,8 @@ def test_the_images_that_decide_the_error_are_told(monkeypatch):
     assert not ds.error_by_images.sel(images=40).equals(ds.training_error)
     drawing = kfac_iterations.draw(ds.expand_dims(seed=[0]))
     drawn = [sum(len(line.get_xdata()) > 0 for line in ax.lines) for ax in drawing.axes]
-    assert drawn == [1, 2, 1]  # of fewer images the error alone
+    assert drawn == [1, 3, 1]  # of fewer images, and as published, the error alone
+    assert_texts_apart(drawing)
     plt.close(drawing)
     told = martens2015._images_decide(ds)
     seven, last = ds.error_by_images.sel(images=40, iteration=[7, 22]).values.tolist()

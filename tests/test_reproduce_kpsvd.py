@@ -21,6 +21,7 @@ from fisherlab.reproduce import kpsvd_candidates as candidates
 from fisherlab.reproduce import kpsvd_training as figure
 from fisherlab.reproduce.experiment import Setting, judged
 from fisherlab.training import ExponentialBatches
+from tests.drawings import assert_texts_apart
 
 
 def size(folder: Path) -> figure.Size:
@@ -135,6 +136,9 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     assert labels == ["training loss / nat", "", "validation accuracy", ""]
     names = [text.get_text() for text in drawing.legends[0].get_texts()]
     assert names[-3:] == ["adam", "sgd-momentum (failed)", "adam, small"]
+    ticks = drawing.axes[2].get_xticks()  # of steps, between which there is nothing
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+    assert_texts_apart(drawing)
     plt.close(drawing)
     elsewhere = training_races.race("small", replace(setting, problem="digits"))
     assert len(list(tmp_path.glob("small-digits/4/*/seed-0"))) == 3

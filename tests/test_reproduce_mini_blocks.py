@@ -23,6 +23,7 @@ from fisherlab.reproduce.experiment import Setting, judged
 from fisherlab.reproduce.mini_block_convergence import Regression, draw, theorem
 from fisherlab.reproduce.mini_block_directions import Follower
 from tests.cases import normal
+from tests.drawings import assert_texts_apart
 from tests.oracles import assert_close, damped_inverse
 from tests.test_reproduce_claims import verdicts
 
@@ -243,7 +244,9 @@ def test_memory_grows_as_the_entries_of_the_blocks(monkeypatch):
     assert (ds.seconds.sel(approximator="KFAC") > 0).all()
     assert "dense 4 and 8" in bahamou2022._small_matrices(ds, bahamou2022._held)
     assert "4 channels MBF holds 720 numbers" in bahamou2022._entries(ds)
-    plt.close(mini_block_cost.draw(ds.expand_dims(seed=[0])))
+    drawing = mini_block_cost.draw(ds.expand_dims(seed=[0]))
+    assert_texts_apart(drawing)
+    plt.close(drawing)
 
 
 def test_kernels_of_one_channel_are_those_entries_of_the_block():

@@ -25,6 +25,7 @@ from fisherlab.report.folder import whole_folder
 from fisherlab.reproduce.comparison import PAPERS, Outcome, comparison, overview
 from fisherlab.reproduce.experiment import Experiment, Result, Row, Setting, judged
 
+GAP: Final = 0.1  # inches between a figure and its caption
 TABLE: Final = 100_000  # numbers of a variable that go into a table for people
 
 
@@ -312,8 +313,15 @@ def _table(joined: Result) -> xr.Dataset | None:
 
 
 def _caption(drawing: Drawing, text: str) -> None:
-    """Write the settings below a figure, as wide as it is."""
-    width = int(drawing.get_figwidth() * 17)
+    """Write the settings below all that a figure shows, as wide as it is."""
+    drawing.canvas.draw()
+    low = drawing.get_tightbbox().y0 - GAP
     drawing.text(
-        0.0, -0.02, textwrap.fill(text, width), ha="left", va="top", fontsize=7, color="0.3"
+        0.0,
+        low / drawing.get_figheight(),
+        textwrap.fill(text, int(drawing.get_figwidth() * 17)),
+        ha="left",
+        va="top",
+        fontsize=7,
+        color="0.3",
     )

@@ -124,7 +124,8 @@ def draw(result: xr.Dataset) -> Drawing:
     """Draw time and memory of CG-FAC over K-FAC's against the examples; 1 is equal."""
     rows = result["time_ratio"].to_dataframe().reset_index()
     memory = result["memory_ratio"].to_dataframe().reset_index()
-    rows = rows.rename(columns={"batch": "examples", "width": "d"})
+    names = {"batch": "examples", "width": "d", "residual": "tolerance"}
+    rows = rows.rename(columns=names)
     with publication():
         grid = sns.relplot(
             rows,
@@ -133,7 +134,7 @@ def draw(result: xr.Dataset) -> Drawing:
             y="time_ratio",
             hue="d",
             col="alpha",
-            style="residual",
+            style="tolerance",
             markers=True,
             errorbar=("pi", 100),
             palette="viridis",
@@ -156,7 +157,7 @@ def draw(result: xr.Dataset) -> Drawing:
             ax.set_xticks(result["batch"].values, labels=map(str, result["batch"].values))
             ax.minorticks_off()
         grid.set_titles("λ = {col_name:g} · tr F / p")
-        grid.set_axis_labels("examples m", "CG-FAC / K-FAC, processor time")
+        grid.set_axis_labels("examples m", "CG-FAC / K-FAC: time, dotted memory")
     return grid.figure
 
 

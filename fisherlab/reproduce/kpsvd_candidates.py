@@ -104,15 +104,23 @@ def joined(found: Mapping[str, xr.Dataset]) -> xr.Dataset:
     loss = table["train_loss"].sel(optimizer=list(TERMS))
     relative = loss / loss.sel(optimizer="kfac-koroko", drop=True)
     told = (
-        f"{PUBLISHED.problem}, batch {PUBLISHED.batch}; from the fifth on one change of "
-        f"lr 0.1 and 0.01 on both factors"
+        f"{PUBLISHED.problem}, batch {PUBLISHED.batch}, {int(table['step'][-1]):,} of "
+        f"{STEPS[1]:,} steps; from the fifth on one change of lr 0.1 and 0.01 on both "
+        "factors"
     )
     return table.assign(relative=relative).assign_attrs(settings=told)
 
 
 def draw(result: xr.Dataset) -> Drawing:
     """Draw the last losses over KFAC's, a line of points a candidate."""
-    last = result["relative"].isel(step=-1).to_dataframe().reset_index()
+    ends = result["relative"].isel(step=-1)
+    others = ends.drop_sel(optimizer="kfac-koroko")
+    ended = others.notnull().any([dim for dim in others.dims if dim != "candidate"])
+    names = [
+        f"{name}{'' if one else ' (failed)'}"
+        for name, one in zip(ends["candidate"].values, ended.values, strict=True)
+    ]
+    last = ends.assign_coords(candidate=names).to_dataframe().reset_index()
     with publication():
         grid = sns.catplot(
             last,

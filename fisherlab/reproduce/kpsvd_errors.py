@@ -143,6 +143,8 @@ def _lines(rows: Any, names: list[str], x: str, col: str, scale: str) -> Drawing
             style="approximator",
             palette={name: looks[name].color for name in names},
             dashes={name: looks[name].dash for name in names},
+            size="approximator",  # of lines that coincide the first is the wider one
+            sizes={name: 3.0 - 0.35 * k for k, name in enumerate(names)},
             errorbar=("pi", 100),
             facet_kws={"sharex": False, "sharey": False},
             height=3.0,

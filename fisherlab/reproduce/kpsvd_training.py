@@ -52,7 +52,6 @@ GRIDS: Final[Mapping[str, Grid]] = {
     "kfac-corrected-koroko": SECOND_ORDER,
 }
 GRID_POINTS: Final = 200  # of the common time axis
-EARLY: Final = 0.1  # of the time: the losses drawn are below the largest one then
 TURNS: Final = 3  # of every optimiser when steps are timed
 STYLES: Final = {"sgd-momentum": "diagonal", "adam": "mini-block"}
 
@@ -234,10 +233,7 @@ def _over_time(run: xr.Dataset, each: float, seconds: np.ndarray) -> xr.Dataset:
 
 
 def draw(result: xr.Dataset) -> Drawing:
-    """Draw the losses over time, of both sets, without the fall of the first moments.
-
-    Of several seeds the mean.
-    """
+    """Draw the losses over time, of both sets; of several seeds the mean."""
     if "seed" in result.dims:
         result = result[["train_loss", "test_loss"]].mean("seed")
     labels = [str(n).removesuffix("-koroko") for n in result["optimizer"].values]
@@ -251,10 +247,7 @@ def draw(result: xr.Dataset) -> Drawing:
                 line = {"color": look.color, "linestyle": look.linestyle, "lw": 1.2}
                 row = later.isel(optimizer=k)
                 ax.plot(row["seconds"], row, label=label, **line)
-            early = later.isel(seconds=round(EARLY * later.sizes["seconds"])).max()
-            margin = 0.05 * float(early - later.min())
-            ax.set_ylim(float(later.min()) - margin, float(early) + margin)
-            ax.set_xlabel("seconds of steps")
+            ax.set(yscale="log", xlabel="seconds of steps")
             ax.set_ylabel(f"{name.replace('_', ' ')} / nat")
         shown = axes[1].get_legend_handles_labels()
         figure.legend(*shown, title="optimiser", loc="outside right center")

@@ -185,8 +185,9 @@ def draw_mass(result: xr.Dataset) -> Drawing:
             errorbar=("pi", 100),
             height=2.4,
             aspect=1.1,
+            facet_kws={"sharey": "row"},
         )
-        grid.set(xscale="log", ylim=(0, 1.02))
+        grid.set(xscale="log")
         grid.set_titles("{col_name}: {row_name} entries")
         grid.set_axis_labels("λ / mean eigenvalue", "share inside, empirical F")
     return grid.figure

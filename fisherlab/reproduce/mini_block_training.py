@@ -329,6 +329,7 @@ def draw(result: xr.Dataset) -> Drawing:
         ax.set(xlabel="λ", ylabel="learning rate", facecolor="0.85")
         ax.set_title("grey: no end, or above twice the first loss", fontsize=8)
         ax.tick_params(axis="y", rotation=0)
+        ax.grid(visible=False)
     return figure
 
 

@@ -20,6 +20,7 @@ import seaborn as sns
 import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import nn
 
 from fisherlab.analysis.wording import number
@@ -451,6 +452,10 @@ def draw(result: xr.Dataset) -> Drawing:
         for (of, over), ax in grid.axes_dict.items():
             ax.set_xlabel("step" if over == "step" else "seconds in steps")
             ax.set(ylabel=_SHOWN[of], yscale="log" if of == "train_loss" else "linear")
+            ax.xaxis.set_major_locator(MaxNLocator("auto", integer=over == "step"))
+            if of == "train_loss":  # all losses may lie within one power of ten
+                ax.yaxis.set_major_formatter(LogFormatter())
+                ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
             ax.label_outer()
         grid.set_titles("")
     return grid.figure
