@@ -15,13 +15,16 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.analysis.cost import Probed
-from fisherlab.analysis.shares import shares
-from fisherlab.numerics.memory import readable
+from fisherlab.analysis.estimates import shares
+from fisherlab.numerics.devices import readable
 
 ROOT = Path(__file__).parent.parent
-FAMILIES = {  # titles of the packages and modules of fisherlab/approximators
-    "blocks": "Exact, low-rank and block-diagonal",
-    "kronecker": "One Kronecker product",
+FAMILIES = {  # titles of the modules of fisherlab/approximators
+    "exact": "Exact and low-rank",
+    "mini_block": "Block-diagonal and diagonal",
+    "kfac": "One Kronecker product: K-FAC",
+    "kfac_variants": "Variants of K-FAC",
+    "kronecker": "Other Kronecker products",
     "kpsvd": "Sums of Kronecker products",
     "network": "Across layers",
     "online": "Online",
@@ -61,8 +64,8 @@ def public_names(module: str) -> list[str]:
         for alias in line.names
         if alias.asname == alias.name
     ]
-    told = getattr(importlib.import_module(f"fisherlab.{module}"), "__all__", [])
-    names = {name for name in (*made, *imported, *told) if not name.startswith("_")}
+    told = getattr(importlib.import_module(f"fisherlab.{module}"), "__all__", None)
+    names = {name for name in told or (*made, *imported) if not name.startswith("_")}
     return sorted(names, key=str.lower)
 
 

@@ -203,7 +203,7 @@ class Categorical:
             return
         classes = shape[axis]
         least, most = torch.where(target == self.ignore_index, 0, target).aminmax()
-        devices.require(
+        devices.require_good(
             (least >= 0) & (most < classes),
             lambda: ValueError(
                 f"Categorical: labels run from {int(least)} to {int(most)}, "
@@ -367,7 +367,7 @@ class Bernoulli(_OfOutputs):
         if target is None or not target.numel():
             return
         least, most = _real(target).aminmax()
-        devices.require(
+        devices.require_good(
             (least >= 0) & (most <= 1),
             lambda: ValueError(
                 f"Bernoulli: labels run from {float(least):g} to "
@@ -483,7 +483,7 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
 
     if target.is_complex():
         raise complaint()
-    devices.require(infinite == 0, complaint)
+    devices.require_good(infinite == 0, complaint)
 
 
 def _real(target: Tensor) -> Tensor:

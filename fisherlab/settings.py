@@ -102,7 +102,7 @@ def _wanted(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Kind
         text = said if isinstance(said, str) else inspect.formatannotation(said)
         parts = set(text.split(" | "))
         empty = "None" in parts
-        if name == "damping":  # `fisherlab.operators.dampings` reads them, everywhere
+        if name == "damping":  # `fisherlab.operators.base` reads them, everywhere
             continue
         if parts - {"None"} == {"int"}:
             found[name] = "a whole number", empty

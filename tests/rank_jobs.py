@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch import multiprocessing as mp
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd import choice
+from fisherlab.approximators import kpsvd_choice as choice
 from fisherlab.numerics.ranks import counted
 from fisherlab.training.run import Run
 from tests.training_runs import small

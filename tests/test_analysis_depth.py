@@ -82,7 +82,7 @@ def test_a_fixed_reference_measures_sampling_too(problem):
 
 
 def test_the_noise_floor_is_that_of_the_reference(problem, noisy):
-    from fisherlab.metrics.floors import noise_floors
+    from fisherlab.metrics.pairs import noise_floors
 
     model, data = problem
     stats = fl.collect(model, data, fl.Categorical(), fl.MonteCarlo(1, seed=1))

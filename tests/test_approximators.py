@@ -9,8 +9,8 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators import Streaming, by_name
-from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.statistics.gathered import Chunks
+from fisherlab.approximators.mini_block import partition
+from fisherlab.statistics.network import Chunks
 from tests import cases, oracles
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.operators.dampings import parsed, tikhonov
+from fisherlab.operators.base import parsed, tikhonov
 
 METHODS = {**fl.approximators(), **fl.preconditioners()}
 LAMBDA = 0.5  # exact in every precision

@@ -16,7 +16,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.analysis.executors import Folder, filled
-from fisherlab.cli.workers import executor_of
+from fisherlab.cli.parsing import executor_of
 from tests import cases
 from tests.test_tune import OPTIONS, adam, curves, sgd
 from tests.training_runs import small
@@ -252,12 +252,12 @@ def test_the_command_line_names_executors(tmp_path, monkeypatch):
         assert isinstance(made, ProcessPoolExecutor)
     with pytest.raises(ValueError, match="--jobs must be at least 1"):
         executor_of(options(jobs=0), tmp_path)
-    monkeypatch.setattr("fisherlab.cli.workers.find_spec", lambda name: None)
+    monkeypatch.setattr("fisherlab.cli.parsing.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"--scheduler needs distributed: pip install"):
         executor_of(options(scheduler="tcp://here:1"), tmp_path)
     with pytest.raises(ValueError, match=r"--slurm needs submitit: pip install"):
         executor_of(options(slurm=["partition=cpu"]), tmp_path)
-    monkeypatch.setattr("fisherlab.cli.workers.find_spec", lambda name: name)
+    monkeypatch.setattr("fisherlab.cli.parsing.find_spec", lambda name: name)
     with pytest.raises(ValueError, match="is no KEY=VALUE"):
         executor_of(options(slurm=["partition"]), tmp_path)
 

@@ -24,7 +24,7 @@ METHODS = ("exact", "kfac", "theirs", "mine", "diagonal")
 def unpainted(monkeypatch):
     """Leave out the pixels, which take the most of the time."""
     monkeypatch.setattr("fisherlab.plots.explorer.picture", lambda figure: b"PNG")
-    monkeypatch.setattr("fisherlab.plots.live.picture", lambda figure: b"PNG")
+    monkeypatch.setattr("fisherlab.plots.trajectories.picture", lambda figure: b"PNG")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import fisherlab as fl
 from fisherlab.approximators.network import PerBlock
 from fisherlab.problems.problem import drawn
 from fisherlab.training import serialise
-from fisherlab.training.probes.errors import Moment
+from fisherlab.training.probes import Moment
 from fisherlab.training.serialise import pack, unpack
 from tests.training_runs import adam, small
 
@@ -233,7 +233,8 @@ def test_operators_are_found_where_they_stand_now():
             "fisherlab.approximators.kpsvd.direct_solvers:DenseSVD",
             "fisherlab.approximators",
         ),
-        ("fisherlab.approximators.kpsvd.solvers:Auto", "fisherlab.approximators"),
+        ("fisherlab.approximators.kpsvd_solvers:Auto", "fisherlab.approximators"),
+        ("fisherlab.approximators.states:Sums", "fisherlab.approximators.base"),
     ],
 )
 def test_a_checkpoint_names_classes_by_the_modules_of_its_time(kind, now):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
-from fisherlab.approximators.kpsvd.solvers import SampleGram
+from fisherlab.approximators.kpsvd_solvers import SampleGram
+from fisherlab.approximators.rearranged import Rearranged
 from fisherlab.numerics.gram_krylov import GramMap, gram_krylov, gram_power
 from fisherlab.numerics.packed import HalfTable
 from tests.cases import normal, outer
@@ -178,7 +178,7 @@ def test_half_tables_are_those_that_are_kept_whole(columns, examples, monkeypatc
 def test_pairs_from_half_tables_are_those_from_whole_ones(rank, dtype, monkeypatch):
     block = Rearranged(outer(2, 30, 4, 5).to(dtype), 30)
     whole = SampleGram()(block, rank)
-    monkeypatch.setattr("fisherlab.approximators.kpsvd.solvers.WHOLE_EXAMPLES", 1)
+    monkeypatch.setattr("fisherlab.approximators.kpsvd_solvers.WHOLE_EXAMPLES", 1)
     monkeypatch.setattr("fisherlab.samples.outer.GRAM_ROWS", 8)
     fresh = Rearranged(outer(2, 30, 4, 5).to(dtype), 30)
     half = SampleGram()(fresh, rank)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fisherlab as fl
-from fisherlab.problems.text import prose
+from fisherlab.problems.data import prose
 from tests.brute_force import full_fisher, spans
 from tests.model_zoo import Case, randomised
 from tests.oracles import assert_close

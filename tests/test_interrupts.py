@@ -13,7 +13,7 @@ from torch import nn
 
 import fisherlab
 from fisherlab.layers import frozen
-from fisherlab.numerics.devices import generators_kept
+from fisherlab.numerics.devices import generators_kept, one_order
 from fisherlab.plots.style import publication
 from fisherlab.statistics.model_view import (
     buffers_kept,
@@ -23,7 +23,6 @@ from fisherlab.statistics.model_view import (
     view,
 )
 from fisherlab.training.following import held_interrupt
-from fisherlab.training.randomness import one_order
 
 
 class Everything(nn.Module):

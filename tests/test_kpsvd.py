@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd.choice import choose
-from fisherlab.approximators.kpsvd.kfac_corrected import _weights
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd import _weights
+from fisherlab.approximators.kpsvd_choice import choose
+from fisherlab.approximators.rearranged import Rearranged
 from tests import cases, oracles
 from tests.cases import METHODS
 from tests.oracles import assert_close

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd import choice
-from fisherlab.approximators.kpsvd.choice import choose
-from fisherlab.approximators.kpsvd.position_gram import PositionGram
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators import kpsvd_choice as choice
+from fisherlab.approximators.kpsvd_choice import choose
+from fisherlab.approximators.rearranged import PositionGram, Rearranged
 from fisherlab.operators import KroneckerSum
 from fisherlab.samples import MatrixSamples, SharedSamples
-from fisherlab.statistics.gathered import Chunks
+from fisherlab.statistics.network import Chunks
 from tests import cases
 from tests.oracles import rearranged, second_moment_block
 
@@ -287,7 +286,7 @@ def test_passes_merge_parts_of_the_data():
     while (following := method.next_pass(method.merge(*states))) is not None:
         states = [method.accumulate(following, part) for part in stats]
     merged = method.finish(method.merge(*states))
-    whole = fl.statistics.gathered.join_examples(stats)
+    whole = fl.statistics.network.join_examples(stats)
     expected = fl.KPSVD(2, fl.DenseSVD())(whole)
     torch.testing.assert_close(merged.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9)
 
@@ -345,7 +344,7 @@ def test_parts_that_are_held_merge_with_parts_that_are_not(name, monkeypatch):
         while (following := method.next_pass(method.merge(*states))) is not None:
             states = [method.accumulate(following, stats[k]) for k in order]
         merged = method.finish(method.merge(*states))
-        whole = fl.statistics.gathered.join_examples(stats)
+        whole = fl.statistics.network.join_examples(stats)
         expected = replace(method, solver=fl.DenseSVD())(whole)
         torch.testing.assert_close(
             merged.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9

@@ -10,7 +10,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Dense, FactoredMiniBlocks, KroneckerEigen, KroneckerSum
-from fisherlab.statistics.gathered import join_examples
+from fisherlab.statistics.network import join_examples
 from tests import cases
 from tests.oracles import assert_close, second_moment_block
 

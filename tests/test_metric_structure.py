@@ -11,8 +11,8 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics
-from fisherlab.metrics import BelowFloor, floors, kronecker, spectra, structure
-from fisherlab.metrics.floors import noise_floors
+from fisherlab.metrics import BelowFloor, pairs, spectra, structure
+from fisherlab.metrics.pairs import noise_floors
 from fisherlab.operators import Dense, Diagonal, FactoredFisher, KroneckerSum, Partition
 from tests import cases, oracles
 from tests.cases import METHODS, normal
@@ -70,8 +70,8 @@ def test_kpsvd_reaches_the_kronecker_tail_and_kfac_does_not_beat_it(samples):
 
 
 def test_a_kronecker_spectrum_that_is_too_large_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(kronecker, "DENSE_NUMBERS", 10)
-    monkeypatch.setattr(kronecker, "GRAM_EXAMPLES", 5)
+    monkeypatch.setattr(structure, "DENSE_NUMBERS", 10)
+    monkeypatch.setattr(structure, "GRAM_EXAMPLES", 5)
     with pytest.raises(fl.UnsupportedMetric, match=r"kronecker_spectrum.*KPSVD"):
         metrics.kronecker_spectrum(fisher(SAMPLES["shared"])[0])
     with pytest.raises(fl.UnsupportedMetric, match="at most 5 examples"):
@@ -197,7 +197,7 @@ def test_a_small_divergence_is_measured_or_bounded_never_noise(monkeypatch):
         assert_close(metrics.gaussian_kl(f, g, 1.0), expected, 3 * size + 1e-6)
         back = metrics.gaussian_kl(f, g, 1.0, reverse=True)
         assert_close(back, expected, 3 * size + 1e-6)
-    monkeypatch.setattr(floors, "RESIDUAL_ROWS", 5)
+    monkeypatch.setattr(pairs, "RESIDUAL_ROWS", 5)
     for value in (metrics.gaussian_kl(f, g, 1.0), metrics.stein_divergence(f, g, 1.0)):
         assert isinstance(value, BelowFloor)
         assert 0 < value < 1e-9
@@ -381,10 +381,10 @@ def test_bases_known_to_single_precision_have_a_higher_floor(monkeypatch):
         fl.ExactBlock()(stats),
         fl.operators.LowRank.of_rows(stats.samples.matrices()[0] / 2.0),
     )
-    monkeypatch.setattr(floors, "RESIDUAL_ROWS", 5)
+    monkeypatch.setattr(pairs, "RESIDUAL_ROWS", 5)
     found = metrics.frobenius_error(exact, approx)
     assert isinstance(found, BelowFloor)
-    assert found == floors.SINGLE_FLOOR
+    assert found == pairs.SINGLE_FLOOR
 
 
 def test_gamma_is_positive_for_steps_up_and_down():

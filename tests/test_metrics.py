@@ -64,7 +64,7 @@ def test_near_the_floor_the_residual_is_measured():
 
 
 def test_below_the_floor_of_large_blocks_a_bound_is_returned(monkeypatch):
-    monkeypatch.setattr(metrics.floors, "RESIDUAL_ROWS", 5)
+    monkeypatch.setattr(metrics.pairs, "RESIDUAL_ROWS", 5)
     f = Diagonal(normal(2, 3).square() + 1)
     close = Diagonal(f.entries * (1 + 1e-9))
     found = metrics.frobenius_error(f, close)

@@ -269,7 +269,7 @@ def test_methods_of_the_network_take_the_steps_of_their_operators(method):
 
 
 def test_k_bfgs_is_shown_the_batch_before_and_after_the_step():
-    from fisherlab.approximators.online.k_bfgs import KBFGS, Observation
+    from fisherlab.approximators.online import KBFGS, Observation
 
     model, chosen, batch = problem()
     method = KBFGS(damping=0.3)

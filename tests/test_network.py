@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.statistics.gathered import Chunks
+from fisherlab.statistics.network import Chunks
 from tests.brute_force import full_fisher, spans
 from tests.model_zoo import MODULES, NETWORKS, Case, randomised, rows
 

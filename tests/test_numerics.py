@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
-from fisherlab.numerics import krylov, linalg, memory, packed
+from fisherlab.numerics import devices, krylov, linalg, packed
 from fisherlab.numerics.krylov import LinearMap, block_krylov, conjugate_gradients
 from tests.cases import normal
 from tests.oracles import assert_close
@@ -204,7 +204,7 @@ def test_factorisations_name_what_failed():
 
 @given(st.integers(0, 30), st.integers(-1, 9))
 def test_chunks_cover_a_range_in_order(total, size):
-    pieces = list(memory.chunks(total, size))
+    pieces = list(devices.chunks(total, size))
     assert [i for piece in pieces for i in range(total)[piece]] == list(range(total))
     assert all(p.stop - p.start <= max(size, 1) for p in pieces)
 
@@ -214,20 +214,20 @@ def test_chunks_cover_a_range_in_order(total, size):
     [("4 GiB", 2**32), ("1.5kB", 1500), ("7", 7), ("2e3 b", 2000), (12.0, 12)],
 )
 def test_budgets_are_read(text, count):
-    assert memory.parse_budget(text) == count
+    assert devices.parse_budget(text) == count
 
 
 @pytest.mark.parametrize("text", ["lots", "4 GiBs", "-1", 0, -3, "0 B", float("nan")])
 def test_budgets_that_mean_nothing_are_refused(text):
     with pytest.raises(ValueError, match="budget"):
-        memory.parse_budget(text)
+        devices.parse_budget(text)
 
 
 def test_a_request_above_the_budget_names_both():
-    memory.require(10, 10, "this", "")
+    devices.require(10, 10, "this", "")
     with pytest.raises(BudgetError, match=r"this needs 2.0 KiB \(2048.*100 B. Do less"):
-        memory.require(2048, 100, "this", "Do less.")
-    assert memory.parse_budget(None) > np.float64(2**20)
+        devices.require(2048, 100, "this", "Do less.")
+    assert devices.parse_budget(None) > np.float64(2**20)
 
 
 def test_narrowed_bases_are_right_to_a_rounding_error_and_hold_no_negligible_numbers():

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd.choice import choose
-from fisherlab.approximators.kpsvd.position_gram import PositionGram
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.kpsvd_choice import choose
+from fisherlab.approximators.rearranged import PositionGram, Rearranged
 from fisherlab.numerics.packed import PositionTable
 from fisherlab.samples import TurnedSamples
 from tests import cases

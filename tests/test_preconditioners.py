@@ -13,9 +13,9 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators import averages
-from fisherlab.approximators.blocks import exact as exact_file
-from fisherlab.approximators.costs import building_flops, result_numbers
-from fisherlab.approximators.online.k_bfgs import damped_pair
+from fisherlab.approximators import exact as exact_file
+from fisherlab.approximators.base import building_flops, result_numbers
+from fisherlab.approximators.online import damped_pair
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredFisher
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse, bfgs

@@ -15,8 +15,7 @@ from fisherlab import problems
 from fisherlab.errors import DataError
 from fisherlab.likelihoods import Bernoulli
 from fisherlab.problems.data import small_images
-from fisherlab.problems.files import MNIST, DataFile, read_verified
-from fisherlab.problems.formats import decode_idx
+from fisherlab.problems.files import MNIST, DataFile, decode_idx, read_verified
 from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import validation
 

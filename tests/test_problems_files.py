@@ -19,11 +19,17 @@ import torch
 
 from fisherlab import cli, problems
 from fisherlab.errors import DataError
-from fisherlab.problems import autoencoder_data, data, descriptions, files, text
+from fisherlab.problems import data, descriptions, files
 from fisherlab.problems.data import decode_batch, images
 from fisherlab.problems.descriptions import DESCRIPTIONS
-from fisherlab.problems.files import DataFile, read_verified
-from fisherlab.problems.formats import decode_mat, decode_npz, decode_pickle, members
+from fisherlab.problems.files import (
+    DataFile,
+    decode_mat,
+    decode_npz,
+    decode_pickle,
+    members,
+    read_verified,
+)
 
 
 def published(content, name, folder="there"):
@@ -223,10 +229,8 @@ def test_other_house_numbers_are_refused(tmp_path, monkeypatch, content, message
 def test_the_original_curves_are_read(tmp_path, monkeypatch):
     x = np.random.default_rng(0).random((3, 784))
     content = mat(bdata=x, bdatatest=x[:2], tdata=np.ones((3, 1)))
-    monkeypatch.setattr(
-        autoencoder_data, "CURVES", place(tmp_path, autoencoder_data.CURVES, content)
-    )
-    (train, target), (test, _) = autoencoder_data.curves(tmp_path, torch.float64)
+    monkeypatch.setattr(data, "CURVES", place(tmp_path, data.CURVES, content))
+    (train, target), (test, _) = data.curves(tmp_path, torch.float64)
     np.testing.assert_array_equal(train.numpy(), x)
     np.testing.assert_array_equal(test.numpy(), x[:2])
     assert target is train
@@ -234,15 +238,15 @@ def test_the_original_curves_are_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("x", [np.ones((3, 783)), np.full((3, 784), 1.5)])
 def test_other_curves_are_refused(tmp_path, x):
-    place(tmp_path, autoencoder_data.CURVES, mat(bdata=x, bdatatest=x))
+    place(tmp_path, data.CURVES, mat(bdata=x, bdatatest=x))
     with pytest.raises(DataError, match=r"'bdata' of digs3pts_1\.mat"):
-        autoencoder_data.curves(tmp_path, torch.float64)
+        data.curves(tmp_path, torch.float64)
 
 
 def test_the_original_faces_are_split_by_person(tmp_path):
     columns = np.repeat(np.arange(40.0), 3)[None] * np.ones((625, 1))
-    place(tmp_path, autoencoder_data.FACES, mat(newfaces_single=columns))
-    (x, _), (x_test, target) = autoencoder_data.faces(tmp_path, torch.float64)
+    place(tmp_path, data.FACES, mat(newfaces_single=columns))
+    (x, _), (x_test, target) = data.faces(tmp_path, torch.float64)
     assert x[:, 0].unique().tolist() == list(range(25))
     assert x_test[:, 9].unique().tolist() == list(range(30, 40))
     assert x.shape == (75, 625)
@@ -251,9 +255,9 @@ def test_the_original_faces_are_split_by_person(tmp_path):
 
 @pytest.mark.parametrize("shape", [(625, 41), (624, 80), (80, 625)])
 def test_other_faces_are_refused(tmp_path, shape):
-    place(tmp_path, autoencoder_data.FACES, mat(newfaces_single=np.zeros(shape)))
+    place(tmp_path, data.FACES, mat(newfaces_single=np.zeros(shape)))
     with pytest.raises(DataError, match="625 rows"):
-        autoencoder_data.faces(tmp_path, torch.float64)
+        data.faces(tmp_path, torch.float64)
 
 
 # --- pickles and archives -------------------------------------------------------------
@@ -503,7 +507,7 @@ def test_other_npz_files_are_refused(content, message, capsys):
 
 
 def test_windows_predict_the_next_character():
-    (x, y), (x_test, y_test) = text.windows("abcd" * 30, "abcd", 5)
+    (x, y), (x_test, y_test) = data.windows("abcd" * 30, "abcd", 5)
     for inputs, targets in ((x, y), (x_test, y_test)):
         assert torch.equal(targets, (inputs + 1) % 4)
     assert x.shape == (21, 5)
@@ -513,13 +517,13 @@ def test_windows_predict_the_next_character():
 @pytest.mark.parametrize(("words", "message"), [("abz" * 9, "'z'"), ("ab", "too short")])
 def test_other_texts_are_refused(words, message):
     with pytest.raises(DataError, match=message):
-        text.windows(words, "ab", 5)
+        data.windows(words, "ab", 5)
 
 
 def test_the_alphabets_hold_every_character_once():
-    assert len(set(text.ALPHABET)) == len(text.ALPHABET) == 96
-    assert len(set(text.SHAKESPEARE_ALPHABET)) == 65
-    assert len(text.SHAKESPEARE_ALPHABET) == 65
+    assert len(set(data.ALPHABET)) == len(data.ALPHABET) == 96
+    assert len(set(data.SHAKESPEARE_ALPHABET)) == 65
+    assert len(data.SHAKESPEARE_ALPHABET) == 65
 
 
 # --- missing files and downloads ------------------------------------------------------

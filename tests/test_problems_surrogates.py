@@ -11,8 +11,8 @@ import scipy.ndimage
 import torch
 
 from fisherlab import problems
-from fisherlab.problems import autoencoder_data, files
-from fisherlab.problems.autoencoder_data import curve_images, curves_surrogate, face_patches
+from fisherlab.problems import data, files
+from fisherlab.problems.data import curve_images, curves_surrogate, face_patches
 from fisherlab.problems.files import cached
 
 
@@ -80,13 +80,13 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_curves_are_drawn_once(cache, monkeypatch):
-    monkeypatch.setattr(autoencoder_data, "_TRAIN", 20)
-    monkeypatch.setattr(autoencoder_data, "_TEST", 10)
+    monkeypatch.setattr(data, "_TRAIN", 20)
+    monkeypatch.setattr(data, "_TEST", 10)
     (x, y), (x_test, _) = curves_surrogate(None, torch.float64)
     assert x.shape == (20, 784)
     assert x_test.shape == (10, 784)
     assert y is x
-    monkeypatch.setattr(autoencoder_data, "curve_images", None)
+    monkeypatch.setattr(data, "curve_images", None)
     (again, _), _ = curves_surrogate(None, torch.float64)
     assert torch.equal(again, x)
 

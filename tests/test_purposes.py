@@ -20,8 +20,8 @@ from fisherlab.analysis import counts
 from fisherlab.analysis import purposes as analysis_of_purposes
 from fisherlab.analysis import purposes as judging
 from fisherlab.analysis.allowances import Allowance, chosen
-from fisherlab.analysis.damping_ranges import best_dampings
 from fisherlab.analysis.purposes import judge
+from fisherlab.analysis.verdicts import best_dampings
 from fisherlab.numerics.linalg import decomposed_once
 from tests.cases import METHODS, normal
 from tests.oracles import assert_close

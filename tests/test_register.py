@@ -9,8 +9,7 @@ import torch
 
 import fisherlab as fl
 from fisherlab.approximators import Cost, OfSums, register
-from fisherlab.approximators.base import facts
-from fisherlab.approximators.states import Sums, add
+from fisherlab.approximators.base import Sums, add, facts
 from fisherlab.operators import Dense
 from tests.oracles import assert_close
 

@@ -22,8 +22,7 @@ from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import drawn
 from fisherlab.report import analysis, figures, job, sizes
 from fisherlab.report.config import ReportConfig, logarithmic
-from fisherlab.report.folder import whole_folder
-from fisherlab.report.record import Phases, describe_run, git_commit
+from fisherlab.report.folder import Phases, describe_run, git_commit, whole_folder
 from fisherlab.report.sizes import fitted
 
 QUICK = ReportConfig(

@@ -14,9 +14,9 @@ from fisherlab import plots
 from fisherlab.plots import quantity
 from fisherlab.plots.style import KNOWN, SPARE
 from fisherlab.report import rankings, summary, tables
-from fisherlab.report.dark import PAPER, contrast, in_the_dark
 from fisherlab.report.page import prose, write_page
-from fisherlab.report.snapshot import moment
+from fisherlab.report.plates import PAPER, contrast, in_the_dark
+from fisherlab.report.rankings import moment
 from tests import analyses
 from tests.datasets import LEVEL, comparison, inverses
 

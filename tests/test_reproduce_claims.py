@@ -11,7 +11,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.cli import main
 from fisherlab.reproduce import catalogue
-from fisherlab.reproduce.comparison import PAPERS
+from fisherlab.reproduce.catalogue import PAPERS
 from fisherlab.reproduce.experiment import Bound, Claim, Experiment, Row, Setting, judged
 from tests.drawings import assert_texts_apart
 

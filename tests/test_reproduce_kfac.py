@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 
 import fisherlab as fl
-from fisherlab.analysis.wording import percent
 from fisherlab.operators import Factored
 from fisherlab.reproduce import kfac_iterations, martens2015
 from fisherlab.reproduce import kfac_matrices as figures
 from fisherlab.reproduce.experiment import Setting
+from fisherlab.showing import percent
 from tests.cases import normal
 from tests.drawings import assert_texts_apart
 from tests.oracles import assert_close

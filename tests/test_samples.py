@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisherlab.numerics import held
+from fisherlab.numerics import devices as held
 from fisherlab.samples import (
     GroupedSamples,
     MatrixSamples,

@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.numerics.memory import parse_budget
+from fisherlab.numerics.devices import parse_budget
 from fisherlab.report.config import ReportConfig
 from fisherlab.settings import is_number
 from fisherlab.training.schedules import Order, averaging, moments

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import fisherlab as fl
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
-from fisherlab.approximators.kronecker.kl_shampoo import Alternation
+from fisherlab.approximators.kronecker import Alternation
+from fisherlab.approximators.rearranged import Rearranged
 from fisherlab.layers import Block
 from fisherlab.samples import OuterSamples
 from tests import cases

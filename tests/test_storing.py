@@ -18,7 +18,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.approximators.base import facts
-from fisherlab.approximators.online.k_bfgs import Observation
+from fisherlab.approximators.online import Observation
 from fisherlab.durable import claimed
 from fisherlab.errors import DataError
 from fisherlab.samples import parted
@@ -354,7 +354,8 @@ def test_the_bytes_on_a_disk_are_foretold(tmp_path, monkeypatch):
     files = list((tmp_path / "held").glob("*.pt"))
     written = sum(file.stat().st_size for file in files)
     assert told.statistics_bytes < written < told.statistics_bytes + len(files) * 2**13
-    assert f"on a disk, {fl.numerics.memory.readable(told.statistics_bytes)}" in told.advice
+    told_bytes = fl.numerics.devices.readable(told.statistics_bytes)
+    assert f"on a disk, {told_bytes}" in told.advice
 
 
 WITHIN = """

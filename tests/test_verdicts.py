@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import fisherlab as fl
 from fisherlab.analysis import contests, verdicts
-from fisherlab.analysis.merging import beside
+from fisherlab.analysis.files import beside
 from fisherlab.report import judging, summary
-from fisherlab.report.snapshot import moment
+from fisherlab.report.rankings import moment
 
 CLOSEST = re.compile(
     r"(?P<who>`[^.;]*?`)(?: and (?P<more>\d+) more)? (?:is|are) the closest "

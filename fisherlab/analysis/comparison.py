@@ -9,8 +9,18 @@ import xarray as xr
 from torch import nn
 
 from fisherlab.analysis.allowances import LONG, RATE, Allowance, cut, may_be_long
-from fisherlab.analysis.cells import Cells, attributes, layer_coordinates, located, reason
-from fisherlab.analysis.damping import Damping, dampings
+from fisherlab.analysis.cells import (
+    Cells,
+    Damping,
+    Telling,
+    attributes,
+    dampings,
+    layer_coordinates,
+    located,
+    reason,
+    teller,
+    watched,
+)
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.layerwise import Request, Source, compare_layers, joined
 from fisherlab.analysis.metric_table import (
@@ -22,16 +32,15 @@ from fisherlab.analysis.metric_table import (
     pairs_of,
     question,
 )
-from fisherlab.analysis.progress import Telling, teller, watched
 from fisherlab.analysis.purposes import judge, judge_model
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.network.two_level_kfac import ExactNetwork
+from fisherlab.approximators.network import ExactNetwork
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.catalogue import NEEDS
 from fisherlab.errors import FisherlabError, warn
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.numerics.devices import Budget, parse_budget
 from fisherlab.numerics.linalg import decomposed_once
-from fisherlab.numerics.memory import Budget, parse_budget
 from fisherlab.purposes import Purpose
 from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, Statistics

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fisherlab.analysis.wording import percent, quoted
 from fisherlab.catalogue import total_share
+from fisherlab.showing import percent, quoted
 
 Grid = NDArray[Any]
 TIED: Final = 1e-6  # distances from the best that differ by less are called equal

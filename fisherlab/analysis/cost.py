@@ -19,8 +19,8 @@ from fisherlab.statistics import Exact, Fisher, LayerStatistics, recorder, taps
 from fisherlab.statistics.batches import Batch, batches
 from fisherlab.statistics.collect import COLUMN_BYTES, run_length
 from fisherlab.statistics.fishers import require_kinds
-from fisherlab.statistics.gathered import join_columns
 from fisherlab.statistics.model_view import ModelView, view
+from fisherlab.statistics.network import join_columns
 from fisherlab.statistics.probe import Probe, probe, require_independence
 from fisherlab.statistics.taps import Part, Tapped
 

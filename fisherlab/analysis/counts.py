@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from fisherlab.approximators import KPSVD, Approximator
-from fisherlab.approximators.base import Returned, facts
-from fisherlab.approximators.blocks.exact import DIRECT
-from fisherlab.approximators.costs import EIGEN, building_flops, held_numbers
-from fisherlab.approximators.kpsvd.choice import choose
-from fisherlab.approximators.kpsvd.position_gram import PositionGram, position_bytes
-from fisherlab.approximators.kpsvd.rearranged import Rearranged
+from fisherlab.approximators.base import (
+    EIGEN,
+    Returned,
+    building_flops,
+    facts,
+    held_numbers,
+)
+from fisherlab.approximators.exact import DIRECT
+from fisherlab.approximators.kpsvd_choice import choose
+from fisherlab.approximators.rearranged import PositionGram, Rearranged, position_bytes
 from fisherlab.catalogue import Needs
 from fisherlab.numerics.linalg import WORTH
 from fisherlab.numerics.packed import pair_count

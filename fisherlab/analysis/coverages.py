@@ -7,9 +7,8 @@ from typing import Any, Literal, final
 import pandas as pd
 from torch import Tensor, nn
 
-from fisherlab.analysis.wording import aligned
 from fisherlab.layers import Block, alone, blocks, uncompiled
-from fisherlab.showing import html_table
+from fisherlab.showing import aligned, html_table
 from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
 from fisherlab.statistics.probe import expected_rules, no_call, owners_of, probe

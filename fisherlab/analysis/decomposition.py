@@ -19,15 +19,27 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fisherlab.analysis.cells import Cells, attributes, build, described, layer_coordinates
-from fisherlab.analysis.damping import dampings
-from fisherlab.analysis.progress import Telling, watched
+from fisherlab.analysis.cells import (
+    Cells,
+    Telling,
+    attributes,
+    build,
+    dampings,
+    described,
+    layer_coordinates,
+    watched,
+)
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
-from fisherlab.approximators.kronecker.kfac import Sharing
+from fisherlab.approximators.kfac import Sharing
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood
-from fisherlab.metrics import cross_squares, frobenius
+from fisherlab.metrics import (
+    cross_squares,
+    frobenius_error,
+    optimal_scale,
+    scale_optimal_error,
+)
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.metrics.structure import normalised
 from fisherlab.operators import FactoredFisher
@@ -135,7 +147,7 @@ def decompose(
         sharing[row] = _sharing(exact[name], whole)
         for source, stats in sources.items():
             pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
-            error = 0.0 if source == "exact" else frobenius.frobenius_error.of(pair)
+            error = 0.0 if source == "exact" else frobenius_error.of(pair)
             distances[row, SOURCES.index(source)] = error
             tables.fill(stats[name], source, chosen, whole)
     network, fisher = _network(sources, tables.parts)
@@ -202,7 +214,7 @@ def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:
         try:
             approx = KFAC(sharing=sharing)(layer)
             pair = paired("decompose", whole, approx, mixed=False)
-            found.append(frobenius.frobenius_error.of(pair))
+            found.append(frobenius_error.of(pair))
         except NeedsSharedForm:
             found.append(float("nan"))
     return found
@@ -232,7 +244,7 @@ class _Tables:
             pair = paired("decompose", whole, approx, mixed=source != "exact")
             if source == "exact":
                 self.parts[row, column] = _parts(pair)
-            self.errors[row, column, at] = frobenius.frobenius_error.of(pair)
+            self.errors[row, column, at] = frobenius_error.of(pair)
 
 
 def _parts(pair: Pair) -> tuple[float, float]:
@@ -240,8 +252,8 @@ def _parts(pair: Pair) -> tuple[float, float]:
     if pair.same or pair.exact_norm == 0:
         return 0.0, 0.0
     share = (pair.approx_norm / pair.exact_norm) ** 2
-    scale = frobenius.optimal_scale.of(pair) if pair.approx_norm > 0 else 0.0
-    return frobenius.scale_optimal_error.of(pair) ** 2, (scale - 1) ** 2 * share
+    scale = optimal_scale.of(pair) if pair.approx_norm > 0 else 0.0
+    return scale_optimal_error.of(pair) ** 2, (scale - 1) ** 2 * share
 
 
 def _network(

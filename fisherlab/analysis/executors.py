@@ -18,10 +18,9 @@ from typing import Any, Final, Protocol, TypeVar, final, runtime_checkable
 
 import xarray as xr
 
+from fisherlab.analysis.cells import Telling, say_complete, teller
+from fisherlab.analysis.files import merge, save
 from fisherlab.analysis.files import open as opened
-from fisherlab.analysis.files import save
-from fisherlab.analysis.merging import merge
-from fisherlab.analysis.progress import Telling, say_complete, teller
 from fisherlab.codes import codes, described
 from fisherlab.durable import PARTIAL, claimed, write_durably
 from fisherlab.errors import DataError, ExecutorError, StoreError, lasting

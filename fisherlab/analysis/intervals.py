@@ -12,12 +12,10 @@ import xarray as xr
 from scipy.special import stdtrit
 from torch import nn
 
-from fisherlab.analysis.cells import described
+from fisherlab.analysis.cells import Damping, Telling, described
 from fisherlab.analysis.comparison import compare
-from fisherlab.analysis.damping import Damping
 from fisherlab.analysis.executors import Folder, Workers, told
 from fisherlab.analysis.layerwise import Source
-from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import FLOOR, METRICS
@@ -25,8 +23,8 @@ from fisherlab.codes import checksum
 from fisherlab.codes import described as code_of
 from fisherlab.errors import BudgetError
 from fisherlab.likelihoods import Likelihood
-from fisherlab.metrics.floors import noise_floors
-from fisherlab.numerics.held import tensors
+from fisherlab.metrics.pairs import noise_floors
+from fisherlab.numerics.devices import tensors
 from fisherlab.settings import numeric, require_number
 from fisherlab.statistics import Layers, MonteCarlo, Statistics, collect
 from fisherlab.statistics.fishers import Fisher

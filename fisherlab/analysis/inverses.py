@@ -8,17 +8,14 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.analysis.cells import attributes, tried
-from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.progress import Telling, watched
+from fisherlab.analysis.cells import Damping, Telling, attributes, dampings, tried, watched
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.base import operator_of
-from fisherlab.approximators.blocks.mini_block import partition
+from fisherlab.approximators.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.devices import Budget, parse_budget, require
 from fisherlab.operators import Operator
-from fisherlab.operators.base import PANEL_BYTES, unit_weights
-from fisherlab.operators.dampings import Factored, Tikhonov
+from fisherlab.operators.base import PANEL_BYTES, Factored, Tikhonov, unit_weights
 from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 

@@ -16,19 +16,24 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fisherlab.analysis.cells import REFUSALS, located, made_of, reason
+from fisherlab.analysis.allowances import Schedule
+from fisherlab.analysis.cells import (
+    REFUSALS,
+    located,
+    made_of,
+    reason,
+    say_complete,
+    teller,
+)
 from fisherlab.analysis.cost import Collection, Plan, Probed
 from fisherlab.analysis.executors import Workers, filled, told
+from fisherlab.analysis.files import merge, save
 from fisherlab.analysis.files import open as opened
-from fisherlab.analysis.files import save
-from fisherlab.analysis.layer_schedule import Schedule
-from fisherlab.analysis.merging import merge
-from fisherlab.analysis.progress import say_complete, teller
 from fisherlab.approximators.ranks import everyones, require_same_weights
 from fisherlab.codes import checksum, codes, described
 from fisherlab.errors import BudgetError, StoreError
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.held import tensors
+from fisherlab.numerics.devices import tensors
 from fisherlab.numerics.ranks import Ranks, dealt, live
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics import (

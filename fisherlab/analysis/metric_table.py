@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fisherlab.analysis.cells import REFUSALS, Cells, build, reason
-from fisherlab.analysis.damping import Dampings
+from fisherlab.analysis.cells import REFUSALS, Cells, Dampings, build, reason
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import quantity
 from fisherlab.errors import BudgetError, IndefiniteError, meant
-from fisherlab.metrics.floors import BelowFloor
-from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.metrics.pairs import BelowFloor, Damped, Pair, paired
 from fisherlab.metrics.register import Entry, entries
 from fisherlab.metrics.sweeps import OF_DIRECTIONS, OF_MATRICES, curve, eigenbases
-from fisherlab.numerics.memory import readable
+from fisherlab.numerics.devices import readable
 from fisherlab.operators import (
     Eigenform,
     Factored,

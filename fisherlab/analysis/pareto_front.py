@@ -9,27 +9,27 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.cells import (
+    Damping,
+    Telling,
     attributes,
+    dampings,
     described,
     layer_coordinates,
     reason,
     require_room,
+    watched,
 )
-from fisherlab.analysis.damping import Damping, dampings
 from fisherlab.analysis.metric_table import require_inverses
-from fisherlab.analysis.progress import Telling, watched
 from fisherlab.approximators import Approximator, ExactBlock
-from fisherlab.approximators.base import operator_of
-from fisherlab.approximators.costs import building_flops
+from fisherlab.approximators.base import building_flops, operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.catalogue import METRICS
 from fisherlab.errors import FisherlabError
 from fisherlab.metrics.pairs import paired
 from fisherlab.metrics.register import entries
-from fisherlab.numerics.devices import wait
-from fisherlab.numerics.memory import Budget, parse_budget
+from fisherlab.numerics.devices import Budget, parse_budget, wait
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import Factored, RelativeDamping, Tikhonov
+from fisherlab.operators.base import Factored, RelativeDamping, Tikhonov
 from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 

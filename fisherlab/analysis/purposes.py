@@ -14,29 +14,30 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fisherlab.analysis.allowances import Allowance, chosen
+from fisherlab.analysis.allowances import Allowance, Schedule, chosen
 from fisherlab.analysis.cells import (
     REFUSALS,
+    Telling,
     attributes,
     layer_coordinates,
     located,
     reason,
+    teller,
+    watched,
 )
 from fisherlab.analysis.counts import Work, counted, own, product, shared, traced
-from fisherlab.analysis.layer_schedule import Schedule
 from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.metric_table import solve_flops
-from fisherlab.analysis.progress import Telling, teller, watched
 from fisherlab.analysis.purpose_table import Answered, Key, table
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.base import facts, operator_of
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.errors import BudgetError
 from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.numerics.devices import give_back
 from fisherlab.numerics.linalg import decomposed_once
-from fisherlab.numerics.memory import give_back
 from fisherlab.operators import KroneckerSum, Operator
-from fisherlab.operators.dampings import parsed
+from fisherlab.operators.base import parsed
 from fisherlab.purposes import Answers, Demand, Purpose
 from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics

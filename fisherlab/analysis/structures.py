@@ -8,12 +8,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fisherlab.analysis.cells import attributes, described, layer_coordinates, tried
-from fisherlab.analysis.damping import Damping, dampings
-from fisherlab.analysis.progress import Telling, watched
+from fisherlab.analysis.cells import (
+    Damping,
+    Telling,
+    attributes,
+    dampings,
+    described,
+    layer_coordinates,
+    tried,
+    watched,
+)
 from fisherlab.approximators import ExactBlock
-from fisherlab.approximators.blocks.mini_block import partition
-from fisherlab.metrics import kronecker, spectra
+from fisherlab.approximators.mini_block import partition
+from fisherlab.metrics import kronecker_ratio, kronecker_tail, spectra
 from fisherlab.metrics import structure as masses
 from fisherlab.operators import FactoredFisher, Partition
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
@@ -111,8 +118,8 @@ def _layer(
     """Return the numbers of one layer and why some are missing."""
     groups = partition(layer.block)
     asked: dict[str, Callable[[], float]] = {
-        "kronecker_ratio": lambda: kronecker.kronecker_ratio(exact),
-        "kronecker_tail": lambda: kronecker.kronecker_tail(exact),
+        "kronecker_ratio": lambda: kronecker_ratio(exact),
+        "kronecker_tail": lambda: kronecker_tail(exact),
         "effective_rank": lambda: spectra.effective_rank(exact),
         "mini_block_squared_mass": lambda: masses.squared_mass(exact, groups),
         "mini_block_absolute_mass": lambda: _absolute(exact, groups),

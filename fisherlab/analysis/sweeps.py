@@ -12,15 +12,17 @@ import xarray as xr
 from fisherlab.analysis.cells import (
     REFUSALS,
     Cells,
+    Damping,
+    Dampings,
+    Telling,
     attributes,
+    dampings,
     layer_coordinates,
     reason,
 )
-from fisherlab.analysis.damping import Damping, Dampings, dampings
 from fisherlab.analysis.executors import Folder, Workers, told
 from fisherlab.analysis.layerwise import joined
 from fisherlab.analysis.metric_table import locate, mean_gradients, pairs_of
-from fisherlab.analysis.progress import Telling
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.codes import checksum, described
@@ -35,9 +37,9 @@ from fisherlab.metrics.sweeps import (
     eigenbases,
     of_step,
 )
-from fisherlab.numerics.held import tensors
+from fisherlab.numerics.devices import tensors
 from fisherlab.operators import Eigenform, Operator
-from fisherlab.operators.dampings import Factored, RelativeDamping
+from fisherlab.operators.base import Factored, RelativeDamping
 from fisherlab.statistics import Layers, Statistics
 
 DECADES: Final = RelativeDamping([10.0**power for power in range(-6, 3)])

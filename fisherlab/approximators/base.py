@@ -1,15 +1,16 @@
-"""What an approximator is, what it says of itself, and how it goes through a stream."""
+"""What an approximator is, says of itself, costs, and keeps of a stream."""
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, wraps
 from typing import (
     Any,
     ClassVar,
     Generic,
     Literal,
+    NamedTuple,
     Protocol,
     TypeVar,
     cast,
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import DataError
-from fisherlab.operators import Dense, Operator
+from fisherlab.numerics.packed import pair_count, symmetric_flops
+from fisherlab.operators import Dense, Operator, Provenance, Stacked
 from fisherlab.operators.network import NetworkOperator
+from fisherlab.samples import OuterSamples, Samples, TokenSamples
 from fisherlab.statistics import LayerStatistics
-from fisherlab.statistics.gathered import Chunks
+from fisherlab.statistics.network import Chunks
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -38,7 +41,7 @@ class Approximator(Protocol):
     """Statistics of one block in, an operator out.
 
     Any function of the statistics is one. What else it has to say stands in attributes
-    (`Facts`), in a method ``cost`` (see `fisherlab.approximators.costs`), and in the four
+    (`Facts`), in a method ``cost`` (see `fisherlab.approximators.base`), and in the four
     steps of `Streaming`; `fisherlab.approximators.register.add` gives it a name.
 
     Examples
@@ -262,7 +265,7 @@ class OfSums(ABC, Generic[State, Result]):
     Examples
     --------
     >>> import torch, fisherlab as fl
-    >>> from fisherlab.approximators.states import Sums, add
+    >>> from fisherlab.approximators.base import Sums, add
     >>> class Traces(OfSums):
     ...     def accumulate(self, state, statistics):
     ...         trace = statistics.samples.squared_norms().sum()
@@ -371,3 +374,341 @@ def adds(approximator: Any) -> bool:
     """
     kept = facts(approximator).couples or learns(approximator)
     return isinstance(approximator, OfSums) and not kept
+
+
+EIGEN = 9  # multiply-adds of a symmetric eigendecomposition over d³, about
+STEPS = 5  # power steps until convergence, about
+
+
+class Cost(NamedTuple):
+    """Multiply-adds to build an approximation, and numbers it holds beside the samples.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> stats = fl.collect(torch.nn.Linear(3, 2), (torch.ones(4, 3), None), fl.Gaussian())
+    >>> fl.KFAC().cost(stats["weight"].samples).numbers
+    20
+    """
+
+    flops: int
+    numbers: int
+
+
+def cost_of(method: Any, samples: Samples) -> Cost | None:
+    """Return what an approximator says that it costs, None if it is not counted.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> samples = OuterSamples(torch.ones(10, 4), torch.ones(2, 10, 3))
+    >>> cost_of(fl.KFAC(), samples)
+    Cost(flops=340, numbers=25)
+    """
+    told = facts(method)
+    if not hasattr(method, "cost"):
+        return None
+    parts = samples.counted_as.counted(
+        needs_inputs=told.needs_inputs, entrywise=told.entrywise
+    )
+    known = [one for one in map(method.cost, parts) if one is not None]
+    flops, numbers = (sum(one[k] for one in known) for k in range(2))
+    return Cost(flops, numbers) if known else None
+
+
+def building_flops(method: Any, samples: Samples) -> int | None:
+    """Return the multiply-adds that build an approximation, None if not counted."""
+    cost = cost_of(method, samples)
+    return None if cost is None else cost.flops
+
+
+def result_numbers(method: Any, samples: Samples) -> int | None:
+    """Return the numbers an approximation holds besides the samples."""
+    cost = cost_of(method, samples)
+    return None if cost is None else cost.numbers
+
+
+def held_numbers(method: Any, samples: Samples) -> int:
+    """Return the numbers an approximation holds, the whole factors of a table included.
+
+    Examples
+    --------
+    >>> import torch, fisherlab as fl
+    >>> net, words = torch.nn.Embedding(9, 2), torch.arange(5)
+    >>> samples = fl.collect(net, (words, None), fl.Gaussian())["weight"].samples
+    >>> [held_numbers(method, samples) for method in (fl.Diagonal(), fl.KPSVD())]
+    [18, 85]
+    """
+    told = facts(method)
+    formed = told.result == "terms" or not told.needs_inputs
+    if isinstance(samples, TokenSamples) and formed and hasattr(method, "cost"):
+        cost = method.cost(samples)  # flops of a table are others, the factors are not
+        return cost.numbers if cost else 0
+    return result_numbers(method, samples) or 0
+
+
+def input_flops(s: Samples) -> int:
+    """Count Σ a aᵀ, about half of it through symmetry."""
+    return symmetric_flops(s.weight_shape[1], s.examples * s.positions)
+
+
+def factor_flops(s: Samples) -> int:
+    """Count Σ g gᵀ and Σ a aᵀ, about half of each through symmetry."""
+    rows = s.total * s.positions
+    return symmetric_flops(s.weight_shape[0], rows) + input_flops(s)
+
+
+def rotation_flops(s: Samples) -> int:
+    """Count gradients and inputs in another basis, and the squares there."""
+    o, i = s.weight_shape
+    rows = s.examples * s.positions
+    return s.columns * rows * o * o + rows * i * i + s.square_flops()
+
+
+def partial_trace_flops(s: Samples) -> int:
+    """Count Σ D Dᵀ and Σ Dᵀ D."""
+    return s.row_trace_flops() + s.column_trace_flops()
+
+
+def alternation_flops(s: Samples) -> int:
+    """Count the power steps of the leading product, by the cheaper space."""
+    o, i = s.weight_shape
+    if not isinstance(s, OuterSamples):
+        return s.matrix_flops() + STEPS * s.total * o * i * (o + i)
+    packed = s.examples * pair_count(o) * pair_count(i) + STEPS * (o * i) ** 2 // 2
+    outputs = min(pair_count(o), s.columns**2 * o)
+    grams = s.examples**2 * (i + outputs) // 2 + STEPS * 2 * s.examples**2
+    return min(packed, grams)
+
+
+def leading_flops(s: Samples) -> int:
+    """Count the eigenvalues of the block by its cheaper space."""
+    p, m = entry_count(s), s.total
+    if m <= p:
+        return s.gram_flops() + EIGEN * m**3
+    return s.dense_flops() + EIGEN * p**3
+
+
+def cubes(s: Samples) -> int:
+    """Count d³ of both factors, in whose multiples they are factorised."""
+    o, i = s.weight_shape
+    return o**3 + i**3
+
+
+def entry_count(s: Samples) -> int:
+    """Count the entries of the weight."""
+    return s.weight_shape[0] * s.weight_shape[1]
+
+
+def pair_numbers(s: Samples) -> int:
+    """Count the numbers of two factors, or of two bases."""
+    return s.weight_shape[0] ** 2 + s.weight_shape[1] ** 2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Tensors summed over examples and columns, with the examples they count.
+
+    Parameters
+    ----------
+    tensors
+        The sums, in the method's own order.
+    count, positions
+        Examples, and Σ_n T_n.
+    weight_shape, provenance
+        Of the block.
+    turned
+        Whether the rows of the weight belong to the inputs: an embedding, ``x @ W``.
+    precision
+        That of the statistics, where the sums are wider.
+    """
+
+    tensors: tuple[Tensor, ...]
+    count: int
+    positions: int
+    weight_shape: tuple[int, int]
+    provenance: Provenance
+    turned: bool = False
+    precision: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, statistics: LayerStatistics, *tensors: Tensor) -> "Sums":
+        """Begin with the sums of one chunk."""
+        s = statistics
+        return cls(
+            tensors,
+            s.count,
+            s.positions,
+            s.weight_shape,
+            s.provenance,
+            s.tokens is not None or s.turned,
+        )
+
+    def counting(self, count: int, positions: int) -> "Sums":
+        """Count further examples, whose numbers the tensors have taken up in place."""
+        count += self.count
+        return replace(
+            self,
+            count=count,
+            positions=self.positions + positions,
+            provenance=replace(self.provenance, examples=count),
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """Add up two parts of the data."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        added = replace(self, tensors=tuple(a + b for a, b in pairs))
+        return added.counting(other.count, other.positions)
+
+
+def add(state: Sums | None, more: Sums) -> Sums:
+    """Add a chunk to a state that may not have begun."""
+    return more if state is None else state + more
+
+
+@runtime_checkable
+class Within(Protocol):
+    """A state whose sums are taken in something that stands, the same for all parts.
+
+    Where several processes have it already, sums alone are sent.
+    """
+
+    @property
+    def sums(self) -> Sums | None:
+        """What has been added up, None where the pass has only begun."""
+
+    def summing(self, sums: Sums | None) -> Any:
+        """Return the state with other sums."""
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A state of several, each of which is added up by itself."""
+
+    @property
+    def open(self) -> Mapping[int, Any]:
+        """The states that this pass adds to, by number."""
+
+    def put(self, states: Mapping[int, Any]) -> Any:
+        """Return the state with others in these places."""
+
+
+Method = TypeVar("Method")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupStates:
+    """The states of all groups.
+
+    Parameters
+    ----------
+    states
+        One for each group.
+    done
+        Which of them are ready for `finish` and see no further pass.
+    """
+
+    states: tuple[Any, ...]
+    done: tuple[bool, ...]
+    provenance: Provenance
+
+    @property
+    def open(self) -> Mapping[int, Any]:
+        """The states that are not ready."""
+        return {k: s for k, s in enumerate(self.states) if not self.done[k]}
+
+    def put(self, states: Mapping[int, Any]) -> "GroupStates":
+        """Return the same with other states in some places."""
+        new = (states.get(k, state) for k, state in enumerate(self.states))
+        return replace(self, states=tuple(new))
+
+
+def by_group(cls: type[Method]) -> type[Method]:
+    """Let an approximator take grouped layers: one state and one operator for each group.
+
+    A class decorator. The class itself is written for one group; for statistics with
+    several, calls and the four steps of a stream run over the groups, and the result is
+    a `Stacked` operator: block-diagonal over the groups, as KFAC of each of them is.
+    """
+    for name, over in (
+        ("__call__", _call),
+        ("accumulate", _accumulate),
+        ("merge", _merge),
+        ("next_pass", _next_pass),
+        ("finish", _finish),
+    ):
+        single = getattr(cls, name)
+        setattr(cls, name, wraps(single)(over(single)))
+    return cls
+
+
+def _call(single: Callable[..., Operator]) -> Callable[..., Operator]:
+    def call(
+        self: Any, statistics: LayerStatistics, previous: Operator | None = None
+    ) -> Operator:
+        groups = statistics.by_group()
+        if len(groups) == 1:
+            return single(self, statistics, previous)
+        warm: tuple[Operator | None, ...] = (None,) * len(groups)
+        if isinstance(previous, Stacked) and len(previous.parts) == len(groups):
+            warm = previous.parts
+        parts = [single(self, g, old) for g, old in zip(groups, warm, strict=True)]
+        return Stacked(tuple(parts), statistics.provenance.by(repr(self)))
+
+    return call
+
+
+def _accumulate(single: Callable[..., Any]) -> Callable[..., Any]:
+    def accumulate(self: Any, state: Any, statistics: LayerStatistics) -> Any:
+        groups = statistics.by_group()
+        if len(groups) == 1:
+            return single(self, state, statistics)
+        none = (None,) * len(groups), (False,) * len(groups)
+        states, done = (state.states, state.done) if state else none
+        new = [
+            old if ready else single(self, old, g)
+            for old, ready, g in zip(states, done, groups, strict=True)
+        ]
+        return GroupStates(tuple(new), done, statistics.provenance)
+
+    return accumulate
+
+
+def _merge(single: Callable[..., Any]) -> Callable[..., Any]:
+    def merge(self: Any, first: Any, second: Any) -> Any:
+        if not isinstance(first, GroupStates):
+            return single(self, first, second)
+        other = second.open
+        return first.put({k: single(self, s, other[k]) for k, s in first.open.items()})
+
+    return merge
+
+
+def _next_pass(single: Callable[..., Any]) -> Callable[..., Any]:
+    def next_pass(self: Any, state: Any) -> Any:
+        if not isinstance(state, GroupStates):
+            return single(self, state)
+        pairs = zip(state.states, state.done, strict=True)
+        found = [None if ready else single(self, one) for one, ready in pairs]
+        done = tuple(one is None for one in found)
+        if all(done):
+            return None
+        both = zip(state.states, found, strict=True)
+        new = tuple(old if one is None else one for old, one in both)
+        return replace(state, states=new, done=done)
+
+    return next_pass
+
+
+def _finish(single: Callable[..., Operator]) -> Callable[..., Operator]:
+    def finish(self: Any, state: Any) -> Operator:
+        if not isinstance(state, GroupStates):
+            return single(self, state)
+        parts = tuple(single(self, one) for one in state.states)
+        examples = parts[0].provenance.examples
+        made = replace(state.provenance, examples=examples)
+        return Stacked(parts, made.by(repr(self)))
+
+    return finish

@@ -14,11 +14,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import OfSums, OrPassed, Streaming
-from fisherlab.approximators.states import Several, Sums, Within
+from fisherlab.approximators.base import OfSums, OrPassed, Several, Streaming, Sums, Within
 from fisherlab.codes import checksum
 from fisherlab.errors import RankError
-from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.devices import Budget, parse_budget, require
 from fisherlab.numerics.ranks import Ranks, held_tensors
 from fisherlab.operators import Operator
 from fisherlab.statistics import (
@@ -29,8 +28,8 @@ from fisherlab.statistics import (
     MeanGradient,
 )
 from fisherlab.statistics.batches import batches, is_empty
-from fisherlab.statistics.gathered import Chunks, join_examples
 from fisherlab.statistics.model_view import require_whole_parameters
+from fisherlab.statistics.network import Chunks, join_examples
 
 Key = tuple[Any, ...]  # method and block, and the number of a state among several
 States = Mapping[Key, Any]

@@ -16,20 +16,20 @@ from fisherlab.approximators.base import (
     called,
     facts,
     learns,
+    result_numbers,
 )
-from fisherlab.approximators.costs import result_numbers
 from fisherlab.approximators.ranks import Key, Sent, foreseen, merged, place
 from fisherlab.approximators.register import Chosen, by_name, network_by_name
 from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.memory import Budget, parse_budget, require
+from fisherlab.numerics.devices import Budget, parse_budget, require
 from fisherlab.numerics.ranks import held_tensors, live
 from fisherlab.operators import Operator
 from fisherlab.operators.network import NetworkOperator
 from fisherlab.settings import numeric
 from fisherlab.statistics import Fisher, LayerStatistics, MonteCarlo, stream
 from fisherlab.statistics.batches import Progress, Repeated, is_empty
-from fisherlab.statistics.gathered import Chunks
+from fisherlab.statistics.network import Chunks
 
 NETWORK = "network"  # the one unit of a method that couples layers
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import fisherlab
-from fisherlab.cli import commands, follow, report, workers
+from fisherlab.cli import commands, follow, parsing, report
 from fisherlab.cli.parsing import Parser
 from fisherlab.errors import FisherlabError
 
@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = parser().parse_args(words)
-        with workers.group(arguments) as rank:
+        with parsing.group(arguments) as rank:
             if rank:
                 arguments.quiet = True
             arguments.act(arguments, shlex.join(["fisherlab", *words]))
     except (ValueError, FisherlabError, OSError) as error:
-        if workers.tells(error):
+        if parsing.tells(error):
             print(f"fisherlab: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

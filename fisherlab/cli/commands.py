@@ -11,12 +11,13 @@ from fisherlab.cli.parsing import (
     add_command,
     add_json,
     add_subject,
+    add_workers,
     as_json,
+    executor_of,
     listed,
     show,
     subject,
 )
-from fisherlab.cli.workers import add_workers, executor_of
 from fisherlab.report.config import DEFAULT_APPROXIMATORS
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def add_estimate(commands: Any) -> None:
 
 def _estimate(arguments: argparse.Namespace, command: str) -> None:
     import fisherlab as fl
-    from fisherlab.analysis.wording import aligned
-    from fisherlab.numerics.memory import readable
+    from fisherlab.numerics.devices import readable
     from fisherlab.report import own
+    from fisherlab.showing import aligned
 
     fishers: dict[str, Any] = {
         "exact": fl.Exact(),
@@ -231,7 +232,7 @@ def _reproduce(arguments: argparse.Namespace, command: str) -> None:
 def _rows_listed(data_dir: Path | None) -> list[tuple[str, ...]]:
     """Return the head and a line for every row of every paper."""
     from fisherlab.reproduce import catalogue
-    from fisherlab.reproduce.comparison import state
+    from fisherlab.reproduce.catalogue import state
 
     known = catalogue.experiments()
     lines: list[tuple[str, ...]] = [

@@ -15,11 +15,15 @@ from fisherlab.cli.parsing import (
     add_command,
     add_json,
     add_subject,
+    add_workers,
+    executor_of,
+    first_of_all,
     listed,
+    of_first,
+    several,
     show,
     subject,
 )
-from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
 
 PROBES: Final = ("losses", "errors", "directions", "spectra", "staleness")
 FISHERS: Final = ("exact", "monte-carlo", "empirical")
@@ -213,7 +217,7 @@ def load_problem(arguments: argparse.Namespace, seed: int) -> Any:
 
 def _probes(arguments: argparse.Namespace, words: list[str]) -> list[Any]:
     import fisherlab as fl
-    from fisherlab.approximators.network import network_approximators
+    from fisherlab.approximators.register import network_approximators
     from fisherlab.report import own
 
     own.check_problem(subject(arguments))

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
-from fisherlab.cli.parsing import OWN, add_command, listed
-from fisherlab.cli.workers import add_workers, executor_of, first_of_all, of_first, several
+from fisherlab.cli.parsing import (
+    OWN,
+    add_command,
+    add_workers,
+    executor_of,
+    first_of_all,
+    listed,
+    of_first,
+    several,
+)
 from fisherlab.report.config import PURPOSES, ReportConfig
 
 
@@ -146,7 +154,7 @@ def _rebuild(results: Path, config: ReportConfig) -> None:
             "give only --out, --overwrite and --quiet with it."
         )
 
-    from fisherlab.report.saved import rebuild
+    from fisherlab.report.job import rebuild
 
     print(rebuild(results, config.out, overwrite=config.overwrite))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherlab.layers.blocks import Block, Span
-from fisherlab.numerics.memory import empty
+from fisherlab.numerics.devices import empty
 
 _SHORT: Final = 3  # kernel entries along the last axis
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fisherlab.catalogue import METRICS, Needs, Quantity
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.operators import Operator
-from fisherlab.operators.dampings import Damping
+from fisherlab.operators.base import Damping
 
 Measure = TypeVar("Measure", bound=Callable[..., float])
 _MEASURES: dict[str, Callable[..., float]] = {}

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fisherlab.catalogue import FLOOR
 from fisherlab.errors import IndefiniteError, UnsupportedMetric
-from fisherlab.metrics.floors import BelowFloor
-from fisherlab.metrics.pairs import Damped, Pair, paired
+from fisherlab.metrics.pairs import BelowFloor, Damped, Pair, paired
 from fisherlab.metrics.register import named, of_inverses, of_matrices
 from fisherlab.numerics.krylov import extreme_eigenpairs, fixed_noise, leading_sizes
 from fisherlab.numerics.linalg import factorised

@@ -18,14 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.catalogue import METRICS
-from fisherlab.metrics import directions
-from fisherlab.metrics.divergences import divergence
-from fisherlab.metrics.floors import EPS, LOST, BelowFloor
-from fisherlab.metrics.pairs import Pair, paired
+from fisherlab.metrics import distances
+from fisherlab.metrics.distances import divergence
+from fisherlab.metrics.pairs import EPS, LOST, BelowFloor, Pair, paired
 from fisherlab.metrics.register import entries
 from fisherlab.metrics.spectra import decomposed
 from fisherlab.operators import Eigenform, Operator
-from fisherlab.operators.dampings import Damping, tikhonov
+from fisherlab.operators.base import Damping, tikhonov
 
 FLOOR = 1e-5  # relative error that overlaps of computed eigenvectors resolve
 ROUNDING = 1e-11  # relative error of sums over such overlaps
@@ -279,7 +278,7 @@ class _Steps:
         curved = self.curvatures(taken)
         rows = [
             of_step(
-                directions.Measured(
+                distances.Measured(
                     gradient=v,
                     best=best[at],
                     taken=taken[at],
@@ -292,7 +291,7 @@ class _Steps:
         return {name: [row[name] for row in rows] for name in (*OF_DIRECTIONS, *OF_STEPS)}
 
 
-def of_step(step: directions.Directions) -> dict[str, float]:
+def of_step(step: distances.Directions) -> dict[str, float]:
     """Return the metrics of a direction, its slope and its curvature."""
     known = entries()
     return {name: known[name].of(step) for name in OF_DIRECTIONS} | {

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.devices import is_accelerator
-from fisherlab.numerics.memory import chunks, empty, spans
+from fisherlab.numerics.devices import chunks, empty, is_accelerator, spans
 
 PAIR_ROWS = 1024  # packed output rows multiplied at once: fast, and the product stays small
 EXAMPLES = 1000  # examples packed at once: fewer slow the products down

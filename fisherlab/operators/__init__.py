@@ -1,11 +1,11 @@
 """Symmetric matrices over one weight, as immutable values."""
 
+from fisherlab.operators.base import Damping as Damping
+from fisherlab.operators.base import Factored as Factored
 from fisherlab.operators.base import Operator as Operator
 from fisherlab.operators.base import Provenance as Provenance
-from fisherlab.operators.dampings import Damping as Damping
-from fisherlab.operators.dampings import Factored as Factored
-from fisherlab.operators.dampings import RelativeDamping as RelativeDamping
-from fisherlab.operators.dampings import Tikhonov as Tikhonov
+from fisherlab.operators.base import RelativeDamping as RelativeDamping
+from fisherlab.operators.base import Tikhonov as Tikhonov
 from fisherlab.operators.dense import Dense as Dense
 from fisherlab.operators.eigenform import Diagonal as Diagonal
 from fisherlab.operators.eigenform import Eigenform as Eigenform
@@ -20,7 +20,10 @@ from fisherlab.operators.factored_mini_blocks import (
 )
 from fisherlab.operators.gradient_roots import ModeProducts as ModeProducts
 from fisherlab.operators.gradient_roots import OneSidedRoot as OneSidedRoot
+from fisherlab.operators.gradient_roots import QuasiDiagonal as QuasiDiagonal
+from fisherlab.operators.gradient_roots import RootDiagonal as RootDiagonal
 from fisherlab.operators.gradient_roots import RotatedAdam as RotatedAdam
+from fisherlab.operators.gradient_roots import RowRankOne as RowRankOne
 from fisherlab.operators.gradient_roots import WhitenedRoot as WhitenedRoot
 from fisherlab.operators.iterative import IterativeInverse as IterativeInverse
 from fisherlab.operators.iterative import SolvedByProducts as SolvedByProducts
@@ -40,9 +43,6 @@ from fisherlab.operators.network import KroneckerBlocks as KroneckerBlocks
 from fisherlab.operators.network import NetworkOperator as NetworkOperator
 from fisherlab.operators.network import TwoLevel as TwoLevel
 from fisherlab.operators.network import WholeNetwork as WholeNetwork
-from fisherlab.operators.quasi_diagonal import QuasiDiagonal as QuasiDiagonal
-from fisherlab.operators.quasi_diagonal import RootDiagonal as RootDiagonal
-from fisherlab.operators.quasi_diagonal import RowRankOne as RowRankOne
 from fisherlab.operators.quasi_newton import InverseFactors as InverseFactors
 from fisherlab.operators.quasi_newton import QuasiNewtonFactors as QuasiNewtonFactors
 from fisherlab.operators.stacked import Stacked as Stacked

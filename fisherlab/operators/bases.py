@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.held import Held
+from fisherlab.numerics.devices import Held
 from fisherlab.numerics.linalg import kron
 from fisherlab.samples import Samples
 

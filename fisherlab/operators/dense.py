@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
-from fisherlab.numerics.held import STAYS
+from fisherlab.numerics.devices import STAYS
 from fisherlab.numerics.linalg import (
     damped_cholesky,
     factorised,
@@ -17,8 +17,7 @@ from fisherlab.numerics.linalg import (
     require_positive,
 )
 from fisherlab.numerics.packed import pair_count
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, tikhonov
+from fisherlab.operators.base import Damping, Operator, Provenance, inner_product, tikhonov
 from fisherlab.operators.eigenform import Eigenform
 
 RESIDUAL = 1e-6  # relative residual above which a solve is reported as failed

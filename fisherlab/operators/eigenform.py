@@ -18,16 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.held import Held
+from fisherlab.numerics.devices import Held
 from fisherlab.numerics.linalg import eigh, factorised, require_finite, require_positive
-from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.base import (
+    PANEL_BYTES,
+    Damping,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.bases import (  # noqa: F401 - older checkpoints name them here
     Basis,
     Beside,
     Modes,
     Turned,
 )
-from fisherlab.operators.dampings import Damping, tikhonov
 
 LOST = 1e-3  # relative rounding of an inverse above which it is not known
 

@@ -17,13 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.held import STAYS
+from fisherlab.numerics.devices import STAYS, empty, parse_budget, readable, require
 from fisherlab.numerics.linalg import Label, damped_cholesky, eigh, factorised
-from fisherlab.numerics.memory import empty, parse_budget, readable, require
 from fisherlab.numerics.packed import pair_count
-from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.base import (
+    PANEL_BYTES,
+    Damping,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.bases import Turned
-from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense, refined_solve
 from fisherlab.operators.eigenform import Eigenform
 from fisherlab.operators.iterative import IterativeInverse

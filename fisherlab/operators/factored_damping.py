@@ -7,10 +7,16 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import (
+    Damping,
+    Factored,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.dense import Dense
-from fisherlab.operators.network.block_diagonal import BlockDiagonal
+from fisherlab.operators.network.base import BlockDiagonal
 from fisherlab.operators.stacked import Stacked, has_factors
 
 

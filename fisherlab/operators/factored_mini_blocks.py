@@ -11,11 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.devices import chunks, parse_budget, require
 from fisherlab.numerics.linalg import stacked_cholesky
-from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
-from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, tikhonov
+from fisherlab.operators.base import (
+    PANEL_BYTES,
+    Damping,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.factored import FactoredFisher, WoodburyInverse
 from fisherlab.operators.mini_block_inverses import RowwiseWoodbury, factors, rowwise_inner
 from fisherlab.operators.mini_blocks import MiniBlocks, Partition, same_partition

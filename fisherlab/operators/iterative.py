@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.krylov import Solution, conjugate_gradients
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, tikhonov
+from fisherlab.operators.base import Damping, Operator, Provenance, inner_product, tikhonov
 from fisherlab.operators.dense import CholeskyInverse, Dense
 
 

@@ -25,8 +25,14 @@ from fisherlab.numerics.linalg import (
     spectrum,
 )
 from fisherlab.numerics.packed import second_moment
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import (
+    Damping,
+    Factored,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.eigenform import (
     Diagonal,

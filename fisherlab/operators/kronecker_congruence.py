@@ -18,8 +18,7 @@ from fisherlab.numerics.linalg import (
     narrowed,
     require_positive,
 )
-from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import Damping, Factored, Operator, Provenance, tikhonov
 
 Term = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 SYMMETRY = 1e-5  # relative size of the wrong part below which a factor is (skew-)symmetric

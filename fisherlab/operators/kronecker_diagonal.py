@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import Label, eigh
-from fisherlab.operators.base import Provenance, inner_product
-from fisherlab.operators.dampings import Damping, Factored, shifted
+from fisherlab.operators.base import Damping, Factored, Provenance, inner_product, shifted
 from fisherlab.operators.eigenform import Eigenform, InBasis, RowwiseEigen, quadratic_forms
 from fisherlab.operators.factored import FactoredFisher
 

@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
-from fisherlab.numerics.held import STAYS
+from fisherlab.numerics.devices import STAYS
 from fisherlab.numerics.linalg import eigh, factorised, kron, require_positive
-from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import Damping, Factored, Operator, Provenance, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.kronecker_congruence import KroneckerCongruence, Term
 

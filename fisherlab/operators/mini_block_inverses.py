@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.held import STAYS
+from fisherlab.numerics.devices import STAYS, chunks, parse_budget, require
 from fisherlab.numerics.linalg import stacked_cholesky
-from fisherlab.numerics.memory import chunks, parse_budget, require
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
 from fisherlab.operators.factored import FactoredFisher, WoodburyInverse

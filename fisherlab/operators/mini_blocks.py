@@ -10,15 +10,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
+from fisherlab.numerics.devices import chunks
 from fisherlab.numerics.linalg import (
     factorised,
     require_positive,
     stacked_cholesky,
 )
-from fisherlab.numerics.memory import chunks
-from fisherlab.operators.base import PANEL_BYTES, Operator, Provenance, inner_product
+from fisherlab.operators.base import (
+    PANEL_BYTES,
+    Damping,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.bases import Turned
-from fisherlab.operators.dampings import Damping, tikhonov
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.eigenform import Eigenform
 from fisherlab.operators.kronecker import KroneckerSum

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.held import Held
+from fisherlab.numerics.devices import Held
 from fisherlab.numerics.linalg import factorised
-from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, tikhonov
+from fisherlab.operators.base import Damping, Operator, Provenance, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
 
 Pair = tuple[Tensor, Tensor]

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import spans
-from fisherlab.operators.base import Operator, Provenance, inner_product
+from fisherlab.numerics.devices import spans
+from fisherlab.operators.base import Damping, Operator, Provenance, inner_product, parsed
 from fisherlab.operators.bases import Beside
-from fisherlab.operators.dampings import Damping, parsed
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.eigenform import Eigenform, of_matrix
 from fisherlab.operators.factored import FACTORED, FactoredFisher

@@ -19,7 +19,6 @@ from fisherlab.plots.decomposition import error_sources as error_sources
 from fisherlab.plots.explorer import Explorer as Explorer
 from fisherlab.plots.explorer import explore as explore
 from fisherlab.plots.frames import table as table
-from fisherlab.plots.live import Live as Live
 from fisherlab.plots.matrices import heatmap as heatmap
 from fisherlab.plots.matrices import inverse_heatmap as inverse_heatmap
 from fisherlab.plots.matrices import kernels as kernels
@@ -33,6 +32,7 @@ from fisherlab.plots.style import publication as publication
 from fisherlab.plots.style import styles as styles
 from fisherlab.plots.tables import coverage_map as coverage_map
 from fisherlab.plots.tables import layer_table as layer_table
+from fisherlab.plots.trajectories import Live as Live
 from fisherlab.plots.trajectories import damping_sweep as damping_sweep
 from fisherlab.plots.trajectories import losses as losses
 from fisherlab.plots.trajectories import runs as runs

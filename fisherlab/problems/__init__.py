@@ -1,6 +1,6 @@
 """Data sets and networks of the papers, each with its likelihood."""
 
-from fisherlab.problems.autoencoder_data import curve_images as curve_images
+from fisherlab.problems.data import curve_images as curve_images
 from fisherlab.problems.descriptions import Description as Description
 from fisherlab.problems.descriptions import describe as describe
 from fisherlab.problems.descriptions import download as download

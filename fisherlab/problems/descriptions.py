@@ -13,13 +13,7 @@ from torch import nn
 
 from fisherlab.errors import meant
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from fisherlab.problems import files, text
-from fisherlab.problems.autoencoder_data import (
-    curves,
-    curves_surrogate,
-    faces,
-    faces_surrogate,
-)
+from fisherlab.problems import data, files
 from fisherlab.problems.data import (
     CIFAR10_AUGMENTATION,
     CIFAR100_AUGMENTATION,
@@ -28,9 +22,13 @@ from fisherlab.problems.data import (
     cifar10_subset,
     cifar100,
     colour_digits,
+    curves,
+    curves_surrogate,
     digit_images,
     digit_reconstructions,
     digits,
+    faces,
+    faces_surrogate,
     images,
     reconstructions,
     small_images,
@@ -359,12 +357,12 @@ _TRANSFORMERS: Final = (
     Description(
         name="prose-gpt",
         summary="45 kB of English in scikit-learn, 32 characters each",
-        network=f"GPT: {len(text.ALPHABET)} characters, width 64, 4 heads, 2 blocks",
+        network=f"GPT: {len(data.ALPHABET)} characters, width 64, 4 heads, 2 blocks",
         source="Radford et al. 2019, small; data-set descriptions of scikit-learn",
         files=(),
         likelihood=Categorical(),
-        data=text.prose,
-        build=partial(gpt, vocabulary=len(text.ALPHABET)),
+        data=data.prose,
+        build=partial(gpt, vocabulary=len(data.ALPHABET)),
     ),
     Description(
         name="shakespeare-gpt",
@@ -373,8 +371,8 @@ _TRANSFORMERS: Final = (
         source="Radford et al. 2019, small; text of Karpathy 2015",
         files=(files.SHAKESPEARE,),
         likelihood=Categorical(),
-        data=text.shakespeare,
-        build=partial(gpt, vocabulary=len(text.SHAKESPEARE_ALPHABET)),
+        data=data.shakespeare,
+        build=partial(gpt, vocabulary=len(data.SHAKESPEARE_ALPHABET)),
     ),
 )
 
@@ -407,7 +405,7 @@ _LARGE: Final = (
         source="Radford et al. 2019; data-set descriptions of scikit-learn",
         files=(),
         likelihood=Categorical(),
-        data=text.prose_words,
+        data=data.prose_words,
         build=partial(
             gpt,
             vocabulary=50257,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fisherlab.errors import DataError
 from fisherlab.metrics.pairs import Pair
-from fisherlab.numerics.memory import chunks
-from fisherlab.operators.dampings import tikhonov
+from fisherlab.numerics.devices import chunks
+from fisherlab.operators.base import tikhonov
 from fisherlab.purposes.base import (
     CHUNK,
     Answers,

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from fisherlab.approximators import ExactBlock
 from fisherlab.likelihoods import Gaussian
-from fisherlab.metrics.divergences import backward, forward
+from fisherlab.metrics.distances import backward, forward
 from fisherlab.metrics.pairs import Damped, Pair
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.devices import chunks
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.purposes.base import (
     CHUNK,

@@ -13,7 +13,7 @@ from torch import Tensor
 from fisherlab.errors import FisherlabError, IndefiniteError
 from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.operators import FactoredFisher
-from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, parsed
+from fisherlab.operators.base import Damping, Factored, RelativeDamping, parsed
 from fisherlab.operators.stacked import has_factors
 from fisherlab.purposes.base import EXAMPLES, Answers, Demand, Measure, of_block, summed
 from fisherlab.showing import shown

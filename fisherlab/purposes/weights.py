@@ -16,7 +16,7 @@ from fisherlab.errors import BudgetError, DataError, NumericalError
 from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.pairs import Pair
-from fisherlab.operators.dampings import tikhonov
+from fisherlab.operators.base import tikhonov
 from fisherlab.purposes.base import (
     Answers,
     Demand,

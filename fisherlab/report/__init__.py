@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "compare_runs": "fisherlab.report.two_runs",
-    "of_model": "fisherlab.report.direct",
-    "rebuild": "fisherlab.report.saved",
-    "write": "fisherlab.report.direct",
+    "of_model": "fisherlab.report.job",
+    "rebuild": "fisherlab.report.job",
+    "write": "fisherlab.report.job",
 }
 __all__ = ["compare_runs", "of_model", "rebuild", "write"]
 
@@ -32,7 +32,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
-    from fisherlab.report.direct import of_model as of_model
-    from fisherlab.report.direct import write as write
-    from fisherlab.report.saved import rebuild as rebuild
+    from fisherlab.report.job import of_model as of_model
+    from fisherlab.report.job import rebuild as rebuild
+    from fisherlab.report.job import write as write
     from fisherlab.report.two_runs import compare_runs as compare_runs

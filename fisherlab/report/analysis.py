@@ -13,19 +13,19 @@ import xarray as xr
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.analysis.files import beside
 from fisherlab.analysis.intervals import with_noise
-from fisherlab.analysis.merging import beside
 from fisherlab.errors import FisherlabError
 from fisherlab.numerics.ranks import live
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig
+from fisherlab.report.folder import Phases
 from fisherlab.report.judging import HELD_OUT, Asked, judged
-from fisherlab.report.record import Phases
 from fisherlab.report.sizes import PROBES, STEPS, WHOLE, Size
 from fisherlab.statistics import Statistics
 from fisherlab.training import trajectory
-from fisherlab.training.probes.errors import measured
+from fisherlab.training.probes import measured
 
 T = TypeVar("T")
 _MOMENTUM: Final = 0.9

@@ -178,7 +178,7 @@ class ReportConfig:
         >>> ReportConfig(damping=(0.1,), factored=(0.2,)).dampings
         [0.1, Factored(value=0.2, pi=None, mode='clip', floor=0.1)]
         """
-        from fisherlab.operators.dampings import Factored, RelativeDamping
+        from fisherlab.operators.base import Factored, RelativeDamping
 
         alphas = self.alpha or (() if self.damping or self.factored else (2.0,))
         relative = map(RelativeDamping, alphas)

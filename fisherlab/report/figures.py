@@ -11,18 +11,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fisherlab import plots
-from fisherlab.analysis.damping_ranges import best_dampings
-from fisherlab.analysis.merging import judged
-from fisherlab.analysis.verdicts import titles
-from fisherlab.analysis.wording import layers as named
-from fisherlab.analysis.wording import number
+from fisherlab.analysis.files import judged
+from fisherlab.analysis.verdicts import best_dampings, titles
 from fisherlab.plots import frames
 from fisherlab.plots.matrices import typical_maximum
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
-from fisherlab.report.rankings import contest
+from fisherlab.report.rankings import Moment, contest
 from fisherlab.report.sizes import PICTURED, PROBES, WHOLE, spread
-from fisherlab.report.snapshot import Moment
 from fisherlab.report.summary import damping_words
+from fisherlab.showing import layers as named
+from fisherlab.showing import number
 
 LARGEST: Final = 5
 """Layers with a panel of their own beside that of all together."""
@@ -46,7 +44,7 @@ def write_figures(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import xarray as xr
-    >>> from fisherlab.report.snapshot import moment
+    >>> from fisherlab.report.rankings import moment
     >>> dims = ("layer", "approximator")
     >>> coords = {"layer": ["0"], "approximator": ["kfac"]}
     >>> ds = xr.Dataset({"frobenius_error": (dims, [[0.4]])}, coords)

@@ -12,7 +12,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.likelihoods import Likelihood
-from fisherlab.operators.dampings import RelativeDamping, parsed
+from fisherlab.operators.base import RelativeDamping, parsed
 from fisherlab.purposes import Demand, Purpose
 from fisherlab.purposes.step import GRID
 from fisherlab.statistics import Statistics

@@ -14,14 +14,14 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup, escape
 
-from fisherlab.analysis.wording import percent
 from fisherlab.catalogue import Quantity, below_floor, quantity
 from fisherlab.durable import write_durably
 from fisherlab.plots.style import styles
 from fisherlab.report import rankings, summary, tables
-from fisherlab.report.dark import in_the_dark
 from fisherlab.report.figures import write_figures
-from fisherlab.report.snapshot import Moment, moment
+from fisherlab.report.plates import in_the_dark
+from fisherlab.report.rankings import Moment, moment
+from fisherlab.showing import percent
 
 STEPS: Final = 12
 """Steps that get a table of their own at most; `results.nc` holds all."""

@@ -24,7 +24,7 @@ from fisherlab.analysis.counts import own, product
 from fisherlab.analysis.purposes import exact_solve, in_closed_form
 from fisherlab.approximators import Approximator
 from fisherlab.catalogue import NEEDS
-from fisherlab.numerics.memory import parse_budget, readable
+from fisherlab.numerics.devices import parse_budget, readable
 from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.report.config import ReportConfig

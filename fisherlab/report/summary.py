@@ -7,14 +7,19 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.analysis.contests import Contest, coarse
-from fisherlab.analysis.damping_ranges import damping_verdict
-from fisherlab.analysis.merging import judged
-from fisherlab.analysis.verdicts import contests
-from fisherlab.analysis.wording import error_text, layers, percent, quoted, span
+from fisherlab.analysis.files import judged
+from fisherlab.analysis.verdicts import contests, damping_verdict
 from fisherlab.plots import frames
 from fisherlab.plots.costs import undominated
-from fisherlab.report.rankings import Standing, contest, standings
-from fisherlab.report.snapshot import Moment, damping_kind, moment
+from fisherlab.report.rankings import (
+    Moment,
+    Standing,
+    contest,
+    damping_kind,
+    moment,
+    standings,
+)
+from fisherlab.showing import error_text, layers, percent, quoted, span
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.wording import error_text, number, percent, span
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
-from fisherlab.report.rankings import Standing
-from fisherlab.report.snapshot import Grid, Moment, damping_kind
+from fisherlab.report.rankings import Grid, Moment, Standing, damping_kind
+from fisherlab.showing import error_text, number, percent, span
 
 HIDDEN: Final = {
     "storage_share",

@@ -12,16 +12,16 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab import plots
-from fisherlab.analysis.wording import error_text, number
 from fisherlab.catalogue import QUANTITIES, Quantity, below_floor, quantity
 from fisherlab.plots import frames
 from fisherlab.report import tables
 from fisherlab.report.folder import in_reports, whole_folder
+from fisherlab.report.job import load_result, located, read_run
 from fisherlab.report.page import looks, render
 from fisherlab.report.plates import Drawing, Plate, closing, write_plate
-from fisherlab.report.saved import load, located, read_run
-from fisherlab.report.snapshot import moment
+from fisherlab.report.rankings import moment
 from fisherlab.report.summary import SOURCES, Sentence, judgements
+from fisherlab.showing import error_text, number
 
 PARTS: Final = ("report.html", "runs.nc", "figures")
 _UNTOLD: Final = {"created_at", "approximators", "conventions", "creation_library"}
@@ -119,7 +119,7 @@ def _runs(*paths: Path) -> tuple[Run, ...]:
     names = [_name(file) for file in files]
     alike = names[0] == names[1]
     return tuple(
-        Run(letter if alike else name, str(file), load(file), read_run(file.parent))
+        Run(letter if alike else name, str(file), load_result(file), read_run(file.parent))
         for letter, name, file in zip("AB", names, files, strict=True)
     )
 

@@ -14,11 +14,11 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.mini_block_cost import exponents
 from fisherlab.reproduce.mini_block_fisher import DAMPING
 from fisherlab.reproduce.mini_block_training import PAPER, TRAINING_ROWS
+from fisherlab.showing import number, percent, span
 
 SMALL_RATES: Final = (0.1, 0.25, 0.5)  # η K
 SEEN: Final = f"empirical Fisher, λ = {DAMPING:g} of the mean eigenvalue"

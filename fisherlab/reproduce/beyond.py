@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.error_controls import CONTROL_ROWS
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Row
 from fisherlab.reproduce.koroko2022 import MNIST_LOSSES, trained
 from fisherlab.reproduce.kpsvd_candidates import CORRECTED, OWN, TERMS
 from fisherlab.reproduce.purposes_along import PURPOSE_ROWS
 from fisherlab.reproduce.validity_maps import MAP_ROWS
+from fisherlab.showing import number, percent
 
 PAPER: Final = "beyond"
 

@@ -1,4 +1,4 @@
-"""All rows and experiments, and how what they give is written to a folder."""
+"""All rows and experiments; published beside measured as Markdown, written to a folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import importlib
 import pkgutil
 import shlex
 import textwrap
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from math import isinf
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 import matplotlib.pyplot as plt
 import xarray as xr
@@ -22,8 +25,187 @@ from fisherlab.analysis.executors import Workers, filled
 from fisherlab.durable import write_durably
 from fisherlab.plots import saving
 from fisherlab.report.folder import whole_folder
-from fisherlab.reproduce.comparison import PAPERS, Outcome, comparison, overview
-from fisherlab.reproduce.experiment import Experiment, Result, Row, Setting, judged
+from fisherlab.reproduce.experiment import (
+    PUBLISHED,
+    Bound,
+    Experiment,
+    Judged,
+    Result,
+    Row,
+    Setting,
+    judged,
+)
+from fisherlab.showing import number
+
+PAPERS: Final = {
+    "martens2015": "Martens & Grosse 2015, K-FAC, arXiv 1503.05671",
+    "koroko2022": "Koroko et al. 2022, KPSVD, arXiv 2201.10285",
+    "bahamou2022": "Bahamou, Goldfarb & Ren 2022, MBF, arXiv 2202.04124",
+    "chen2021": "Chen 2021, CG-FAC, arXiv 2101.00218",
+    "beyond": "Beyond the papers: controls that none of them shows",
+}
+_HEAD: Final = (
+    "| where | claim | published | measured | tolerance | verdict |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an experiment: its settings and every claim judged, or a failure."""
+
+    settings: str = ""
+    judged: Mapping[str, Sequence[Judged]] = field(default_factory=dict)  # by row
+    failure: str = ""
+
+
+def comparison(experiment: Experiment, rows: Sequence[Row], outcome: Outcome) -> str:
+    """Write the page of one experiment."""
+    lines = [
+        f"# {experiment.name}",
+        experiment.summary,
+        f"![{experiment.summary}]({experiment.name}.png)",
+        f"Settings: {outcome.settings}.",
+    ]
+    for row in rows:
+        lines += [f"## {PAPERS[row.paper]}: {row.place}", row.shows]
+        lines += _claims([row], outcome.judged)
+        lines += [f"Left out: {row.missing}"] if row.missing else []
+    return "\n\n".join(lines) + "\n"
+
+
+def overview(
+    rows: Sequence[Row],
+    known: Mapping[str, Experiment],
+    outcomes: Mapping[str, Outcome],
+    made_by: str,
+) -> str:
+    """Write the page of all papers: every row, and every claim with its verdict.
+
+    Examples
+    --------
+    >>> print(overview([Row("chen2021", "Note", "CG.")], {}, {}, "`a`").split("##")[0])
+    # The papers, published beside measured
+    <BLANKLINE>
+    Written by `a`. Every verdict is computed from the numbers beside it.
+    <BLANKLINE>
+    1 rows, 0 with a command; no claim was judged.
+    <BLANKLINE>
+    A command that is "not run" has no result in the folder of this page.
+    <BLANKLINE>
+    <BLANKLINE>
+    """
+    with_command = sum(row.experiment is not None for row in rows)
+    lines = [
+        "# The papers, published beside measured",
+        f"Written by {made_by}. Every verdict is computed from the numbers beside it.",
+        f"{len(rows)} rows, {with_command} with a command; {_tally(outcomes)}.",
+        'A command that is "not run" has no result in the folder of this page.',
+    ]
+    for paper, title in PAPERS.items():
+        own = [row for row in rows if row.paper == paper]
+        if own:
+            lines += [f"## {title}", _table(own, known, outcomes)]
+            judged = {
+                name: found
+                for outcome in outcomes.values()
+                for name, found in outcome.judged.items()
+            }
+            lines += _claims(own, judged)
+            lines += _settings(own, outcomes)
+    return "\n\n".join(lines) + "\n"
+
+
+def state(row: Row, known: Mapping[str, Experiment]) -> str:
+    """Say whether a row can be run, and why not or what is left out."""
+    if row.experiment is None:
+        return f"no command: {row.missing or 'not written'}"
+    assert row.experiment in known, row.experiment
+    return f"command; {row.missing}" if row.missing else "command"
+
+
+def _table(
+    rows: Sequence[Row], known: Mapping[str, Experiment], outcomes: Mapping[str, Outcome]
+) -> str:
+    head = "| place | what it shows | command | verdicts |\n|---|---|---|---|"
+    lines = []
+    for row in rows:
+        outcome = outcomes.get(row.experiment or "")
+        if row.experiment is None:
+            said = state(row, known)
+        elif outcome is None:
+            said = "not run"
+        elif outcome.failure:
+            said = f"failed: {outcome.failure}"
+        else:
+            said = _counted(outcome.judged.get(row.name, ())) or "drawn; no number claimed"
+        command = f"`{row.experiment}`" if row.experiment else ""
+        cells = (row.place, row.shows, command, said)
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join([head, *lines])
+
+
+def _claims(rows: Sequence[Row], judged: Mapping[str, Sequence[Judged]]) -> list[str]:
+    found = [(row, one) for row in rows for one in judged.get(row.name, ())]
+    if not found:
+        return []
+    lines = [_HEAD, *(_line(row, one) for row, one in found)]
+    return ["\n".join(lines)]
+
+
+def _line(row: Row, one: Judged) -> str:
+    claim = one.claim
+    published = ", ".join(
+        f"{label} {told if isinstance(told, Bound) else number(told)}"
+        for label, told in claim.published.items()
+    )
+    if claim.basis != PUBLISHED:
+        published = f"none; {claim.basis}: {published}"
+    measured = ", ".join(f"{k} {_spread(values)}" for k, values in one.measured.items())
+    order = f" Order: {' < '.join(claim.order)}." if claim.order else ""
+    statement = f"{claim.statement} *{claim.how}*" if claim.how else claim.statement
+    cells = [
+        row.place,
+        f"{statement}{order}",
+        published,
+        measured,
+        claim.allowed,
+        f"**{one.verdict}**{'. ' if one.reason else ''}{one.reason}",
+    ]
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if any(map(isinf, values)):
+        return "none, it failed"
+    mean = number(sum(values) / len(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({number(min(values))}–{number(max(values))})"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _settings(rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> list[str]:
+    names = dict.fromkeys(row.experiment for row in rows if row.experiment in outcomes)
+    lines = [
+        f"- `{n}`: {outcomes[n].settings}" for n in names if n and outcomes[n].settings
+    ]
+    return ["Settings:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _counted(judged: Sequence[Judged]) -> str:
+    counts = Counter(one.verdict for one in judged)
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+
+
+def _tally(outcomes: Mapping[str, Outcome]) -> str:
+    every = [one for o in outcomes.values() for found in o.judged.values() for one in found]
+    return f"claims: {_counted(every)}" if every else "no claim was judged"
+
 
 GAP: Final = 0.1  # inches between a figure and its caption
 TABLE: Final = 100_000  # numbers of a variable that go into a table for people
@@ -134,7 +316,7 @@ def write(
         outcome = _outcome(chosen, joined)
         drawing = chosen.draw(joined)
         _caption(drawing, outcome.settings)
-        saving.save(drawing, scratch / chosen.name, _table(joined))
+        saving.save(drawing, scratch / chosen.name, _csv(joined))
         plt.close(drawing)
         page = comparison(chosen, _rows_of(chosen), outcome)
         write_durably(scratch / "comparison.md", partial(_put, page))
@@ -305,7 +487,7 @@ def _seeded(name: str, setting: Setting) -> Result:
     return experiment(name).compute(setting)
 
 
-def _table(joined: Result) -> xr.Dataset | None:
+def _csv(joined: Result) -> xr.Dataset | None:
     if not isinstance(joined, xr.Dataset):
         return None
     large = [name for name, values in joined.data_vars.items() if values.size > TABLE]

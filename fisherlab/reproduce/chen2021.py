@@ -24,12 +24,12 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor, nn
 
-from fisherlab.analysis.wording import number, percent
 from fisherlab.approximators import CGFAC, KFAC
 from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.training_races import ends_below
+from fisherlab.showing import number, percent
 from fisherlab.statistics import LayerStatistics, MonteCarlo, collect, mean_gradient
 
 WIDTHS: Final = ((50, 200), (100, 400, 1000, 2000))  # quick, and the full size

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure as Drawing
 from fisherlab import metrics
 from fisherlab.analysis import RelativeDamping, compare, sweep
 from fisherlab.analysis.intervals import with_noise
-from fisherlab.analysis.wording import number, percent
 from fisherlab.approximators import (
     EKFAC,
     KFAC,
@@ -37,6 +36,7 @@ from fisherlab.problems.problem import drawn
 from fisherlab.purposes.base import spearman
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.mini_block_fisher import trained_digits
+from fisherlab.showing import number, percent
 from fisherlab.statistics import Empirical, Exact, Fisher, MonteCarlo, Statistics, collect
 
 METHODS: Final[dict[str, Approximator]] = {

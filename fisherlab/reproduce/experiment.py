@@ -21,8 +21,8 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
 from fisherlab import problems
-from fisherlab.analysis.wording import number
 from fisherlab.problems.problem import Problem
+from fisherlab.showing import number
 
 REPRODUCED: Final = "reproduced"
 ORDERING: Final = "ordering only"

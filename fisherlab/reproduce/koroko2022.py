@@ -14,9 +14,9 @@ from typing import Final
 
 import xarray as xr
 
-from fisherlab.analysis.wording import number, percent
 from fisherlab.reproduce.experiment import PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.training_races import at_end, short_run
+from fisherlab.showing import number, percent
 
 PAPER: Final = "koroko2022"
 PUBLISHED_STEP: Final = 2_500

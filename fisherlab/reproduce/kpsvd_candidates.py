@@ -17,10 +17,11 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.base import Factored
 from fisherlab.plots.style import publication
 from fisherlab.reproduce.experiment import Experiment, Setting
-from fisherlab.reproduce.training_races import RACES, Race, raced
+from fisherlab.reproduce.races import RACES, Race
+from fisherlab.reproduce.training_races import raced
 from fisherlab.statistics import Empirical
 
 PUBLISHED: Final = replace(RACES["kpsvd-published-mnist"], looks=4)

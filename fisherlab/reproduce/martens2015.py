@@ -17,17 +17,11 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.wording import number, percent, span
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.kfac_matrices import STRUCTURES
-from fisherlab.reproduce.training_races import (
-    FAMILIES,
-    NO_MOMENTUM,
-    SMALL,
-    at_end,
-    ends_below,
-    slow_start,
-)
+from fisherlab.reproduce.races import FAMILIES, NO_MOMENTUM, SMALL
+from fisherlab.reproduce.training_races import at_end, ends_below, slow_start
+from fisherlab.showing import number, percent, span
 
 PAPER: Final = "martens2015"
 

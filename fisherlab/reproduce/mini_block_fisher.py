@@ -24,7 +24,7 @@ from torch import Tensor
 from fisherlab import plots
 from fisherlab.analysis import RelativeDamping, inverse_blocks
 from fisherlab.approximators import ExactBlock
-from fisherlab.approximators.blocks.mini_block import partition
+from fisherlab.approximators.mini_block import partition
 from fisherlab.layers import Block
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import Partition

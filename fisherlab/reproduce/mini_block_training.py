@@ -15,19 +15,12 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from fisherlab.analysis.wording import number, percent, quoted
 from fisherlab.plots.style import publication
 from fisherlab.problems import describe
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
-from fisherlab.reproduce.training_races import (
-    FRESH,
-    MINUTES,
-    RACES,
-    at_end,
-    ends_below,
-    raced,
-    short_run,
-)
+from fisherlab.reproduce.races import FRESH, RACES
+from fisherlab.reproduce.training_races import MINUTES, at_end, ends_below, raced, short_run
+from fisherlab.showing import number, percent, quoted
 
 PAPER: Final = "bahamou2022"
 

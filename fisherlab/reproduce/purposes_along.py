@@ -20,13 +20,13 @@ from matplotlib.figure import Figure as Drawing
 
 from fisherlab.analysis import RelativeDamping
 from fisherlab.analysis.purposes import judge
-from fisherlab.analysis.wording import number, percent
 from fisherlab.approximators import ExactBlock, approximators
 from fisherlab.operators import Operator
 from fisherlab.plots.style import publication, styles
 from fisherlab.purposes import Influence, Laplace, Matrix, Pruning, Sharpness, Step
 from fisherlab.reproduce.error_controls import rank_correlation
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
+from fisherlab.showing import number, percent
 from fisherlab.statistics import (
     Empirical,
     LayerStatistics,

@@ -19,7 +19,6 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
 from fisherlab.analysis import RelativeDamping, sweep
-from fisherlab.analysis.wording import percent
 from fisherlab.approximators import (
     KFAC,
     KPSVD,
@@ -36,6 +35,7 @@ from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import Problem, drawn
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.kfac_matrices import block_diagonal, chain_inverse
+from fisherlab.showing import percent
 from fisherlab.statistics import Statistics, collect, mean_gradient
 from fisherlab.training import trajectory
 

@@ -19,11 +19,11 @@ without forming S. Nine forms share one interface (`Samples`):
 """
 
 from fisherlab.samples.base import Samples as Samples
-from fisherlab.samples.matrices import GroupedSamples as GroupedSamples
-from fisherlab.samples.matrices import MatrixSamples as MatrixSamples
 from fisherlab.samples.outer import OuterSamples as OuterSamples
 from fisherlab.samples.parted import PartedSamples as PartedSamples
 from fisherlab.samples.parted import StackedSamples as StackedSamples
+from fisherlab.samples.shared import GroupedSamples as GroupedSamples
+from fisherlab.samples.shared import MatrixSamples as MatrixSamples
 from fisherlab.samples.shared import SharedSamples as SharedSamples
 from fisherlab.samples.summed import SummedSamples as SummedSamples
 from fisherlab.samples.summed import TokenSamples as TokenSamples

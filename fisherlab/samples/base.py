@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.held import Held
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.devices import Held, chunks
 from fisherlab.numerics.packed import mirror_, symmetric_product_
 
 CHUNK_BYTES = 64 * 2**20  # matrices formed at once

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.devices import chunks
 from fisherlab.samples.base import WHOLE, Samples, Tiles
 from fisherlab.samples.outer import OuterSamples
 from fisherlab.samples.shared import SharedSamples

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.devices import is_accelerator
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.devices import chunks, is_accelerator
 from fisherlab.numerics.packed import (
     HalfTable,
     kronecker_sum_,

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.numerics.held import Held
-from fisherlab.numerics.memory import chunks, spans
+from fisherlab.numerics.devices import Held, chunks, spans
 from fisherlab.samples.base import CHUNK_BYTES, WHOLE, Samples, kept_once
 from fisherlab.samples.cross import cross_product, gram_block, inner_products, squared_inner
 from fisherlab.samples.outer import OuterSamples

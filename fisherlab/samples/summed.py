@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fisherlab.numerics.memory import chunks
+from fisherlab.numerics.devices import chunks
 from fisherlab.samples.base import (
     CHUNK_BYTES,
     WHOLE,

@@ -6,23 +6,156 @@ other, which hold what they hold for it alone. Everything else goes through per-
 gradients.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block
 from fisherlab.layers.blocks import TRANSPOSED
 from fisherlab.operators.base import Provenance
-from fisherlab.statistics import per_example, recorder, taps
-from fisherlab.statistics.batches import Batch, map_inputs
-from fisherlab.statistics.model_view import ModelView, require_repeatable
+from fisherlab.statistics import recorder, taps
+from fisherlab.statistics.batches import Batch, Inputs, map_inputs
+from fisherlab.statistics.model_view import ModelView, gradients_kept, require_repeatable
 from fisherlab.statistics.recorder import Call, Pass
 from fisherlab.statistics.taps import Tapped, generic
+
+
+def vmapped(
+    view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
+) -> dict[str, Tensor]:
+    """Return D (v, n, d_out, d_in) of each block for output columns (v, n, ...).
+
+    One level of ``vmap`` only: under two, PReLU's gradient is wrong (torch 2.13), in
+    silence where the columns are one or as many as the examples.
+    """
+    chosen = {name: view.parameters[name] for name in _names(blocks)}
+
+    def example(x: Inputs, column: Tensor) -> dict[str, Tensor]:
+        alone = Batch(map_inputs(x, lambda t: t[None]), None)
+        done: Any = torch.func.vjp(lambda p: view(alone, p), chosen)
+        pulled = [done[1](c[None])[0] for c in column]
+        return {name: torch.stack([p[name] for p in pulled]) for name in chosen}
+
+    with torch.no_grad(), view.settings():
+        over_examples = torch.func.vmap(example, in_dims=(0, 1), randomness="error")
+        # out_dims=1 fails for what does not depend on the example (torch 2.13)
+        pairs = over_examples(batch.x, columns).items()
+        found = {name: matrices.transpose(0, 1) for name, matrices in pairs}
+    return {name: block.pack(found) for name, block in blocks.items()}
+
+
+def looped(
+    view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
+) -> dict[str, Tensor]:
+    """Return the same as `vmapped`, one example and one column after the other."""
+    named = dict(view.model.named_parameters())
+    leaves = {name: named[name] for name in _names(blocks)}
+    v, n = columns.shape[:2]
+    found = {
+        name: torch.zeros(v, n, *p.shape, dtype=p.dtype, device=p.device)
+        for name, p in leaves.items()
+    }
+    for example in range(n):
+        one = slice(example, example + 1)
+        output = view.directly(differentiable(batch.part(one)))
+        pulled = pull(view, output, leaves, columns[:, one])
+        for column, grads in enumerate(pulled):
+            for name, grad in grads.items():
+                found[name][column, example] = grad
+    return {name: block.pack(found) for name, block in blocks.items()}
+
+
+def pull(
+    view: ModelView, output: Tensor, leaves: Mapping[str, Tensor], columns: Tensor
+) -> Iterator[dict[str, Tensor]]:
+    """Pull columns one by one back to the parameters that the output depends on."""
+    if not output.requires_grad:
+        return
+    python, ends = _calls_python(output), list(leaves.values())
+    for column in columns:
+        with view.settings():  # a checkpoint calls its part of the model again
+            if python:
+                grads = _through_attributes(view, output, ends, column)
+            else:
+                grads = torch.autograd.grad(
+                    output, ends, column, retain_graph=True, allow_unused=True
+                )
+        pairs = zip(leaves, grads, strict=True)
+        yield {name: _dense(grad) for name, grad in pairs if grad is not None}
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.is_sparse else grad  # nn.Embedding(sparse=True)
+
+
+def _through_attributes(
+    view: ModelView, output: Tensor, leaves: Sequence[Tensor], column: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Go through ``.grad``, the only way that re-entrant checkpoints offer."""
+    with gradients_kept(view.model):
+        for parameter in view.model.parameters():
+            parameter.grad = None
+        output.backward(column, retain_graph=True)
+        return tuple(leaf.grad for leaf in leaves)
+
+
+def differentiable(batch: Batch) -> Batch:
+    """Ask for input gradients: a re-entrant checkpoint on data has none otherwise."""
+
+    def ask(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point()
+        return tensor.detach().requires_grad_() if floats else tensor
+
+    return Batch(map_inputs(batch.x, ask), batch.y, batch.first)
+
+
+def _names(blocks: Mapping[str, Block]) -> list[str]:
+    return [name for block in blocks.values() for name in block.parameters]
+
+
+def leads_to(output: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the leaves that autograd's graph of an output leads to.
+
+    Examples
+    --------
+    >>> w, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    >>> leads_to(w * w + 1, {"w": w, "b": b})
+    {'w'}
+    """
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    ends = (id(getattr(node, "variable", None)) for node in _edges(output))
+    return {names[end] for end in ends if end in names}
+
+
+def _calls_python(output: Tensor) -> bool:
+    """Tell whether a function written in Python takes part in the backward pass.
+
+    Such a function may run a backward pass of its own (re-entrant checkpoints do), which
+    reaches parameters that the graph does not show.
+    """
+    return isinstance(output.grad_fn, BackwardCFunction) or any(
+        isinstance(node, BackwardCFunction) for node in _edges(output)
+    )
+
+
+def _edges(output: Tensor) -> Iterator[Any]:
+    """Yield the node at the end of every edge, each edge once."""
+    stack, seen = [output.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        followers = [follower for follower, _ in node.next_functions]
+        yield from (follower for follower in followers if follower is not None)
+        stack += followers
+
 
 APART = "its examples are coupled, or no axis of its calls holds them"
 OTHERWISE = "not all examples use it alike"
@@ -78,7 +211,7 @@ class Probe:
         self, view: ModelView, blocks: Mapping[str, Block], batch: Batch, columns: Tensor
     ) -> dict[str, Tensor]:
         """Return the per-example gradients of general blocks, the way that works."""
-        way = per_example.looped if self.unfollowed else per_example.vmapped
+        way = looped if self.unfollowed else vmapped
         return way(view, blocks, batch, columns)
 
     def only(self, names: Collection[str]) -> "Probe":
@@ -117,7 +250,7 @@ def probe(
     """
     view = replace(view, copies_data=True)
     require_repeatable(view, batch)
-    pair = per_example.differentiable(batch.part([0, min(1, len(batch) - 1)]))
+    pair = differentiable(batch.part([0, min(1, len(batch) - 1)]))
     direct, example_bytes = _measured(view, pair)
     pair.require_outputs(direct)
     column = generic(direct)
@@ -280,8 +413,8 @@ def _forms(
         name: [torch.cat(pair) for pair in zip(*(e[name] for e in each), strict=True)]
         for name in blocks
     }
-    left = per_example.leads_to(done.output, leaves)
-    left |= per_example.leads_to(done.output, view.own)
+    left = leads_to(done.output, leaves)
+    left |= leads_to(done.output, view.own)
     tapped: dict[str, Tapped] = {}
     general: dict[str, str] = {}
     for name, block in blocks.items():
@@ -367,7 +500,7 @@ def _sums(
     """Return the gradient of each block, summed over the examples, from autograd."""
     leaves = {n: view.own[n] for block in blocks.values() for n in block.parameters}
     found: dict[str, Tensor] = {}
-    for grads in per_example.pull(view, output, leaves, column[None]):
+    for grads in pull(view, output, leaves, column[None]):
         found |= grads
     sums = {}
     for name, block in blocks.items():  # one by one: all are as large as the model
@@ -388,7 +521,7 @@ def _unfollowed(
     if not blocks:
         return ""
     try:
-        found = per_example.vmapped(view, blocks, pair, column[None])
+        found = vmapped(view, blocks, pair, column[None])
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         return shorten(str(error).splitlines()[0], 160, placeholder=" …")
     lost = [name for name in blocks if _differs(found[name].sum((0, 1)), expected[name])]

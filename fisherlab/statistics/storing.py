@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from fisherlab.codes import codes, described
 from fisherlab.durable import check_folder, claimed, flush, flush_tree, seal_folder
 from fisherlab.errors import DataError
-from fisherlab.numerics.held import mapped
-from fisherlab.numerics.memory import require
+from fisherlab.numerics.devices import mapped, require
 from fisherlab.statistics.batches import Batch, batches
-from fisherlab.statistics.gathered import Chunks, foretold, held_bytes, join_examples
-from fisherlab.statistics.network import Statistics
+from fisherlab.statistics.network import (
+    Chunks,
+    Statistics,
+    foretold,
+    held_bytes,
+    join_examples,
+)
 from fisherlab.statistics.values import LayerStatistics, StoredPart, state_of, stored_as
 
 SHARE = 16  # parts of the budget: pairs of parts are opened, and cast to float64

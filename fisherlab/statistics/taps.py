@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fisherlab.layers.blocks import Block, Span
 from fisherlab.layers.uses import Form
-from fisherlab.numerics.memory import chunks, empty, spans
+from fisherlab.numerics.devices import chunks, empty, spans
 from fisherlab.operators.base import Provenance
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.recorder import Call, Pass, at_calls

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fisherlab.errors import DataError, NeedsSharedForm
 from fisherlab.layers import Block
-from fisherlab.numerics.held import Held
-from fisherlab.numerics.memory import parse_budget, readable, require, spans
+from fisherlab.numerics.devices import Held, parse_budget, readable, require, spans
 from fisherlab.operators.base import Provenance
 from fisherlab.samples import (
     GroupedSamples,

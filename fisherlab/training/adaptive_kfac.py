@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fisherlab.durable import put_back
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen
-from fisherlab.layers.modes import exclusive
+from fisherlab.layers.blocks import exclusive
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.ranks import Ranks
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.base import Factored
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo

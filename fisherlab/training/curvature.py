@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.approximators.base import adds, called, facts, learns
-from fisherlab.approximators.costs import held_numbers
-from fisherlab.approximators.online.k_bfgs import Observation
+from fisherlab.approximators.base import adds, called, facts, held_numbers, learns
+from fisherlab.approximators.online import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
@@ -18,7 +17,7 @@ from fisherlab.errors import BudgetError, FisherlabError, NeedsSharedForm, warn
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
-from fisherlab.numerics.memory import readable
+from fisherlab.numerics.devices import readable
 from fisherlab.numerics.ranks import Ranks, live
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse

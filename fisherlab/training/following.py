@@ -17,15 +17,15 @@ from typing import Any, Final
 import torch
 import xarray as xr
 
-from fisherlab.analysis.progress import say_complete
+from fisherlab.analysis.cells import say_complete
 from fisherlab.durable import put_back
+from fisherlab.numerics.devices import one_order
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.settings import numeric
+from fisherlab.training.one_graph import require_replicas
 from fisherlab.training.probes import Losses, Probe, Tracker
-from fisherlab.training.randomness import one_order
 from fisherlab.training.register import optimizer as by_name
-from fisherlab.training.replicas import require_replicas
 from fisherlab.training.run import Run, Scheduler
 from fisherlab.training.schedules import BatchSize, Every, LogarithmicSteps, moments
 from fisherlab.training.store import (

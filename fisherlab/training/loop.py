@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from fisherlab.errors import NumericalError
 from fisherlab.likelihoods import Categorical, Likelihood
+from fisherlab.numerics.devices import generator
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Pair, Problem
 from fisherlab.settings import numeric
-from fisherlab.training.randomness import generator
-from fisherlab.training.replicas import shared_gradients
+from fisherlab.training.one_graph import shared_gradients
 from fisherlab.training.schedules import BatchSize, Order
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler

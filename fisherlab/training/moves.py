@@ -11,7 +11,7 @@ from fisherlab.errors import NumericalError
 from fisherlab.layers import Block, select
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.numerics import devices
-from fisherlab.operators.dampings import require_damping
+from fisherlab.operators.base import require_damping
 from fisherlab.settings import is_number, numeric
 from fisherlab.showing import shown
 
@@ -332,7 +332,7 @@ def require_finite(
             f"{damping[first]!r}). No parameter was changed."
         )
 
-    devices.require(finite.all(), complaint)
+    devices.require_good(finite.all(), complaint)
 
 
 def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.approximators.base import facts
-from fisherlab.layers.modes import exclusive
+from fisherlab.layers.blocks import exclusive
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics import devices
-from fisherlab.operators.dampings import Damping
+from fisherlab.operators.base import Damping
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo

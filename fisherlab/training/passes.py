@@ -20,6 +20,7 @@ from fisherlab.layers import (
     uncompiled,
 )
 from fisherlab.likelihoods import Likelihood
+from fisherlab.numerics.devices import drawing
 from fisherlab.operators import Provenance
 from fisherlab.settings import numeric
 from fisherlab.statistics import (
@@ -32,13 +33,18 @@ from fisherlab.statistics import (
     mean_gradient,
 )
 from fisherlab.statistics.batches import Batch, batches, moved
-from fisherlab.statistics.gathered import require_equal
 from fisherlab.statistics.model_view import buffers_kept, require_gradients
+from fisherlab.statistics.network import require_equal
 from fisherlab.statistics.probe import Probe
 from fisherlab.statistics.taps import Tapped
-from fisherlab.training.one_graph import Passed, forward, in_rows, pulled, together
-from fisherlab.training.randomness import drawing
-from fisherlab.training.replicas import Replicas
+from fisherlab.training.one_graph import (
+    Passed,
+    Replicas,
+    forward,
+    in_rows,
+    pulled,
+    together,
+)
 
 Takes = Literal["per_example", "mean_gradient"]
 Observed = Mapping[str, LayerStatistics] | Mapping[str, MeanGradient]

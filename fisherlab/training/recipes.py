@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from fisherlab.approximators.mean_gradients import MuonPreconditioner
 from fisherlab.likelihoods import Bernoulli, Categorical, Gaussian
-from fisherlab.operators.dampings import Damping, Factored, RelativeDamping, Tikhonov
+from fisherlab.operators.base import Damping, Factored, RelativeDamping, Tikhonov
 from fisherlab.problems.problem import Problem
 from fisherlab.statistics import Empirical, Fisher, MonteCarlo
 from fisherlab.training.adaptive_kfac import AdaptiveKFAC

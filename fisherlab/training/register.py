@@ -26,9 +26,9 @@ from fisherlab.approximators.mean_gradients import (
     TNTPreconditioner,
 )
 from fisherlab.approximators.network import KFACTridiagonal, TwoLevelKFAC
-from fisherlab.approximators.online.k_bfgs import KBFGS
+from fisherlab.approximators.online import KBFGS
 from fisherlab.errors import meant
-from fisherlab.operators.dampings import Factored
+from fisherlab.operators.base import Factored
 from fisherlab.problems.problem import Problem
 from fisherlab.training.moves import KLClip
 from fisherlab.training.recipes import (

@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.files import join_steps
+from fisherlab.numerics.devices import generator, own_randomness
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
 from fisherlab.training.loop import take_step
 from fisherlab.training.probes import Moment, Tracker
-from fisherlab.training.randomness import generator, own_randomness
 from fisherlab.training.schedules import BatchSize, Order
 from fisherlab.training.serialise import moved
 from fisherlab.training.store import Checkpoint, Store, restore

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fisherlab.operators.dampings import tikhonov
+from fisherlab.operators.base import tikhonov
 from fisherlab.settings import numeric, require_number
 from fisherlab.showing import shown
 

@@ -12,7 +12,7 @@ from fisherlab.approximators.ranks import Sent
 from fisherlab.approximators.streaming import sent_in_step
 from fisherlab.layers import frozen, uncompiled
 from fisherlab.likelihoods import Likelihood
-from fisherlab.numerics.memory import parse_budget
+from fisherlab.numerics.devices import parse_budget
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.problems.problem import Pair, Problem
 from fisherlab.settings import numeric
@@ -20,9 +20,9 @@ from fisherlab.training.adaptive_kfac import AdaptiveKFAC
 from fisherlab.training.curvature import Preconditioned
 from fisherlab.training.moves import Parameters
 from fisherlab.training.natural_gradient import NaturalGradient
+from fisherlab.training.one_graph import of_first
 from fisherlab.training.register import optimizer as named
 from fisherlab.training.register import optimizers
-from fisherlab.training.replicas import of_first
 
 
 @final

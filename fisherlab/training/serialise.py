@@ -15,11 +15,8 @@ from torch import Tensor
 
 _PLAIN: Final = (str, int, float, bool, type(None), Tensor, torch.dtype, torch.device)
 _KIND: Final = "__kind__"
-# Where classes of older checkpoints are now, if not in the package of their module.
-_MOVED: Final = {
-    "fisherlab.operators.eigenforms": "fisherlab.operators.eigenform",
-    "fisherlab.operators.mode_products": "fisherlab.operators.gradient_roots",
-}
+# Where a class of older checkpoints is whose name another one beside it has as well.
+_MOVED: Final = {"fisherlab.operators.mode_products": "fisherlab.operators.gradient_roots"}
 
 
 def pack(value: Any, where: str = "state") -> Any:
@@ -176,19 +173,21 @@ def _made(kind: object, content: Any) -> Any:
 
 
 def _class_called(kind: str) -> Any:
-    """Return the dataclass of this name, from its module or the nearest package above."""
+    """Return the dataclass of this name; of ours, it may stand in another file by now."""
     module, _, name = kind.partition(":")
-    module, ours = _MOVED.get(module, module), module.startswith("fisherlab.")
-    while module:
-        if ours:
+    module = _MOVED.get(module, module)
+    package, places = ".".join(module.split(".")[:2]), [module]
+    if module.startswith("fisherlab."):
+        for known in (package, module):
             with suppress(ImportError):
-                importlib.import_module(module)
-        found: Any = sys.modules.get(module)
+                importlib.import_module(known)
+        places += sorted(m for m in sys.modules if f"{m}.".startswith(f"{package}."))
+    for place in places:
+        found: Any = sys.modules.get(place)
         for part in name.split("."):
             found = getattr(found, part, None)
         if isinstance(found, type) and is_dataclass(found):
             return found
-        module = module.rpartition(".")[0] if ours else ""  # it stood elsewhere
     msg = (
         f"The checkpoint holds a {kind}, which is not a dataclass of a loaded "
         "module. Import the module that defines it first."

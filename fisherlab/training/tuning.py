@@ -15,18 +15,18 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fisherlab.analysis.cells import say_complete
 from fisherlab.analysis.executors import Workers, filled
 from fisherlab.analysis.files import save
-from fisherlab.analysis.progress import say_complete
 from fisherlab.codes import described
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
 from fisherlab.settings import numeric
 from fisherlab.training.following import follow
+from fisherlab.training.one_graph import require_one_process
 from fisherlab.training.probes import Losses
 from fisherlab.training.register import optimizer as by_name
-from fisherlab.training.replicas import require_one_process
 from fisherlab.training.schedules import Every, LinearSteps, moments
 from fisherlab.training.store import Store, described_problem, differences, session
 from fisherlab.training.studies import (

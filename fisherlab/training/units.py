@@ -12,7 +12,7 @@ from fisherlab.approximators import average
 from fisherlab.approximators.streaming import NETWORK
 from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import Label
-from fisherlab.operators.dampings import Damping, Tikhonov, parsed
+from fisherlab.operators.base import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters

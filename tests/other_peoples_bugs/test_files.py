@@ -23,7 +23,7 @@ from fisherlab.analysis.files import write_part
 from fisherlab.durable import write_durably
 from fisherlab.errors import DataError, StoreError
 from fisherlab.report.folder import whole_folder
-from fisherlab.report.saved import rebuild
+from fisherlab.report.job import rebuild
 from fisherlab.training.serialise import pack
 from fisherlab.training.store import Checkpoint, Store, load_checkpoint, save_checkpoint
 from tests.training_runs import small

@@ -16,7 +16,7 @@ from fisherlab.problems.problem import drawn
 from fisherlab.report import sizes
 from fisherlab.report.analysis import analyse, count_phases
 from fisherlab.report.config import ReportConfig
-from fisherlab.report.record import Phases
+from fisherlab.report.folder import Phases
 from fisherlab.report.sizes import fitted
 from fisherlab.samples import OuterSamples
 from tests.benchmarks.reports import measure, stand_in

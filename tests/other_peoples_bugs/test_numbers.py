@@ -15,9 +15,8 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab import metrics, operators
-from fisherlab.approximators.states import Sums
-from fisherlab.metrics.floors import EPS
-from fisherlab.metrics.pairs import Pair
+from fisherlab.approximators.base import Sums
+from fisherlab.metrics.pairs import EPS, Pair
 from tests import extended
 from tests.extended import WIDE
 from tests.oracles import assert_close

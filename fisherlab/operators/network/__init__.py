@@ -1,9 +1,9 @@
 """Matrices over the weights of several blocks, as immutable values."""
 
+from fisherlab.operators.network.base import BlockDiagonal as BlockDiagonal
+from fisherlab.operators.network.base import DirectSum as DirectSum
 from fisherlab.operators.network.base import NetworkOperator as NetworkOperator
 from fisherlab.operators.network.base import WholeNetwork as WholeNetwork
-from fisherlab.operators.network.block_diagonal import BlockDiagonal as BlockDiagonal
-from fisherlab.operators.network.block_diagonal import DirectSum as DirectSum
 from fisherlab.operators.network.block_tridiagonal import (
     BlockTridiagonal as BlockTridiagonal,
 )

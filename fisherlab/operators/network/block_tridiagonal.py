@@ -18,10 +18,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import NumericalError
+from fisherlab.numerics.devices import spans
 from fisherlab.numerics.linalg import eigh, factorised, kron
-from fisherlab.numerics.memory import spans
-from fisherlab.operators.base import Operator, Provenance, inner_product
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import (
+    Damping,
+    Factored,
+    Operator,
+    Provenance,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.kronecker import KroneckerSum

@@ -14,14 +14,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.numerics.devices import spans
 from fisherlab.numerics.linalg import kron
-from fisherlab.numerics.memory import spans
-from fisherlab.operators.base import Provenance, column_inner, inner_product
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import (
+    Damping,
+    Factored,
+    Provenance,
+    column_inner,
+    inner_product,
+    tikhonov,
+)
 from fisherlab.operators.dense import Dense
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import (
     DENSE_ROWS,
+    BlockDiagonal,
     NetworkOperator,
     Shapes,
     Weights,
@@ -29,7 +36,6 @@ from fisherlab.operators.network.base import (
     same_blocks,
     tikhonov_inverse,
 )
-from fisherlab.operators.network.block_diagonal import BlockDiagonal
 from fisherlab.samples import OuterSamples
 
 

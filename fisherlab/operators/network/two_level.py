@@ -19,17 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.numerics.linalg import Label, eigh, factorised
-from fisherlab.operators.base import Operator, Provenance
-from fisherlab.operators.dampings import Damping, Factored, tikhonov
+from fisherlab.operators.base import Damping, Factored, Operator, Provenance, tikhonov
 from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.operators.network.base import (
+    BlockDiagonal,
     NetworkOperator,
     Shapes,
     Weights,
     WholeNetwork,
     tikhonov_inverse,
 )
-from fisherlab.operators.network.block_diagonal import BlockDiagonal
 
 Coarse = Literal["nicolaides", "residual", "spectral", "krylov"]
 FOLLOWING: Final = ("residual", "krylov")

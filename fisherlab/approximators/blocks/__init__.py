@@ -1,1 +1,0 @@
-"""The exact block, and what is left of it on smaller blocks."""

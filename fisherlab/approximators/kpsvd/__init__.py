@@ -1,1 +1,0 @@
-"""The best sums of Kronecker products, and their solvers."""

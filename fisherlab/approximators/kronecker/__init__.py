@@ -1,1 +1,0 @@
-"""Kronecker products of second moments."""

@@ -1,1 +1,0 @@
-"""Methods that carry a state of their own from step to step."""
