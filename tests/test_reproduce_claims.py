@@ -11,6 +11,7 @@ import xarray as xr
 import fisherlab as fl
 from fisherlab.cli import main
 from fisherlab.reproduce import catalogue
+from fisherlab.reproduce import exact_statements as exact
 from fisherlab.reproduce.catalogue import PAPERS
 from fisherlab.reproduce.experiment import Bound, Claim, Experiment, Row, Setting, judged
 from tests.drawings import assert_texts_apart
@@ -289,10 +290,13 @@ def test_the_longest_experiments_begin_first(listed, tmp_path):
     }
     setting = Setting(quick=True)
     catalogue.write_all(setting, 1, tmp_path / "quick", begun.append)
-    assert [said.split(":")[0] for said in begun] == ["b", "a", "tiny", "broken"]
+    told = [said.split(":")[0] for said in begun]
+    assert list(dict.fromkeys(told)) == ["b", "a", "tiny", "broken"]
+    assert re.fullmatch(r"b: \d+ s, \d+ s of the processor", begun[1])
     begun.clear()
     catalogue.write_all(replace(setting, quick=False), 1, tmp_path / "all", begun.append)
-    assert [said.split(":")[0] for said in begun] == ["broken", "tiny", "a", "b"]
+    told = [said.split(":")[0] for said in begun]
+    assert list(dict.fromkeys(told)) == ["broken", "tiny", "a", "b"]
 
 
 def test_a_run_that_fails_leaves_nothing_behind(listed, tmp_path):
@@ -344,3 +348,16 @@ def test_reasons_name_the_runs_that_break_a_bound():
     found = judged(first.claims[0], [result])
     assert found.verdict == "not"
     assert "first crossed in step 3." in found.reason
+
+
+def test_algorithms_and_lemmas_hold_to_rounding():
+    found = verdicts("exact-statements")
+    assert len(found) == 9
+    for one in found:
+        assert one.verdict == "reproduced", one.claim.statement
+    result = xr.Dataset(
+        {"difference": ("statement", [1e-3, 0.0])}, {"statement": ["a", "b"]}
+    )
+    told = judged(exact.exactly("Both.", "a", "b"), [result])
+    assert told.verdict == "not"
+    assert told.reason.startswith("Above 1e-09 are a 0.00100; 1 of the 2 statements")

@@ -14,6 +14,7 @@ import fisherlab as fl
 from fisherlab.operators import Factored
 from fisherlab.reproduce import kfac_iterations, martens2015
 from fisherlab.reproduce import kfac_matrices as figures
+from fisherlab.reproduce import kfac_rescaling as rescaling
 from fisherlab.reproduce.experiment import Setting
 from fisherlab.showing import percent
 from tests.cases import normal
@@ -206,3 +207,50 @@ def test_the_damping_of_factors_makes_the_inverse_near_a_chain():
     assert divergence.verdict == "reproduced"
     assert tikhonov.measured["largest"][0] > 1.3 * factored.measured["largest"][0]
     assert exact.verdict == "not"
+
+
+def test_a_step_is_measured_and_taken_back():
+    problem = fl.problems.load("digits")
+    data = tuple(part[:50] for part in problem.train)
+    before = rescaling._point(problem)
+    step = 0.01 * normal(len(before))
+    found = rescaling._after(problem, data, step)
+    assert torch.equal(rescaling._point(problem), before)
+    start = 0
+    with torch.no_grad():
+        for block in fl.blocks(problem.model).values():
+            layer = problem.model.get_submodule(block.name)
+            rows, columns = layer.weight.shape
+            change = step[start : start + rows * (columns + 1)].view(rows, columns + 1)
+            start += rows * (columns + 1)
+            layer.weight += change[:, :-1]
+            layer.bias += change[:, -1]
+        expected = torch.nn.functional.cross_entropy(problem.model(data[0]), data[1])
+    assert found == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_gains_of_raw_and_rescaled_steps_are_told():
+    gain = xr.DataArray(
+        [[-3.0, 0.5], [0.2, 0.9], [0.4, 0.3]],
+        {"gamma": [0.01, 0.1, 1.0], "step": list(rescaling.STEPS)},
+    )
+    ds = xr.Dataset({"gain": gain})
+    found = [claim.measure(ds) for claim in rescaling.CLAIMS]
+    assert found == [
+        {"raw / rescaled": pytest.approx(0.4 / 0.9)},
+        {"rescaled / raw": pytest.approx(0.1)},
+        {"raw": -3.0, "rescaled": 0.5},
+    ]
+    told = rescaling._told(ds)
+    assert "raw 0.400 nat at γ = 1.00 and rescaled 0.900 nat at γ = 0.100; at" in told
+    drawing = rescaling.draw(ds.expand_dims(seed=[0]))
+    assert drawing.axes[0].get_ylim() == pytest.approx((-0.45, 0.99))
+    plt.close(drawing)
+
+
+@pytest.mark.slow
+def test_a_rescaled_step_gains_more_with_less_damping():
+    gains, dampings, weak = verdicts("kfac-rescaling")
+    assert gains.verdict == dampings.verdict == weak.verdict == "reproduced"
+    assert gains.measured["raw / rescaled"][0] == pytest.approx(0.33, abs=0.05)
+    assert weak.measured["raw"][0] < -5

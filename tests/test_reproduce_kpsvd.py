@@ -118,6 +118,9 @@ def test_a_race_goes_on_where_it_stopped_and_tells_who_failed(tmp_path, monkeypa
     assert other[0] == adam.train_loss[0] != other[-1] != adam.train_loss[-1]
     told = training_races.every_loss(ds)
     assert "The run has 4 of the published 8 steps. All take " in told
+    status = str(ds.status.sel(optimizer="sgd-momentum").values)
+    first = status.partition(". ")[0].rstrip(".")
+    assert f"`sgd-momentum` failed: {first}. Last" in told
     assert training_races.at_end(ds)["sgd-momentum"] == np.inf
     assert training_races.at_end(ds, "test_accuracy")["sgd-momentum"] == 0
     for pair, ratio in (

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import shlex
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -400,10 +401,14 @@ def _failed(
         return ""
     minutes = experiment(name).minutes[not setting.quick]
     progress(f"{name}: about {minutes:g} minutes a seed")
+    began = time.perf_counter(), time.process_time()
     try:
         write(name, setting, seeds, folder)
     except Exception as error:  # a row of the page, not its end
         return f"{type(error).__name__}: {error}"
+    ended = time.perf_counter(), time.process_time()
+    wall, own = (after - before for before, after in zip(began, ended, strict=True))
+    progress(f"{name}: {wall:.0f} s, {own:.0f} s of the processor")
     return ""
 
 

@@ -134,11 +134,14 @@ def _best(ds: xr.Dataset) -> dict[str, float]:
 
 
 def _scale_of_settings(ds: xr.Dataset) -> str:
-    best = _best(ds)
+    best, told = _best(ds), RACES["mbf-training-mnist"]
+    published = told.runners["mbf-shared"]
     return (
-        f"The best of the grid is lr {best['lr']:g}, λ {best['damping']:g}, on other data "
-        f"and after {int(ds.attrs['steps'])} steps; {percent(_finite(ds))} of the grid "
-        "ended with a finite loss."
+        f"The best of the grid is lr {best['lr']:g}, λ {best['damping']:g} after "
+        f"{int(ds.attrs['steps'])} steps of {str(ds.attrs['settings']).split(',')[0]}; "
+        f"published are lr {published['lr']:g}, λ {published['damping']:g} after "
+        f"{told.steps[1]:,} of {told.problem}. {percent(_finite(ds))} of the grid ended "
+        "with a finite loss."
     )
 
 

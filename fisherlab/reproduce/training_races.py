@@ -279,7 +279,7 @@ def short_run(ds: xr.Dataset) -> str:
     for name in ds["optimizer"].values:
         status = str(ds["status"].sel(optimizer=name).values)
         if status != "ok":
-            parts.append(f"`{name}` failed: {status}")
+            parts.append(f"`{name}` failed: {status.partition('. ')[0].rstrip('.')}.")
     return " ".join(parts)
 
 
