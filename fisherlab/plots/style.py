@@ -12,7 +12,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from fisherlab.durable import put_back
 
@@ -141,6 +143,9 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     return {name: KNOWN.get(name) or spare[name] for name in listed}
 
 
+FEW: Final = 30  # times the lower end: less than two powers of ten may lie between
+
+
 def new_axes(width: float = 8.2, height: float = 3.6) -> Axes:
     """Open a figure with one pair of axes, `width` by `height` inches.
 
@@ -154,6 +159,27 @@ def new_axes(width: float = 8.2, height: float = 3.6) -> Axes:
     """
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
+
+
+def label_powers(axis: Axis) -> None:
+    """Label the powers of ten of a logarithmic axis; where there are few, round numbers.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> ax = new_axes()
+    >>> ax.set(yscale="log", ylim=(0.2, 0.7))[1]
+    (0.2, 0.7)
+    >>> label_powers(ax.yaxis)
+    >>> [label.get_text() for label in ax.get_yticklabels()][:3]
+    ['0.2', '0.3', '0.4']
+    >>> plt.close(ax.figure)
+    """
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < FEW * low:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter("{x:g}")
 
 
 def text(name: str, limit: int = 18) -> str:

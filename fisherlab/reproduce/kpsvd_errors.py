@@ -33,7 +33,7 @@ from fisherlab.approximators import (
     KFACCorrected,
     Lanczos,
 )
-from fisherlab.plots.style import publication, styles
+from fisherlab.plots.style import label_powers, publication, styles
 from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import Experiment, Setting
 from fisherlab.statistics import MonteCarlo, collect
@@ -152,6 +152,9 @@ def _lines(rows: Any, names: list[str], x: str, col: str, scale: str) -> Drawing
             sort=False,
         )
         grid.set(yscale=scale)
+        if scale == "log":
+            for ax in grid.axes.flat:
+                label_powers(ax.yaxis)
         grid.set_titles("{col_name}")
         grid.set_axis_labels(None, "relative error")
     return grid.figure

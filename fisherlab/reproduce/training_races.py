@@ -16,12 +16,12 @@ import seaborn as sns
 import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from fisherlab.errors import FisherlabError
 from fisherlab.likelihoods import Categorical
-from fisherlab.plots.style import publication
+from fisherlab.plots.style import label_powers, publication
 from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import PUBLISHED, Bound, Claim, Experiment, Setting
 from fisherlab.reproduce.races import RACES, START, Race
@@ -216,9 +216,8 @@ def draw(result: xr.Dataset) -> Drawing:
             ax.set_xlabel("step" if over == "step" else "seconds in steps")
             ax.set(ylabel=_SHOWN[of], yscale="log" if of == "train_loss" else "linear")
             ax.xaxis.set_major_locator(MaxNLocator("auto", integer=over == "step"))
-            if of == "train_loss":  # all losses may lie within one power of ten
-                ax.yaxis.set_major_formatter(LogFormatter())
-                ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+            if of == "train_loss":
+                label_powers(ax.yaxis)
             ax.label_outer()
         grid.set_titles("")
     return grid.figure
