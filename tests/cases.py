@@ -6,7 +6,9 @@ import itertools
 from dataclasses import dataclass
 from functools import cache, partial
 
+import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import nn
 
 import fisherlab as fl
@@ -156,3 +158,9 @@ def layer_statistics(samples):
     else:
         held = {"matrices": samples.stored, "positions": n}
     return fl.LayerStatistics(block, n, **held)
+
+
+def refused(message):
+    """Expect a refusal in this sentence, or that of the check of types where that is on."""
+    kinds = ValueError, TypeError, TypeCheckError
+    return pytest.raises(kinds, match=rf"{message}|^Type-check error")

@@ -17,7 +17,7 @@ from fisherlab.approximators.register import by_name
 from fisherlab.catalogue import NEEDS
 from fisherlab.statistics.values import pair_samples
 from tests import cases, oracles
-from tests.cases import normal
+from tests.cases import normal, refused
 from tests.oracles import assert_close
 
 METHODS = ["exact", "kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal"]
@@ -222,6 +222,67 @@ def test_only_the_metrics_asked_for_are_computed(stats):
 def test_questions_that_cannot_be_answered_are_refused(stats, arguments, message):
     with pytest.raises(ValueError, match=message):
         fl.compare(stats, **{"approximators": ["kfac"]} | arguments)
+
+
+ASKED_OF_STATISTICS = {
+    "compare": lambda stats: fl.compare(stats, ["kfac"]),
+    "compare_networks": lambda stats: fl.compare_networks(stats, ["khatri-rao"]),
+    "purposes": lambda stats: fl.compare(stats, ["kfac"], purpose=fl.Matrix()),
+    "sweep": lambda stats: fl.sweep(stats, ["kfac"]),
+    "density": lambda stats: fl.density(stats, ["kfac"]),
+    "spectra": lambda stats: fl.spectra(stats, ["kfac"]),
+    "structure": fl.structure,
+    "rank_curve": fl.rank_curve,
+    "pareto": lambda stats: fl.pareto(stats, ["kfac"]),
+    "inverse_blocks": lambda stats: fl.inverse_blocks(stats, ["kfac"], damping=0.1),
+    "full_matrix": fl.full_matrix,
+    "block_diagonal": lambda stats: fl.block_diagonal("kfac", stats),
+    "coupling": fl.metrics.coupling,
+    "cross_block": lambda stats: fl.cross_block(stats, "0", "0"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_OF_STATISTICS)
+def test_what_is_no_statistics_is_refused_in_a_sentence(stats, name):
+    ask = ASKED_OF_STATISTICS[name]
+    with refused("at least one block are expected, none given"):
+        ask({})
+    for wrong in (None, "kfac", [stats["0"]], {"0": 1}, torch.ones(2)):
+        with refused("statistics are expected, as collect returns"):
+            ask(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"approximators": [1]}, "int was given; a name, a value such as fl.KFAC"),
+        ({"approximators": {"mine": None}}, "NoneType was given; a name"),
+        ({"metrics": [1]}, "names, functions of F and F̂"),
+        ({"metrics": {"mine": 1}}, "names, functions of F and F̂"),
+        ({"metrics": {"status": lambda f, g: 1.0}}, "cannot be called 'status'"),
+        ({"metrics": {"layer": lambda f, g: 1.0}}, "cannot be called 'layer'"),
+        ({"metrics": {"a/b": lambda f, g: 1.0}}, "cannot be called 'a/b'"),
+    ],
+)
+def test_methods_and_metrics_that_are_none_are_refused(stats, arguments, message):
+    """A metric called "status" was lost behind the table's own, before."""
+    with refused(message):
+        fl.compare(stats, **{"approximators": ["kfac"]} | arguments)
+
+
+def test_no_name_in_a_table_is_left_for_a_metric_of_ones_own(stats, result):
+    mixed = fl.compare(stats, ["kfac"], damping=[0.1, fl.Factored(0.1)])
+    names = {str(name) for ds in (result, mixed) for name in ds.variables}
+    for name in sorted(names - fl.metrics.entries().keys()):
+        with pytest.raises(ValueError, match="cannot be called"):
+            fl.compare(stats, ["kfac"], metrics={name: lambda f, g: 1.0})
+
+
+def test_one_metric_and_one_rank(stats):
+    found = fl.compare(stats, ["kfac"], metrics="trace_ratio")
+    assert found["trace_ratio"].notnull().all()
+    with refused("a list of ranks is expected"):
+        fl.rank_curve(stats, 3)
 
 
 def test_inverse_blocks_are_the_inverses_of_the_damped_blocks(stats):

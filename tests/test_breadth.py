@@ -309,6 +309,37 @@ def test_rounding_within_a_model_is_no_dependence(within: torch.dtype, seed: int
     assert fl.collect(model, (x, None), fl.Gaussian())["last"].count == 200
 
 
+class NamesItsPrecisions(nn.Module):
+    """A model in two precisions, which casts to them by name or by its weights."""
+
+    def __init__(self, by_name: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3).half(), nn.Linear(3, 2)
+        self.by_name = by_name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = torch.float16, torch.float32
+        if not self.by_name:
+            parts = self.first.weight.dtype, self.last.weight.dtype
+        hidden: torch.Tensor = self.first(x.to(parts[0]))
+        last: torch.Tensor = self.last(hidden.to(parts[1]))
+        return last
+
+
+def test_a_model_that_names_its_precisions_is_refused_in_a_sentence() -> None:
+    """Statistics are of one precision: a copy of the model is run in it."""
+    data = torch.ones(3, 4), None
+    assert set(fl.collect(NamesItsPrecisions(False), data, fl.Gaussian())) == {
+        "first",
+        "last",
+    }
+    message = r"in torch.float16, torch.float32; statistics take a copy in torch.float32"
+    with pytest.raises(fl.UnsupportedModelError, match=message):
+        fl.collect(NamesItsPrecisions(True), data, fl.Gaussian())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fl.collect(nn.Linear(3, 2), data, fl.Gaussian())  # its own error
+
+
 def test_complex_parameters_are_refused() -> None:
     model = nn.Linear(2, 2)
     model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))

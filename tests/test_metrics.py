@@ -9,7 +9,7 @@ import fisherlab as fl
 from fisherlab import metrics
 from fisherlab.operators import Dense, Diagonal, FactoredFisher, KroneckerSum, Provenance
 from tests import cases, oracles
-from tests.cases import METHODS, normal
+from tests.cases import METHODS, normal, refused
 from tests.oracles import assert_close
 
 NAMES = pytest.mark.parametrize("name", METHODS)
@@ -137,3 +137,85 @@ def test_scaling_both_changes_no_relative_metric():
     scaled = KroneckerSum(((g * stats.count, a),), kfac.weight_shape)
     for metric in (metrics.frobenius_error, metrics.cosine_similarity, metrics.trace_ratio):
         assert_close(metric(larger, scaled), metric(exact, kfac), 1e-10)
+
+
+OF_MATRICES = [name for name, one in metrics.entries().items() if one.needs == "matrix"]
+OF_INVERSES = [name for name, one in metrics.entries().items() if one.needs == "damping"]
+OF_STEPS = [name for name, one in metrics.entries().items() if one.needs == "gradient"]
+
+
+def symmetric(seed):
+    root = normal(6, 6, seed=seed)
+    return root @ root.T
+
+
+def measured(name, exact, approx, scale):
+    """A metric of two matrices, a damping and a gradient that are scaled alike."""
+    if name == "effective_rank":
+        return metrics.effective_rank(approx)
+    if name == "reverse_gaussian_kl":
+        return metrics.gaussian_kl(exact, approx, 0.1 * scale, reverse=True)
+    rest = [normal(2, 3, seed=7)] if name in OF_STEPS else []
+    rest += [] if name in OF_MATRICES else [0.1 * scale]
+    return getattr(metrics, name)(exact, approx, *rest)
+
+
+@pytest.mark.parametrize("name", [*OF_MATRICES, *OF_INVERSES, *OF_STEPS])
+def test_a_scale_whose_squares_are_no_numbers_is_refused_or_changes_nothing(name):
+    """An error of 0 was told where squares vanish, a cosine of 0 where they overflow."""
+    first, second = symmetric(1), symmetric(2)
+    plain = measured(name, Dense(first, (2, 3)), Dense(second, (2, 3)), 1.0)
+    for scale in (1e-200, 1e-90, 1e90, 1e200):
+        exact, approx = Dense(scale * first, (2, 3)), Dense(scale * second, (2, 3))
+        try:
+            found = measured(name, exact, approx, scale)
+        except fl.NumericalError as error:
+            assert "no numbers of float64" in str(error)  # noqa: PT017 - either will do
+            assert scale in (1e-200, 1e200)
+        else:
+            assert found == pytest.approx(plain, rel=1e-6) or math.isnan(found)
+
+
+@pytest.mark.parametrize("name", [*OF_MATRICES, *OF_INVERSES, *OF_STEPS])
+@pytest.mark.parametrize("wrong", [torch.eye(6), torch.eye(6).numpy(), None, "kfac"])
+def test_what_is_no_operator_is_refused_in_a_sentence(name, wrong):
+    block = Dense(torch.eye(6), (2, 3))
+    for exact, approx in ((wrong, block), (block, wrong)):
+        if name == "effective_rank" and approx is block:
+            continue
+        with refused("an operator is expected"):
+            measured(name, exact, approx, 1.0)
+    with refused("an operator is expected"):
+        metrics.kronecker_ratio(wrong)
+
+
+@pytest.mark.parametrize("name", [*OF_STEPS, "gamma_ratio"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(6),
+        torch.ones(3, 2),
+        torch.ones(4, 2, 3),  # a cosine over all of them, before
+        torch.ones(2, 3, dtype=torch.complex64),  # its imaginary part was dropped
+        torch.ones(2, 3).tolist(),
+        torch.ones(2, 3).numpy(),
+        None,
+    ],
+)
+def test_what_is_no_gradient_is_refused_in_a_sentence(name, wrong):
+    block = Dense(torch.eye(6), (2, 3))
+    with refused("given as gradient or direction"):
+        getattr(metrics, name)(block, block, wrong, 0.1)
+    with refused("given as gradient or direction"):
+        metrics.gamma(block, torch.ones(2, 3), wrong, 0.1)
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "2", None])
+def test_counts_of_metrics_are_whole_numbers(wrong):
+    block = Dense(torch.eye(6), (2, 3))
+    with refused("a whole number is expected"):
+        metrics.subspace_overlap(block, block, wrong)
+    with refused("a whole number is expected"):
+        metrics.entries(wrong)
+    with refused("at least 0"):
+        metrics.kronecker_tail(block, -1)

@@ -23,7 +23,7 @@ from fisherlab.analysis.allowances import Allowance, chosen
 from fisherlab.analysis.purposes import judge
 from fisherlab.analysis.verdicts import best_dampings
 from fisherlab.numerics.linalg import decomposed_once
-from tests.cases import METHODS, normal
+from tests.cases import METHODS, normal, refused
 from tests.oracles import assert_close
 
 N, DAMPING = 12, 0.05
@@ -844,6 +844,87 @@ def test_a_measure_that_fails_is_a_status_and_not_the_end_of_the_table(network):
     assert found["value"].sel(measure="broken.gap").isnull().all()
     assert (found["status"].sel(purpose="broken") == "nothing to divide by").all()
     assert found["network"].sel(measure="matrix.frobenius_error").notnull().all()
+
+
+def test_influences_that_fail_leave_leads_without_an_error(network):
+    class Broken(Diagonal):
+        def influences(self, exact, approx):
+            return exact["nothing of this name"]
+
+    found = fl.compare(network[2], ["kfac", "diagonal"], purpose=[Broken(), fl.Matrix()])
+    assert found["value"].sel(measure="mine.gap").notnull().all()
+    assert found["lead_error"].isnull().all()
+
+
+def test_what_a_dead_layer_and_a_huge_one_have_is_a_status(network):
+    model, (x, y), _ = network
+    twin = copy.deepcopy(model)
+    twin[2].weight.data.zero_()
+    for scale in (1.0, 1e150):
+        stats = fl.collect(twin, (scale * x, y), fl.Categorical())
+        gradient = fl.mean_gradient(twin, (scale * x, y), fl.Categorical())
+        asked = [
+            fl.Step(gradient, DAMPING),
+            fl.Laplace(1.0, N),
+            fl.Sharpness(),
+            fl.Matrix(),
+        ]
+        found = fl.compare(stats, ["kfac", "diagonal"], purpose=asked)
+        missing = found["value"].isnull().groupby("of_purpose").any().to_numpy()
+        assert missing.any()
+        assert not found["status"].str.contains("by zero|out of range").any()
+
+
+def labelled(outputs, labels):
+    none = fl.statistics.Statistics({}, fl.operators.Provenance())
+    return purposes.HeldOut(none, torch.zeros(*outputs), labels)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels"),
+    [
+        ((3, 1), torch.tensor([0, 1, 0])),
+        ((3, 1), torch.zeros(3, 1)),
+        ((3, 2), torch.zeros(3, 2)),
+        ((3, 2), torch.tensor([0, 1, 2])),
+        ((3, 2), torch.tensor([0, 1, -100])),
+        ((3, 2), torch.tensor([0, 1])),
+        ((3, 2), torch.tensor([True, False, True])),
+        ((3, 5, 2), torch.zeros(3, 5, dtype=torch.long)),
+    ],
+)
+def test_labels_without_a_probability_under_the_probit_predictive_are_refused(
+    outputs, labels
+):
+    """-100 counted as a mistake of the calibration, numbers as probabilities."""
+    with refused("HeldOut: labels .*one class an example"):
+        labelled(outputs, labels)
+    assert labelled(outputs, None).labels is None
+
+
+class Difference(torch.nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = torch.nn.Linear(4, 3)
+
+    def forward(self, one, other):
+        return self.part(one) - 2 * self.part(other).tanh()
+
+
+def test_held_out_data_are_taken_as_statistics_take_data():
+    model, (one, other) = Difference(), (normal(5, 4, seed=1), normal(5, 4, seed=2))
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    positional = fl.HeldOut.of(model, ((one, other), labels))
+    named = fl.HeldOut.of(model, ({"one": one, "other": other}, labels))
+    loader = [((one[part], other[part]), labels[part]) for part in (slice(2), slice(2, 5))]
+    for given in (positional, named, fl.HeldOut.of(model, loader)):
+        torch.testing.assert_close(
+            given.outputs, model(one.float(), other.float()).detach()
+        )
+        assert torch.equal(given.labels, labels)
+        assert given.jacobians["part"].count == 5
 
 
 def test_a_purpose_of_ones_own_is_a_column(network, tmp_path):

@@ -37,6 +37,7 @@ net, pair = model(), data()
 pairs = torch.utils.data.TensorDataset(*pair)
 loader = torch.utils.data.DataLoader(pairs, batch_size=8)
 lonely = torch.utils.data.DataLoader(pair[0], batch_size=8)
+several, named, unlabelled = (pair, pair[1]), ({"a": pair[0]}, pair[1]), (pair[0], None)
 """
 
 
@@ -347,6 +348,9 @@ def test_dampings_of_several_kinds_are_named_on_the_page(here, command, capsys):
         (("--model", "my_own:model", "--data", "my_own:model"), "must give (x, y)"),
         (("--model", "my_own:net", "--data", "my_own:number"), "must give (x, y)"),
         (("--model", "my_own:net", "--data", "my_own:lonely"), "must be pairs (x, y)"),
+        (("--model", "my_own:net", "--data", "my_own:several"), "with one tensor x"),
+        (("--model", "my_own:net", "--data", "my_own:named"), "holds a dict in the place"),
+        (("--model", "my_own:net", "--data", "my_own:unlabelled"), "holds a NoneType in"),
         (("--model", "my_own:model", "--data", "bad.npz"), "hold x and y"),
         (("--model", "my_own:model", "--data", "reals.npz"), "classes as integers"),
         (("--model", "my_own:model", "--data", "uneven.npz"), "as many x as y"),

@@ -12,6 +12,7 @@ import fisherlab as fl
 from fisherlab import problems
 from fisherlab.errors import NumericalError
 from fisherlab.training import accuracy, mean_loss, performance, trajectory
+from tests.cases import refused
 
 
 def sgd(problem, lr=0.1):
@@ -115,3 +116,70 @@ def test_masked_positions_count_in_no_accuracy():
     labels[:] = -100
     none = performance(torch.nn.Identity(), said, (outputs, labels))
     assert math.isnan(none.accuracy)
+
+
+@pytest.mark.parametrize("given", ["digits", None, 3, torch.nn.Linear(2, 2)])
+def test_what_is_no_problem_is_refused_in_a_sentence(given):
+    with refused(r"follow: .*a problem is expected.*fl.problems"):
+        fl.follow(given, steps=1)
+    with refused(r"optimizer: .*a problem is expected"):
+        fl.optimizer("kfac", given)
+    if not (isinstance(given, str) or callable(given)):  # which it loads, or calls
+        with refused(r"tune: .*a problem is expected"):
+            fl.tune(given, "adam", {"lr": [0.1]}, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": None}, "optimizer=None was given; a name of fl.optimizers"),
+        ({"optimizer": torch.optim.SGD}, "a function that makes one of a problem"),
+        ({"probes": ["losses"]}, "'losses' is no probe"),
+        ({"probes": [fl.probes.Losses]}, "is no probe; values of fl.probes"),
+    ],
+)
+def test_what_a_training_cannot_be_made_of_is_refused(arguments, message):
+    with refused(message):
+        fl.follow(problems.load("digits"), steps=1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": []}, "no optimizer was given"),
+        ({"optimizer": {}}, "no optimizer was given"),
+        ({"seeds": 3}, "a list of seeds is expected"),
+    ],
+)
+def test_what_a_search_cannot_be_made_of_is_refused(arguments, message):
+    with refused(message):
+        fl.tune("digits", **{"optimizer": "adam", "steps": 1} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"likelihood": "categorical"}, "likelihood='categorical': a value is expected"),
+        ({"approximator": None}, "approximator=None: a name or a value"),
+        ({"approximator": fl.KFAC}, "the class KFAC was given; a value is expected"),
+        ({"approximator": 3}, "int was given; a name, a value"),
+        ({"fallback": 1}, "int was given; a name, a value"),
+        ({"fisher": "exact"}, "fisher='exact': a value"),
+        ({"clip": 1.0}, "clip=1.0; KLClip"),
+    ],
+)
+def test_what_an_optimiser_cannot_be_made_of_is_refused_when_it_is_made(arguments, message):
+    """It was taken, and the first step ended in an error of Python's."""
+    usual = {"likelihood": fl.Gaussian(), "approximator": "kfac", "lr": 0.1, "damping": 0.1}
+    with refused(message):
+        fl.NaturalGradient(torch.nn.Linear(2, 2), **usual | arguments)
+    if "clip" not in arguments:
+        usual = {"likelihood": fl.Gaussian()}
+        with refused(message):
+            fl.AdaptiveKFAC(torch.nn.Linear(2, 2), **usual | arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"search": "greedy"}, {"momentum": 0.9}])
+def test_adaptive_kfac_refuses_what_is_no_search_and_no_truth_value(arguments):
+    with refused(r"GreedySearch\(\) or None"):
+        fl.AdaptiveKFAC(torch.nn.Linear(2, 2), fl.Gaussian(), **arguments)

@@ -208,9 +208,17 @@ def _words(kind: str, damping: One) -> str:
 
 
 T = TypeVar("T")
-# What one cell may fail with without ending the table: refusals (ValueError, too), and what
-# factorisations, iterations and allocations of the libraries below raise.
-REFUSALS = (FisherlabError, ValueError, ArithmeticError, RuntimeError, MemoryError)
+# What one cell may fail with without ending the table: refusals (ValueError, too), what
+# factorisations, iterations and allocations of the libraries below raise, and what a metric
+# of one's own does that asks a small layer for its tenth eigenvalue.
+REFUSALS = (
+    FisherlabError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+)
 # What a layer has at every damping, whatever the approximation.
 OF_EXACT = ("lambda", "exact_slope", "gradient_curvature")
 

@@ -28,6 +28,10 @@ from fisherlab.operators import (
 from fisherlab.statistics import LayerStatistics, MeanGradient, Statistics
 
 Metrics = Sequence[str | Callable[..., Any]] | Mapping[str, Callable[..., Any]]
+# Names in a table that no metric of one's own can have.
+TAKEN = {"layer", "approximator", "damping", "damping_kind", "d_out", "d_in", "positions"}
+TAKEN |= {"kind", "status", "floored", "converged", "stored_numbers", "mean_eigenvalue"}
+TAKEN |= {"fisher_norm", "lambda", "exact_slope", "gradient_curvature", "solve_flops"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +105,27 @@ def question(
 def _named(wanted: Metrics) -> dict[str, Callable[..., Any] | None]:
     """Return names in order, with the functions of one's own among them."""
     if isinstance(wanted, Mapping):
-        return dict(wanted)
-    return {
-        one if isinstance(one, str) else one.__name__: None if isinstance(one, str) else one
-        for one in wanted
-    }
+        found: dict[Any, Any] = dict(wanted)
+    else:
+        listed = [wanted] if isinstance(wanted, str) or callable(wanted) else list(wanted)
+        found = {
+            one if isinstance(one, str) else getattr(one, "__name__", repr(one)): (
+                None if isinstance(one, str) else one
+            )
+            for one in listed
+        }
+    for name, own in found.items():
+        if not isinstance(name, str) or not (own is None or callable(own)):
+            raise TypeError(
+                f"compare: metrics={wanted!r}: names, functions of F and F̂, or a mapping "
+                "from names to such functions are expected."
+            )
+        if own is not None and (name in TAKEN or not name or "/" in name):
+            raise ValueError(
+                f"compare: a metric of one's own cannot be called {name!r}: that is a name "
+                "of the table's own, empty or with a slash. Choose another name."
+            )
+    return found
 
 
 def _own(name: str, metric: Callable[..., Any]) -> Entry:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fisherlab.analysis.cells import REFUSALS, reason
+from fisherlab.analysis.cells import REFUSALS, reason, tried
 from fisherlab.analysis.contests import in_common
 from fisherlab.approximators import Approximator
 from fisherlab.purposes import Answers, Measure, Purpose, Step
@@ -166,7 +166,7 @@ def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) 
     Parameters
     ----------
     purpose
-        One with `influences`; of others nothing is known.
+        One with `influences`; of others, and where these fail, nothing is known.
     paired
         Answers of the exact block and of a method, by method.
     row
@@ -174,11 +174,11 @@ def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) 
     """
     errors = np.full((len(paired), len(paired)), np.nan)
     tell = getattr(purpose, "influences", None)
-    moved = {
-        column: tell(*asked[row])
-        for column, asked in enumerate(paired.values())
-        if tell is not None and row in asked
-    }
+    moved = {}
+    for column, asked in enumerate(paired.values()):
+        told = tried(tell, *asked[row])[0] if tell is not None and row in asked else None
+        if told is not None:
+            moved[column] = told
     for a, first in moved.items():
         for b, second in moved.items():
             if len(first) and first.shape == second.shape:

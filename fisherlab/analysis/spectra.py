@@ -33,7 +33,7 @@ from fisherlab.numerics.krylov import gauss_nodes
 from fisherlab.numerics.linalg import factorised
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.kronecker import DENSE_ROWS
-from fisherlab.settings import numeric, require_number
+from fisherlab.settings import is_number, numeric, require_number
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
 
@@ -173,6 +173,8 @@ def rank_curve(
     True
     """
     stats = Statistics.of(stats, "rank_curve")
+    if is_number(ranks):
+        raise ValueError(f"rank_curve(ranks={ranks!r}): a list of ranks is expected.")
     for rank in ranks:
         require_number(f"rank_curve(ranks=[… {rank!r} …])", rank, "a whole number")
     chosen = sorted(set(ranks))

@@ -71,6 +71,7 @@ def block_diagonal(approximator: Choice, stats: NetworkStatistics) -> BlockDiago
     >>> block_diagonal("kfac", stats).weight_shapes
     {'0': (2, 4), '1': (4, 3)}
     """
+    stats = _layers(stats)
     chosen = _per_block(approximator, stats)
     made = provenance(stats, f"block-diagonal {_label(approximator)}")
     blocks = {name: called(chosen[name], stats[name], None) for name in stats}
@@ -103,6 +104,18 @@ class PerBlock:
     def __call__(self, statistics: NetworkStatistics) -> BlockDiagonal:
         """Return the blocks' operators side by side; errors as `block_diagonal`."""
         return block_diagonal(self.approximator, statistics)
+
+
+def _layers(stats: object) -> NetworkStatistics:
+    """Return statistics by block, of one layer too."""
+    named = {stats.name: stats} if isinstance(stats, LayerStatistics) else stats
+    held = named.values() if isinstance(named, Mapping) else [None]
+    if isinstance(named, Mapping) and all(hasattr(one, "provenance") for one in held):
+        return named
+    raise TypeError(
+        "block_diagonal: statistics are expected, as collect returns them, or a mapping "
+        f"from names to layers of them; {type(stats).__name__} was given."
+    )
 
 
 def _per_block(choice: Choice, stats: NetworkStatistics) -> dict[str, Approximator]:

@@ -112,7 +112,7 @@ def by_name(chosen: Chosen, scope: Scope = "block") -> dict[str, Any]:
     ValueError
         If a name is unknown, where the known ones are listed, or two values have one.
     TypeError
-        For a class in the place of its value.
+        For a class in the place of its value, or what cannot be called.
 
     Examples
     --------
@@ -149,6 +149,11 @@ def _require_values(given: Iterable[object]) -> None:
         if isinstance(one, type):
             told = f"approximators: the class {one.__name__} was given; a value is expected"
             raise TypeError(f"{told}, such as fl.{one.__name__}().")
+        if not (isinstance(one, str) or callable(one)):
+            raise TypeError(
+                f"approximators: {type(one).__name__} was given; a name, a value such as "
+                "fl.KFAC() or a function of a layer's statistics is expected."
+            )
 
 
 def network_by_name(chosen: Chosen) -> dict[str, NetworkApproximator]:
@@ -163,14 +168,19 @@ def network_by_name(chosen: Chosen) -> dict[str, NetworkApproximator]:
 
 
 def named(chosen: Any, scope: Scope = "any") -> Any:
-    """Return the approximator of a name; any other value, such as None, as it is.
+    """Return the approximator of a name; a value, or None, as it is.
 
     Raises
     ------
     ValueError
         If the name is unknown.
+    TypeError
+        For a class in the place of its value, or what cannot be called.
     """
-    return by_name([chosen], scope)[chosen] if isinstance(chosen, str) else chosen
+    if isinstance(chosen, str):
+        return by_name([chosen], scope)[chosen]
+    _require_values([] if chosen is None else [chosen])
+    return chosen
 
 
 def _value(name: str) -> Any:

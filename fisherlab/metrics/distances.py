@@ -26,7 +26,9 @@ from fisherlab.metrics.pairs import (
     Step,
     measured,
     paired,
+    require_operator,
     rooted,
+    weight,
 )
 from fisherlab.metrics.register import named, of_inverses, of_matrices, of_steps
 from fisherlab.numerics.linalg import damped_cholesky, factorised
@@ -447,10 +449,11 @@ def gamma(
     >>> gamma(one, torch.ones(1, 4).double(), torch.ones(1, 4).double(), damping=3.0)
     1.0
     """
+    require_operator("gamma", exact)
     double = exact.to(torch.float64)
-    delta = direction.double()
+    delta, v = weight(direction, double), weight(gradient, double)
     curvature = Pair(double, double).damped(damping).form(delta)
-    return _gamma(curvature, _dot(delta, gradient.double()))
+    return _gamma(curvature, _dot(delta, v))
 
 
 def gamma_ratio(
@@ -478,7 +481,7 @@ def gamma_ratio(
     0.888888889
     """
     pair = paired("gamma_ratio", exact, approx, mixed)
-    v = gradient.double()
+    v = weight(gradient, pair.exact)
     damped = pair.damped(damping)
     taken = damped.pair.approx.solve(v, damped.damping)
     return gammas(Step(damped, v, taken, taken))

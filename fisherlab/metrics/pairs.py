@@ -51,6 +51,7 @@ SINGLE_FLOOR: Final = 1e-3  # the same where an orthonormal basis is known to fl
 EPS: Final = float(np.finfo(np.float64).eps)
 LOST: Final = 1e-3  # relative rounding of an inverse above which no number is given
 ROUNDING: Final = 1e-12  # share of its terms below which a difference is not measured
+SMALLEST, LARGEST = 1e-150, 1e150  # sizes whose squares, and products, are numbers
 
 
 @final
@@ -94,6 +95,30 @@ def rooted(
     if squared > floor**2 or math.isnan(squared):
         return float(squared**0.5)
     return residual() if rows <= RESIDUAL_ROWS else BelowFloor(floor)
+
+
+def squarable(size: float, operator: Operator) -> float:
+    """Return ‖M‖, of which squares are taken: zero is that of the zero matrix alone.
+
+    Raises
+    ------
+    NumericalError
+        If the square is infinite, or zero though the matrix is not.
+
+    Examples
+    --------
+    >>> from fisherlab.operators import Diagonal
+    >>> squarable(0.0, Diagonal(torch.zeros(1, 2)))
+    0.0
+    """
+    small = size < SMALLEST and (size > 0 or operator.trace() != 0)
+    if small or size > LARGEST:
+        raise NumericalError(
+            f"{operator!r} has a norm of {size:.3g} and a trace of {operator.trace():.3g}, "
+            "whose squares are no numbers of float64. Scale the data or the outputs, or "
+            "leave the layer out."
+        )
+    return size
 
 
 def measured(difference: float, *terms: float, rounding: float = ROUNDING) -> float:
@@ -258,14 +283,24 @@ class Pair:
         return self.exact is self.approx
 
     @cached_property
-    def exact_norm(self) -> float:
-        """‖F‖."""
+    def exact_size(self) -> float:
+        """‖F‖, where no square of it is taken."""
         return self.exact.frobenius_norm()
 
     @cached_property
-    def approx_norm(self) -> float:
-        """‖F̂‖."""
+    def approx_size(self) -> float:
+        """‖F̂‖, where no square of it is taken."""
         return self.approx.frobenius_norm()
+
+    @property
+    def exact_norm(self) -> float:
+        """‖F‖; a NumericalError where its square is no number."""
+        return squarable(self.exact_size, self.exact)
+
+    @property
+    def approx_norm(self) -> float:
+        """‖F̂‖; a NumericalError where its square is no number."""
+        return squarable(self.approx_size, self.approx)
 
     @cached_property
     def inner(self) -> float:
@@ -372,7 +407,7 @@ class Damped:
     def rounded(self) -> float:
         """Relative error of the inverses: eps·max(‖F‖, ‖F̂‖)/λ at most, and at most 1."""
         pair = self.pair
-        sizes = pair.exact_norm, pair.approx_norm, _terms_norm(pair.approx)
+        sizes = pair.exact_size, pair.approx_size, _terms_norm(pair.approx)
         return min(EPS * max(sizes) / self.damping, 1.0) if self.damping else 1.0
 
     @property
@@ -439,22 +474,76 @@ class Damped:
         self, gradient: Float[Tensor, "o i"], best: Float[Tensor, "o i"] | None = None
     ) -> "Step":
         """Return the update directions of a gradient."""
-        v = gradient.to(torch.float64)
+        v = weight(gradient, self.pair.exact)
         first = self.pair.exact.solve(v, self.damping) if best is None else best
         same = self.pair.same
         taken = first if same else self.pair.approx.solve(v, self.damping)
         return Step(self, v, first, taken)
 
 
+def weight(given: object, operator: Operator) -> Float[Tensor, "o i"]:
+    """Return a gradient or a direction in float64.
+
+    Raises
+    ------
+    ValueError
+        For what is no real tensor of the shape of the operator's weight.
+    """
+    if isinstance(given, Tensor) and not given.is_complex():
+        if given.shape == operator.weight_shape:
+            return given.to(torch.float64)
+        told = f"a tensor of shape {tuple(given.shape)}"
+    else:
+        told = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+    raise ValueError(
+        f"{operator!r}: {told} was given as gradient or direction, a real tensor of shape "
+        f"{operator.weight_shape} is expected; `stats[name].pack` makes it from parameters."
+    )
+
+
+def require_operator(metric: str, given: object) -> None:
+    """Refuse what is no matrix of this package.
+
+    Raises
+    ------
+    TypeError
+        Saying how to make one.
+    """
+    if not isinstance(given, Operator):
+        raise TypeError(
+            f"{metric}: {type(given).__name__} was given, an operator is expected, as "
+            "fl.KFAC()(stats[name]) returns it; fl.Dense(matrix, (d_out, d_in)) makes one "
+            "of a tensor."
+        )
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The exact direction p* = P⁻¹v and the one that is taken, p_Q = Q⁻¹v."""
+    """The exact direction p* = P⁻¹v and the one that is taken, p_Q = Q⁻¹v.
+
+    Raises
+    ------
+    NumericalError
+        If squares of one of them are no numbers.
+    """
 
     damped: Damped
     gradient: Float[Tensor, "o i"]
     best: Float[Tensor, "o i"]
     taken: Float[Tensor, "o i"]
+
+    def __post_init__(self) -> None:
+        """Look at the largest entries."""
+        for w in (self.gradient, self.best, self.taken):
+            most = float(w.abs().max()) if w.numel() else 0.0
+            if 0 < most < SMALLEST or most > LARGEST:
+                raise NumericalError(
+                    f"{self.damped.pair.exact!r} with damping {self.damped.damping:.3g}: "
+                    f"a gradient or step has entries up to {most:.3g}, whose squares "
+                    "are no numbers of float64. Scale the data or the outputs, or change "
+                    "the damping."
+                )
 
     @cached_property
     def curvature(self) -> float:
@@ -474,7 +563,11 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
     ------
     ValueError
         If shapes differ, or Fisher types differ without `mixed`.
+    TypeError
+        For what is no operator.
     """
+    for given in (exact, approx):
+        require_operator(metric, given)
     if exact.weight_shape != approx.weight_shape:
         msg = (
             f"{metric}: {exact!r} acts on weights of shape {exact.weight_shape}, "

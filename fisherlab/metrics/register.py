@@ -15,6 +15,7 @@ from fisherlab.catalogue import METRICS, Needs, Quantity
 from fisherlab.metrics.pairs import Damped, Pair, paired
 from fisherlab.operators import Operator
 from fisherlab.operators.base import Damping
+from fisherlab.settings import numeric
 
 Measure = TypeVar("Measure", bound=Callable[..., float])
 _MEASURES: dict[str, Callable[..., float]] = {}
@@ -55,6 +56,7 @@ class Entry:
         return self.facts.needs or "matrix"
 
 
+@numeric
 def entries(k: int = 10) -> Mapping[str, Entry]:
     """Return every metric of two operators by name.
 

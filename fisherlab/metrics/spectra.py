@@ -9,7 +9,14 @@ from torch import Tensor
 
 from fisherlab.catalogue import FLOOR
 from fisherlab.errors import IndefiniteError, UnsupportedMetric
-from fisherlab.metrics.pairs import BelowFloor, Damped, Pair, paired
+from fisherlab.metrics.pairs import (
+    BelowFloor,
+    Damped,
+    Pair,
+    paired,
+    require_operator,
+    squarable,
+)
 from fisherlab.metrics.register import named, of_inverses, of_matrices
 from fisherlab.numerics.krylov import extreme_eigenpairs, fixed_noise, leading_sizes
 from fisherlab.numerics.linalg import factorised
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 from fisherlab.operators import Eigenform
 from fisherlab.operators.eigenform import of_matrix
+from fisherlab.settings import numeric
 
 DENSE_DIFFERENCE = 512  # differences up to this size are diagonalised as they are
 NOISE = 1e-12  # a relative difference below this is rounding of the products
@@ -175,7 +183,8 @@ def log_spectrum_distance(damped: Damped) -> float:
 def effective_rank(operator: Operator) -> float:
     """Return (tr M)² / ‖M‖², between 1 and p for a positive semi-definite matrix.
 
-    NaN for the zero matrix. Costs a trace and a norm.
+    NaN for the zero matrix; a NumericalError where the square of the norm is no number.
+    Costs a trace and a norm.
 
     Examples
     --------
@@ -183,8 +192,9 @@ def effective_rank(operator: Operator) -> float:
     >>> round(effective_rank(Diagonal(torch.ones(2, 3))), 9)
     6.0
     """
+    require_operator("effective_rank", operator)
     double = operator.to(torch.float64)
-    size = double.frobenius_norm() ** 2
+    size = squarable(double.frobenius_norm(), double) ** 2
     return double.trace() ** 2 / size if size > 0 else float("nan")
 
 
@@ -193,6 +203,7 @@ def _of_approximation(pair: Pair) -> float:
     return effective_rank(pair.approx)
 
 
+@numeric
 def subspace_overlap(
     exact: Operator, approx: Operator, k: int = 10, *, mixed: bool = False
 ) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.errors import UnsupportedMetric
+from fisherlab.metrics.pairs import require_operator
 from fisherlab.numerics.devices import chunks
 from fisherlab.numerics.linalg import eigh, factorised
 from fisherlab.operators import (
@@ -336,6 +337,7 @@ def kronecker_spectrum(operator: Operator) -> Float[Tensor, " k"]:
     >>> [round(value, 9) for value in kronecker_spectrum(op).tolist()]
     [4.0]
     """
+    require_operator("kronecker_spectrum", operator)
     double = operator.to(torch.float64)
     if isinstance(double, KroneckerSum):
         return _of_terms(double)
@@ -366,13 +368,15 @@ def kronecker_tail(operator: Operator, rank: int = 1) -> float:
 
     `frobenius_error` of ``KPSVD(rank)`` reaches it; no other sum of as many Kronecker
     products (KFAC, TKFAC, …) is below. Parameters, errors and cost are those of
-    `kronecker_spectrum`; NaN for zero.
+    `kronecker_spectrum`; NaN for zero, a ValueError for a negative rank.
 
     Examples
     --------
     >>> kronecker_tail(KroneckerSum(((torch.eye(2), torch.eye(2)),), (2, 2)))
     0.0
     """
+    if rank < 0:
+        raise ValueError(f"kronecker_tail(rank={rank}): at least 0 is expected.")
     return tails(kronecker_spectrum(operator), [rank])[0]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fisherlab.catalogue import METRICS
 from fisherlab.metrics import distances
 from fisherlab.metrics.distances import divergence
-from fisherlab.metrics.pairs import EPS, LOST, BelowFloor, Pair, paired
+from fisherlab.metrics.pairs import EPS, LOST, BelowFloor, Pair, paired, weight
 from fisherlab.metrics.register import entries
 from fisherlab.metrics.spectra import decomposed
 from fisherlab.operators import Eigenform, Operator
@@ -94,6 +94,8 @@ def damping_curve(
     """
     pair = paired("damping_curve", exact, approx, mixed)
     shifts = [tikhonov(one, pair.exact) for one in dampings]
+    if gradient is not None:
+        gradient = weight(gradient, pair.exact)
     return curve(*eigenbases("damping_curve", pair), shifts, gradient)
 
 

@@ -91,6 +91,23 @@ class Problem:
                     "its step(batch=...) train networks of several inputs."
                 )
 
+    @staticmethod
+    def require(given: object, call: str) -> None:
+        """Refuse what is no problem, such as its name or a model.
+
+        Raises
+        ------
+        TypeError
+            Saying how to make one.
+        """
+        if not isinstance(given, Problem):
+            name = given if isinstance(given, str) else "digits"
+            raise TypeError(
+                f"{call}: {type(given).__name__} was given; a problem is expected, as "
+                f"fl.problems.load({name!r}) returns it, or Problem(name, model, "
+                "likelihood, train, test)."
+            )
+
     def to(self, where: str | device) -> Problem:
         """Move the data to a device, and the model with it (in place, as in torch)."""
         return replace(

@@ -31,6 +31,8 @@ from fisherlab.purposes.base import (
 from fisherlab.settings import numeric
 from fisherlab.showing import shown
 from fisherlab.statistics import Exact, LayerStatistics, Statistics, collect
+from fisherlab.statistics.batches import batches
+from fisherlab.statistics.model_view import view
 
 BINS = 15  # of the calibration error
 DRAWN, FEWEST = 64, 24  # examples whose influence is looked at, at most and at least
@@ -108,9 +110,14 @@ class HeldOut:
     jacobians
         Statistics whose columns are the rows of the Jacobian of the outputs.
     outputs
-        (N, K), the outputs f(x).
+        (N, K), the outputs f(x); without labels of any shape (N, ...).
     labels
-        (N,), classes; None without.
+        (N,), classes; None without, and for outputs that are no classes.
+
+    Raises
+    ------
+    ValueError
+        For labels that are no classes of the outputs.
 
     Examples
     --------
@@ -120,21 +127,43 @@ class HeldOut:
     """
 
     jacobians: Statistics
-    outputs: Float[Tensor, "n k"] = field(repr=False)
+    outputs: Float[Tensor, "n ..."] = field(repr=False)
     labels: Int[Tensor, " n"] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse labels for which the probit predictive has no probability."""
+        if self.labels is None:
+            return
+        shape, labels = tuple(self.outputs.shape), self.labels
+        whole = not (labels.is_floating_point() or labels.dtype == torch.bool)
+        fits = len(shape) == 2 and shape[1] > 1 and labels.shape == shape[:1]
+        if whole and fits and bool(((labels >= 0) & (labels < shape[1])).all()):
+            return
+        raise ValueError(
+            f"HeldOut: labels of shape {tuple(labels.shape)} and dtype {labels.dtype} were "
+            f"given for outputs of shape {shape}; one class an example is expected, of two "
+            "or more outputs (N, K). Without labels (None) variances are judged alone."
+        )
 
     @classmethod
     def of(
-        cls, model: nn.Module, data: tuple[Any, Any], layers: Sequence[str] | None = None
+        cls, model: nn.Module, data: Any, layers: Sequence[str] | None = None
     ) -> HeldOut:
-        """Collect it from a model and held-out data (inputs, labels or None)."""
-        x, labels = data
+        """Collect it from a model and held-out data, as `fl.collect` takes them."""
+        seen = view(model, None)
+        given = list(batches(data, seen.device, seen.dtype, model=seen.model))
         found = collect(
-            model, (x, None), Gaussian(), Exact(), layers=layers, compress=False
+            model,
+            [(batch.x, None) for batch in given],
+            Gaussian(),
+            Exact(),
+            layers=layers,
+            compress=False,
         )
         with torch.no_grad():
-            outputs = model(x)
-        return cls(found, outputs.detach(), labels)
+            outputs = torch.cat([seen(batch) for batch in given])
+        labels = [batch.y for batch in given if batch.y is not None]
+        return cls(found, outputs, torch.cat(labels) if labels else None)
 
 
 @shown

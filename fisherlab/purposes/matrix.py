@@ -78,7 +78,7 @@ class Matrix:
         size = float(exact["size"])
         if size == 0:
             return {one.name: float("nan") for one in self.measures}
-        norms = (size * float(approx["own"])) ** 0.5
+        norms = size**0.5 * float(approx["own"]) ** 0.5
         return {
             "frobenius_error": (float(approx["rest"]) / size) ** 0.5,
             "cosine_similarity": float(approx["inner"]) / norms if norms else float("nan"),
@@ -136,10 +136,12 @@ class Sharpness:
         return {**added, "top": added["top"].max()[None]}
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
-        """Return the three ratios."""
-        ranks = [float(a["trace"]) ** 2 / float(a["size"]) for a in (approx, exact)]
+        """Return the three ratios; NaN where the exact block is zero."""
+        mine, own = (
+            {**a, "rank": a["trace"].square() / a["size"]} for a in (exact, approx)
+        )
+        ratios = {name: float(own[name] / mine[name]) for name in ("top", "trace", "rank")}
         return {
-            "top_ratio": float(approx["top"] / exact["top"]),
-            "trace_ratio": float(approx["trace"] / exact["trace"]),
-            "rank_ratio": ranks[0] / ranks[1],
+            f"{name}_ratio": ratio if float(mine["trace"]) else float("nan")
+            for name, ratio in ratios.items()
         }

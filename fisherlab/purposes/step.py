@@ -229,8 +229,8 @@ class Step:
             return [float("nan")] * len(self.ratios), float("nan")
         tried = dict(zip((1.0, *self.grid), _shares(approx, goal).tolist(), strict=False))
         shares = [tried.get(ratio, float("nan")) for ratio in self.ratios]
-        slope, curvature = exact["gradient"].tolist()
-        return shares, slope**2 / (curvature * goal)
+        slope, curvature = exact["gradient"]
+        return shares, float(slope.square() / (curvature * goal))
 
 
 def _shares(approx: Answers, goal: float) -> Tensor:

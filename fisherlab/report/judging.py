@@ -90,6 +90,8 @@ def _held_out(asked: Asked) -> fl.HeldOut | None:
     if asked.held_out is None or not isinstance(asked.likelihood, fl.Categorical):
         return None
     x, y = asked.held_out
+    known = y != asked.likelihood.ignore_index
+    x, y = (x, y) if known.all() else (x[known], y[known])
     with torch.no_grad():
         outputs = asked.model(x[:1])
     if outputs.ndim != 2 or y.ndim != 1 or outputs.shape[1] > HELD_OUT:

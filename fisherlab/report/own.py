@@ -284,9 +284,17 @@ def _pairs(spec: str, found: Any) -> tuple[Any, Any]:
             f"--data {spec} must give (x, y) or ((x, y), (x_test, y_test)), but gives a "
             f"{type(found).__name__}."
         )
-    if isinstance(found[0], tuple | list):
-        return found[0], found[1]
-    return found, None
+    first, second = found
+    if not isinstance(first, tuple | list):
+        return found, None
+    pairs = (first,) if second is None else (first, second)
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"--data {spec} gives {len(first)} inputs and a {type(second).__name__}; a "
+            "report takes (x, y) or ((x, y), (x_test, y_test)) with one tensor x. "
+            "fl.collect takes several inputs."
+        )
+    return first, second
 
 
 def _fit(pair: Any, spec: str, meant: Likelihood) -> Pair:
@@ -306,6 +314,11 @@ def _fit(pair: Any, spec: str, meant: Likelihood) -> Pair:
 
 def _tensor(values: Any, spec: str) -> Tensor:
     """Return numbers as a tensor of the machine's byte order."""
+    if values is None or isinstance(values, Mapping):
+        raise ValueError(
+            f"--data {spec} must hold one tensor or array x and labels y, and holds a "
+            f"{type(values).__name__} in the place of one of them."
+        )
     try:
         array = np.asarray(values) if not isinstance(values, Tensor) else values
         if isinstance(array, np.ndarray):

@@ -27,7 +27,8 @@ _SHARDED = {"DTensor", "FullyShardedDataParallel", "FlatParameter"}
 class ModelView:
     """A model in the wanted precision, its own parameters, and its state detached.
 
-    `copies_data` is for models that overwrite what they are given.
+    `copies_data` is for models that overwrite what they are given; `kinds` are the
+    precisions of the numbers of the model that was given, where this one is a copy.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class ModelView:
     device: torch.device
     dtype: torch.dtype
     copies_data: bool = False
+    kinds: frozenset[torch.dtype] = frozenset()
 
     def leaves(self, blocks: Mapping[str, Block]) -> dict[str, Tensor]:
         """Return the parameters of some blocks, each the beginning of a graph."""
@@ -80,13 +82,25 @@ class ModelView:
             plain_attributes_kept(self.model),
             swapped(self.model, state),
         ):
-            output: Any = self.model(*args, **kwargs)
+            output: Any = self._called(args, kwargs)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected. "
                 "Wrap it in a module that returns the logits alone."
             )
         return output
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        try:
+            return self.model(*args, **kwargs)
+        except RuntimeError as error:
+            if not self.kinds:
+                raise
+            raise UnsupportedModelError(
+                f"The model holds numbers in {', '.join(sorted(map(str, self.kinds)))}; "
+                f"statistics take a copy in {self.dtype}, which failed: {error}. Let it "
+                "cast to the dtype of the weight that it uses next, not to one it names."
+            ) from error
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -149,13 +163,15 @@ def view(model: nn.Module, dtype: torch.dtype | None) -> ModelView:
     floats = [p for p in named.values() if p.is_floating_point()]
     trained = [p for p in floats if p.requires_grad]  # adapters, whatever their base is
     chosen = dtype or reduce(torch.promote_types, (p.dtype for p in trained or floats))
-    model = _in_precision(model, chosen)
+    seen = _in_precision(model, chosen)
+    kinds = frozenset(_precisions(model) if seen is not model else ())
+    model = seen
     own = dict(model.named_parameters())
     parameters = {name: p.detach() for name, p in own.items()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     device = floats[0].device
     _require_own_precision(device)
-    return ModelView(model, own, parameters, buffers, device, chosen)
+    return ModelView(model, own, parameters, buffers, device, chosen, kinds=kinds)
 
 
 def require_gradients() -> None:
@@ -220,10 +236,15 @@ def _check_parameters(named: Mapping[str, Tensor]) -> None:
         raise UnsupportedModelError("The model has no floating-point parameters.")
 
 
+def _precisions(model: nn.Module) -> set[torch.dtype]:
+    """Return in which precisions the real numbers of a model are."""
+    state = (*model.parameters(), *model.buffers())
+    return {tensor.dtype for tensor in state if tensor.is_floating_point()}
+
+
 def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the model itself if all its numbers have the precision, else a copy."""
-    state = [*model.parameters(), *model.buffers()]
-    if all(t.dtype == dtype for t in state if t.is_floating_point()):
+    if _precisions(model) <= {dtype}:
         return model
     with _derived_tensors_aside(model):
         return copy.deepcopy(model).to(dtype)

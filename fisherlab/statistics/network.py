@@ -56,6 +56,8 @@ class Statistics(Mapping[str, LayerStatistics]):
         ------
         TypeError
             If it is anything else.
+        ValueError
+            If it holds no layer.
 
         Examples
         --------
@@ -64,20 +66,21 @@ class Statistics(Mapping[str, LayerStatistics]):
         TypeError: compare: statistics are expected, as collect returns them, or a \
 mapping from names to layers of them; list was given.
         """
-        if isinstance(given, cls):
+        if isinstance(given, cls) and given:
             return given
         layers = {given.name: given} if isinstance(given, LayerStatistics) else given
-        held = layers.values() if isinstance(layers, Mapping) else [None]
         if not isinstance(layers, Mapping) or not all(
-            isinstance(layer, LayerStatistics) for layer in held
+            isinstance(layer, LayerStatistics) for layer in layers.values()
         ):
             raise TypeError(
                 f"{call}: statistics are expected, as collect returns them, or a mapping "
                 f"from names to layers of them; {type(given).__name__} was given."
             )
-        first = next(iter(held), None)
-        made = Provenance() if first is None else replace(first.provenance, layer="")
-        return cls(layers, made)
+        if not layers:
+            raise ValueError(
+                f"{call}: statistics of at least one block are expected, none given."
+            )
+        return cls(layers, replace(next(iter(layers.values())).provenance, layer=""))
 
     def __getitem__(self, name: str) -> LayerStatistics:
         """Return one block's statistics; an unknown name lists the known ones."""

@@ -294,6 +294,11 @@ class AdaptiveKFAC(Preconditioned):
         self.search = search or GreedySearch()
         self.l2, self.inverse_every, self.momentum = l2, inverse_every, momentum
         self.fractions = (statistics_fraction, curvature_fraction)
+        if not isinstance(self.search, GreedySearch) or not isinstance(momentum, bool):
+            raise TypeError(
+                f"AdaptiveKFAC: search={search!r}, momentum={momentum!r}; GreedySearch() "
+                "or None, and whether there is momentum, are expected."
+            )
         self._check()
         self.average = averaging(Ramped(0.95) if average is None else average)
         kept = Ramped(0.99) if parameter_average is None else parameter_average

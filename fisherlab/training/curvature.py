@@ -23,6 +23,7 @@ from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.samples import Samples
 from fisherlab.statistics import Fisher
+from fisherlab.statistics.fishers import require_kinds
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters, check_group, match_
 from fisherlab.training.one_graph import Rows
@@ -317,8 +318,14 @@ def handler(chosen: Any, fallback: Fallback) -> Curvature:
     ------
     ValueError
         If a name is unknown, or the fallback takes other statistics.
+    TypeError
+        For what is no approximator.
     """
     method = named(chosen)
+    if method is None:
+        raise TypeError(
+            "approximator=None: a name or a value such as fl.KFAC() is expected."
+        )
     other = fallback if fallback == "gradient" else named(fallback, "block")
     if callable(other) and "mean_gradient" == facts(method).takes != facts(other).takes:
         msg = (
@@ -379,6 +386,7 @@ class Preconditioned(torch.optim.Optimizer):
         settings: dict[str, Any],
         group: Any = None,
     ) -> None:
+        require_kinds(likelihood, fisher)
         self.curvature, self.fisher = curvature, fisher
         self.model, self.likelihood = uncompiled(model), likelihood
         compress, left = not curvature.couples, curvature.passed_by

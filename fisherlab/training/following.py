@@ -123,7 +123,8 @@ def follow(
     Raises
     ------
     TypeError
-        For a scheduler that must be given a loss.
+        For what is no problem, optimiser or probe, or a scheduler that must be given a
+        loss.
     ValueError
         If the store holds a run of other settings (they are named), or of more steps.
     RankError
@@ -149,6 +150,7 @@ def follow(
             f"follow: steps={steps}, seconds={seconds}; at least 0 steps and a positive "
             "time are expected."
         )
+    _require(problem, optimizer, probes)
     wanted = moments(every, steps)
     make = partial(by_name, optimizer) if isinstance(optimizer, str) else optimizer
     made = make if isinstance(make, Optimizer) else make(problem)
@@ -180,6 +182,23 @@ def follow(
     if interrupt.asked:
         raise KeyboardInterrupt(_stopped(run, steps))
     return run.results
+
+
+def _require(problem: object, optimizer: object, probes: Sequence[object]) -> None:
+    """Refuse what is no problem, no optimiser and no way to make one, or no probe."""
+    Problem.require(problem, "follow")
+    known = callable(optimizer) or isinstance(optimizer, (str, Optimizer))
+    if not known or isinstance(optimizer, type):
+        raise TypeError(
+            f"follow: optimizer={optimizer!r} was given; a name of fl.optimizers(), an "
+            "optimiser or a function that makes one of a problem is expected."
+        )
+    for one in probes:
+        if not isinstance(one, (Probe, Tracker)) or isinstance(one, type):
+            raise TypeError(
+                f"follow: {one!r} is no probe; values of fl.probes are expected, such as "
+                "fl.probes.Losses()."
+            )
 
 
 def _begin(

@@ -117,6 +117,8 @@ class NaturalGradient(Preconditioned):
     ------
     ValueError
         For settings out of range, parameters that are not the model's, or half precision.
+    TypeError
+        For what is no likelihood, Fisher, approximator or clip.
 
     Notes
     -----
@@ -171,6 +173,10 @@ class NaturalGradient(Preconditioned):
         check_schedule(
             statistics_every, inverse_every, burn_in, statistics_fraction, momentum_of
         )
+        if not (clip is None or isinstance(clip, KLClip)):
+            raise TypeError(
+                f"NaturalGradient: clip={clip!r}; KLClip(κ) or None is expected."
+            )
         curvature = handler(approximator, fallback)
         of_mean = facts(curvature.approximator).takes == "mean_gradient"
         of_data = of_mean or curvature.learns

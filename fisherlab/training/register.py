@@ -66,6 +66,8 @@ def optimizer(name: str, problem: Problem, **settings: Any) -> Optimizer:
     ------
     ValueError
         If name or setting are unknown; the known ones are listed.
+    TypeError
+        For what is no problem.
 
     Examples
     --------
@@ -79,6 +81,7 @@ def optimizer(name: str, problem: Problem, **settings: Any) -> Optimizer:
         msg = f"optimizer: {name!r} is unknown; known: {', '.join(_RECIPES)}."
         msg += meant(name, _RECIPES)
         raise ValueError(msg)
+    Problem.require(problem, "optimizer")
     return _RECIPES[name](problem, **settings)
 
 

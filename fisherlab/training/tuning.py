@@ -22,7 +22,7 @@ from fisherlab.codes import described
 from fisherlab.errors import NumericalError
 from fisherlab.problems import load
 from fisherlab.problems.problem import Problem
-from fisherlab.settings import numeric
+from fisherlab.settings import is_number, numeric
 from fisherlab.training.following import follow
 from fisherlab.training.one_graph import require_one_process
 from fisherlab.training.probes import Losses
@@ -154,6 +154,8 @@ def tune(
     makers = _makers(optimizer)
     if objective not in ("train_loss", "test_loss"):
         raise ValueError(f"tune: objective={objective!r}; train_loss or test_loss.")
+    if is_number(seeds):
+        raise ValueError(f"tune: seeds={seeds!r}; a list of seeds is expected.")
     if not seeds or (trials is not None and trials < 1):
         raise ValueError("tune: at least one seed and one trial are expected.")
     if executor is not None and prune and store is None:
@@ -206,6 +208,8 @@ def best_runs(tuned: xr.Dataset) -> xr.Dataset:
 
 
 def _makers(optimizer: str | Sequence[str] | Mapping[str, Make]) -> dict[str, Make]:
+    if not optimizer:
+        raise ValueError("tune: no optimizer was given; names of fl.optimizers() are.")
     if isinstance(optimizer, Mapping):
         return dict(optimizer)
     names = [optimizer] if isinstance(optimizer, str) else list(optimizer)
@@ -215,6 +219,8 @@ def _makers(optimizer: str | Sequence[str] | Mapping[str, Make]) -> dict[str, Ma
 def _problems(problem: Problems) -> Callable[[int], Problem]:
     if isinstance(problem, str):
         return partial(_loaded, problem)
+    if not callable(problem):
+        Problem.require(problem, "tune")
     return partial(_copied, problem) if isinstance(problem, Problem) else problem
 
 
