@@ -88,6 +88,43 @@ class Added(nn.Module):
         return see("head", with_one(h), self.head(h)).sum(1)
 
 
+class Contracted(nn.Module):
+    """Heads by einsum, the weight on either side, with and without an ellipsis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.Parameter(torch.randn(3, 2, 2))
+        self.mix = nn.Parameter(torch.randn(2, 4))
+        self.out = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x: Tensor, see: See = unseen) -> Tensor:
+        z = torch.einsum("ntd,dhk->nhtk", x, self.heads)
+        flat = see("heads", x, z.transpose(1, 2).flatten(2), turned=True)
+        h = torch.tanh(flat)
+        z = see("mix", h, torch.einsum("oi,nti", self.mix, h).mT)
+        h = torch.tanh(z)
+        return see("out", h, torch.einsum("...i,io->...o", h, self.out), turned=True).sum(1)
+
+
+class Bagged(nn.Module):
+    """Rows of a table, looked up and added with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(5, 3, mode="sum"), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, see: See | None = None) -> Tensor:
+        dtype = self.head.weight.dtype
+        shares = torch.linspace(0.2, 1.0, x.shape[1], dtype=dtype).expand(x.shape)
+        if see is None:
+            return self.head(torch.tanh(self.table(x, per_sample_weights=shares)))
+        one_hot = F.one_hot(x, 5).to(dtype)
+        rows = F.embedding(x, self.table.weight)
+        rows = see("table", one_hot, rows, turned=True)
+        h = torch.tanh((rows * shares[..., None]).sum(1, keepdim=True))
+        return see("head", with_one(h), self.head(h))[:, 0]
+
+
 class Sliced(nn.Module):
     """Rows and columns of one weight, of which some are used by nobody."""
 
@@ -220,7 +257,7 @@ class LateUnknownUse(LateUse):
     """As before, by a function that is not known."""
 
     def more(self, h: Tensor) -> Tensor:
-        return torch.einsum("ni,oi->no", h, self.fc.weight)
+        return (h[:, None] * self.fc.weight).sum(2)
 
 
 class LateUnseenUse(LateUse):

@@ -173,6 +173,10 @@ MODULES: dict[str, Callable[[], Case]] = {
     "embedding": lambda: _gaussian(
         nn.Sequential(nn.Embedding(5, 2, padding_idx=0), nn.Flatten()), tokens(4, 3, 5)
     ),
+    "bag": lambda: _gaussian(
+        nn.Sequential(nn.EmbeddingBag(5, 2, padding_idx=0), nn.Tanh(), nn.Linear(2, 2)),
+        tokens(4, 3, 5),
+    ),
     "lstm-time-first": lambda: _gaussian(LanguageModel(False), tokens(3, 2, 5)),
     "gru": lambda: _gaussian(LanguageModel(True, nn.GRU), tokens(3, 2, 5)),
     "rnn-time-first": lambda: _gaussian(LanguageModel(False, nn.RNN), tokens(3, 2, 5)),

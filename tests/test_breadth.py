@@ -160,6 +160,7 @@ def test_sequence_outputs_of_the_other_likelihoods(likelihood: Any) -> None:
             | {"layer2.conv2", "layer2.downsample.0", "fc"},
         ),
         ("recomputed", {"first", "head"}),
+        ("bag", {"0", "2"}),
         ("checkpoint", {"first", "second", "head"}),
         ("checkpoint-reentrant", {"first", "second", "head"}),
     ],

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fisherlab as fl
+from fisherlab.layers.opened import as_product, as_rows
 from fisherlab.operators import Stacked
 from tests.brute_force import full_fisher, spans
 from tests.explicit_uses import (
     Added,
     Autoencoder,
+    Bagged,
     Bare,
     BiasOnce,
+    Contracted,
     Conv1D,
     CrossAttention,
     GPT2Block,
@@ -36,6 +39,8 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module], Tensor]] = {
     "Conv1D": (GPT2Block, GPT2Block, rows(3, 2, 3)),
     "bare products": (Bare, Bare, rows(3, 3, 3)),
     "bias that is added": (Added, Added, rows(3, 2, 3)),
+    "einsum": (Contracted, Contracted, rows(3, 2, 3)),
+    "bag of rows": (Bagged, Bagged, tokens(3, 3, 5)),
     "slices": (Sliced, Sliced, rows(3, 2, 3)),
     "tied head": (Tied, Tied, tokens(3, 3, 5)),
     "tied transpose": (Autoencoder, Autoencoder, rows(3, 2, 3)),
@@ -102,6 +107,50 @@ def test_kfac_is_its_definition_with_every_use_written_out(name: str) -> None:
         own = [told for key, told in uses.items() if key.startswith("rows ")]
         for part, told in zip(operator.parts, own, strict=True):
             assert_close(part.to_dense(), kfac_by_hand(told))
+
+
+PRODUCTS = [
+    "nti,io->nto", "nti,oi->nto", "ni,io->no", "ni,io", "io,nti->nto", "n...i,io->n...o",
+    "...i,io->...o", "nti,iho->nhto", "ntij,ijo->nto", "ntij,oji->ont",
+    "nit,io->not",
+]  # fmt: skip
+OTHERS = [
+    "ni,i->n",
+    "nti,nio->nto",
+    "nti,ti->n",
+    "ni,io->n",
+    "ni,ij->nij",
+    "ii,io->io",
+    "in,io->on",
+]
+SIZES = dict(zip("ntijho", (2, 3, 4, 5, 6, 7), strict=True))
+
+
+@pytest.mark.parametrize("equation", PRODUCTS + OTHERS)
+def test_an_einsum_is_a_product_or_left_alone(equation: str) -> None:
+    names = equation.partition("->")[0].replace("...", "t").split(",")
+    sides = [rows(*(SIZES[axis] for axis in name)) for name in names]
+    weight = sides[0] if names[0][0] in "io" and equation not in OTHERS else sides[1]
+    found = as_product(lambda tensor: tensor is weight, equation, *sides)
+    assert (found is None) == (equation in OTHERS)
+    if found is not None:
+        assert_close(found(), torch.einsum(equation, *sides))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 0, -1])
+def test_a_bag_is_its_rows_added_or_left_alone(mode: str, padding: int | None) -> None:
+    table, x = rows(5, 3), tokens(4, 3, 5)
+    options: dict[str, Any] = {"mode": mode, "padding_idx": padding}
+    if mode == "sum":
+        options["per_sample_weights"] = rows(4, 3)
+    found = as_rows(torch.is_tensor, x, table, **options)
+    assert (found is None) == (mode == "max")
+    if found is not None:
+        assert_close(found(), F.embedding_bag(x, table, **options))
+    given = x.flatten(), table, torch.tensor([0, 4])
+    assert as_rows(torch.is_tensor, *given, **options) is None
+    assert as_rows(lambda _: False, x, table, **options) is None, "somebody else's table"
 
 
 @NAMES

@@ -1,6 +1,5 @@
 """Note the functional calls that use weights, and where their outputs lie in the graph."""
 
-import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,10 +11,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fisherlab.layers.blocks import Block, Place, place_of
+from fisherlab.layers.opened import OPENED
 from fisherlab.layers.uses import READERS, Form, Reading, Use
 from fisherlab.statistics.batches import Batch
 from fisherlab.statistics.model_view import ModelView
@@ -92,15 +91,20 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Call a function of torch, and note it if it uses one of the parameters."""
         options = kwargs or {}
-        if function in _OPENED:
+        opened = OPENED.get(function)
+        made = None if opened is None else opened(self._is_own, *args, **options)
+        if made is not None:
             with self:
-                return _OPENED[function](*args, **options)
+                return made()
         reader = READERS.get(function)
         for reading in () if reader is None else reader(*args, **options):
             uses, own = self._uses(reading)
             if uses:
                 return self._noted(partial(function, *args, **options), uses, own)
         return function(*args, **options)
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        return self._placed(tensor) is not None
 
     def _noted(
         self, call: "partial[Any]", uses: Sequence[Use], own: Sequence[Tensor | None]
@@ -184,23 +188,6 @@ def _bias_use(reading: Reading, parameter: Tensor, block: Block, place: Place) -
 def _cut(value: Any, own: Sequence[Tensor | None]) -> Any:
     is_own = isinstance(value, Tensor) and any(value is tensor for tensor in own)
     return value.detach() if is_own else value
-
-
-def _opened(function: Any) -> Callable[..., Any]:
-    """Return a function of torch written in Python, whose inner calls a mode sees.
-
-    As it is, such a function hands itself to the mode in whole.
-    """
-    scope = {**function.__globals__, "has_torch_function": lambda _: False}
-    code, name = function.__code__, function.__name__
-    opened = types.FunctionType(
-        code, scope, name, function.__defaults__, function.__closure__
-    )
-    opened.__kwdefaults__ = function.__kwdefaults__
-    return opened
-
-
-_OPENED = {F.multi_head_attention_forward: _opened(F.multi_head_attention_forward)}
 
 
 def forward(
