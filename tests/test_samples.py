@@ -15,6 +15,7 @@ from fisherlab.samples import (
     base,
     cross,
     outer,
+    shared,
 )
 from tests import cases
 from tests.cases import normal
@@ -228,6 +229,29 @@ def test_inner_products_of_two_blocks_are_those_of_the_dense_ones(kinds, tile, m
         flat = samples.matrices().flatten(0, 1).flatten(1)
         blocks.append(flat.T @ flat)
     assert_close(cross.squared_inner(a, b), (blocks[0] * blocks[1]).sum(), 1e-12)
+
+
+@pytest.mark.parametrize("limit", [None, 200])
+@pytest.mark.parametrize("weights", [1, 2, 40])
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
+def test_many_weights_meet_matrices_and_one_meets_positions(
+    weights, limit, columns, examples, positions, seed
+):
+    """Whichever is counted to be cheaper, the products are those with the matrices."""
+    samples = cases.shared(columns, examples, positions, 3, 4, seed)
+    w, c = normal(weights, 3, 4, seed=seed), normal(weights, columns, examples, seed=seed)
+    before = shared.CHUNK_BYTES
+    try:
+        shared.CHUNK_BYTES = before if limit is None else limit
+        found = samples.project(w), samples.combine(c)
+        many = samples._formed_for(weights)
+    finally:
+        shared.CHUNK_BYTES = before
+    matrices = samples.matrices()
+    assert_close(found[0], torch.einsum("vnoi,koi->kvn", matrices, w))
+    assert_close(found[1], torch.einsum("kvn,vnoi->koi", c, matrices))
+    cheaper = columns * (positions + weights) * 4 < weights * positions * (4 + columns)
+    assert many == (cheaper and (limit is None or columns * 96 <= limit))
 
 
 @pytest.mark.parametrize(("t", "formed"), [(2, False), (30, True)])

@@ -39,6 +39,7 @@ from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.base import parsed
 from fisherlab.purposes import Answers, Demand, Purpose
+from fisherlab.purposes.base import CHUNK
 from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -335,7 +336,8 @@ def exact_solve(s: Samples) -> float:
     576.0
     """
     p, m = s.weight_shape[0] * s.weight_shape[1], s.total
-    return 4.0 * min(p * p, 2 * p * m + m * m)
+    formed = 1 + (s.positions - 1) / CHUNK  # matrices are formed for so many solves at once
+    return 4.0 * min(p * p, 2 * p * m + m * m) * formed
 
 
 def _method(s: Samples, method: Approximator, asked: Demand) -> Work:

@@ -311,6 +311,8 @@ class SharedSamples(Samples):
 
     def project(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
         """Return ⟨D_vn, w⟩ = Σ_t g_vnt · (w a_nt)."""
+        if self._formed_for(len(w)):
+            return self._by_matrices(w)
         flat = self.inputs.flatten(0, 1)
         out = self.gradients.new_empty(len(w), self.columns, self.examples)
         for k, one in enumerate(w):
@@ -320,11 +322,29 @@ class SharedSamples(Samples):
 
     def combine(self, c: Float[Tensor, "k v n"]) -> Float[Tensor, "k o i"]:
         """Return Σ c_vn D_vn."""
+        out = self.gradients.new_zeros(len(c), *self.weight_shape)
+        if self._formed_for(len(c)):
+            for part in self.parts():
+                rows = c[:, :, part].mT.flatten(1)
+                out.flatten(1).addmm_(rows, self._formed(part).flatten(0, 1).flatten(1))
+            return out
         flat = self.inputs.flatten(0, 1)
-        out = self.gradients.new_empty(len(c), *self.weight_shape)
         for k, one in enumerate(c):
             mixed = torch.einsum("vn,vnto->nto", one, self.gradients)
             out[k] = mixed.flatten(0, 1).T @ flat
+        return out
+
+    def _formed_for(self, weights: int) -> bool:
+        """Whether to form matrices for some weights, which take all positions else."""
+        (o, i), v, t = self.weight_shape, self.columns, self.positions
+        fits = v * o * i * self.dtype.itemsize <= CHUNK_BYTES
+        return fits and v * (t + weights) * i < weights * t * (i + v)
+
+    def _by_matrices(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k v n"]:
+        out = self.gradients.new_empty(len(w), self.columns, self.examples)
+        for part in self.parts():
+            found = self._formed(part).flatten(2) @ w.flatten(1).T
+            out[:, :, part] = found.permute(2, 1, 0)
         return out
 
     @kept_once
