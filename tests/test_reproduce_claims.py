@@ -104,6 +104,13 @@ def test_the_committed_page_has_every_row_and_a_reason_where_a_claim_fails():
         assert "The reason was not found" not in reason
 
 
+def test_verdicts_are_counted_in_one_order():
+    results = [xr.Dataset({"a": a, "b": B}) for a in (1.11 * B, 1.11 * A, A, float("nan"))]
+    every = [judged(claim(), [one]) for one in results]
+    told = "1 reproduced, 1 ordering only, 1 not, 1 not measured"
+    assert catalogue._counted(every) == catalogue._counted(every[::-1]) == told
+
+
 def test_every_row_has_a_command_or_says_why_not():
     known, every = catalogue.experiments(), catalogue.rows()
     assert len({row.name for row in every}) == len(every)

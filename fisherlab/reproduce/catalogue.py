@@ -28,6 +28,7 @@ from fisherlab.plots import saving
 from fisherlab.report.folder import whole_folder
 from fisherlab.reproduce.experiment import (
     PUBLISHED,
+    VERDICTS,
     Bound,
     Experiment,
     Judged,
@@ -200,7 +201,9 @@ def _settings(rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> list[str]
 
 def _counted(judged: Sequence[Judged]) -> str:
     counts = Counter(one.verdict for one in judged)
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts
+    )
 
 
 def _tally(outcomes: Mapping[str, Outcome]) -> str:

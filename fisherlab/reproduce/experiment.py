@@ -28,6 +28,7 @@ REPRODUCED: Final = "reproduced"
 ORDERING: Final = "ordering only"
 NOT: Final = "not"
 UNMEASURED: Final = "not measured"
+VERDICTS: Final = (REPRODUCED, ORDERING, NOT, UNMEASURED)  # in the order of counts
 PUBLISHED: Final = "published"
 PICTURE: Final = "bound for what a picture shows"
 CONTROL: Final = "control of ours"
