@@ -36,10 +36,11 @@ from fisherlab.errors import BudgetError
 from fisherlab.metrics.pairs import Pair, paired
 from fisherlab.numerics.devices import give_back
 from fisherlab.numerics.linalg import decomposed_once
-from fisherlab.operators import KroneckerSum, Operator
+from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.base import parsed
 from fisherlab.purposes import Answers, Demand, Purpose
 from fisherlab.purposes.base import CHUNK
+from fisherlab.purposes.laplace import drawn_examples
 from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics
 
@@ -322,7 +323,15 @@ def _exact(s: Samples, asked: Demand) -> Work:
         work = work + traced(s)
     elif asked.dampings or asked.weights:
         work = work + shared(s, "gradient")
-    return work + Work((asked.weights + asked.references / 2) * exact_solve(s))
+    solved = asked.weights + _influences(s, asked) / 2  # these are not refined
+    return work + Work(solved * exact_solve(s))
+
+
+def _influences(s: Samples, asked: Demand) -> int:
+    """Count the gradients of examples that are solved for."""
+    if not asked.influences:
+        return 0
+    return s.columns * len(drawn_examples(FactoredFisher(s, s.examples)))
 
 
 def exact_solve(s: Samples) -> float:
@@ -346,7 +355,7 @@ def _method(s: Samples, method: Approximator, asked: Demand) -> Work:
     if facts(method).result == "exact":
         return work
     o, i = s.weight_shape
-    work = work + Work(2.0 * asked.references * o * i * (o + i))
+    work = work + Work(2.0 * _influences(s, asked) * o * i * (o + i))
     cell = counted(s, method)
     whole = asked.traces or asked.divergences
     if asked.dampings or asked.weights or whole:

@@ -77,9 +77,9 @@ class Demand:
         Further weights that are solved for.
     products, forms
         With the exact block, and quadratic forms of it.
-    references
-        Further weights that are solved for with the exact block once, and multiplied by
-        every matrix.
+    influences
+        Whether the gradients of some examples are solved for with the exact block once,
+        and the solutions multiplied by every matrix.
     traces, divergences
         Whether the inverse is held against that of the exact block as a whole, or each
         inverse against the other matrix alone.
@@ -98,7 +98,7 @@ class Demand:
     traces: bool = False
     divergences: bool = False
     forms: int = 0
-    references: int = 0
+    influences: bool = False
     flops: float = 0.0
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fisherlab.approximators import ExactBlock
 from fisherlab.likelihoods import Gaussian
 from fisherlab.metrics.distances import backward, forward
 from fisherlab.metrics.pairs import Damped, Pair
@@ -36,7 +35,8 @@ from fisherlab.statistics.model_view import view
 
 BINS = 15  # of the calibration error
 DRAWN, FEWEST = 64, 24  # examples whose influence is looked at, at most and at least
-DEAR, KEPT = 1e11, 2**27  # multiply-adds and bytes that their solves may take
+SHARE, LITTLE = 1 / 3, 1e8  # of a factorisation, and multiply-adds, that they may take
+KEPT = 2**27  # bytes of their solutions
 _SOLVED: WeakKeyDictionary[FactoredFisher, Any] = WeakKeyDictionary()
 DIVERGENCES = (
     Measure(
@@ -241,9 +241,7 @@ class Laplace:
         if self.held_out is not None and layer.name in self.held_out.jacobians:
             samples = self.held_out.jacobians[layer.name].samples
             weights = samples.total
-        exact = ExactBlock()(layer)
-        references = len(_drawn(exact)) * exact.samples.columns
-        return Demand(weights=weights, references=references, divergences=True)
+        return Demand(weights=weights, influences=True, divergences=True)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -264,7 +262,7 @@ class Laplace:
         )
         if self.held_out is not None:
             found["variances"] = self._variances(layer, damped)
-        if not pair.same and (drawn := _drawn(pair.exact)):
+        if not pair.same and (drawn := drawn_examples(pair.exact)):
             found[EXAMPLES] = _influences(damped, drawn)
         return found
 
@@ -322,13 +320,26 @@ class Laplace:
         )
 
 
-def _drawn(exact: Operator) -> list[int]:
-    """Return random examples whose influence is looked at; none where that is dear."""
+def drawn_examples(exact: Operator) -> list[int]:
+    """Return random examples whose influence is looked at; none where that is dear.
+
+    Examples
+    --------
+    >>> from fisherlab.samples import OuterSamples
+    >>> samples = OuterSamples(torch.ones(100, 4), torch.ones(1, 100, 3))
+    >>> len(drawn_examples(FactoredFisher(samples, 100)))
+    64
+    """
     if not isinstance(exact, FactoredFisher) or exact.iterates:
         return []
-    samples, p = exact.samples, exact.shape[0]
-    product = samples.product_work() + samples.total**2 if exact.uses_gram else p * p
-    each = samples.columns * max(product / DEAR, 8 * p / KEPT)
+    samples, p, m = exact.samples, exact.shape[0], exact.samples.total
+    factorised = p**3 / 3 + samples.dense_flops()
+    product: float = p * p
+    if exact.uses_gram:
+        factorised = m**3 / 3 + samples.gram_flops()
+        product = samples.product_work() + m * m
+    work = max(SHARE * factorised, LITTLE)
+    each = samples.columns * max(product / work, 8 * p / KEPT)
     count = min(samples.examples, DRAWN, int(1 / each))
     if count < min(samples.examples, FEWEST):
         return []

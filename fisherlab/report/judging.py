@@ -26,7 +26,7 @@ QUERIES: Final = 20
 TRIED: Final = 1 + len(GRID)
 DEMANDS: Final = {
     "step": Demand(dampings=TRIED, products=0, forms=TRIED),
-    "laplace": Demand(divergences=True),
+    "laplace": Demand(influences=True, divergences=True),
 }
 """What purposes ask of every matrix whatever the moment, as it decides on examples."""
 
