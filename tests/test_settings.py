@@ -73,7 +73,7 @@ DOORS = {
     "average": averaging,
     "every": lambda every: moments(every, 10),
     "batch size": lambda size: Order(10, size, 0),
-    "rank": lambda rank: fl.rank_curve({}, ranks=[rank]),
+    "rank": lambda rank: fl.rank_curve(fl.collect(MODEL, DATA, CLASSES), ranks=[rank]),
     "eigenvalues": fl.operators.Diagonal(torch.ones(2, 2)).top_eigenvalues,
     "seeds": lambda seeds: fl.uncertainty(MODEL, DATA, CLASSES, seeds=seeds),
     "budget": parse_budget,
