@@ -14,7 +14,7 @@ DEVICE ?= sim
 FAST := not slow and not gpu and not browser and not device
 
 # What no seed of the tests' generators changes: `make test SEED=1` leaves it out, and runs
-# every fifth case of the rest, for the types of everything are checked at run time.
+# every eighth case of the rest, for the types of everything are checked at run time.
 UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 	tests/test_executors.py \
 	tests/test_notebooks.py tests/test_report_*.py tests/test_reproduce_*.py \
@@ -52,7 +52,7 @@ reproduce-quick: $(INSTALLED)  ## judge the papers' claims at quick size
 # doubles the time: `pytest` itself has it, and so has the run under another seed.
 test: $(INSTALLED)  ## run the fast tests (at most 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "$(FAST)" \
-		$(if $(SEED),--seed $(SEED) --every 5 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
+		$(if $(SEED),--seed $(SEED) --every 8 $(addprefix --ignore=,$(wildcard $(UNSEEDED))),\
 		--jaxtyping-packages=) $(ARGS)
 
 verdicts: $(INSTALLED)  ## hold the cheap claims of the papers against known numbers (2 minutes)
