@@ -35,7 +35,7 @@ from fisherlab.statistics.model_view import view
 
 BINS = 15  # of the calibration error
 DRAWN, FEWEST = 64, 24  # examples whose influence is looked at, at most and at least
-SHARE, LITTLE = 1 / 3, 1e8  # of a factorisation, and multiply-adds, that they may take
+LITTLE = 1e8  # multiply-adds that their solves may take, if a factorisation takes less
 KEPT = 2**27  # bytes of their solutions
 _SOLVED: WeakKeyDictionary[FactoredFisher, Any] = WeakKeyDictionary()
 DIVERGENCES = (
@@ -338,7 +338,7 @@ def drawn_examples(exact: Operator) -> list[int]:
     if exact.uses_gram:
         factorised = m**3 / 3 + samples.gram_flops()
         product = samples.product_work() + m * m
-    work = max(SHARE * factorised, LITTLE)
+    work = max(factorised, LITTLE)
     each = samples.columns * max(product / work, 8 * p / KEPT)
     count = min(samples.examples, DRAWN, int(1 / each))
     if count < min(samples.examples, FEWEST):
