@@ -723,6 +723,21 @@ def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
             assert (expected + torch.eye(3) > 1e-4).all(), "there is something to see"
 
 
+def test_what_is_kept_of_all_layers_grows_with_examples_and_not_with_weights():
+    """Of GPT-2 every direction is a gigabyte, and there is one a method."""
+    model = nn.Linear(40, 20).double()
+    data = normal(N, 40, seed=1), torch.arange(N) % 3
+    stats = fl.collect(model, data, fl.Categorical())
+    gradient = fl.mean_gradient(model, data, fl.Categorical())
+    asked = [purposes.Step(gradient, DAMPING), purposes.Laplace(1.0, 20)]
+    by_name = analysis_of_purposes.each_once(asked)
+    methods = {"kfac": fl.KFAC(), "diagonal": fl.Diagonal()}
+    told = analysis_of_purposes.answered(stats, methods, by_name, None)
+    assert len(told.answers) == 6
+    for answer in told.answers.values():
+        assert all(part.numel() <= (1 + len(asked[0].grid)) * N for part in answer.values())
+
+
 def test_errors_of_leads_foretell_how_leads_differ_between_samples():
     """Fixed methods against exact blocks of many samples of one population."""
     rng = torch.Generator().manual_seed(3)

@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, Final, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from fisherlab.errors import FisherlabError, IndefiniteError
 from fisherlab.metrics.pairs import Damped, Pair
-from fisherlab.operators import FactoredFisher
+from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.base import Damping, Factored, RelativeDamping, parsed
 from fisherlab.operators.stacked import has_factors
 from fisherlab.purposes.base import EXAMPLES, Answers, Demand, Measure, of_block, summed
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
+_BEST: WeakKeyDictionary[Operator, tuple[tuple[float, Any], Tensor]] = WeakKeyDictionary()
 GRID: Final = tuple(10.0 ** (k / 2) for k in range(-6, 7))  # own dampings over the common
 
 
@@ -136,7 +138,7 @@ class Step:
         return Demand(dampings=tried, products=0, forms=tried)
 
     def answers(self, layer: LayerStatistics, pair: Pair) -> Answers:
-        """Return direction, slopes vᵀΔ and curvatures ΔᵀPΔ, at λ and then on the grid."""
+        """Return slopes vᵀΔ and curvatures ΔᵀPΔ at λ and on the grid, and ΔᵀΔ* at λ."""
         given = of_block("Step", "gradient", self.gradient, layer.name)
         v = given.gradient if isinstance(given, MeanGradient) else given
         v = v.to(torch.float64)
@@ -148,7 +150,8 @@ class Step:
         except IndefiniteError as error:
             taken = torch.full_like(v, torch.nan)
             found["why"] = error
-        found["direction"] = taken.flatten()
+        best = self._best(pair, v, common, taken)
+        found |= {"along": (best * taken).sum(), "squares": taken.square().sum()}
         ratios = () if pair.same else self.grid
         tried = (self._tried(pair, v, ratio * common) for ratio in ratios)
         reached = [_reached(damped, v, step) for step in chain((taken,), tried)]
@@ -161,6 +164,15 @@ class Step:
         if added.shape[1]:
             found[EXAMPLES] = added - added.mean(1, keepdim=True)
         return found
+
+    def _best(self, pair: Pair, v: Tensor, common: float, taken: Tensor) -> Tensor:
+        """Return the exact step Δ*, which is solved for once for all methods."""
+        asked = common, self.gradient
+        known = _BEST.get(pair.exact)
+        if known is None or known[0][0] != common or known[0][1] is not self.gradient:
+            best = taken if pair.same else pair.exact.solve(v, common)
+            _BEST[pair.exact] = known = asked, best
+        return known[1]
 
     def _tried(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
         """Return the step at a μ; NaN where the method has none."""
@@ -179,8 +191,8 @@ class Step:
         return pair.approx.solve(v, mu)
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
-        """Put directions one after the other and add the rest."""
-        return summed(blocks, "direction")
+        """Add everything up."""
+        return summed(blocks)
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
         """Return the shares of the exact decrease at λ and at the best μ."""
@@ -190,13 +202,13 @@ class Step:
         slopes, curvatures = approx["slopes"], approx["curvatures"]
         shares = _shares(approx, goal)
         best = int(shares.nan_to_num(-1.0).argmax())
-        mine, other = exact["direction"], approx["direction"]
+        lengths = (exact["squares"] * approx["squares"]).sqrt()
         ratios = (1.0, *self.grid)
         return {
             "best_f_cosine_squared": float(shares[best]),
             "f_cosine_squared": float(shares[0]),
             "decrease": float(2 * slopes[0] - curvatures[0]) / goal,
-            "direction_cosine": float(mine @ other / (mine.norm() * other.norm())),
+            "direction_cosine": float(approx["along"] / lengths),
             "best_damping": ratios[best],
         }
 
