@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, ClassVar, Final, final
 from weakref import WeakKeyDictionary
 
@@ -151,10 +150,11 @@ class Step:
             taken = torch.full_like(v, torch.nan)
             found["why"] = error
         best = self._best(pair, v, common, taken)
-        found |= {"along": (best * taken).sum(), "squares": taken.square().sum()}
-        ratios = () if pair.same else self.grid
-        tried = (self._tried(pair, v, ratio * common) for ratio in ratios)
-        reached = [_reached(damped, v, step) for step in chain((taken,), tried)]
+        found |= {"along": _dot(best, taken), "squares": _dot(taken, taken)}
+        reached = [_reached(damped, v, taken)]
+        del taken, best  # a step may be a gigabyte
+        for ratio in () if pair.same else self.grid:
+            reached.append(_reached(damped, v, self._tried(pair, v, ratio * common)))
         slopes, curvatures, added = map(torch.stack, zip(*reached, strict=True))
         found |= {"slopes": slopes, "curvatures": curvatures}
         if "why" in found and slopes.isnan().all():
@@ -257,4 +257,8 @@ def _reached(damped: Damped, v: Tensor, step: Tensor) -> tuple[Tensor, Tensor, T
         inside = added.sum()
     else:
         added, inside = step.new_empty(0), exact.quadratic_form(step)
-    return (v * step).sum(), inside + damped.damping * step.square().sum(), added
+    return _dot(v, step), inside + damped.damping * _dot(step, step), added
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten())  # without their product, entry by entry
