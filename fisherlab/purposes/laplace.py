@@ -262,7 +262,8 @@ class Laplace:
         )
         if self.held_out is not None:
             found["variances"] = self._variances(layer, damped)
-        if not pair.same and (drawn := drawn_examples(pair.exact)):
+        drawn = [] if pair.same or found["kl"].isnan() else drawn_examples(pair.exact)
+        if drawn:  # the inverse that divergences took is there
             found[EXAMPLES] = _influences(damped, drawn)
         return found
 
@@ -330,7 +331,7 @@ def drawn_examples(exact: Operator) -> list[int]:
     >>> len(drawn_examples(FactoredFisher(samples, 100)))
     64
     """
-    if not isinstance(exact, FactoredFisher) or exact.iterates:
+    if not isinstance(exact, FactoredFisher):
         return []
     samples, p, m = exact.samples, exact.shape[0], exact.samples.total
     factorised = p**3 / 3 + samples.dense_flops()
