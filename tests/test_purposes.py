@@ -723,6 +723,17 @@ def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
             assert (expected + torch.eye(3) > 1e-4).all(), "there is something to see"
 
 
+def test_leads_of_posteriors_add_up_over_layers_of_every_size():
+    """Layers that drew as many examples as each could afford had none in common."""
+    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 3)).double()
+    data = normal(200, 40, seed=1), torch.arange(200) % 3
+    stats = fl.collect(model, data, fl.Categorical())
+    found = judge(stats, ["kfac", "diagonal"], [purposes.Laplace(1.0, 200)])
+    assert (found["lead_error"] >= 0).all()
+    assert (found["network_lead_error"] >= 0).all()
+    assert float(found["network_lead_error"][0, 1, 0]) > 0
+
+
 def test_what_is_kept_of_all_layers_grows_with_examples_and_not_with_weights():
     """Of GPT-2 every direction is a gigabyte, and there is one a method."""
     model = nn.Linear(40, 20).double()

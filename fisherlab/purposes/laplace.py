@@ -34,7 +34,7 @@ from fisherlab.statistics.batches import batches
 from fisherlab.statistics.model_view import view
 
 BINS = 15  # of the calibration error
-DRAWN, FEWEST = 64, 24  # examples whose influence is looked at, at most and at least
+DRAWN = 32  # examples whose influence is looked at, the same in every layer or none
 LITTLE = 1e8  # multiply-adds that their solves may take, if a factorisation takes less
 KEPT = 2**27  # bytes of their solutions
 _SOLVED: WeakKeyDictionary[FactoredFisher, Any] = WeakKeyDictionary()
@@ -329,7 +329,7 @@ def drawn_examples(exact: Operator) -> list[int]:
     >>> from fisherlab.samples import OuterSamples
     >>> samples = OuterSamples(torch.ones(100, 4), torch.ones(1, 100, 3))
     >>> len(drawn_examples(FactoredFisher(samples, 100)))
-    64
+    32
     """
     if not isinstance(exact, FactoredFisher):
         return []
@@ -341,8 +341,8 @@ def drawn_examples(exact: Operator) -> list[int]:
         product = samples.product_work() + m * m
     work = max(factorised, LITTLE)
     each = samples.columns * max(product / work, 8 * p / KEPT)
-    count = min(samples.examples, DRAWN, int(1 / each))
-    if count < min(samples.examples, FEWEST):
+    count = min(samples.examples, DRAWN)
+    if count * each > 1:
         return []
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(samples.examples, generator=generator, device="cpu")
