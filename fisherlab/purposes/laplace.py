@@ -35,7 +35,7 @@ from fisherlab.statistics.model_view import view
 
 BINS = 15  # of the calibration error
 DRAWN = 32  # examples whose influence is looked at, the same in every layer or none
-LITTLE = 1e8  # multiply-adds that their solves may take, if a factorisation takes less
+LITTLE = 2e8  # multiply-adds that their solves may take, if a factorisation takes less
 KEPT = 2**27  # bytes of their solutions
 _SOLVED: WeakKeyDictionary[FactoredFisher, Any] = WeakKeyDictionary()
 DIVERGENCES = (
