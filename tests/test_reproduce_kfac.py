@@ -12,7 +12,7 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.operators import Factored
-from fisherlab.reproduce import kfac_iterations, martens2015
+from fisherlab.reproduce import kfac_iterations, martens2015, training_races
 from fisherlab.reproduce import kfac_matrices as figures
 from fisherlab.reproduce import kfac_rescaling as rescaling
 from fisherlab.reproduce.experiment import Setting
@@ -119,7 +119,7 @@ def test_a_chain_that_never_comes_as_low_needs_infinitely_many_iterations():
     loss = xr.DataArray([[3.0, 2.0, 1.0]] * 2, {"optimizer": names, "step": [0, 2, 4]})
     for low, share in ((1.0, 1.0), (1.5, np.inf)):
         loss[1, 2] = low
-        found = martens2015._saved(xr.Dataset({"train_loss": loss}))
+        found = training_races.iterations_saved(xr.Dataset({"train_loss": loss}))
         assert found == {"iterations": share}
 
 

@@ -137,6 +137,16 @@ def test_an_einsum_is_a_product_or_left_alone(equation: str) -> None:
         assert_close(found(), torch.einsum(equation, *sides))
 
 
+@pytest.mark.parametrize("equation", ["ni,io->no", "ni->n", "n,io->no", "a,b,c->abc"])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3, 4)])
+def test_an_einsum_that_repeats_an_axis_or_is_wrong_is_torchs_own(
+    equation: str, shape: tuple[int, ...]
+) -> None:
+    weight = rows(4, 3)
+    found = as_product(lambda tensor: tensor is weight, equation, rows(*shape), weight)
+    assert found is None
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("padding", [None, 0, -1])
 def test_a_bag_is_its_rows_added_or_left_alone(mode: str, padding: int | None) -> None:
@@ -150,6 +160,8 @@ def test_a_bag_is_its_rows_added_or_left_alone(mode: str, padding: int | None) -
         assert_close(found(), F.embedding_bag(x, table, **options))
     given = x.flatten(), table, torch.tensor([0, 4])
     assert as_rows(torch.is_tensor, *given, **options) is None
+    weighted = options | {"mode": "mean", "per_sample_weights": rows(4, 3)}
+    assert as_rows(torch.is_tensor, x, table, **weighted) is None, "torch refuses it"
     assert as_rows(lambda _: False, x, table, **options) is None, "somebody else's table"
 
 

@@ -54,7 +54,8 @@ def as_rows(
     """
     bags = offsets is None and input.dim() == 2 and not input.is_floating_point()
     altered = max_norm is not None or scale_grad_by_freq
-    if not bags or altered or mode == "max" or not is_weight(weight):
+    linear = mode == "sum" or (mode == "mean" and per_sample_weights is None)
+    if not bags or altered or not linear or not is_weight(weight):
         return None
 
     def added() -> Tensor:
@@ -91,10 +92,15 @@ def as_product(is_weight: IsWeight, equation: Any, *operands: Any) -> Made:
         return None
     if sum(map(is_weight, operands)) != 1:
         return None
-    (first, second), out = _axes(equation, operands)
-    x, weight = operands
+    names, out = _axes(equation, operands)
+    if [len(name) for name in names] != [one.dim() for one in operands]:
+        return None  # what torch itself refuses
+    (first, second), (x, weight) = names, operands
     if is_weight(x):
         x, weight, first, second = weight, x, second, first
+    sizes = dict(zip(first, x.shape, strict=True))
+    if any(sizes.get(axis, n) != n for axis, n in zip(second, weight.shape, strict=True)):
+        return None  # an axis of one entry that is repeated
     summed = [axis for axis in second if axis in first and axis not in out]
     left = [axis for axis in first if axis not in summed]
     right = [axis for axis in second if axis not in summed]
@@ -107,9 +113,9 @@ def as_product(is_weight: IsWeight, equation: Any, *operands: Any) -> Made:
     def product() -> Tensor:
         rows = x.permute([first.index(axis) for axis in left + summed]).flatten(len(left))
         turned = weight.permute([second.index(axis) for axis in summed + right])
-        sizes = turned.shape[len(summed) :]
         matrix = turned.reshape(turned.shape[: len(summed)].numel(), -1)
-        return (rows @ matrix).unflatten(-1, sizes).permute(order)
+        outputs = (rows @ matrix).unflatten(-1, turned.shape[len(summed) :])
+        return outputs.permute(order)
 
     return product
 
@@ -120,13 +126,13 @@ def _axes(equation: str, operands: tuple[Tensor, ...]) -> tuple[list[str], str]:
     names = given.split(",")
     free = [letter for letter in string.ascii_letters if letter not in equation]
     more = [
-        one.dim() - len(name.replace("...", ""))
-        for name, one in zip(names, operands, strict=True)
+        max(0, one.dim() - len(name.replace("...", "")))
+        for name, one in zip(names, operands, strict=False)
     ]
     longest = "".join(free[: max(more)]) if "..." in equation else ""
     spelt = [
         name.replace("...", longest[len(longest) - extra :])
-        for name, extra in zip(names, more, strict=True)
+        for name, extra in zip(names, more, strict=False)
     ]
     if not arrow:
         once = Counter("".join(names).replace(".", ""))

@@ -19,7 +19,7 @@ from fisherlab.purposes.base import EXAMPLES, Answers, Demand, Measure, of_block
 from fisherlab.showing import shown
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
-_BEST: WeakKeyDictionary[Operator, tuple[tuple[float, Any], Tensor]] = WeakKeyDictionary()
+_BEST: WeakKeyDictionary[Operator, tuple[float, Any, Tensor]] = WeakKeyDictionary()
 GRID: Final = tuple(10.0 ** (k / 2) for k in range(-6, 7))  # own dampings over the common
 
 
@@ -167,12 +167,11 @@ class Step:
 
     def _best(self, pair: Pair, v: Tensor, common: float, taken: Tensor) -> Tensor:
         """Return the exact step Δ*, which is solved for once for all methods."""
-        asked = common, self.gradient
-        known = _BEST.get(pair.exact)
-        if known is None or known[0][0] != common or known[0][1] is not self.gradient:
+        at, gradient, best = _BEST.get(pair.exact, (None, None, taken))
+        if at != common or gradient is not self.gradient:
             best = taken if pair.same else pair.exact.solve(v, common)
-            _BEST[pair.exact] = known = asked, best
-        return known[1]
+            _BEST[pair.exact] = common, self.gradient, best
+        return best
 
     def _tried(self, pair: Pair, v: Tensor, mu: float) -> Tensor:
         """Return the step at a μ; NaN where the method has none."""

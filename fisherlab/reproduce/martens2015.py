@@ -22,8 +22,13 @@ from fisherlab.reproduce import kfac_rescaling
 from fisherlab.reproduce.exact_statements import exactly
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.kfac_matrices import STRUCTURES
-from fisherlab.reproduce.races import FAMILIES, NO_MOMENTUM, SMALL
-from fisherlab.reproduce.training_races import at_end, ends_below, slow_start
+from fisherlab.reproduce.races import NO_MOMENTUM
+from fisherlab.reproduce.training_races import (
+    ends_below,
+    gain_by_batch,
+    iterations_saved,
+    slow_start,
+)
 from fisherlab.showing import number, percent, span
 
 PAPER: Final = "martens2015"
@@ -207,25 +212,6 @@ def _differences(ds: xr.Dataset) -> str:
     return f"Differences of the outputs over their change: {'; '.join(said)}."
 
 
-def _saved(ds: xr.Dataset) -> dict[str, float]:
-    """Return the share of iterations that the tridiagonal form needs for the same loss.
-
-    Infinite where it does not reach it.
-    """
-    block = ds["train_loss"].sel(optimizer="kfac-full")
-    chain = ds["train_loss"].sel(optimizer="kfac-full-tridiagonal")
-    reached = chain["step"].values[(chain <= block.isel(step=-1)).values]
-    total = float(block["step"].values[-1])
-    return {"iterations": float(reached[0]) / total if len(reached) else float("inf")}
-
-
-def _by_batch(ds: xr.Dataset) -> dict[str, float]:
-    """Return what four times the batch makes of K-FAC's last loss, over SGD's."""
-    last = at_end(ds)
-    kfac, sgd = (last[name] / last[f"{name}{SMALL}"] for name in FAMILIES)
-    return {"K-FAC / SGD": kfac / sgd}
-
-
 def _training(place: str, data: str) -> Row:
     return Row(
         PAPER,
@@ -236,7 +222,7 @@ def _training(place: str, data: str) -> Row:
             Claim(
                 "The block-tridiagonal form needs 25 to 40 % fewer iterations.",
                 {"iterations": Bound(at_least=0.6, at_most=0.75)},
-                _saved,
+                iterations_saved,
                 "share of the iterations to the block-diagonal form's last training loss",
                 reason=slow_start,
             ),
@@ -472,7 +458,7 @@ ROWS: Final = (
             Claim(
                 "Larger batches help K-FAC more per iteration than they help SGD.",
                 {"K-FAC / SGD": Bound(at_most=1.0)},
-                _by_batch,
+                gain_by_batch,
                 "loss with 1,000 examples over that with 250, the ratio of the two",
                 reason=slow_start,
             ),

@@ -24,7 +24,7 @@ from fisherlab.likelihoods import Categorical
 from fisherlab.plots.style import label_powers, publication
 from fisherlab.problems.problem import Problem
 from fisherlab.reproduce.experiment import PUBLISHED, Bound, Claim, Experiment, Setting
-from fisherlab.reproduce.races import RACES, START, Race
+from fisherlab.reproduce.races import FAMILIES, RACES, SMALL, START, Race
 from fisherlab.showing import number
 from fisherlab.training import optimizer
 from fisherlab.training.following import follow
@@ -264,6 +264,25 @@ def at_end(ds: xr.Dataset, of: str = "train_loss") -> dict[str, float]:
     failed = 0.0 if of == "test_accuracy" else np.inf
     last = last.where((ds["status"] == "ok") | last.notnull(), failed)
     return {str(name): float(last.sel(optimizer=name)) for name in last["optimizer"].values}
+
+
+def iterations_saved(ds: xr.Dataset) -> dict[str, float]:
+    """Return the share of iterations that the tridiagonal form needs for the same loss.
+
+    Infinite where it does not reach it.
+    """
+    block = ds["train_loss"].sel(optimizer="kfac-full")
+    chain = ds["train_loss"].sel(optimizer="kfac-full-tridiagonal")
+    reached = chain["step"].values[(chain <= block.isel(step=-1)).values]
+    total = float(block["step"].values[-1])
+    return {"iterations": float(reached[0]) / total if len(reached) else float("inf")}
+
+
+def gain_by_batch(ds: xr.Dataset) -> dict[str, float]:
+    """Return what four times the batch makes of K-FAC's last loss, over SGD's."""
+    last = at_end(ds)
+    kfac, sgd = (last[name] / last[f"{name}{SMALL}"] for name in FAMILIES)
+    return {"K-FAC / SGD": kfac / sgd}
 
 
 def short_run(ds: xr.Dataset) -> str:
