@@ -33,7 +33,8 @@ from fisherlab.layers import blocks
 from fisherlab.likelihoods import Gaussian
 from fisherlab.numerics.linalg import factorised
 from fisherlab.plots.style import publication
-from fisherlab.reproduce.experiment import Experiment, Setting
+from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Setting
+from fisherlab.showing import number
 from fisherlab.statistics import collect, mean_gradient
 
 INPUTS, HIDDEN, OUTPUTS, EXAMPLES = 5, 6, 3, 400
@@ -139,6 +140,40 @@ def draw(result: xr.Dataset) -> Drawing:
         ax.set_xlabel("‖f_a − f_b‖ / ‖f_a − f_0‖")
     return figure
 
+
+def _of_kfac(ds: xr.Dataset) -> dict[str, float]:
+    return {"difference": float(ds["difference"].sel(approximator="kfac"))}
+
+
+def _others(ds: xr.Dataset) -> dict[str, float]:
+    found = ds["difference"]
+    names = ("kpsvd", "tkfac", "diagonal", "kfac, λ = 0.01")
+    return {"smallest": min(float(found.sel(approximator=name)) for name in names)}
+
+
+def _differences(ds: xr.Dataset) -> str:
+    """Say how far every method is from invariance."""
+    said = [f"{v['approximator'].item()} {number(float(v))}" for v in ds["difference"]]
+    return f"Differences of the outputs over their change: {'; '.join(said)}."
+
+
+CLAIMS: Final = (
+    Claim(
+        "Undamped K-FAC moves both networks through the same functions.",
+        {"difference": Bound(at_most=1e-9)},
+        _of_kfac,
+        "of the outputs, over their change; rounding is about 1e-13",
+        reason=_differences,
+    ),
+    Claim(
+        "Damped K-FAC, KPSVD, TKFAC and the diagonal do not.",
+        {"smallest": Bound(at_least=1e-3)},
+        _others,
+        "the experiment can tell",
+        basis=CONTROL,
+        reason=_differences,
+    ),
+)
 
 EXPERIMENTS: Final = {
     "kfac-invariance": Experiment(

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from fisherlab.reproduce import exact_statements as exact
-from fisherlab.reproduce import kfac_rescaling
+from fisherlab.reproduce import kfac_invariance, kfac_rescaling
 from fisherlab.reproduce.exact_statements import exactly
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.kfac_matrices import STRUCTURES
@@ -194,22 +194,6 @@ def _nats(ds: xr.Dataset) -> str:
         for one in rows
     ]
     return f"Nats of {' and '.join(STRUCTURES)}: {'; '.join(said)}."
-
-
-def _invariant(method: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
-    return lambda ds: {"difference": float(ds["difference"].sel(approximator=method))}
-
-
-def _others(ds: xr.Dataset) -> dict[str, float]:
-    found = ds["difference"]
-    names = ("kpsvd", "tkfac", "diagonal", "kfac, λ = 0.01")
-    return {"smallest": min(float(found.sel(approximator=name)) for name in names)}
-
-
-def _differences(ds: xr.Dataset) -> str:
-    """Say how far every method is from invariance."""
-    said = [f"{v['approximator'].item()} {number(float(v))}" for v in ds["difference"]]
-    return f"Differences of the outputs over their change: {'; '.join(said)}."
 
 
 def _training(place: str, data: str) -> Row:
@@ -415,23 +399,7 @@ ROWS: Final = (
         "Theorem 1, Corollary 3",
         "K-FAC does not depend on affine maps of inputs and pre-activations.",
         "kfac-invariance",
-        (
-            Claim(
-                "Undamped K-FAC moves both networks through the same functions.",
-                {"difference": Bound(at_most=1e-9)},
-                _invariant("kfac"),
-                "of the outputs, over their change; rounding is about 1e-13",
-                reason=_differences,
-            ),
-            Claim(
-                "Damped K-FAC, KPSVD, TKFAC and the diagonal do not.",
-                {"smallest": Bound(at_least=1e-3)},
-                _others,
-                "the experiment can tell",
-                basis=CONTROL,
-                reason=_differences,
-            ),
-        ),
+        kfac_invariance.CLAIMS,
     ),
     Row(
         PAPER,
