@@ -106,8 +106,7 @@ def lacks(likelihood: object) -> list[str]:
 
 def _need(target: Tensor | None, likelihood: str) -> Tensor:
     if target is None:
-        msg = f"{likelihood}: labels are needed for the loss, but y is None."
-        raise ValueError(msg)
+        raise ValueError(f"{likelihood}: labels are needed for the loss, but y is None.")
     return target
 
 
@@ -173,18 +172,16 @@ class Categorical:
         shape, axis = tuple(output.shape), self._axis(output)
         if output.dim() < 2 or not -output.dim() < axis < 0:
             where = "" if self.class_axis is None else f" with class_axis={self.class_axis}"
-            msg = (
+            raise ValueError(
                 f"Categorical: the output has shape {shape}; (N, ..., classes) is "
                 f"expected{where}."
             )
-            raise ValueError(msg)
         if shape[axis] < 2:
-            msg = (
+            raise ValueError(
                 f"Categorical: the output of shape {shape} has one class, whose "
                 "probability is always 1. Give it a logit for every class, or use "
                 "Bernoulli() for a single logit."
             )
-            raise ValueError(msg)
         positions = _without(shape, axis)
         _require_numbers(output, "Categorical")
         self._require_axis(shape, target)
@@ -192,13 +189,12 @@ class Categorical:
             return
         integers = not (target.is_floating_point() or target.dtype == torch.bool)
         if not integers or target.shape != positions:
-            msg = (
+            raise ValueError(
                 f"Categorical: labels of shape {tuple(target.shape)} and dtype "
                 f"{target.dtype} were given for an output of shape {shape}; integers of "
                 f"shape {positions} are expected. Classes in another axis than the last "
                 "are said by class_axis."
             )
-            raise ValueError(msg)
         if not target.numel():
             return
         classes = shape[axis]
@@ -217,13 +213,12 @@ class Categorical:
             return
         fitting = {_without(shape, 1), _without(shape, -1)}
         if target is not None and fitting == {tuple(target.shape)}:
-            msg = (
+            raise ValueError(
                 f"Categorical: an output of shape {shape} and labels "
                 f"{tuple(target.shape)} leave open which axis holds the classes. Say "
                 "Categorical(class_axis=-1) for the last one, or class_axis=1 for torch's "
                 "(N, C, ...)."
             )
-            raise ValueError(msg)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return −Σ log p(y), shape (N,)."""
@@ -468,11 +463,10 @@ def _check_real(output: Tensor, target: Tensor | None, name: str) -> None:
     if target is None:
         return
     if target.shape != output.shape:
-        msg = (
+        raise ValueError(
             f"{name}: labels of shape {tuple(target.shape)} were given for an output "
             f"of shape {tuple(output.shape)}; the two must be equal."
         )
-        raise ValueError(msg)
     infinite, numbers, dtype = target.isinf().sum(), target.numel(), target.dtype
 
     def complaint() -> ValueError:

@@ -69,8 +69,7 @@ def require_number(
     (None, None)
     """
     if not ((empty and given is None) or is_number(given, kind)):
-        msg = f"{call}: {kind}{' or None' if empty else ''} is expected."
-        raise ValueError(msg)
+        raise ValueError(f"{call}: {kind}{' or None' if empty else ''} is expected.")
 
 
 def is_number(given: Any, kind: Kind = "a number") -> bool:

@@ -164,8 +164,7 @@ class Dampings:
             Unless there is exactly one.
         """
         if len(self.each) != 1:
-            msg = f"{call}: one damping is expected, {self.labels} was given."
-            raise ValueError(msg)
+            raise ValueError(f"{call}: one damping is expected, {self.labels} was given.")
 
 
 def dampings(damping: Damping) -> Dampings:

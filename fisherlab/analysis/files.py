@@ -224,8 +224,7 @@ def read_zarr(folder: Path) -> xr.DataTree:
     except DataError:
         raise
     except Exception as error:  # zarr raises anything where nothing is sealed
-        msg = f"open: {folder} is not a readable zarr folder: {error}"
-        raise DataError(msg) from error
+        raise DataError(f"open: {folder} is not a readable zarr folder: {error}") from error
     return xr.DataTree.from_dict(
         {node.path: _plain_texts(node.to_dataset(inherit=False)) for node in tree.subtree}
     )
@@ -531,11 +530,10 @@ def _require_agreement(first: xr.Dataset, second: xr.Dataset) -> None:
                 f"{dim}={a[dim].values[at]!s}"
                 for dim, at in zip(a.dims, place, strict=True)
             )
-            msg = (
+            raise ValueError(
                 f"merge: {name}[{spot}] is {a.values[place]!s} in one run and "
                 f"{b.values[place]!s} in another. Give a `dim` to keep both."
             )
-            raise ValueError(msg)
 
 
 def _in_order(found: xr.Dataset, datasets: Sequence[xr.Dataset], left: str) -> xr.Dataset:

@@ -93,11 +93,10 @@ def question(
     lacking = [name for name in named if not given[known[name].needs]]
     if lacking:
         along = any(known[name].needs == "gradient" for name in lacking)
-        msg = (
+        raise ValueError(
             f"compare: {', '.join(lacking)} needs `damping`"
             f"{' and `gradient`' if along else ''}."
         )
-        raise ValueError(msg)
     chosen = tuple(known[name] for name in named)
     return Question(chosen, levels, directions, mixed)
 
@@ -137,8 +136,7 @@ def _own(name: str, metric: Callable[..., Any]) -> Entry:
         except REFUSALS:
             raise
         except Exception as error:
-            msg = f"{name}: {type(error).__name__}: {error}"
-            raise ValueError(msg) from error
+            raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
 
     return Entry(replace(quantity(name), needs="matrix"), value)
 
@@ -164,11 +162,10 @@ def mean_gradients(
         one = gradient[name]
         w = one.gradient if isinstance(one, MeanGradient) else one
         if tuple(w.shape) != stats[name].weight_shape:
-            msg = (
+            raise ValueError(
                 f"compare: the gradient of {name!r} has shape {tuple(w.shape)}, "
                 f"{stats[name].weight_shape} is expected."
             )
-            raise ValueError(msg)
         found[name] = w
     return found
 

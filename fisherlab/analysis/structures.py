@@ -93,8 +93,7 @@ def structure(
     stats = Statistics.of(stats, "structure")
     levels = dampings(damping)
     if len(levels.labels) > 1:
-        msg = f"structure: one damping is expected, {levels.labels} was given."
-        raise ValueError(msg)
+        raise ValueError(f"structure: one damping is expected, {levels.labels} was given.")
     status = []
     rows: dict[str, list[float]] = {}
     for place in watched(stats, progress):
@@ -182,11 +181,10 @@ def _entries(stats: Statistics) -> Tensor:
 
 def _tables(stats: Statistics, matrix: FullMatrix) -> Mapping[str, Any]:
     if list(matrix.offsets) != list(stats):
-        msg = (
+        raise ValueError(
             f"structure: the matrix has the layers {list(matrix.offsets)}, the statistics "
             f"have {list(stats)}."
         )
-        raise ValueError(msg)
     dims = ("layer", "other_layer")
     values, offsets = matrix.values, matrix.offsets
     return {

@@ -173,11 +173,10 @@ def _wanted(metrics: Sequence[str] | None, with_gradient: bool) -> tuple[str, ..
         return possible
     unknown = [name for name in metrics if name not in possible]
     if unknown:
-        msg = (
+        raise ValueError(
             f"sweep: metrics {unknown} are not to be had; possible"
             f"{'' if with_gradient else ' without a gradient'}: {', '.join(possible)}."
         )
-        raise ValueError(msg)
     return tuple(metrics)
 
 

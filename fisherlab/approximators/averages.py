@@ -92,11 +92,10 @@ def average(old: Operator, new: Operator, weight: float) -> Operator:
 
 @singledispatch
 def _average(old: Operator, new: Operator, weight: float) -> Operator:
-    msg = (
+    raise ValueError(
         f"average: {old!r} has no average of its own form. Take the newest: of an "
         "optimiser average=0, by which a method's own running averages (K-BFGS) are kept."
     )
-    raise ValueError(msg)
 
 
 def _both_exact(old: Operator, new: Operator) -> bool:
@@ -203,8 +202,7 @@ def _(
     if isinstance(new, FactoredMiniBlocks):
         return new.averaged_into(before, weight)
     if not same_partition(before.partition, new.partition):
-        msg = f"average: {old!r} and {new!r} have different partitions."
-        raise ValueError(msg)
+        raise ValueError(f"average: {old!r} and {new!r} have different partitions.")
     pairs = zip(before.blocks, new.blocks, strict=True)
     blocks = tuple(torch.lerp(b, a, weight) for a, b in pairs)
     return MiniBlocks(new.partition, blocks, new.provenance)
@@ -336,8 +334,7 @@ def _mix(old: Link, new: Link, weight: float) -> Link:
 
 def _require_same_blocks(old: NetworkOperator, new: NetworkOperator) -> None:
     if not same_blocks(old, new):
-        msg = (
+        raise ValueError(
             f"average: {old!r} covers {list(old.weight_shapes)}, {new!r} covers "
             f"{list(new.weight_shapes)}; the same blocks in the same order are expected."
         )
-        raise ValueError(msg)

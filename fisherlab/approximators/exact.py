@@ -114,8 +114,7 @@ class LowRank(OfSamples[operators.LowRank]):
     def __post_init__(self) -> None:
         """Check the rank."""
         if self.rank < 1:
-            msg = f"LowRank(rank={self.rank}): a positive rank is expected."
-            raise ValueError(msg)
+            raise ValueError(f"LowRank(rank={self.rank}): a positive rank is expected.")
 
     def __call__(
         self,

@@ -181,11 +181,10 @@ class RecurrentKFAC(OfSums[Sums, KroneckerSeries]):
     def __post_init__(self) -> None:
         """Check the kind of chain."""
         if self.chain not in ("symmetric", "stationary"):
-            msg = (
+            raise ValueError(
                 f"RecurrentKFAC(chain={self.chain!r}): 'symmetric' or 'stationary' is "
                 "expected."
             )
-            raise ValueError(msg)
 
     def accumulate(self, state: Sums | None, statistics: LayerStatistics) -> Sums:
         """Add the moments of a chunk at equal and at neighbouring times, in float64.

@@ -326,14 +326,12 @@ def check(name: str, rank: int, solver: SolverChoice) -> None:
         Naming what is expected.
     """
     if rank < 1:
-        msg = f"{name}(rank={rank}): a rank of at least 1 is expected."
-        raise ValueError(msg)
+        raise ValueError(f"{name}(rank={rank}): a rank of at least 1 is expected.")
     if solver != "auto" and not isinstance(solver, Solver):
-        msg = (
+        raise ValueError(
             f"{name}(solver={solver!r}): 'auto' or a solver value such as Lanczos() or "
             "SampleGram() is expected."
         )
-        raise ValueError(msg)
     limits = {limit: getattr(solver, limit, None) for limit in _LIMITS}
     if any(given is not None and given <= 0 for given in limits.values()):
         raise ValueError(f"{solver!r}: {', '.join(_LIMITS)} must be positive.")

@@ -153,12 +153,11 @@ class SampleGram:
         """
         samples = block.samples
         if not isinstance(samples, OuterSamples) or block.weights is None:
-            msg = (
+            raise ValueError(
                 "SampleGram solves blocks of layers used at one position, less what it "
                 "found itself or KFAC; use Lanczos() for shared weights and for other "
                 "remainders."
             )
-            raise ValueError(msg)
         tolerance = self.tolerance or block.tolerance
         if rank == 1 and not block.removed:
             triplets = self._leading(samples, block.count, tolerance)

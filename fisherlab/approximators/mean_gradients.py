@@ -56,12 +56,11 @@ def mean_of(statistics: LayerStatistics | MeanGradient, method: str) -> MeanGrad
     kind = s.provenance.fisher
     of_losses = kind.startswith(("Empirical", "MonteCarlo")) or (not kind and columns == 1)
     if s.compressed or not of_losses:
-        msg = (
+        raise NeedsMeanGradient(
             f"{method} of block {s.name!r} takes the gradient of the mean loss, which "
             f"statistics of {kind or 'several columns'} do not give. Use Empirical(), "
             "MonteCarlo(1), or fl.mean_gradient(...)."
         )
-        raise NeedsMeanGradient(msg)
     ones = s.samples.squared_norms().new_ones(1, columns, s.samples.examples)
     total = s.samples.combine(ones)[0] / columns**0.5
     return MeanGradient(s.block, total / s.count, s.count, s.provenance)
@@ -164,8 +163,7 @@ class _OfModes(OfMeanGradient[ModeProducts]):
     def __post_init__(self) -> None:
         """Check ε."""
         if not 0 <= self.epsilon < float("inf"):
-            msg = f"{self!r}: a finite epsilon of at least 0 is expected."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: a finite epsilon of at least 0 is expected.")
 
     def holds(self, block: Block) -> int:
         """Count the moments of all modes."""
@@ -443,8 +441,7 @@ class MuonPreconditioner(OfMeanGradient[OneSidedRoot]):
     def __post_init__(self) -> None:
         """Check μ."""
         if not 0 <= self.momentum < 1:
-            msg = f"{self!r}: a momentum of at least 0 and below 1 is expected."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: a momentum of at least 0 and below 1 is expected.")
 
     def of(
         self, mean: MeanGradient, made: Provenance, previous: Operator | None

@@ -120,8 +120,7 @@ class ByTile:
     def __post_init__(self) -> None:
         """Check the sizes."""
         if self.rows < 1 or self.columns < 1:
-            msg = f"{self!r}: positive sizes are expected."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: positive sizes are expected.")
 
     def __call__(self, block: Block) -> Partition:
         """Return the tiles."""
@@ -202,11 +201,10 @@ class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
     def __post_init__(self) -> None:
         """Check the statistic."""
         if self.statistic not in STATISTICS:
-            msg = (
+            raise ValueError(
                 f"MiniBlock(statistic={self.statistic!r}): one of "
                 f"{', '.join(map(repr, STATISTICS))} is expected."
             )
-            raise ValueError(msg)
 
     @property
     def takes(self) -> Literal["per_example", "mean_gradient"]:
@@ -240,11 +238,10 @@ class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
         """Return samples and what their sum is divided by."""
         if self.statistic == "per_example":
             if isinstance(statistics, MeanGradient):
-                msg = (
+                raise ValueError(
                     f"{self!r} takes LayerStatistics, but {statistics!r} was given. Use "
                     "MiniBlock(statistic='mean_gradient')."
                 )
-                raise ValueError(msg)
             return statistics.samples, statistics.count
         mean = mean_of(statistics, repr(self))
         gradient = mean.gradient
@@ -258,11 +255,10 @@ class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
             return partition(block)
         chosen = given if isinstance(given, Partition) else given(block)
         if chosen.weight_shape != block.weight_shape:
-            msg = (
+            raise ValueError(
                 f"MiniBlock: the partition is of shape {chosen.weight_shape}, but the "
                 f"weight of {block.name!r} has shape {block.weight_shape}."
             )
-            raise ValueError(msg)
         return chosen
 
     def cost(self, samples: Samples) -> Cost | None:

@@ -124,11 +124,10 @@ def _per_block(choice: Choice, stats: NetworkStatistics) -> dict[str, Approximat
     missing = [name for name in stats if name not in choice]
     unknown = [name for name in choice if name not in stats]
     if missing or unknown:
-        msg = (
+        raise ValueError(
             f"block_diagonal: the mapping names {list(choice)}; of the blocks "
             f"{list(stats)} it misses {missing}, and {unknown} are unknown."
         )
-        raise ValueError(msg)
     return {name: register.named(choice[name], "block") for name in stats}
 
 
@@ -319,11 +318,10 @@ def _at_one_position(layer: LayerStatistics, method: str) -> tuple[Tensor, Tenso
     inputs, gradients = layer.shared(method)
     reason = refusal(layer)
     if reason:
-        msg = (
+        raise ValueError(
             f"{method}: layer {layer.name!r} cannot be joined to others, because {reason}; "
             "layers used at one position are expected. Leave it out."
         )
-        raise ValueError(msg)
     return inputs[:, 0], gradients[:, :, 0]
 
 
@@ -512,18 +510,16 @@ class KFACTridiagonal(OfSums[ChainState, NetworkOperator]):
             unknown = [name for name in self.chain if name not in statistics]
             twice = len(set(self.chain)) < len(self.chain)
             if unknown or twice or not self.chain:
-                msg = (
+                raise ValueError(
                     f"KFACTridiagonal(chain={list(self.chain)}): names among "
                     f"{list(statistics)}, each once, are expected; {unknown} are unknown."
                 )
-                raise ValueError(msg)
             return list(self.chain)
         reasons = {name: refusal(layer) for name, layer in statistics.items()}
         names = [name for name, reason in reasons.items() if not reason]
         if not names:
             why = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
-            msg = f"KFACTridiagonal: no layer can be joined to others ({why})."
-            raise ValueError(msg)
+            raise ValueError(f"KFACTridiagonal: no layer can be joined to others ({why}).")
         return names
 
     def finish(self, state: ChainState) -> NetworkOperator:
@@ -548,11 +544,10 @@ def _chain_label(names: list[str], others: list[str]) -> str:
 
 def _require_same_chain(first: Moments, second: Moments) -> None:
     if first.rows.keys() != second.rows.keys():
-        msg = (
+        raise ValueError(
             "KFACTridiagonal: two parts of the data join different layers, "
             f"{list(first.rows)} and {list(second.rows)}. Name the `chain`."
         )
-        raise ValueError(msg)
 
 
 register.add({"kfac-tridiagonal": KFACTridiagonal()})
@@ -678,17 +673,15 @@ class TwoLevelKFAC:
     def __post_init__(self) -> None:
         """Check the choices."""
         if self.coarse not in get_args(Coarse):
-            msg = f"{self!r}: coarse is one of {', '.join(get_args(Coarse))}."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: coarse is one of {', '.join(get_args(Coarse))}.")
         if self.combination not in get_args(Combination):
             msg = f"{self!r}: combination is one of {', '.join(get_args(Combination))}."
             raise ValueError(msg)
         if self.vectors < 1 or (self.vectors > 1 and self.coarse in ONE_VECTOR):
-            msg = (
+            raise ValueError(
                 f"{self!r}: at least one direction a layer is expected, and exactly one "
                 f"for {' and '.join(ONE_VECTOR)}."
             )
-            raise ValueError(msg)
 
     def __call__(self, statistics: NetworkStatistics) -> TwoLevel:
         """Return the two levels.

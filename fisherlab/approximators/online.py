@@ -182,11 +182,10 @@ class KBFGS:
         object.__setattr__(self, "damping", tikhonov(self.damping, "KBFGS"))
         memory = 1 if self.memory is None else self.memory
         if not (self.damping > 0 and 0 <= self.decay < 1 and memory >= 1):
-            msg = (
+            raise ValueError(
                 f"{self!r}: a positive damping, a decay in [0, 1) and a positive memory "
                 "are expected."
             )
-            raise ValueError(msg)
 
     def __call__(
         self,
@@ -289,8 +288,7 @@ class Correction:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.every < 1 or (self.columns is not None and self.columns < 1):
-            msg = f"{self!r}: columns and every of at least 1 are expected."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: columns and every of at least 1 are expected.")
 
     def __call__(
         self, low: LowRank, moment: Float[Tensor, "n n"], rank: int, step: int
@@ -358,11 +356,10 @@ class RandomisedSVD:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if min(self.oversample, self.iterations - 1, self.every - 1) < 0:
-            msg = (
+            raise ValueError(
                 f"{self!r}: oversample of at least 0, iterations and every of at least 1 "
                 "are expected."
             )
-            raise ValueError(msg)
 
     def __call__(
         self, low: LowRank, moment: Float[Tensor, "n n"], rank: int, step: int

@@ -331,11 +331,10 @@ class Block:
         """
         missing = [name for name in self.parameters if name not in tensors]
         if missing:
-            msg = (
+            raise ValueError(
                 f"pack of block {self.name!r}: {missing} not given; the parameters "
                 f"{list(self.parameters)} are expected, got {sorted(tensors)}."
             )
-            raise ValueError(msg)
         weight = tensors[self.weight]
         lead = weight.shape[: weight.dim() - len(self.shape)]
         columns = self.weight_shape[1] - (self.bias is not None)
@@ -353,11 +352,10 @@ class Block:
             If w does not have the block's shape.
         """
         if w.shape[-2:] != self.weight_shape:
-            msg = (
+            raise ValueError(
                 f"unpack of block {self.name!r}: shape {tuple(w.shape)} was given, "
                 f"(..., {self.weight_shape[0]}, {self.weight_shape[1]}) is expected."
             )
-            raise ValueError(msg)
         lead = w.shape[:-2]
         if self.bias is None:
             return {self.weight: w.reshape((*lead, *self.shape))}
@@ -478,8 +476,7 @@ def select(found: Mapping[str, Block], layers: Sequence[str] | None) -> dict[str
     if isinstance(layers, str):
         layers = [layers]
     if not layers:
-        msg = f"layers: no name was given; known blocks: {', '.join(found)}."
-        raise ValueError(msg)
+        raise ValueError(f"layers: no name was given; known blocks: {', '.join(found)}.")
     chosen: dict[str, Block] = {}
     for wanted in layers:
         hits = {

@@ -162,11 +162,10 @@ class HuggingFace(nn.Module):
         labels = [x.pop(name) for name in ("labels", "label") if name in x]
         lists = [name for name, value in x.items() if isinstance(value, list)]
         if lists:
-            msg = (
+            raise ValueError(
                 f"hf: {', '.join(lists)} came as lists; ask the tokenizer for tensors: "
                 "return_tensors='pt', padding=True."
             )
-            raise ValueError(msg)
         return x, self._labels(x, y if y is not None or not labels else labels[0])
 
     def _labels(self, x: Mapping[str, Any], labels: Tensor | None) -> Tensor | None:

@@ -122,8 +122,7 @@ class Factored:
             msg = f"Factored(mode={self.mode!r}): 'clip', 'raw' or 'abs' is expected."
             raise ValueError(msg)
         if not self.floor > 0 or not (self.pi is None or self.pi > 0):
-            msg = f"{self!r}: pi and floor must be positive."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: pi and floor must be positive.")
 
     def ratio(self, rows: Float[Tensor, "o o"], cols: Float[Tensor, "i i"]) -> float:
         """Return π for a row factor G and a column factor A."""
@@ -199,11 +198,10 @@ class RelativeDamping:
         """
         first, *rest = tuple(self.alphas)  # type: ignore[arg-type]
         if rest:
-            msg = (
+            raise ValueError(
                 f"{self!r}: one fraction is expected here; several belong to analyses "
                 "with a `damping` dimension."
             )
-            raise ValueError(msg)
         return float(first)
 
     def of(self, operator: Any) -> Tikhonov:
@@ -284,11 +282,10 @@ def tikhonov(damping: Damping, operator: Any) -> float:
         return float(damping)
     found = parsed(damping, operator)
     if isinstance(found, Factored):
-        msg = (
+        raise ValueError(
             f"{operator!r} with {damping!r}: a factored damping needs an operator with "
             "Kronecker terms (KFAC, KPSVD, TKFAC). Use Tikhonov(λ) or a number."
         )
-        raise ValueError(msg)
     return found.value
 
 
@@ -305,11 +302,10 @@ _INFINITY = float("inf")
 def _number(name: str, given: Any) -> float:
     if not is_number(given) or not 0 <= float(given) < _INFINITY:
         call = f"damping={given!r}" if name == "damping" else f"{name}({given!r})"
-        msg = (
+        raise ValueError(
             f"{call}: one finite number of at least 0 (positive in "
             "analyses), Tikhonov(λ), Factored(λ) or RelativeDamping(α) is expected."
         )
-        raise ValueError(msg)
     return float(given)
 
 
@@ -512,11 +508,10 @@ class Operator(Held, ABC):
             If the two act on weights of different shapes.
         """
         if self.weight_shape != other.weight_shape:
-            msg = (
+            raise ValueError(
                 f"inner: {self!r} acts on weights of shape {self.weight_shape}, "
                 f"{other!r} on {other.weight_shape}."
             )
-            raise ValueError(msg)
         return _inner(self, other)
 
     def quadratic_form(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k"]:
@@ -630,12 +625,11 @@ class Operator(Held, ABC):
     def _check(self, w: Tensor, call: str) -> None:
         check_kind(w, self, call)
         if w.shape[-2:] != self.weight_shape:
-            msg = (
+            raise ValueError(
                 f"{self!r} {call}: a weight of shape {tuple(w.shape)} was given, "
                 f"(..., {self.weight_shape[0]}, {self.weight_shape[1]}) is expected. "
                 "`stats[name].pack({parameter: tensor})` makes it from parameters."
             )
-            raise ValueError(msg)
 
 
 def check_kind(w: object, by: Operator, call: str) -> None:
@@ -648,11 +642,10 @@ def check_kind(w: object, by: Operator, call: str) -> None:
         given = f"a weight on {w.device} was given"
     else:
         return
-    msg = (
+    raise TypeError(
         f"{by!r} {call}: {given}, a tensor in {by.dtype} on {by.device} is expected. "
         "Convert it by `w.to(operator.dtype)`, or the operator by `operator.to(w.dtype)`."
     )
-    raise TypeError(msg)
 
 
 A = TypeVar("A", bound=Operator)

@@ -149,8 +149,7 @@ class FactoredMiniBlocks(Operator):
             If the partitions differ.
         """
         if not same_partition(old.partition, self.partition):
-            msg = f"average: {old!r} and {self!r} have different partitions."
-            raise ValueError(msg)
+            raise ValueError(f"average: {old!r} and {self!r} have different partitions.")
         blocks = []
         for group, held in enumerate(old.blocks):
             stack = held * weight

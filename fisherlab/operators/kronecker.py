@@ -363,11 +363,10 @@ class KroneckerSum(Operator):
         if len(self.terms) == 2:
             return factored_pair(self.terms, damping, repr(self), self.provenance)
         if len(self.terms) > 2 and damping.mode != "raw":
-            msg = (
+            raise ValueError(
                 f"{self!r} with {damping!r}: no basis diagonalises {len(self.terms)} terms "
                 "at once. Use mode='raw' or Tikhonov(λ)."
             )
-            raise ValueError(msg)
         first, *rest = self.terms
         return replace(self, terms=(damping.damped(*first), *rest))
 

@@ -92,12 +92,11 @@ class Partition:
             inside = not p or (int(flat.max()) < p and int(flat.min()) >= 0)
             once = times == distinct == p and inside
         if not once:
-            msg = (
+            raise ValueError(
                 f"Partition of a weight of shape {self.weight_shape}: the groups name "
                 f"{distinct} of {p} entries, {times} times in all. Every entry must be "
                 "named once."
             )
-            raise ValueError(msg)
 
     def __repr__(self) -> str:
         """Return one line: of what, how many blocks of which size."""
@@ -147,11 +146,10 @@ class Partition:
         [[[2, 5]], [[0, 1, 3, 4]]]
         """
         if tuple(labels.shape) != weight_shape:
-            msg = (
+            raise ValueError(
                 f"Partition.by_label: labels of shape {tuple(labels.shape)} were given "
                 f"for a weight of shape {weight_shape}."
             )
-            raise ValueError(msg)
         order = labels.flatten().argsort(stable=True)
         counts = torch.unique(labels, return_counts=True)[1]
         blocks = order.split(counts.tolist())

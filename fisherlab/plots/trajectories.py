@@ -104,12 +104,11 @@ def damping_sweep(
     if "damping" not in data.dims:
         raise ValueError(f"{metric!r} has no dim 'damping': there is nothing to sweep")
     if data["damping"].dtype.kind not in "fiu":
-        msg = (
+        raise ValueError(
             "damping_sweep: the dampings are of several kinds "
             f"({', '.join(map(str, data['damping'].values))}) and have no common axis. "
             "Compare one kind at a time."
         )
-        raise ValueError(msg)
     chosen = frames.known_layers(data, layers)
     return facets(data.sel(layer=chosen), "damping", col_wrap, _reasons(ds))
 

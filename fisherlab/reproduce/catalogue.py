@@ -262,11 +262,10 @@ def experiment(name: str) -> Experiment:
         raise ValueError(msg)
     found = known.get(name if row is None or row.experiment is None else row.experiment)
     if found is None:
-        msg = (
+        raise ValueError(
             f"There is no {name!r} to reproduce. The commands are {', '.join(known)}; "
             "`fisherlab reproduce list` tells what they show."
         )
-        raise ValueError(msg)
     return found
 
 

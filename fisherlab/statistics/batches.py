@@ -223,11 +223,10 @@ def _pairs(data: Any) -> Iterable[Any]:
     if isinstance(data, tuple):
         return [data]
     if isinstance(data, (Tensor, Mapping)) or not isinstance(data, Iterable):
-        msg = (
+        raise TypeError(
             f"data: {type(data).__name__} was given; a tuple (x, y) or an iterable of "
             "pairs, e.g. a DataLoader, is expected. Without labels use (x, None)."
         )
-        raise TypeError(msg)
     return data
 
 
@@ -235,17 +234,15 @@ def _checked(item: Any, first: int) -> Batch:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         sized = hasattr(item, "__len__")
         what = f"{type(item).__name__} of length {len(item)}" if sized else item
-        msg = f"data: each item must be a pair (x, y); {what} was given."
-        raise ValueError(msg)
+        raise ValueError(f"data: each item must be a pair (x, y); {what} was given.")
     x, y = _plain(item[0]), item[1]
     tensors = list(_leaves(x))
     other = next((type(t) for t in tensors if not isinstance(t, Tensor)), None)
     if not tensors or other is not None:
-        msg = (
+        raise ValueError(
             f"data: x must be a tensor, or tuples and mappings of tensors, and holds "
             f"{'nothing' if other is None else other.__name__}."
         )
-        raise ValueError(msg)
     if y is not None and not isinstance(y, Tensor):
         msg = f"data: y must be a tensor or None, not {type(y)}; see torch.as_tensor."
         raise ValueError(msg)
@@ -288,13 +285,11 @@ def _require_squares(x: Tensor) -> None:
         return
     bad = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).sum())
     if bad:
-        msg = f"data: x holds NaN or infinity in {bad} of {len(x)} examples."
-        raise ValueError(msg)
-    msg = (
+        raise ValueError(f"data: x holds NaN or infinity in {bad} of {len(x)} examples.")
+    raise ValueError(
         f"data: x holds numbers up to {float(x.abs().max()):.0e}, whose squares are not "
         f"numbers of {str(norm.dtype).removeprefix('torch.')}. Scale the data first."
     )
-    raise ValueError(msg)
 
 
 def length(data: Any) -> int:

@@ -547,11 +547,10 @@ def mean_gradient(
     """
     require_kinds(likelihood, fisher)
     if isinstance(fisher, Exact):
-        msg = (
+        raise ValueError(
             "mean_gradient with Exact(): the mean over the model's own labels is zero. "
             "Use Empirical() or MonteCarlo(1)."
         )
-        raise ValueError(msg)
     seen = replace(view(model, dtype), copies_data=True)
     blocks = select(blocks_of(model), layers)
     named = dict(seen.model.named_parameters())
@@ -589,8 +588,7 @@ def _column(
     """Return what is differentiated, and the column that is pulled back from it."""
     of_labels = fisher is None or isinstance(fisher, Empirical)
     if of_labels and batch.y is None:
-        msg = "mean_gradient needs the data's labels, but y is None."
-        raise ValueError(msg)
+        raise ValueError("mean_gradient needs the data's labels, but y is None.")
     output = seen.directly(differentiable(batch))
     likelihood.check(output, batch.y)
     if of_labels and batch.y is not None:

@@ -121,8 +121,7 @@ class MonteCarlo:
             msg = f"MonteCarlo(samples={self.samples}): at least one draw is needed."
             raise ValueError(msg)
         if not all(isinstance(n, Integral) for n in (self.samples, self.seed, self.step)):
-            msg = f"{self!r}: whole numbers are expected."
-            raise TypeError(msg)
+            raise TypeError(f"{self!r}: whole numbers are expected.")
 
     def column_count(self, likelihood: Likelihood, output: Tensor) -> int:
         """Return k."""
@@ -200,8 +199,7 @@ class Empirical:
             If there are no labels.
         """
         if target is None:
-            msg = "Empirical() needs the data's labels, but y is None."
-            raise ValueError(msg)
+            raise ValueError("Empirical() needs the data's labels, but y is None.")
         return likelihood.gradient(output, target)[None]
 
 
@@ -234,8 +232,7 @@ cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares.
             f"{_own_words(likelihood)}."
         )
     if fisher is not None and (isinstance(fisher, type) or not isinstance(fisher, Fisher)):
-        msg = f"fisher={fisher!r}: a value such as fl.Exact() is expected."
-        raise TypeError(msg)
+        raise TypeError(f"fisher={fisher!r}: a value such as fl.Exact() is expected.")
 
 
 @shown

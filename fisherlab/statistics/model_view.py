@@ -230,8 +230,7 @@ def _check_parameters(named: Mapping[str, Tensor]) -> None:
                 "its real and imaginary parts as two parameters."
             )
         if not bool(torch.isfinite(parameter).all()):
-            msg = f"The parameter {name!r} holds NaN or infinity."
-            raise ValueError(msg)
+            raise ValueError(f"The parameter {name!r} holds NaN or infinity.")
     if not any(p.is_floating_point() for p in named.values()):
         raise UnsupportedModelError("The model has no floating-point parameters.")
 

@@ -85,8 +85,7 @@ mapping from names to layers of them; list was given.
     def __getitem__(self, name: str) -> LayerStatistics:
         """Return one block's statistics; an unknown name lists the known ones."""
         if name not in self._layers:
-            msg = f"no block {name!r}; known: {', '.join(self._layers)}"
-            raise KeyError(msg)
+            raise KeyError(f"no block {name!r}; known: {', '.join(self._layers)}")
         return self._layers[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -292,19 +291,17 @@ def require_matching(call: str, first: LayerStatistics, second: LayerStatistics)
         return
     compressed = [s.name for s in (first, second) if s.compressed]
     if compressed:
-        msg = (
+        raise ValueError(
             f"{call} of {first.name!r} and {second.name!r}: the columns of "
             f"{', '.join(map(repr, compressed))} were compressed and no longer match. "
             "Collect with compress=False."
         )
-        raise ValueError(msg)
     sizes = [(s.samples.columns, s.samples.examples) for s in (first, second)]
     if sizes[0] != sizes[1]:
-        msg = (
+        raise ValueError(
             f"{call} of {first.name!r} and {second.name!r}: (columns, examples) are "
             f"{sizes[0]} and {sizes[1]}; equal ones are expected."
         )
-        raise ValueError(msg)
 
 
 Run = tuple[LayerStatistics, ...]

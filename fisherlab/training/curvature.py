@@ -328,11 +328,10 @@ def handler(chosen: Any, fallback: Fallback) -> Curvature:
         )
     other = fallback if fallback == "gradient" else named(fallback, "block")
     if callable(other) and "mean_gradient" == facts(method).takes != facts(other).takes:
-        msg = (
+        raise ValueError(
             f"fallback={fallback!r}: {method!r} is given mean gradients, which this one "
             "does not take; 'gradient' or 'adam' do."
         )
-        raise ValueError(msg)
     return Curvature(method, other)
 
 
@@ -360,8 +359,7 @@ def warmed(
         share = partial(_constant, 1 - examples / seen)
         units = averaged(units, fresh, share, warm=True)
     if not seen:
-        msg = "warm_start: no batch was given."
-        raise ValueError(msg)
+        raise ValueError("warm_start: no batch was given.")
     return units, exceptions
 
 
@@ -432,8 +430,7 @@ class Preconditioned(torch.optim.Optimizer):
         device = moved[0].device
         if torch.is_autocast_enabled(device.type):
             name = type(self).__name__
-            msg = f"{name}: factorisations need full precision; leave autocast."
-            raise ValueError(msg)
+            raise ValueError(f"{name}: factorisations need full precision; leave autocast.")
         match_(self.state)
 
     def look(self) -> None:

@@ -120,12 +120,11 @@ class Parameters:
         held = [id(p) for group in groups for p in group["params"]]
         gone = sum(key not in ours for key in held)
         if gone:
-            msg = (
+            raise ValueError(
                 f"{who}: {gone} of its parameters are the model's no more; a layer was "
                 "replaced since. Set the params of its param_groups to the new ones, or "
                 "make a new optimiser."
             )
-            raise ValueError(msg)
         names = {ours[key] for key in held}
         return cls(named, chosen(blocks_of(model), names), groups)
 
@@ -168,11 +167,10 @@ def chosen(found: Mapping[str, Block], parameters: set[str]) -> dict[str, Block]
         parts = ", ".join(
             f"{name!r} ({', '.join(found[name].parameters)})" for name in split
         )
-        msg = (
+        raise ValueError(
             f"The parameters of the blocks {parts} share one curvature, but only some of "
             "them are optimised. Give all of them, or freeze the others."
         )
-        raise ValueError(msg)
     return select(found, names) if names else {}
 
 
@@ -355,23 +353,20 @@ def check_group(group: Mapping[str, Any], model: nn.Module, who: str) -> None:
     own = {id(p) for p in model.parameters()}
     foreign = sum(id(p) not in own for p in group["params"])
     if foreign:
-        msg = f"{who}: {foreign} of the parameters are not the model's."
-        raise ValueError(msg)
+        raise ValueError(f"{who}: {foreign} of the parameters are not the model's.")
     modules = model.named_modules()
     sparse = [name for name, m in modules if getattr(m, "sparse", False) is True]
     if sparse:
-        msg = (
+        raise ValueError(
             f"{who}: {', '.join(sparse)} have sparse gradients, which no curvature is "
             "computed of; make them with sparse=False."
         )
-        raise ValueError(msg)
     low = {str(p.dtype) for p in group["params"] if p.dtype in LOW_PRECISION}
     if low:
-        msg = (
+        raise ValueError(
             f"{who}: parameters in {', '.join(sorted(low))} were given; factorisations "
             "need float32 or float64."
         )
-        raise ValueError(msg)
 
 
 def check_schedule(
@@ -389,17 +384,15 @@ def check_schedule(
         Naming what is expected.
     """
     if statistics_every < 1 or inverse_every < 1:
-        msg = (
+        raise ValueError(
             f"NaturalGradient: statistics_every={statistics_every}, "
             f"inverse_every={inverse_every}; positive numbers of steps are expected."
         )
-        raise ValueError(msg)
     if burn_in < 0:
         raise ValueError(f"NaturalGradient: burn_in={burn_in}; at least 0 is expected.")
     if not 0 < fraction <= 1 or momentum_of not in ("direction", "gradient"):
-        msg = (
+        raise ValueError(
             f"NaturalGradient: statistics_fraction={fraction}, "
             f"momentum_of={momentum_of!r}; a fraction in (0, 1], and 'direction' or "
             "'gradient' are expected."
         )
-        raise ValueError(msg)

@@ -122,11 +122,10 @@ class Recipe:
         """
         unknown = [name for name in settings if name not in self.settings]
         if unknown:
-            msg = (
+            raise ValueError(
                 f"optimizer: {', '.join(map(repr, unknown))} cannot be set; known: "
                 f"{', '.join(self.settings)}."
             )
-            raise ValueError(msg)
         return self.make(problem, **{**self.settings, **settings})
 
 
@@ -223,11 +222,10 @@ def _output_scale(problem: Problem) -> float:
         return float(y[0].numel())
     if isinstance(likelihood, Gaussian) and likelihood.variance == 1:
         return y[0].numel() / 2
-    msg = (
+    raise ValueError(
         f"The settings of Koroko et al. have no translation for {likelihood!r}; Bernoulli, "
         "Categorical and Gaussian(variance=1) have one."
     )
-    raise ValueError(msg)
 
 
 def _full(
@@ -248,11 +246,10 @@ def _full(
         For a damping that is no number.
     """
     if not isinstance(damping, (int, float, type(None))):
-        msg = (
+        raise ValueError(
             f"optimizer: damping={damping!r} was given; LevenbergMarquardt adapts the λ of "
             "this optimiser, whose first value, a number, is expected."
         )
-        raise ValueError(msg)
     return AdaptiveKFAC(
         problem.model,
         problem.likelihood,

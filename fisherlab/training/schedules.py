@@ -155,11 +155,10 @@ class Order:
         if not callable(batch_size):
             require_number(f"batch_size={batch_size!r}", batch_size, "a whole number")
         if count < 1 or (not callable(batch_size) and batch_size < 1):
-            msg = (
+            raise ValueError(
                 f"Order: {count} examples in batches of {batch_size} were given; both "
                 "must be positive."
             )
-            raise ValueError(msg)
         self._count, self._size, self._seed = count, batch_size, seed
         self._restart()
 
@@ -228,8 +227,7 @@ class ExponentialBatches:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if not (1 <= self.first <= self.last and self.until >= 2):
-            msg = f"{self!r}: 1 ≤ first ≤ last and until ≥ 2 are expected."
-            raise ValueError(msg)
+            raise ValueError(f"{self!r}: 1 ≤ first ≤ last and until ≥ 2 are expected.")
 
     def __call__(self, step: int) -> int:
         """Return the size of the batch of a step, counted from 1."""
@@ -297,11 +295,10 @@ class LevenbergMarquardt:
         """Check the numbers."""
         fits = (self.initial or 0.0) >= 0 and self.every >= 1 and self.floor >= 0
         if not (fits and 0 < self.factor < 1 and self.low < self.high):
-            msg = (
+            raise ValueError(
                 f"{self!r}: initial and floor of at least 0, every of at least 1, a factor "
                 "between 0 and 1, and low below high are expected."
             )
-            raise ValueError(msg)
 
     def first(self, loss: float) -> float:
         """Return λ at the beginning, where the loss is this.
@@ -336,11 +333,10 @@ def rule(damping: Any) -> LevenbergMarquardt:
     try:
         initial = tikhonov(damping, "AdaptiveKFAC")
     except ValueError:
-        msg = (
+        raise ValueError(
             f"AdaptiveKFAC: damping={damping!r}; a number, Tikhonov(λ) or "
             "LevenbergMarquardt(λ) is expected: λ changes while it trains."
-        )
-        raise ValueError(msg) from None
+        ) from None
     return LevenbergMarquardt(initial)
 
 
@@ -504,5 +500,4 @@ def averaging(rule: float | Averaging) -> Averaging:
 
 def _require_share(rule: object, decay: float) -> None:
     if not 0 <= decay <= 1:
-        msg = f"{rule!r}: a share of the old value between 0 and 1 is expected."
-        raise ValueError(msg)
+        raise ValueError(f"{rule!r}: a share of the old value between 0 and 1 is expected.")

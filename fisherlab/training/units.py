@@ -297,11 +297,10 @@ def unpacked(
     named = parameters.named
     wrong = [n for n, unit in units.items() if not _fits(n, unit, names, parameters)]
     if wrong:
-        msg = (
+        raise ValueError(
             f"load_state_dict: the state is of other parameters: {', '.join(wrong)} do not "
             f"fit the blocks {', '.join(parameters.blocks)}. Nothing was changed."
         )
-        raise ValueError(msg)
     known = {
         unit: tuple(named[n] for n in held)
         for unit, held in names.items()

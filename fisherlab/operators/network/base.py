@@ -232,30 +232,27 @@ class NetworkOperator(Operator):
     def _check_blocks(self, ws: Weights, call: str) -> None:
         known = self.weight_shapes
         if not isinstance(ws, Mapping):
-            msg = (
+            raise TypeError(
                 f"{self!r} {call}: {type(ws).__name__} was given; a tensor (..., p, 1) or "
                 f"a mapping with a weight for each of the blocks {list(known)} is expected."
             )
-            raise TypeError(msg)
         missing = [name for name in known if name not in ws]
         unknown = [name for name in ws if name not in known]
         if missing or unknown:
-            msg = (
+            raise ValueError(
                 f"{self!r} {call}: weights of the blocks {list(known)} are expected; "
                 f"missing {missing}, unknown {unknown}."
             )
-            raise ValueError(msg)
         for weight in ws.values():
             check_kind(weight, self, call)
         wrong = {n: tuple(ws[n].shape) for n in known if ws[n].shape[-2:] != known[n]}
         if wrong:
             expected = {name: known[name] for name in wrong}
-            msg = (
+            raise ValueError(
                 f"{self!r} {call}: weights of shape {wrong} were given, (..., d_out, d_in) "
                 f"with {expected} is expected. `stats[name].pack({{parameter: tensor}})` "
                 "makes them from parameters."
             )
-            raise ValueError(msg)
 
 
 def sizes(shapes: Shapes) -> list[int]:

@@ -257,11 +257,10 @@ class BlockTridiagonal(NetworkOperator):
         expected = [((o, p), (i, j)) for (o, i), (p, j) in pairwise(shapes)]
         given = [(tuple(g.shape), tuple(a.shape)) for g, a in self.links]
         if given != expected:
-            msg = (
+            raise ValueError(
                 f"BlockTridiagonal of {dict(self.weight_shapes)}: links of shapes {given} "
                 f"were given, {expected} are expected."
             )
-            raise ValueError(msg)
 
     @cached_property
     def weight_shapes(self) -> Shapes:

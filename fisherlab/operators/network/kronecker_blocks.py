@@ -75,11 +75,10 @@ class KroneckerBlocks(NetworkOperator):
         """Check that the two matrices fit the blocks."""
         expected = [sum(shape[axis] for shape in self.shapes.values()) for axis in (0, 1)]
         if [len(self.rows), len(self.columns)] != expected:
-            msg = (
+            raise ValueError(
                 f"KroneckerBlocks: matrices of {len(self.rows)} and {len(self.columns)} "
                 f"rows were given, {expected} are expected for {dict(self.shapes)}."
             )
-            raise ValueError(msg)
 
     @cached_property
     def places(self) -> dict[str, tuple[slice, slice]]:

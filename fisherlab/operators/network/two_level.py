@@ -210,11 +210,10 @@ class TwoLevelInverse(NetworkOperator):
 
     def _require_symmetric(self, call: str) -> None:
         if self.combination == "multiplicative":
-            msg = (
+            raise ValueError(
                 f"{call} of {self!r}: the multiplicative two-level inverse is not "
                 "symmetric. Use combination='additive', or products."
             )
-            raise ValueError(msg)
 
     def eigenvalues(self) -> Float[Tensor, " p"]:
         """Return all eigenvalues, descending.
@@ -320,11 +319,10 @@ class AdaptiveTwoLevelInverse(NetworkOperator):
     @property
     def formed(self) -> Never:
         """Raise ValueError, as every question about a matrix does: there is none."""
-        msg = (
+        raise ValueError(
             f"{self!r}: the coarse space {self.coarse!r} follows the right-hand side, so "
             "this is no matrix. Take products, or another space."
         )
-        raise ValueError(msg)
 
     def block(self, row: str, column: str) -> Tensor:
         """Raise ValueError: there is no matrix."""
