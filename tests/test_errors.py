@@ -270,6 +270,14 @@ def meta():
     return nn.Linear(3, 2, device="meta")
 
 
+def quantised():
+    """Return a model whose linear maps are integers and whose norms have parameters."""
+    plain = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+
+
 class Mixed(nn.Module):
     """A layer in float32 and one in float64, which asks for its precision itself."""
 
@@ -301,6 +309,21 @@ class Mixed(nn.Module):
 def test_what_is_no_model_or_no_number_is_refused_in_a_sentence(call, kind, words):
     with pytest.raises(kind or fl.UnsupportedModelError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        fl.blocks,
+        fl.coverage,
+        lambda net: fl.collect(net, (X.float(), Y), fl.Categorical()),
+        lambda net: fl.mean_gradient(net, (X.float(), Y), fl.Categorical()),
+        lambda net: fl.NaturalGradient(net, fl.Categorical(), "exact", 0.1, 0.1),
+    ],
+)
+def test_a_quantised_model_is_refused_at_every_door(door):
+    with pytest.raises(fl.UnsupportedModelError, match=r"quantised: .* the model that it"):
+        door(quantised())
 
 
 def test_layers_of_two_precisions_are_seen_in_the_wider_one():

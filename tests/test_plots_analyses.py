@@ -1,5 +1,8 @@
 """Figures of the analyses beside `fl.compare` show the numbers they are given."""
 
+import traceback
+from pathlib import Path
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,6 +80,24 @@ def test_everything_drawn_lies_on_the_canvas(name):
     figure.draw_without_rendering()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0
+
+
+ELSE = [None, 3, "text", [], {}, xr.Dataset(), xr.DataTree(), xr.DataArray([1.0])]
+FIGURES = [
+    getattr(plots, name)
+    for name in [*DRAWN, "density", "own_dampings", "purposes"]
+    if hasattr(plots, name)
+] + [plots.explore, plots.table]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_what_is_no_result_of_its_own_is_refused_in_a_sentence(figure):
+    for other in ELSE:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            figure(other)
+        ours = Path(traceback.extract_tb(caught.tb)[-1].filename)
+        assert ours.parent.name in ("plots", "jaxtyping"), other
+        assert len(str(caught.value)) > 30
 
 
 # --- parts of the error -----------------------------------------------------------------

@@ -14,6 +14,7 @@ from fisherlab import problems
 from fisherlab.operators import KroneckerSum
 from fisherlab.problems import Problem
 from fisherlab.training import take_step, trajectory
+from fisherlab.training.curvature import Preconditioned
 from fisherlab.training.loop import takes_batch
 from tests import cases
 from tests.oracles import assert_close
@@ -301,3 +302,38 @@ def test_the_first_damping_scales_with_the_loss():
         assert optimiser.lam == pytest.approx(loss / 100)
         lams.append(optimiser.lam)
     assert lams[1] == pytest.approx(100 * lams[0])
+
+
+def meaning(optimiser):
+    curvature = optimiser.curvature
+    place = getattr(optimiser, "momentum_of", None)
+    return type(optimiser), curvature.approximator, curvature.fallback, place
+
+
+def held(optimiser):
+    rate = [group["lr"] for group in optimiser.param_groups]
+    return optimiser.steps, rate, dict(optimiser.units)
+
+
+def test_the_state_of_another_recipe_is_taken_as_meant_or_refused_untouched():
+    problem, other = tiny(), tiny()
+
+    def cold(name, problem):
+        warm = "warm_start" in RECIPES[name].settings
+        return fl.optimizer(name, problem, **({"warm_start": None} if warm else {}))
+
+    every = {name: cold(name, problem) for name in RECIPES}
+    sources = {n: o for n, o in every.items() if isinstance(o, Preconditioned)}
+    for optimiser in sources.values():
+        take_step(problem, optimiser, problem.train, 1)
+    states = {name: optimiser.state_dict() for name, optimiser in sources.items()}
+    for target in sources:
+        optimiser = cold(target, other)
+        for source, state in states.items():
+            if meaning(sources[source]) == meaning(optimiser):
+                optimiser.load_state_dict(state)
+            else:
+                before = held(optimiser)
+                with pytest.raises(ValueError, match=r"^load_state_dict: the state .*\.$"):
+                    optimiser.load_state_dict(state)
+                assert held(optimiser) == before

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fisherlab.approximators import register
 from fisherlab.approximators.kfac import factor_sums, roots, rows_by_part
+from fisherlab.errors import NumericalError
+from fisherlab.numerics.devices import require_good
 from fisherlab.numerics.krylov import orthonormal
 from fisherlab.numerics.linalg import damped_cholesky, factorised
 from fisherlab.numerics.packed import second_moment
@@ -622,6 +624,8 @@ class SINGD:
         ------
         NeedsSharedForm
             If the block has no inputs and output gradients.
+        NumericalError
+            If the factors grew out of all bounds.
         """
         rows, cols = factor_sums(statistics, "expand", "SINGD")
         rows, cols = rows / max(statistics.positions, 1), cols / statistics.count
@@ -633,6 +637,7 @@ class SINGD:
         moved_c = self._moved(moved_c, seen_c, held_c, _scales(seen_k, held_k))
         moved_k = self._moved(moved_k, seen_k, held_k, _scales(seen_c, held_c))
         new_c, new_k = c - c @ self._step(moved_c), k - k @ self._step(moved_k)
+        self._require_finite(new_c, new_k, statistics.name)
         return InverseFactors(new_c, new_k, moved_c, moved_k, made)
 
     def _moved(
@@ -649,6 +654,18 @@ class SINGD:
         if self.structure == "diagonal":
             pull = torch.diag(pull.diagonal())
         return self.momentum * before + (1 - self.momentum * self.normalised) * pull
+
+    def _require_finite(self, c: Tensor, k: Tensor, layer: str) -> None:
+        """Refuse factors whose inverse matrix C Cᵀ ⊗ K Kᵀ has no norm."""
+
+        def complaint() -> NumericalError:
+            remedy = "a smaller rate" if self.normalised else "normalised=True"
+            return NumericalError(
+                f"The inverse factors of SINGD in block {layer!r} hold NaN or infinity, or "
+                f"their matrix numbers whose squares overflow; take {remedy}."
+            )
+
+        require_good((c.norm() * k.norm()).pow(4).isfinite(), complaint)
 
     def _step(self, moved: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
         """Return β M, of a normalised step with ‖βM‖ ≤ β."""

@@ -223,7 +223,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     TypeError
         For what is no module.
     UnsupportedModelError
-        For a model of TorchScript, whose calls cannot be followed.
+        For a model of TorchScript, whose calls cannot be followed, or a quantised one.
     """
     if not isinstance(model, nn.Module):
         msg = f"model={model!r}: a torch.nn.Module is expected; wrap a function in one."
@@ -233,6 +233,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
             "The model is TorchScript, whose layers cannot be followed; give the module "
             "that it was made from."
         )
+    places = (f"{type(part).__module__}." for part in model.modules())
+    if any(place.startswith(QUANTISED) for place in places):
+        raise UnsupportedModelError(
+            "The model is quantised: its weights are integers, which have no gradients; "
+            "give the model that it was made from."
+        )
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
     found = model.module if wrapped else getattr(model, "_orig_mod", model)
     if found is model or not isinstance(found, nn.Module):
@@ -240,6 +246,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return uncompiled(found)
 
 
+QUANTISED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 FIRST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)

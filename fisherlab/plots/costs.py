@@ -99,6 +99,7 @@ def pareto(ds: xr.Dataset, ax: Axes | None = None, *, cost: str = "stored_bytes"
     'flops of one solve of all layers together'
     >>> plt.close("all")
     """
+    frames.require_result(ds, xr.Dataset, "fl.pareto")
     known = frames.names(ds, "cost")
     if cost not in known or "error" not in ds:
         raise ValueError(f"the result has no errors at cost {cost!r}; it has: {known}")

@@ -254,6 +254,13 @@ def table(ds: xr.Dataset) -> pd.DataFrame:
 
     Variables without approximations stay out, unless there are no others.
 
+    Raises
+    ------
+    TypeError
+        For what is no Dataset.
+    ValueError
+        For one without variables.
+
     Examples
     --------
     >>> import xarray as xr
@@ -265,6 +272,9 @@ def table(ds: xr.Dataset) -> pd.DataFrame:
     >>> table(ds).columns.tolist()
     ['layer', 'approximator', 'frobenius_error', 'status']
     """
+    require_result(ds, xr.Dataset, "fl.compare")
+    if not ds.data_vars:
+        raise ValueError("table: the result has no variables; make one by fl.compare.")
     cells = [n for n in ds.data_vars if "approximator" in ds[n].dims]
     cells = cells or list(ds.data_vars)
     present = dict.fromkeys(str(dim) for name in cells for dim in ds[name].dims)

@@ -267,6 +267,7 @@ def heatmap(
     ((0.0, 2.0), ['fc1', 'fc2'])
     >>> plt.close("all")
     """
+    require_result(da, xr.DataArray, "fl.inverse_blocks or xarray.DataArray(matrix)")
     if da.ndim != 2:
         raise ValueError(f"heatmap draws a matrix, got dims {da.dims}: select the rest")
     matrix = np.asarray(da.values)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from fisherlab.plots.frames import drawn, kinds, known_layers
+from fisherlab.plots.frames import drawn, kinds, known_layers, require_result
 from fisherlab.plots.style import Style, legend_above, panels, publication, styles, text
 
 COLUMNS: Final = 4
@@ -72,6 +72,7 @@ def purposes(found: xr.Dataset, purpose: str | None = None) -> Figure:
     'largest eigenvalue'
     >>> plt.close(figure)
     """
+    require_result(found, xr.Dataset, "fl.compare(..., purpose=[...])")
     if "of_purpose" not in found.coords:
         raise ValueError(
             "purposes: the table holds none; fl.compare(..., purpose=[...]) makes one."
@@ -144,6 +145,7 @@ def own_dampings(
     ['all layers together', '0']
     >>> plt.close("all")
     """
+    require_result(found, xr.Dataset, "fl.compare(..., purpose=fl.Step(...))")
     if "decrease" not in found:
         raise ValueError(
             "own_dampings: the table holds no steps at several dampings; "

@@ -47,6 +47,7 @@ def layer_table(
     ['1.00', '0.10', '0.10', '1.00']
     >>> plt.close("all")
     """
+    frames.require_result(da, xr.DataArray, 'fl.decompose(...)["coupling"]')
     if da.ndim != 2 or da.shape[0] != da.shape[1]:
         raise ValueError(f"layer_table draws layer × layer, got {dict(da.sizes)}")
     values = np.asarray(da.values, dtype=float)
@@ -104,7 +105,7 @@ def coverage_map(coverage: Any, ax: Axes | None = None) -> Axes:
     ['fc.weight', 's']
     >>> plt.close("all")
     """
-    rows = coverage if isinstance(coverage, pd.DataFrame) else coverage.table()
+    rows = coverage if isinstance(coverage, pd.DataFrame) else _table_of(coverage)
     with publication():
         ax = (
             new_axes(7.6, float(np.clip(0.19 * len(rows) + 1.0, 2.0, 40.0)))
@@ -121,6 +122,13 @@ def coverage_map(coverage: Any, ax: Axes | None = None) -> Axes:
         ax.set_xlabel("entries of the parameter")
         _legend_of_forms(ax, rows)
     return ax
+
+
+def _table_of(coverage: Any) -> pd.DataFrame:
+    if not callable(getattr(coverage, "table", None)):
+        frames.require_result(coverage, pd.DataFrame, "fl.coverage(model).table()")
+    rows: pd.DataFrame = coverage.table()
+    return rows
 
 
 def _rows_of_parameters(ax: Axes, rows: pd.DataFrame) -> None:

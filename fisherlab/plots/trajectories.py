@@ -154,8 +154,12 @@ def losses(
     ['sgd, training', 'kfac, training']
     >>> plt.close("all")
     """
-    runs = {"": ds} if isinstance(ds, xr.Dataset) else dict(ds)
-    looks = styles(list(runs)) if not isinstance(ds, xr.Dataset) else {"": _PLAIN}
+    several = not isinstance(ds, xr.Dataset) and isinstance(ds, Mapping)
+    given: Any = ds if several else {"": ds}
+    runs: dict[str, xr.Dataset] = dict(given)
+    if not runs:
+        raise ValueError("losses: no run was given; {name: result} is expected.")
+    looks = styles(list(runs)) if several else {"": _PLAIN}
     with publication():
         ax = new_axes(4.0, 2.8) if ax is None else ax
         for run, found in runs.items():
@@ -180,6 +184,7 @@ _PLAIN: Final = Style("#444444", "o")  # no method's colour
 
 
 def _losses(ds: xr.Dataset, what: str, run: str) -> dict[str, xr.DataArray]:
+    frames.require_result(ds, xr.Dataset, "fl.follow")
     rows = {"training": f"train_{what}", "test": f"test_{what}"}
     known = {label: ds[name] for label, name in rows.items() if name in ds.data_vars}
     if not known:

@@ -269,6 +269,7 @@ class AdaptiveKFAC(Preconditioned):
 
     key = "adaptive_kfac"
     kept = ("steps", "lam", "gamma", "ratio", "exceptions")
+    fixed = ()
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from fisherlab.approximators.online import Observation
 from fisherlab.approximators.ranks import begun, called_by_all, whole
 from fisherlab.approximators.register import named
 from fisherlab.approximators.streaming import NETWORK
+from fisherlab.codes import described
 from fisherlab.errors import BudgetError, FisherlabError, NeedsSharedForm, warn
 from fisherlab.layers import uncompiled
 from fisherlab.likelihoods import Likelihood
@@ -372,6 +373,7 @@ class Preconditioned(torch.optim.Optimizer):
 
     key: ClassVar[str]  # of its part of a state dict
     kept: ClassVar[tuple[str, ...]]  # what stands there beside the units
+    fixed: ClassVar[tuple[str, ...]]  # settings that say what the state stands for
 
     def __init__(
         self,
@@ -470,9 +472,18 @@ class Preconditioned(torch.optim.Optimizer):
         found = super().state_dict()
         found["param_groups"] = serialise.pack(found["param_groups"])
         own = serialise.pack({name: getattr(self, name) for name in self.kept})
+        own["of"] = self._of()
         named = dict(self.model.named_parameters())
         found[self.key] = own | packed(self.units, self._owners, named)
         return found
+
+    def _of(self) -> dict[str, str]:
+        """Describe what gives the state its meaning, and may not be another one."""
+        own = [
+            (name, getattr(self.curvature, name)) for name in ("approximator", "fallback")
+        ]
+        own += [(name, getattr(self, name)) for name in self.fixed]
+        return {name: described(part) for name, part in own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a state: bit for bit, or in the precision of the parameters.
@@ -480,7 +491,8 @@ class Preconditioned(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If the state is not of this kind of optimiser, or of other parameters.
+            If the state is not of this kind of optimiser, or of another method or other
+            parameters.
         """
         if self.key not in state_dict:
             msg = "load_state_dict: the state of another kind of optimiser was given."
@@ -491,6 +503,18 @@ class Preconditioned(torch.optim.Optimizer):
         if lost:
             gone = ", ".join(lost)
             msg = f"load_state_dict: the state lacks {gone}; nothing was changed."
+            raise ValueError(msg)
+        now = self._of()
+        before = own.get("of", now)  # older states have none
+        unlike = [name for name in now if now[name] != before.get(name)]
+        if unlike:
+            theirs, ours = (
+                ", ".join(f"{n}={of.get(n)}" for n in unlike) for of in (before, now)
+            )
+            msg = (
+                f"load_state_dict: the state has {theirs}, this optimiser {ours}; make it "
+                "with the same. Nothing was changed."
+            )
             raise ValueError(msg)
         groups = serialise.unpack(state_dict["param_groups"])
         units, known = unpacked(own, self._parameters())

@@ -147,6 +147,7 @@ class NaturalGradient(Preconditioned):
 
     key = "natural_gradient"
     kept = ("steps", "exceptions")
+    fixed = ("momentum_of",)
 
     def __init__(
         self,
