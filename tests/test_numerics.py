@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fisherlab.errors import BudgetError, IndefiniteError, NumericalError
 from fisherlab.numerics import devices, krylov, linalg, packed
 from fisherlab.numerics.krylov import LinearMap, block_krylov, conjugate_gradients
+from fisherlab.operators.bases import Modes
+from fisherlab.operators.eigenform import Eigenform
 from tests.cases import normal
 from tests.oracles import assert_close
 
@@ -276,3 +278,29 @@ def test_the_count_of_a_symmetric_product_is_what_it_multiplies(size):
     with FlopCounterMode(display=False, custom_mapping=products) as counter:
         packed.symmetric_product_(torch.zeros(size, size), torch.zeros(3, size))
     assert counter.get_total_flops() == packed.symmetric_flops(size, 3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(bad, dtype):
+    """Extremes of the values say as much as a look at each, and count them all."""
+    values = torch.linspace(-1, 1, 30, dtype=torch.float64).to(dtype).reshape(5, 6)
+    linalg.require_finite(values, "a factor")
+    linalg.require_finite(values[:0], "a factor")
+    for place in range(0, 30, 7):
+        broken = values.clone()
+        broken.view(-1)[place] = bad
+        with pytest.raises(NumericalError, match="a factor holds 1 of 30 values"):
+            linalg.require_finite(broken.T, "a factor")
+
+
+def test_eigenvalues_of_one_table_are_not_copied_and_stay_as_they_are():
+    """A table may be a gigabyte: it is held once, and its inverse is another one."""
+    table = torch.arange(1.0, 7.0).double()[None]
+    known = table.clone()
+    form = Eigenform(Modes((None, torch.eye(3).double()), (2, 3), (2, 3)), (table,), (2, 3))
+    assert form.values.data_ptr() == table.data_ptr()
+    for exponent in (-1.0, -0.5, 0.5):
+        made = form.power(exponent, 0.5).values
+        assert torch.allclose(made, (known[0] + 0.5) ** exponent)
+    assert torch.equal(table, known)

@@ -88,7 +88,8 @@ class Eigenform(Operator):
     @cached_property
     def values(self) -> Float[Tensor, " r"]:
         """The v_j in the order of the vectors."""
-        return torch.cat([table.flatten() for table in self.tables])
+        first, *rest = (table.flatten() for table in self.tables)
+        return torch.cat([first, *rest]) if rest else first  # no copy of one
 
     @cached_property
     def rows(self) -> int:
@@ -251,10 +252,11 @@ def powers(
     IndefiniteError
         If a negative value is met, or under a negative exponent what may be zero.
     """
-    shifted = values + damping
     if exponent < 0:
         require_positive(values, damping, what, size)
-        return shifted.reciprocal() if exponent == -1 else shifted.pow(exponent)
+        shifted = values + damping
+        return shifted.reciprocal_() if exponent == -1 else shifted.pow_(exponent)
+    shifted = values + damping
     rounding = 1e2 * torch.finfo(values.dtype).eps * float(values.abs().max())
     if not bool((shifted >= -rounding).all()):
         require_finite(shifted, f"{what} with damping {damping:g}")

@@ -322,8 +322,12 @@ class WoodburyInverse(Operator):
 
     def _energies(self, samples: Samples) -> Float[Tensor, " p"]:
         """Return the sums of squares of R's columns, a few rows of the weight at once."""
-        panels = row_panels(samples, PANEL_BYTES)
-        return torch.cat([self._rows(panel).square().sum(0) for panel in panels])
+        found, at = self.factor.new_empty(math.prod(samples.weight_shape)), 0
+        for panel in row_panels(samples, PANEL_BYTES):
+            squares = self._rows(panel).square_().sum(0)
+            found[at : at + len(squares)] = squares
+            at += len(squares)
+        return found
 
     @cached_property
     def _coupling(self) -> Float[Tensor, "m m"]:
@@ -349,7 +353,7 @@ class WoodburyInverse(Operator):
     def diagonal(self) -> Float[Tensor, "o i"]:
         """Return the diagonal."""
         inside = self._energies(self.samples).view(self.weight_shape)
-        return ((1 - inside) / self.damping).to(self.dtype)
+        return inside.neg_().add_(1).div_(self.damping).to(self.dtype)
 
     @cached_property
     def _values(self) -> Float[Tensor, " m"]:
@@ -453,7 +457,7 @@ def _factored_any(a: FactoredFisher, b: Operator) -> float:
 def _woodbury_eigenform(a: WoodburyInverse, b: Eigenform) -> float:
     """Multiply the M samples by b, or the eigenvectors of b by a if those are fewer."""
     if b.basis.is_identity:
-        return float((b.values * a.diagonal().flatten()).sum(dtype=torch.float64))
+        return float(b.values.double() @ a.diagonal().flatten().double())
     return b.inner_by_vectors(a) if len(b.values) < len(a.factor) else a.inner_with(b)
 
 
