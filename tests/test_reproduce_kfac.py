@@ -15,6 +15,7 @@ from fisherlab.operators import Factored
 from fisherlab.reproduce import kfac_iterations, martens2015, training_races
 from fisherlab.reproduce import kfac_matrices as figures
 from fisherlab.reproduce import kfac_rescaling as rescaling
+from fisherlab.reproduce.catalogue import experiment
 from fisherlab.reproduce.experiment import Setting
 from fisherlab.showing import percent
 from tests.cases import normal
@@ -23,7 +24,7 @@ from tests.oracles import assert_close
 from tests.test_reproduce_claims import verdicts
 
 QUICK = Setting(quick=True)
-computed = cache(lambda name: figures.EXPERIMENTS[name].compute(QUICK))
+computed = cache(lambda name: experiment(name).compute(QUICK))
 
 
 def positive(size):
@@ -166,7 +167,7 @@ def test_seven_iterations_train_as_far_as_published():
     assert claim.verdict == "reproduced"
     assert claim.measured["after 7"][0] == pytest.approx(0.030, abs=0.003)
     assert claim.measured["after 22"][0] == 0
-    one = kfac_iterations.EXPERIMENTS["kfac-iterations"]
+    one = experiment("kfac-iterations")
     plt.close(one.draw(one.compute(QUICK)))
 
 
@@ -182,11 +183,11 @@ def test_figure_3_the_approximation_falls_with_distance_and_the_exact_fisher_doe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", figures.EXPERIMENTS)
+@pytest.mark.parametrize("name", [one.name for one in figures.EXPERIMENTS])
 def test_figures_are_drawn_with_their_settings(name, tmp_path):
     ds = computed(name)
     assert "7 iterations" in ds.attrs["settings"]
-    drawing = figures.EXPERIMENTS[name].draw(ds.expand_dims(seed=[0]))
+    drawing = experiment(name).draw(ds.expand_dims(seed=[0]))
     drawing.savefig(tmp_path / "figure.png", dpi=40)
     plt.close(drawing)
 

@@ -226,7 +226,7 @@ def experiments() -> dict[str, Experiment]:
     found: dict[str, Experiment] = {}
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         held = importlib.import_module(f"{package.__name__}.{module.name}")
-        found |= getattr(held, "EXPERIMENTS", {})
+        found |= {one.name: one for one in getattr(held, "EXPERIMENTS", ())}
     return found
 
 

@@ -161,16 +161,16 @@ def draw(result: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-EXPERIMENTS: Final = {
-    "cg-fac-cost": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "cg-fac-cost",
         "CG-FAC: time, memory and error beside K-FAC over width, batch and tolerance",
         costs,
         draw,
         data=(),
         minutes=(0.3, 30.0),
-    )
-}
+    ),
+)
 
 
 PAPER: Final = "chen2021"

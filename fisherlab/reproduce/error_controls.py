@@ -311,22 +311,19 @@ CONTROL_ROWS: Final = (
     ),
 )
 
-EXPERIMENTS: Final = {
-    one.name: one
-    for one in (
-        Experiment(
-            "inverse-beside-matrix",
-            "Error of the damped inverse beside that of the matrix, six methods",
-            inverses,
-            draw_inverses,
-            minutes=(0.2, 1.0),
-        ),
-        Experiment(
-            "exact-beside-sampled",
-            "Errors with the exact Fisher, with sampled labels and with those of the data",
-            fishers,
-            draw_fishers,
-            minutes=(0.2, 1.0),
-        ),
-    )
-}
+EXPERIMENTS: Final = (
+    Experiment(
+        "inverse-beside-matrix",
+        "Error of the damped inverse beside that of the matrix, six methods",
+        inverses,
+        draw_inverses,
+        minutes=(0.2, 1.0),
+    ),
+    Experiment(
+        "exact-beside-sampled",
+        "Errors with the exact Fisher, with sampled labels and with those of the data",
+        fishers,
+        draw_fishers,
+        minutes=(0.2, 1.0),
+    ),
+)

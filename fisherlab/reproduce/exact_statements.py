@@ -289,13 +289,13 @@ def draw(result: xr.Dataset) -> Drawing:
     return figure
 
 
-EXPERIMENTS: Final = {
-    "exact-statements": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "exact-statements",
         "Algorithms, a lemma and a proposition of the papers beside dense definitions",
         statements,
         draw,
         data=(),
         minutes=(0.1, 0.1),
-    )
-}
+    ),
+)

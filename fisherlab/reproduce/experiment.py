@@ -1,6 +1,6 @@
 """What is run for a figure, what a paper claims, and the verdict on what was measured.
 
-A module of this folder that holds a dict ``EXPERIMENTS`` of names to `Experiment` values
+A module of this folder that holds a tuple ``EXPERIMENTS`` of `Experiment` values
 is found by `fisherlab.reproduce.catalogue`, as the ``ROWS`` of a paper are. A claim holds
 published numbers by label, or bounds; an experiment's result gives numbers by the same
 labels. The verdict follows from both and is written nowhere by hand.

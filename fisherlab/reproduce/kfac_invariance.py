@@ -175,13 +175,13 @@ CLAIMS: Final = (
     ),
 )
 
-EXPERIMENTS: Final = {
-    "kfac-invariance": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "kfac-invariance",
         "K-FAC (1503.05671) Theorem 1: invariance to affine maps, beside other methods",
         invariance,
         draw,
         data=(),
         minutes=(0.1, 0.1),
-    )
-}
+    ),
+)

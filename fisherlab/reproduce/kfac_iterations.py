@@ -145,13 +145,13 @@ def draw(ds: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-EXPERIMENTS: Final = {
-    "kfac-iterations": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "kfac-iterations",
         "K-FAC (1503.05671): error after 7 and 22 full-batch iterations of Algorithm 2",
         iterations,
         draw,
         minutes=(0.2, 6.0),
         problems=PROBLEMS,
-    )
-}
+    ),
+)

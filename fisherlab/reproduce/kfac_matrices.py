@@ -416,48 +416,45 @@ def _labelled(matrices: Mapping[str, Tensor], middle: Middle) -> xr.Dataset:
     )
 
 
-EXPERIMENTS: Final = {
-    one.name: one
-    for one in (
-        Experiment(
-            "kfac-figure-2",
-            "K-FAC (1503.05671) Figure 2: |F|, |F̃| and |F − F̃| of the middle layers",
-            factorisation,
-            draw_factorisation,
-            minutes=(0.2, 3.0),
-            problems=PROBLEMS,
-        ),
-        Experiment(
-            "kfac-figure-3",
-            "K-FAC (1503.05671) Figure 3: |F̃⁻¹|, and by distance of layers over damping",
-            inverse,
-            draw_inverse,
-            minutes=(0.3, 4.0),
-            problems=PROBLEMS,
-        ),
-        Experiment(
-            "kfac-figure-5",
-            "K-FAC (1503.05671) Figure 5: F̃ beside its block diagonal and its chain",
-            structures,
-            draw_structures,
-            minutes=(0.2, 3.0),
-            problems=PROBLEMS,
-        ),
-        Experiment(
-            "kfac-figure-6",
-            "K-FAC (1503.05671) Figure 6: F̃⁻¹ beside those of block diagonal and chain",
-            inverse_structures,
-            draw_structures,
-            minutes=(0.2, 3.0),
-            problems=PROBLEMS,
-        ),
-        Experiment(
-            "kfac-tridiagonal-damping",
-            "Errors and divergence of block diagonal and chain over the damping",
-            over_damping,
-            draw_over_damping,
-            minutes=(0.4, 5.0),
-            problems=PROBLEMS,
-        ),
-    )
-}
+EXPERIMENTS: Final = (
+    Experiment(
+        "kfac-figure-2",
+        "K-FAC (1503.05671) Figure 2: |F|, |F̃| and |F − F̃| of the middle layers",
+        factorisation,
+        draw_factorisation,
+        minutes=(0.2, 3.0),
+        problems=PROBLEMS,
+    ),
+    Experiment(
+        "kfac-figure-3",
+        "K-FAC (1503.05671) Figure 3: |F̃⁻¹|, and by distance of layers over damping",
+        inverse,
+        draw_inverse,
+        minutes=(0.3, 4.0),
+        problems=PROBLEMS,
+    ),
+    Experiment(
+        "kfac-figure-5",
+        "K-FAC (1503.05671) Figure 5: F̃ beside its block diagonal and its chain",
+        structures,
+        draw_structures,
+        minutes=(0.2, 3.0),
+        problems=PROBLEMS,
+    ),
+    Experiment(
+        "kfac-figure-6",
+        "K-FAC (1503.05671) Figure 6: F̃⁻¹ beside those of block diagonal and chain",
+        inverse_structures,
+        draw_structures,
+        minutes=(0.2, 3.0),
+        problems=PROBLEMS,
+    ),
+    Experiment(
+        "kfac-tridiagonal-damping",
+        "Errors and divergence of block diagonal and chain over the damping",
+        over_damping,
+        draw_over_damping,
+        minutes=(0.4, 5.0),
+        problems=PROBLEMS,
+    ),
+)

@@ -185,13 +185,13 @@ CLAIMS: Final = (
         reason=_told,
     ),
 )
-EXPERIMENTS: Final = {
-    "kfac-rescaling": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "kfac-rescaling",
         "K-FAC (1503.05671) Figure 7: what one step gains over γ, raw and rescaled",
         rescaling,
         draw,
         minutes=(0.2, 4.0),
         problems=PROBLEMS,
-    )
-}
+    ),
+)

@@ -141,8 +141,8 @@ def draw(result: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-EXPERIMENTS: Final = {
-    "kpsvd-candidates": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "kpsvd-candidates",
         "KPSVD, section 4: which setting puts two terms ahead of one in training.",
         candidates,
@@ -150,5 +150,5 @@ EXPERIMENTS: Final = {
         (PUBLISHED.problem,),
         (6.3, 1500.0),
         trains=True,
-    )
-}
+    ),
+)

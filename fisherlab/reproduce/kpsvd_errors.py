@@ -250,19 +250,16 @@ def _along(name: str, of: str, size: Size, minutes: tuple[float, float]) -> Expe
     )
 
 
-EXPERIMENTS: Final = {
-    one.name: one
-    for one in (
-        _along("kpsvd-errors", "CURVES surrogate", CURVES, (1.5, 7.0)),
-        _along("kpsvd-errors-mnist", "MNIST", MNIST, (1.5, 35.0)),
-        _along("kpsvd-errors-faces", "FACES surrogate", FACES, (6.0, 80.0)),
-        Experiment(
-            "kpsvd-controls",
-            "KPSVD, controls: error 1 over the number of examples and by layer, MNIST",
-            controls,
-            draw_controls,
-            (MNIST.problem,),
-            minutes=(0.7, 5.0),
-        ),
-    )
-}
+EXPERIMENTS: Final = (
+    _along("kpsvd-errors", "CURVES surrogate", CURVES, (1.5, 7.0)),
+    _along("kpsvd-errors-mnist", "MNIST", MNIST, (1.5, 35.0)),
+    _along("kpsvd-errors-faces", "FACES surrogate", FACES, (6.0, 80.0)),
+    Experiment(
+        "kpsvd-controls",
+        "KPSVD, controls: error 1 over the number of examples and by layer, MNIST",
+        controls,
+        draw_controls,
+        (MNIST.problem,),
+        minutes=(0.7, 5.0),
+    ),
+)

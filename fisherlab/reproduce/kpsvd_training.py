@@ -254,13 +254,13 @@ def draw(result: xr.Dataset) -> Drawing:
     return figure
 
 
-EXPERIMENTS: Final = {
-    "kpsvd-training": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "kpsvd-training",
         "KPSVD, section 4: training losses over time beside KFAC, SGD and Adam.",
         training,
         draw,
         ("mnist-autoencoder-koroko",),
         minutes=(0.8, 90.0),
-    )
-}
+    ),
+)

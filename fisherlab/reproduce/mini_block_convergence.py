@@ -215,13 +215,13 @@ def draw(result: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-EXPERIMENTS: Final = {
-    "mbf-theorem-1": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "mbf-theorem-1",
         "MBF, theorem 1: the linear rate step by step, and its failure at η = 1/K.",
         theorem,
         draw,
         data=(),
         minutes=(0.1, 3.0),
-    )
-}
+    ),
+)

@@ -162,13 +162,13 @@ def draw(result: xr.Dataset) -> Drawing:
     return grid.figure
 
 
-EXPERIMENTS: Final = {
-    "mbf-cost": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "mbf-cost",
         "MBF: numbers held and times beside KFAC and Shampoo over the width",
         costs,
         draw,
         data=(),
         minutes=(0.3, 10.0),
-    )
-}
+    ),
+)

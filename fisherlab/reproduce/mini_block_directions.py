@@ -220,12 +220,12 @@ def draw(result: xr.Dataset) -> Drawing:
     return figure
 
 
-EXPERIMENTS: Final = {
-    "mbf-figure-6": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "mbf-figure-6",
         "MBF, figure 6: cosines of directions with dense blocks, over the damping.",
         cosines,
         draw,
         minutes=(0.3, 3.0),
-    )
-}
+    ),
+)

@@ -303,38 +303,35 @@ def _of_layer(statistics: LayerStatistics, seed: int) -> xr.Dataset:
     ).expand_dims(layer=[statistics.name])
 
 
-EXPERIMENTS: Final = {
-    one.name: one
-    for one in (
-        Experiment(
-            "mbf-mass-digits",
-            "MBF: share of inverse Fisher blocks in mini-blocks, beside nulls, 256-20⁵-10",
-            digits_mass,
-            draw_mass,
-            minutes=(0.3, 4.0),
-        ),
-        Experiment(
-            "mbf-mass-cnn",
-            "MBF: the same for the convolutions of the Simple CNN, Fashion-MNIST.",
-            cnn_mass,
-            draw_mass,
-            ("fashion-mnist-cnn",),
-            minutes=(0.6, 15.0),
-        ),
-        Experiment(
-            "mbf-inverse-digits",
-            "MBF, figures 5 (right) and 13: inverse empirical Fisher blocks, 256-20⁵-10.",
-            digits_inverses,
-            draw_inverses,
-            minutes=(0.2, 1.0),
-        ),
-        Experiment(
-            "mbf-inverse-cnn",
-            "MBF, figures 5 (left) and 14: inverse empirical Fisher blocks, Simple CNN.",
-            cnn_inverses,
-            draw_inverses,
-            ("fashion-mnist-cnn",),
-            minutes=(0.4, 8.0),
-        ),
-    )
-}
+EXPERIMENTS: Final = (
+    Experiment(
+        "mbf-mass-digits",
+        "MBF: share of inverse Fisher blocks in mini-blocks, beside nulls, 256-20⁵-10",
+        digits_mass,
+        draw_mass,
+        minutes=(0.3, 4.0),
+    ),
+    Experiment(
+        "mbf-mass-cnn",
+        "MBF: the same for the convolutions of the Simple CNN, Fashion-MNIST.",
+        cnn_mass,
+        draw_mass,
+        ("fashion-mnist-cnn",),
+        minutes=(0.6, 15.0),
+    ),
+    Experiment(
+        "mbf-inverse-digits",
+        "MBF, figures 5 (right) and 13: inverse empirical Fisher blocks, 256-20⁵-10.",
+        digits_inverses,
+        draw_inverses,
+        minutes=(0.2, 1.0),
+    ),
+    Experiment(
+        "mbf-inverse-cnn",
+        "MBF, figures 5 (left) and 14: inverse empirical Fisher blocks, Simple CNN.",
+        cnn_inverses,
+        draw_inverses,
+        ("fashion-mnist-cnn",),
+        minutes=(0.4, 8.0),
+    ),
+)

@@ -329,8 +329,8 @@ def draw(result: xr.Dataset) -> Drawing:
     return figure
 
 
-EXPERIMENTS: Final = {
-    "mbf-settings": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "mbf-settings",
         "MBF: training loss over learning rate and damping in short runs",
         settings,
@@ -338,5 +338,5 @@ EXPERIMENTS: Final = {
         ("digits-autoencoder",),
         (0.8, 20.0),
         trains=True,
-    )
-}
+    ),
+)

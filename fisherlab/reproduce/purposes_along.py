@@ -283,12 +283,12 @@ PURPOSE_ROWS: Final = (
     ),
 )
 
-EXPERIMENTS: Final = {
-    "purposes-along": Experiment(
+EXPERIMENTS: Final = (
+    Experiment(
         "purposes-along",
         "All families of methods in six purposes along one training, with noise floors",
         along,
         draw,
         minutes=(0.4, 30.0),
-    )
-}
+    ),
+)

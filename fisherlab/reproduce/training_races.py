@@ -239,8 +239,8 @@ MINUTES: Final = {
     "kfac-training-faces": (1.8, 20000.0),
 }
 _PAPERS: Final = {"kpsvd": "KPSVD", "mbf": "MBF", "kfac": "K-FAC", "cg": "CG-FAC"}
-EXPERIMENTS: Final = {
-    name: Experiment(
+EXPERIMENTS: Final = tuple(
+    Experiment(
         name,
         f"{_PAPERS[name.split('-')[0]]}: training losses over steps and time, "
         f"{chosen.problem}, {len(chosen.runners)} optimisers at their published settings",
@@ -252,7 +252,7 @@ EXPERIMENTS: Final = {
         trains=True,
     )
     for name, chosen in RACES.items()
-}
+)
 
 
 def at_end(ds: xr.Dataset, of: str = "train_loss") -> dict[str, float]:

@@ -205,16 +205,11 @@ def _experiment(
     return Experiment(name, text, partial(mapped, measure), draw, minutes=minutes)
 
 
-EXPERIMENTS: Final = {
-    one.name: one
-    for one in (
-        _experiment(
-            "validity-kfac", "K-FAC: its two inverses", chain_over_blocks, (0.4, 15.0)
-        ),
-        _experiment("validity-kpsvd", "KPSVD: inverse and step", one_term, (0.2, 3.0)),
-        _experiment("validity-mbf", "MBF: its step", mini_blocks, (0.2, 3.0)),
-    )
-}
+EXPERIMENTS: Final = (
+    _experiment("validity-kfac", "K-FAC: its two inverses", chain_over_blocks, (0.4, 15.0)),
+    _experiment("validity-kpsvd", "KPSVD: inverse and step", one_term, (0.2, 3.0)),
+    _experiment("validity-mbf", "MBF: its step", mini_blocks, (0.2, 3.0)),
+)
 
 
 def _worst(conclusion: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
