@@ -1,7 +1,4 @@
-"""Files that are whole or not there, tell of damage, and have one writer at a time.
-
-And settings that are back as they were, whatever ends what changed them.
-"""
+"""Files that are whole or not there, tell of damage, and have one writer at a time."""
 
 from __future__ import annotations
 
@@ -167,37 +164,6 @@ def check_seal(path: Path) -> bool:
             "copy of the file, or make it again."
         )
     return True
-
-
-@contextmanager
-def put_back(*undo: Callable[[], object]) -> Iterator[None]:
-    """Undo in the end what a block changes, in full even where Ctrl-C falls into it.
-
-    Enter it before the first change: all is undone whether it was made or not, and once
-    more where the first time was interrupted.
-
-    Parameters
-    ----------
-    undo
-        Functions that give settings their old values, however often they are called.
-
-    Examples
-    --------
-    >>> settings = {"fast": True}
-    >>> with put_back(lambda: settings.update(fast=True)):
-    ...     settings["fast"] = False
-    >>> settings
-    {'fast': True}
-    """
-    try:
-        try:
-            yield
-        finally:
-            for each in undo:
-                each()
-    finally:  # not in an except: it may come before the first of them
-        for each in undo:
-            each()
 
 
 @contextmanager

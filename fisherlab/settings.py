@@ -1,8 +1,9 @@
-"""Numbers as settings: what is no number is refused in one sentence everywhere."""
+"""Settings: what is no number is refused in one sentence, what was changed is put back."""
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from math import isnan
 from typing import Any, Literal, TypeVar
@@ -108,3 +109,34 @@ def _wanted(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Kind
         elif parts - {"None"} == {"float"}:
             found[name] = "a number", empty
     return found
+
+
+@contextmanager
+def put_back(*undo: Callable[[], object]) -> Iterator[None]:
+    """Undo in the end what a block changes, in full even where Ctrl-C falls into it.
+
+    Enter it before the first change: all is undone whether it was made or not, and once
+    more where the first time was interrupted.
+
+    Parameters
+    ----------
+    undo
+        Functions that give settings their old values, however often they are called.
+
+    Examples
+    --------
+    >>> settings = {"fast": True}
+    >>> with put_back(lambda: settings.update(fast=True)):
+    ...     settings["fast"] = False
+    >>> settings
+    {'fast': True}
+    """
+    try:
+        try:
+            yield
+        finally:
+            for each in undo:
+                each()
+    finally:  # not in an except: it may come before the first of them
+        for each in undo:
+            each()

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from fisherlab.durable import put_back
 from fisherlab.errors import UnsupportedModelError, meant
 from fisherlab.numerics.devices import generators_kept
+from fisherlab.settings import put_back
 
 
 @contextmanager

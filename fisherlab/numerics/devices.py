@@ -21,9 +21,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from fisherlab.durable import put_back
 from fisherlab.errors import BudgetError
-from fisherlab.settings import require_number
+from fisherlab.settings import put_back, require_number
 
 
 def available_devices() -> tuple[str, ...]:

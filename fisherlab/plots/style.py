@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from fisherlab.durable import put_back
+from fisherlab.settings import put_back
 
 
 @dataclass(frozen=True)

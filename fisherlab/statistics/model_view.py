@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 from torch.utils import checkpoint
 
-from fisherlab.durable import put_back
 from fisherlab.errors import UnsupportedModelError
 from fisherlab.layers import Block, alone, require_independent_examples, uncompiled
 from fisherlab.numerics.devices import generator_states, generators_kept
+from fisherlab.settings import put_back
 from fisherlab.statistics.batches import Batch, map_inputs
 
 _SHARDED = {"DTensor", "FullyShardedDataParallel", "FlatParameter"}
@@ -120,8 +120,8 @@ class ModelView:
                 _as_now(checkpoint, _KEEPING),
                 *([_as_now(fused, ["enabled"])] if recurrent else []),
                 *(_unhooked(module) for module in recurrent),
+                _gradients(self.model),
             ),
-            gradients_kept(self.model),
             sdpa_kernel(SDPBackend.MATH),
             warnings.catch_warnings(),
             warnings.catch_warnings(),  # where the inner one is left by an interrupt
@@ -364,15 +364,19 @@ def _derived_tensors_aside(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def gradients_kept(model: nn.Module) -> Iterator[None]:
     """Undo what a backward pass inside of a backward pass adds to ``.grad``."""
-    parameters = list(model.parameters())
-    kept = [p.grad for p in parameters]
+    with put_back(_gradients(model)):
+        yield
+
+
+def _gradients(model: nn.Module) -> Callable[[], None]:
+    """Return what gives every parameter the gradient that it has now."""
+    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
 
     def undo() -> None:
-        for parameter, grad in zip(parameters, kept, strict=True):
+        for parameter, grad in kept:
             parameter.grad = grad
 
-    with put_back(undo):
-        yield
+    return undo
 
 
 def _as_now(holder: Any, names: Iterable[str]) -> Callable[[], None]:

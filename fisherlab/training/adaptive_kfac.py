@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from fisherlab.durable import put_back
 from fisherlab.errors import NumericalError
 from fisherlab.layers import frozen
 from fisherlab.layers.blocks import exclusive
 from fisherlab.likelihoods import Likelihood
 from fisherlab.numerics.ranks import Ranks
 from fisherlab.operators.base import Factored
-from fisherlab.settings import numeric
+from fisherlab.settings import numeric, put_back
 from fisherlab.showing import shown
 from fisherlab.statistics import Fisher, MonteCarlo
 from fisherlab.statistics.batches import Batch

@@ -18,11 +18,10 @@ import torch
 import xarray as xr
 
 from fisherlab.analysis.cells import say_complete
-from fisherlab.durable import put_back
 from fisherlab.numerics.devices import one_order
 from fisherlab.numerics.ranks import live
 from fisherlab.problems.problem import Problem
-from fisherlab.settings import numeric
+from fisherlab.settings import numeric, put_back
 from fisherlab.training.one_graph import require_replicas
 from fisherlab.training.probes import Losses, Probe, Tracker
 from fisherlab.training.register import optimizer as by_name

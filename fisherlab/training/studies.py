@@ -17,8 +17,8 @@ import xarray as xr
 from filelock import FileLock
 
 from fisherlab.analysis.files import last_step, read_parts
-from fisherlab.durable import put_back
 from fisherlab.errors import DataError, NumericalError
+from fisherlab.settings import put_back
 
 if TYPE_CHECKING:
     import optuna
