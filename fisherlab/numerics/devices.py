@@ -317,7 +317,7 @@ def readable(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def require(needed: int, budget: int, what: str, remedy: str) -> None:
+def require(needed: int, budget: int, what: object, remedy: str) -> None:
     """Raise BudgetError if `needed` bytes exceed the budget.
 
     Raises

@@ -494,7 +494,7 @@ class Operator(Held, ABC):
         require(
             p * p * self.dtype.itemsize,
             parse_budget(budget, self.device),
-            f"to_dense of {self!r}",
+            Label("to_dense of {}", self),
             "Products, norms, solves and inner products need no dense matrix.",
         )
         return self._dense()

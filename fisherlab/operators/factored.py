@@ -262,7 +262,7 @@ class FactoredFisher(Operator):
         require(
             2 * m * m * 8,
             parse_budget(None, self.device),
-            f"The {m}×{m} Gram matrix of {self!r}",
+            Label(f"The {m}×{m} Gram matrix of {{}}", self),
             f"The dense block would take {readable(2 * 8 * self.shape[0] ** 2)}; "
             "use fewer examples, or MonteCarlo instead of Exact.",
         )

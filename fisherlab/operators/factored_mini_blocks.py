@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
 from fisherlab.numerics.devices import chunks, parse_budget, require
-from fisherlab.numerics.linalg import stacked_cholesky
+from fisherlab.numerics.linalg import Label, stacked_cholesky
 from fisherlab.numerics.packed import mirror_, symmetric_product_, weighted_moment
 from fisherlab.operators.base import (
     PANEL_BYTES,
@@ -74,7 +74,7 @@ class FactoredMiniBlocks(Operator):
         require(
             sum(count * size**2 for count, size in sizes) * self.dtype.itemsize,
             parse_budget(None, self.device),
-            f"Forming the mini-blocks of {self!r}",
+            Label("Forming the mini-blocks of {}", self),
             "Norms and errors need no formed blocks.",
         )
         blocks: list[Tensor] = []
