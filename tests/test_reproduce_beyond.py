@@ -165,7 +165,7 @@ def test_the_best_time_of_cg_fac_is_told():
     coords = {"width": [50], "batch": [16, 64], "alpha": [1.0], "residual": [0.01]}
     ratio = xr.DataArray(np.array([0.5, 2.0]).reshape(shape), coords, dims)
     ds = xr.Dataset({"time_ratio": ratio})
-    assert beyond._quicker(ds) == {"share of settings": 0.5}
+    assert beyond.share(ds, "time_ratio", 1.0) == {"share of settings": 0.5}
     assert "0.500 of K-FAC's time, with d = 50, m = 16, λ = 1 of" in beyond._quickest(ds)
 
 

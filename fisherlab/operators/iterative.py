@@ -88,7 +88,9 @@ class IterativeInverse(Operator):
     @cached_property
     def formed(self) -> Operator:
         """The matrix's own inverse where it has one, else the dense block."""
-        return self.forward.inverse(self.damping) if self.closed else self._formed_dense()
+        if self.closed:
+            return self.forward.inverse(self.damping)
+        return Dense(self.to_dense(), self.weight_shape, self.provenance)
 
     @property
     def _stands(self) -> bool:
@@ -103,9 +105,6 @@ class IterativeInverse(Operator):
         """
         block = Dense(self.forward.to_dense(), self.weight_shape, self.provenance)
         return block.inverse(self.damping)
-
-    def _formed_dense(self) -> Dense:
-        return Dense(self.to_dense(), self.weight_shape, self.provenance)
 
     @property
     def stored_numbers(self) -> int:

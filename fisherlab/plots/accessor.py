@@ -102,7 +102,7 @@ class TreeAccessor:
     >>> xr.DataTree().fisherlab.inverse_heatmap()
     Traceback (most recent call last):
         ...
-    ValueError: the tree holds no inverse blocks; make it by inverse_blocks
+    ValueError: the tree holds no inverse blocks; make it by fl.inverse_blocks
     """
 
     def __init__(self, tree: xr.DataTree) -> None:

@@ -9,12 +9,12 @@ import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from fisherlab.catalogue import FLOOR
 from fisherlab.plots import frames
-from fisherlab.plots.style import Style, legend_above, panels, publication, styles
+from fisherlab.plots.style import Style, legend_above, panels, publication, styles, tick_at
 from fisherlab.showing import kind_of
 
 SMALLEST: Final = 1e-14
@@ -57,7 +57,7 @@ def spectra(
     [2.0, 1.0]
     >>> plt.close("all")
     """
-    nodes = _nodes(tree, layers, "spectra", "eigenvalue", "index")
+    nodes = frames.nodes(tree, layers, "spectra", "eigenvalue", "index")
     names = list(dict.fromkeys(n for ds in nodes.values() for n in _methods(ds)))
     chosen = [n for n in names if approximators is None or n in approximators]
     look = styles(names)
@@ -68,20 +68,6 @@ def spectra(
         grid.set_axis_labels("index (descending)", "eigenvalue / mean eigenvalue")
         legend_above(grid, chosen)
     return grid
-
-
-def _nodes(
-    tree: xr.DataTree, layers: Sequence[str] | None, what: str, *held: str
-) -> dict[str, xr.Dataset]:
-    frames.require_result(tree, xr.DataTree, f"fl.{what}")
-    nodes = {str(name): child.to_dataset() for name, child in tree.children.items()}
-    nodes = {name: ds for name, ds in nodes.items() if all(one in ds for one in held)}
-    if not nodes:
-        raise ValueError(f"the tree holds no {what}; make it by fl.{what}")
-    unknown = [name for name in layers or () if name not in nodes]
-    if unknown:
-        raise ValueError(f"no layer {unknown} in the tree; it has: {list(nodes)}")
-    return {name: nodes[name] for name in (layers or nodes)}
 
 
 def _kinds(nodes: Mapping[str, xr.Dataset]) -> dict[str, str]:
@@ -176,9 +162,7 @@ def _tick_ranks(ax: Axes, ranks: NDArray[Any] | None) -> None:
     if ranks is not None:
         # Every second one where they would run into each other.
         told = ranks[:: 1 + len(ranks) // 7]
-        ax.xaxis.set_major_locator(FixedLocator([float(rank) for rank in told]))
-        ax.xaxis.set_major_formatter(FixedFormatter([f"{rank:g}" for rank in told]))
-        ax.xaxis.set_minor_locator(NullLocator())
+        tick_at(ax.xaxis, told)
 
 
 def _wide(error: xr.DataArray) -> bool:
@@ -230,7 +214,7 @@ def density(
     '≤ 0: exact 75 %'
     >>> plt.close("all")
     """
-    nodes = _nodes(tree, layers, "density", "share", "eigenvalue")
+    nodes = frames.nodes(tree, layers, "density", "share", "eigenvalue")
     named = [str(m) for ds in nodes.values() for m in ds["approximator"].values]
     names = [n for n in dict.fromkeys(named) if approximators is None or n in approximators]
     with publication():

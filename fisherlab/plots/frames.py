@@ -114,6 +114,31 @@ Make one by fl.inverse_blocks.
         )
 
 
+def nodes(
+    tree: xr.DataTree, layers: Sequence[str] | None, what: str, *held: str
+) -> dict[str, xr.Dataset]:
+    """Return the layers of a tree that hold some variables, or say which there are.
+
+    Examples
+    --------
+    >>> nodes(xr.DataTree(), None, "spectra", "eigenvalue")
+    Traceback (most recent call last):
+        ...
+    ValueError: the tree holds no spectra; make it by fl.spectra
+    """
+    require_result(tree, xr.DataTree, f"fl.{what}")
+    known = {str(name): child.to_dataset() for name, child in tree.children.items()}
+    known = {name: ds for name, ds in known.items() if all(one in ds for one in held)}
+    if not known:
+        raise ValueError(
+            f"the tree holds no {what.replace('_', ' ')}; make it by fl.{what}"
+        )
+    unknown = [name for name in layers or () if name not in known]
+    if unknown:
+        raise ValueError(f"no layer {unknown} in the tree; it has: {list(known)}")
+    return {name: known[name] for name in (layers or known)}
+
+
 def pick(
     data: xr.DataArray, dim: str, value: float | int | str | None = None
 ) -> xr.DataArray:

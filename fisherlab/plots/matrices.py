@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from fisherlab.plots.frames import require_result
+from fisherlab.plots.frames import nodes
 from fisherlab.plots.style import as_vectors, publication, text
 from fisherlab.showing import kind_of
 
@@ -346,7 +346,7 @@ def inverse_heatmap(
     'exact'
     >>> plt.close("all")
     """
-    chosen = _children(tree, layers)
+    chosen = nodes(tree, layers, "inverse_blocks", "inverse")
     names = approximators or _labels(next(iter(chosen.values())))
     part: dict[str, Any] = {"rows": rows, "columns": columns, "scale": scale}
     with publication():
@@ -356,18 +356,6 @@ def inverse_heatmap(
         for ax, name in zip(grid[0], names, strict=True):
             ax.set_title(text(str(name)))
     return figure
-
-
-def _children(tree: xr.DataTree, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
-    require_result(tree, xr.DataTree, "fl.inverse_blocks")
-    known = {str(name): child.to_dataset() for name, child in tree.children.items()}
-    known = {name: ds for name, ds in known.items() if "inverse" in ds}
-    if not known:
-        raise ValueError("the tree holds no inverse blocks; make it by inverse_blocks")
-    unknown = [name for name in layers or () if name not in known]
-    if unknown:
-        raise ValueError(f"no layer {unknown} in the tree; it has: {sorted(known)}")
-    return {name: known[name] for name in (layers or known)}
 
 
 def _labels(ds: xr.Dataset) -> list[str]:

@@ -14,7 +14,13 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from fisherlab.settings import put_back
 
@@ -326,3 +332,20 @@ def legend_above(grid: sns.FacetGrid, shown: Sequence[str]) -> None:
     edges, shrink = figure.subplotpars, height / (height + room)
     figure.set_size_inches(width, height + room)
     figure.subplots_adjust(top=edges.top * shrink, bottom=edges.bottom * shrink)
+
+
+def tick_at(axis: Axis, places: Iterable[float]) -> None:
+    """Write these numbers at an axis, and no other tick.
+
+    Examples
+    --------
+    >>> _, ax = plt.subplots()
+    >>> tick_at(ax.xaxis, [0, 20])
+    >>> [tick.get_text() for tick in ax.get_xticklabels()]
+    ['0', '20']
+    >>> plt.close("all")
+    """
+    known = list(places)
+    axis.set_major_locator(FixedLocator([float(place) for place in known]))
+    axis.set_major_formatter(FixedFormatter([f"{place:g}" for place in known]))
+    axis.set_minor_locator(NullLocator())

@@ -15,7 +15,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from fisherlab.catalogue import FLOOR, Quantity, overall, quantity
@@ -31,6 +31,7 @@ from fisherlab.plots.style import (
     publication,
     styles,
     text,
+    tick_at,
 )
 
 
@@ -314,9 +315,7 @@ def space_steps(ax: Axes, steps: NDArray[Any]) -> None:
     if len(gaps) > 1 and gaps.min() > 0 and gaps.max() / gaps.min() > 10:
         ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.5)
     if len(steps) <= 6:
-        ax.xaxis.set_major_locator(FixedLocator([float(s) for s in steps]))
-        ax.xaxis.set_major_formatter(FixedFormatter([f"{s:g}" for s in steps]))
-        ax.xaxis.set_minor_locator(NullLocator())
+        tick_at(ax.xaxis, steps)
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 

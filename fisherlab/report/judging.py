@@ -77,14 +77,6 @@ def purposes(names: tuple[str, ...], asked: Asked) -> list[Purpose]:
     return [NAMED[name](asked) for name in names]
 
 
-def _step(asked: Asked) -> Purpose:
-    return fl.Step(asked.gradient, asked.damping)
-
-
-def _laplace(asked: Asked) -> Purpose:
-    return fl.Laplace(asked.prior, asked.size, _held_out(asked))
-
-
 def _held_out(asked: Asked) -> fl.HeldOut | None:
     """Return a few held-out examples of a classifier, whose predictive has a form."""
     if asked.held_out is None or not isinstance(asked.likelihood, fl.Categorical):
@@ -119,8 +111,8 @@ def _pruning(asked: Asked) -> Purpose:
 
 
 NAMED: Final[Mapping[str, Callable[[Asked], Purpose]]] = {
-    "step": _step,
-    "laplace": _laplace,
+    "step": lambda asked: fl.Step(asked.gradient, asked.damping),
+    "laplace": lambda asked: fl.Laplace(asked.prior, asked.size, _held_out(asked)),
     "influence": _influence,
     "pruning": _pruning,
     "sharpness": lambda _: fl.Sharpness(),

@@ -177,12 +177,8 @@ def _overshoot(ds: xr.Dataset, rates: Sequence[float]) -> str:
     share = percent(float(one["holds"].mean()))
     return (
         f"It holds in {share} of the runs: {', '.join(said)}. Where it fails, the bound is "
-        f"first crossed in step {span(first.values, _whole)}."
+        f"first crossed in step {span(first.values, '{:.0f}'.format)}."
     )
-
-
-def _whole(value: float) -> str:
-    return f"{value:.0f}"
 
 
 def _exponents(ds: xr.Dataset, of: xr.DataArray) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
+from fisherlab.reproduce.chen2021 import share
 from fisherlab.reproduce.error_controls import CONTROL_ROWS
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Row
 from fisherlab.reproduce.koroko2022 import MNIST_LOSSES, trained
@@ -134,10 +135,6 @@ def _candidates(ds: xr.Dataset) -> str:
     return f"Losses over KFAC's after {ds.attrs['steps']:,} steps: {'; '.join(said)}."
 
 
-def _quicker(ds: xr.Dataset) -> dict[str, float]:
-    return {"share of settings": float((ds["time_ratio"] <= 1).mean())}
-
-
 def _quickest(ds: xr.Dataset) -> str:
     ratio = ds["time_ratio"]
     at = ratio.isel(ratio.argmin(...))
@@ -244,7 +241,7 @@ ROWS: Final = (
             Claim(
                 "It is quicker than K-FAC everywhere.",
                 {"share of settings": Bound(at_least=1.0)},
-                _quicker,
+                partial(share, of="time_ratio", most=1.0),
                 "processor time of a refresh and a step at most K-FAC's",
                 basis=CONTROL,
                 reason=_quickest,

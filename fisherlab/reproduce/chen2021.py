@@ -178,12 +178,9 @@ HALF: Final = 0.5
 HALVED: Final = 'half, for "much less"'
 
 
-def _time(ds: xr.Dataset) -> dict[str, float]:
-    return {"share of settings": float((ds["time_ratio"] <= HALF).mean())}
-
-
-def _memory(ds: xr.Dataset) -> dict[str, float]:
-    return {"share of settings": float((ds["memory_ratio"] <= HALF).mean())}
+def share(ds: xr.Dataset, of: str, most: float) -> dict[str, float]:
+    """Return in how many of the settings a ratio is at most so large."""
+    return {"share of settings": float((ds[of] <= most).mean())}
 
 
 def _accurate(ds: xr.Dataset) -> dict[str, float]:
@@ -229,7 +226,7 @@ ROWS: Final = (
             Claim(
                 "Much less time.",
                 {"share of settings": Bound(at_least=1.0)},
-                _time,
+                partial(share, of="time_ratio", most=HALF),
                 "settings that take at most half of K-FAC's processor time for a refresh "
                 "and a step",
                 basis=HALVED,
@@ -238,7 +235,7 @@ ROWS: Final = (
             Claim(
                 "Much less memory.",
                 {"share of settings": Bound(at_least=1.0)},
-                _memory,
+                partial(share, of="memory_ratio", most=HALF),
                 "settings that hold at most half the numbers: samples, against factors and "
                 "their inverses",
                 basis=HALVED,

@@ -202,7 +202,7 @@ def trained_digits(setting: Setting) -> tuple[Problem, str]:
     """Train 256-20⁵-10 on digits by SGD; return the problem and what was done in words."""
     problem, epochs = setting.load("digits"), 15 if setting.quick else 50
     epoch = len(problem.train[0]) // 64
-    _train(problem, setting.seed, epochs * epoch, 64, lr=0.01)
+    train(problem, setting.seed, epochs * epoch)
     return problem, (
         f"digits (scikit-learn), 256-20-20-20-20-20-10, tanh, float64; {epochs} epochs of "
         "SGD 0.01, momentum 0.9, batch 64"
@@ -212,15 +212,16 @@ def trained_digits(setting: Setting) -> tuple[Problem, str]:
 def _trained_cnn(setting: Setting) -> tuple[Problem, str]:
     problem = setting.load("fashion-mnist-cnn", dtype=torch.float32)
     steps = 60 if setting.quick else 469
-    _train(problem, setting.seed, steps, 128, lr=0.01)
+    train(problem, setting.seed, steps, 128)
     return problem, (
         f"Fashion-MNIST, Simple CNN (32, 64 kernels of 5 x 5), float32; {steps} steps of "
         "SGD 0.01, momentum 0.9, batch 128"
     )
 
 
-def _train(problem: Problem, seed: int, steps: int, batch_size: int, lr: float) -> None:
-    optimizer = torch.optim.SGD(problem.model.parameters(), lr=lr, momentum=0.9)
+def train(problem: Problem, seed: int, steps: int, batch_size: int = 64) -> None:
+    """Train by SGD, rate 0.01 and momentum 0.9, and leave the network to be analysed."""
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.01, momentum=0.9)
     for _ in trajectory(
         problem, optimizer, steps, (steps,), batch_size=batch_size, seed=seed
     ):

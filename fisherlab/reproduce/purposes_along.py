@@ -21,7 +21,6 @@ from matplotlib.figure import Figure as Drawing
 from fisherlab.analysis import RelativeDamping
 from fisherlab.analysis.purposes import judge
 from fisherlab.approximators import ExactBlock, approximators
-from fisherlab.operators import Operator
 from fisherlab.plots.style import publication, styles
 from fisherlab.purposes import Influence, Laplace, Matrix, Pruning, Sharpness, Step
 from fisherlab.reproduce.error_controls import rank_correlation
@@ -29,7 +28,6 @@ from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Ro
 from fisherlab.showing import number, percent
 from fisherlab.statistics import (
     Empirical,
-    LayerStatistics,
     Statistics,
     collect,
     mean_gradient,
@@ -107,7 +105,7 @@ def _judged(moment: Moment, names: list[str], count: int) -> xr.Dataset:
     model, likelihood = moment.model, moment.problem.likelihood
     first, second = (collect(model, half, likelihood, layers=LAYERS) for half in halves)
     methods: dict[str, Any] = {name: approximators()[name] for name in names}
-    methods[NOISE] = partial(_exact_of, second)
+    methods[NOISE] = lambda layer: ExactBlock()(second[layer.name])
     found = judge(first, methods, _purposes(moment, halves[0], first))
     network = found["network"].sel(measure=list(MEASURES))
     missed = abs(network - network["best"]).drop_vars(
@@ -115,10 +113,6 @@ def _judged(moment: Moment, names: list[str], count: int) -> xr.Dataset:
     )
     kept = missed.sel(approximator=names)
     return xr.Dataset({"missed": kept, "noise": missed.sel(approximator=NOISE, drop=True)})
-
-
-def _exact_of(stats: Statistics, layer: LayerStatistics) -> Operator:
-    return ExactBlock()(stats[layer.name])
 
 
 def _purposes(moment: Moment, data: Any, stats: Statistics) -> list[Any]:

@@ -35,9 +35,9 @@ from fisherlab.problems.networks import perceptron
 from fisherlab.problems.problem import Problem, drawn
 from fisherlab.reproduce.experiment import CONTROL, Bound, Claim, Experiment, Row, Setting
 from fisherlab.reproduce.kfac_matrices import block_diagonal, chain_inverse
+from fisherlab.reproduce.mini_block_fisher import train
 from fisherlab.showing import percent
 from fisherlab.statistics import Statistics, collect, mean_gradient
-from fisherlab.training import trajectory
 
 DEPTHS: Final = ((4, 6), (4, 6, 9))  # layers of weights: quick, and the full size
 EXAMPLES: Final = ((100, 1_000), (50, 200, 1_400))
@@ -76,9 +76,7 @@ def _trained(depth: int, setting: Setting) -> Problem:
     )
     problem.model.to(setting.device)
     steps = EPOCHS[not setting.quick] * (len(problem.train[0]) // 64)
-    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.01, momentum=0.9)
-    for _ in trajectory(problem, optimizer, steps, (steps,), seed=setting.seed):
-        problem.model.eval()
+    train(problem, setting.seed, steps)
     return problem
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -154,25 +154,6 @@ class StackedSamples(Samples):
 Answer = TypeVar("Answer")
 
 
-class Piece(Protocol):
-    """The samples of some examples, wherever they are kept; `Samples` are some too."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision they are opened in."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are opened."""
-
-    @property
-    def examples(self) -> int:
-        """How many examples."""
-
-    def opened(self) -> Samples:
-        """Return the samples, which are let go of after use."""
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class PartedSamples(Samples):
@@ -185,7 +166,8 @@ class PartedSamples(Samples):
     Parameters
     ----------
     pieces
-        The parts in order, of equal columns.
+        The parts in order, of equal columns: `Samples`, or what has their `dtype`,
+        `device` and `examples` and is `opened` to them, and let go of after use.
     like
         The whole on the device "meta": its shapes.
 
@@ -200,7 +182,7 @@ class PartedSamples(Samples):
     2304.0
     """
 
-    pieces: tuple[Any, ...]  # of the protocol Piece
+    pieces: tuple[Any, ...]
     like: Samples
 
     @cached_property

@@ -532,6 +532,11 @@ def gathered(
             kept[name] = kept.get(name, Chunks((), compress)).add(piece)
         require(held_bytes(kept), limit, "collect", remedy)
     joined = {name: kept.pop(name).joined() for name in list(kept)}  # one by one
-    seen = max(layer.count for layer in joined.values())
-    made = replace(next(iter(joined.values())).provenance, layer="", examples=seen)
-    return Statistics(joined, made)
+    return together(joined)
+
+
+def together(layers: Mapping[str, LayerStatistics]) -> Statistics:
+    """Return the statistics of layers of one collection."""
+    seen = max(layer.count for layer in layers.values())
+    made = replace(next(iter(layers.values())).provenance, layer="", examples=seen)
+    return Statistics(layers, made)

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -28,6 +28,7 @@ from fisherlab.statistics.network import (
     foretold,
     held_bytes,
     join_examples,
+    together,
 )
 from fisherlab.statistics.values import LayerStatistics, StoredPart, state_of, stored_as
 
@@ -244,9 +245,7 @@ def _opened(folder: Path) -> Statistics:
         files = [file for file in found if file.stem.endswith(f"-{number:04d}")]
         whole = _joined(files)
         layers[whole.name] = whole
-    seen = max(layer.count for layer in layers.values())
-    made = replace(next(iter(layers.values())).provenance, layer="", examples=seen)
-    return Statistics(layers, made)
+    return together(layers)
 
 
 def _joined(files: list[Path]) -> LayerStatistics:
