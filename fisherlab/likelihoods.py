@@ -6,7 +6,6 @@ with :math:`\sum_v s_v s_v^T = E_{y \sim p}[\nabla\ell \nabla\ell^T]` for each e
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fisherlab.numerics import devices
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 
 
 @runtime_checkable
@@ -110,10 +108,8 @@ def _need(target: Tensor | None, likelihood: str) -> Tensor:
     return target
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Categorical:
     r"""Classes in one axis of the logits, cross-entropy summed over the others.
 
@@ -339,9 +335,8 @@ class _OfOutputs(ABC):
         return (~missing).to(output.dtype) if bool(missing.any()) else None
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Bernoulli(_OfOutputs):
     r"""Independent logits with labels in [0, 1], cross-entropy summed over outputs.
 
@@ -390,10 +385,8 @@ class Bernoulli(_OfOutputs):
         return (uniforms.view(output.shape) < output.double().sigmoid()).to(output.dtype)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Gaussian(_OfOutputs):
     """Real outputs with a fixed variance: loss ‖y − f‖² / (2 variance).
 

@@ -4,10 +4,14 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import wraps
 from math import isnan
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, dataclass_transform
 
+from fisherlab.showing import shown
+
+T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 Kind = Literal["a number", "a whole number"]
 
@@ -33,6 +37,8 @@ def numeric(called: C) -> C:
     name = called.__name__
     names = tuple(inspect.signature(first).parameters)
     wanted = _wanted(inspect.signature(first).parameters)
+    if not wanted:
+        return called
 
     @wraps(first)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -45,6 +51,26 @@ def numeric(called: C) -> C:
         return checked  # type: ignore[return-value]
     setattr(called, "__init__", checked)  # noqa: B010 - the type of a class forbids it
     return called
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def setting(kind: type[T]) -> type[T]:
+    """Make a class a value that people choose: a method, a likelihood, a damping.
+
+    A frozen dataclass that refuses what is no number and shows itself as a table.
+
+    Examples
+    --------
+    >>> @setting
+    ... class Power:
+    ...     steps: int = 3
+    >>> Power(5)
+    Power(steps=5)
+    >>> Power(0.5)
+    Traceback (most recent call last):
+    ValueError: Power(steps=0.5): a whole number is expected.
+    """
+    return shown(numeric(dataclass(frozen=True)(kind)))
 
 
 def require_number(

@@ -1,6 +1,5 @@
 """The exact block, and the best of a given rank: its largest eigenvalues."""
 
-from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -19,14 +18,12 @@ from fisherlab.numerics.linalg import eigh
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.factored import Form
 from fisherlab.samples import Samples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class ExactBlock(OfSamples[FactoredFisher]):
     r"""The exact block F = (1/N) Σ vec(D) vec(D)ᵀ, never formed unless asked.
 
@@ -67,10 +64,8 @@ class ExactBlock(OfSamples[FactoredFisher]):
 DIRECT = 4096  # eigenvalue problems up to this size are solved whole
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class LowRank(OfSamples[operators.LowRank]):
     r"""The best approximation of the exact block of a given rank.
 

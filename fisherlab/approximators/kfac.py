@@ -28,7 +28,7 @@ from fisherlab.numerics.packed import (
 )
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator, Provenance
 from fisherlab.samples import Samples, TokenSamples
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 Sharing = Literal["expand", "reduce"]
@@ -268,10 +268,9 @@ def summed(
     return KroneckerSum(terms, products[0].weight_shape, made)
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class KFAC(OfSums[AnySums, Operator]):
     r"""Kronecker-factored approximate curvature, F ≈ G ⊗ A.
 
@@ -355,10 +354,9 @@ class KFAC(OfSums[AnySums, Operator]):
         return Cost(flops, pair_numbers(samples))
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class FOOF(OfSums[AnySums, Operator]):
     r"""Gradient descent on neurons, F ≈ I ⊗ A.
 

@@ -25,17 +25,14 @@ from fisherlab.operators import (
 )
 from fisherlab.operators.kronecker_series import Chain, KroneckerSeries
 from fisherlab.samples import Samples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 Variant = Literal["kfac", "exact"]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class CGFAC(OfSamples[SolvedByProducts]):
     r"""The block of a variant, damped systems in it solved by conjugate gradients.
 
@@ -131,9 +128,8 @@ def _kfac(statistics: LayerStatistics) -> KroneckerSamples:
 register.add({"cg-fac": CGFAC()})
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class RecurrentKFAC(OfSums[Sums, KroneckerSeries]):
     r"""KFAC with correlations in time, :math:`F \approx \sum_{|d|<T} (T - |d|) V_d`.
 

@@ -40,17 +40,14 @@ from fisherlab.approximators.rearranged import (
 )
 from fisherlab.operators import KroneckerDiagonal, KroneckerSum, Operator
 from fisherlab.samples import OuterSamples, Samples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.network import Chunks
 
 
-@shown
 @by_group
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KPSVD(HeldOrPassed[Pass]):
     r"""The best sum of k Kronecker products in Frobenius norm.
 
@@ -164,11 +161,9 @@ class Turns:
         return replace(self, current=self.current + other.current)
 
 
-@shown
 @by_group
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Deflation(HeldOrPassed[Turns]):
     r"""Rank-1 solves in turn, each on what the others left over.
 
@@ -308,11 +303,9 @@ class CorrectedPass:
         return self.put({k: state + beside[k] for k, state in self.open.items()})
 
 
-@shown
 @by_group
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KFACCorrected(HeldOrPassed[CorrectedPass]):
     r"""KFAC plus the best sum of k products of what it leaves.
 

@@ -40,8 +40,7 @@ from fisherlab.numerics.krylov import (
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.samples import OuterSamples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.network import Chunks
 
@@ -125,10 +124,8 @@ class Pass:
         return self.space.extended(self.block, self.image, self.means())
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Passes:
     """Block Krylov iteration by passes: in a stream, no sample is held.
 
@@ -242,10 +239,8 @@ DENSE_NUMBERS = 2**22  # rearrangements up to this size are decomposed whole
 GRAM_EXAMPLES = 11_000  # halves of two N × N tables up to this size are held: 1 GB
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Auto:
     """Choose the solver by counted flops and bytes.
 

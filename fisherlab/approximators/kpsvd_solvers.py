@@ -1,7 +1,6 @@
 """Solvers of the rearranged block: on tables that hold it whole, or by products with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -23,17 +22,15 @@ from fisherlab.numerics.linalg import factorised
 from fisherlab.numerics.packed import pack, unpack
 from fisherlab.samples import OuterSamples
 from fisherlab.samples.outer import KEPT_EXAMPLES
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 
 WHOLE_EXAMPLES = 4096  # N × N tables up to this size are held whole
 OVERSAMPLE = 4  # columns of a block beyond the rank: the tables are read once for all
 SINGLE_STEPS = 50  # power steps in float32 before float64 goes on
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class DenseSVD:
     """The singular value decomposition of the whole rearrangement.
 
@@ -100,10 +97,8 @@ def _symmetric(terms: tuple[Pair, ...]) -> bool:
     return all(torch.equal(m, m.T) for term in terms for m in term)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class SampleGram:
     """Iteration in the space of examples, through two N × N Gram tables.
 
@@ -242,10 +237,8 @@ def _without_rounding(weights: Tensor) -> Tensor:
     return weights.clamp_min(0) if negligible else weights
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Power:
     """Power iteration, one pair after the other, each on what the others left.
 
@@ -293,10 +286,8 @@ class Power:
         return chained(found, block)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Subspace:
     r"""Subspace iteration: a block of pairs at once, with `oversample` more than wanted.
 
@@ -327,10 +318,8 @@ class Subspace:
         return _krylov(block, rank, warm, self.oversample, 1, self)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Lanczos:
     r"""Block Golub-Kahan-Lanczos with full reorthogonalisation and restarts.
 

@@ -35,8 +35,7 @@ from fisherlab.operators import (
     RowwiseEigen,
 )
 from fisherlab.samples import Samples, TokenSamples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 
@@ -65,10 +64,9 @@ def traced(state: Sums) -> tuple[Tensor, Tensor, Tensor]:
     return rows / root, cols / root, trace
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class TKFAC(OfSums[Sums, Operator]):
     r"""Trace-restricted KFAC, F ≈ Ψ ⊗ Φ / tr F.
 
@@ -116,10 +114,9 @@ class TKFAC(OfSums[Sums, Operator]):
         return Cost(partial_trace_flops(samples), pair_numbers(samples))
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class Shampoo(OfSums[Sums, Operator]):
     r"""Square roots of the partial traces, F ≈ L^½ ⊗ R^½.
 
@@ -165,10 +162,9 @@ class Shampoo(OfSums[Sums, Operator]):
         return Cost(partial_trace_flops(samples) + roots, pair_numbers(samples))
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class Muon(OfSums[Sums, Operator]):
     r"""One-sided Shampoo, F ≈ L^½ ⊗ I with L = (1/N) Σ D Dᵀ.
 
@@ -335,10 +331,9 @@ class _Corrected(OfSums[AnySums | Projection, Operator]):
         return state.finished()
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class EKFAC(_Corrected):
     r"""KFAC's eigenbasis with the exact second moments of the gradient in it.
 
@@ -416,10 +411,9 @@ class _OfPartialTraces(_Corrected):
         return Cost(flops, _numbers(samples))
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class TEKFAC(_OfPartialTraces):
     r"""TKFAC's eigenbasis with the exact second moments of the gradient in it.
 
@@ -452,10 +446,9 @@ class TEKFAC(_OfPartialTraces):
     keep_basis: bool = False
 
 
-@shown
 @by_group
 @final
-@dataclass(frozen=True)
+@setting
 class SOAP(_OfPartialTraces):
     r"""Shampoo's eigenbasis with the exact second moments of the gradient in it.
 
@@ -576,11 +569,9 @@ def _shifted(matrix: Tensor, shift: float | Tensor) -> Tensor:
     return matrix
 
 
-@shown
 @by_group
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KLShampoo(OfSamples[Operator]):
     r"""The Kronecker product nearest to F in Kullback-Leibler divergence.
 

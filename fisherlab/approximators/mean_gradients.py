@@ -24,8 +24,7 @@ from fisherlab.operators import (
     WhitenedRoot,
 )
 from fisherlab.operators.gradient_roots import Modes, Rule, whitened
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics, MeanGradient
 from fisherlab.statistics.values import summable
 
@@ -93,9 +92,8 @@ class OfMeanGradient(ABC, Generic[Result]):
         return 0
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class AdamPreconditioner(OfMeanGradient[RootDiagonal]):
     r"""The matrix that Adam divides by, :math:`M = \mathrm{diag}(\sqrt{v})`.
 
@@ -179,10 +177,8 @@ class _OfModes(OfMeanGradient[ModeProducts]):
         return ModeProducts(shape, layout, moments, self.rule, self.epsilon, made)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class ShampooPreconditioner(_OfModes):
     r"""Shampoo's matrix, :math:`M = ⊗_j (H_j + εI)^{1/(2k)}` for a tensor of k modes.
 
@@ -226,10 +222,8 @@ class ShampooPreconditioner(_OfModes):
     rule: ClassVar[Rule] = "shampoo"
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class TNTPreconditioner(_OfModes):
     r"""The matrix of tensor normal training, :math:`M = ⊗_j (\tilde H_j + εI)`.
 
@@ -284,9 +278,8 @@ register.add(
 )
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class SOAPPreconditioner(OfMeanGradient[RotatedAdam]):
     r"""Adam's matrix in Shampoo's eigenbasis, :math:`M = Q\,\mathrm{diag}(\sqrt v)\,Q^T`.
 
@@ -325,10 +318,8 @@ class SOAPPreconditioner(OfMeanGradient[RotatedAdam]):
         return RotatedAdam.of(mean.gradient, made)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
     r"""KL-Shampoo's matrix, :math:`M = (G \otimes A)^{1/2}`.
 
@@ -395,10 +386,8 @@ class KLShampooPreconditioner(OfMeanGradient[WhitenedRoot]):
         return WhitenedRoot(gradient, rows, cols, ridge, made)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class MuonPreconditioner(OfMeanGradient[OneSidedRoot]):
     r"""Muon's matrix, :math:`M = (B B^T)^{1/2} \otimes I`, on the shorter side of B.
 

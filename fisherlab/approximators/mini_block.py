@@ -1,7 +1,6 @@
 """Blocks on the diagonal: the rows of a weight, groups of entries, or single entries."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal, final
 
@@ -23,8 +22,7 @@ from fisherlab.approximators.mean_gradients import mean_of
 from fisherlab.layers import Block
 from fisherlab.operators import FactoredMiniBlocks, MiniBlocks, Operator, Partition
 from fisherlab.samples import MatrixSamples, OuterSamples, Samples
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics, MeanGradient
 
 Rule = Callable[[Block], Partition]
@@ -51,9 +49,8 @@ def partition(block: Block) -> Partition:
     return ByOutput()(block)
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class ByOutput:
     """One block per output: all its inputs, kernels and its bias.
 
@@ -73,9 +70,8 @@ class ByOutput:
         return Partition.by_label(block.weight_shape, block.outputs)
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class ByInput:
     """One block per column: what one input, or the bias, sends to all outputs.
 
@@ -91,10 +87,8 @@ class ByInput:
         return along(block.weight_shape)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class ByTile:
     """One block per tile of neighbouring rows and columns.
 
@@ -134,9 +128,8 @@ Statistic = Literal["per_example", "mean_gradient", "scaled_mean_gradient"]
 STATISTICS = ("per_example", "mean_gradient", "scaled_mean_gradient")
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class MiniBlock(OfSamples[FactoredMiniBlocks | MiniBlocks]):
     r"""The mini-blocks of a Fisher block.
 
@@ -282,9 +275,8 @@ register.add(
 )
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Diagonal(OfSums[Sums, operators.Diagonal]):
     r"""The exact diagonal (1/N) Σ D∘D.
 
@@ -318,9 +310,8 @@ class Diagonal(OfSums[Sums, operators.Diagonal]):
         return Cost(samples.square_flops(), entry_count(samples))
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class QuasiDiagonal(OfSums[Sums, operators.QuasiDiagonal]):
     r"""The diagonal and the terms between every weight and the bias of its output.
 

@@ -31,8 +31,7 @@ from fisherlab.operators.network import (
 )
 from fisherlab.operators.network.two_level import ONE_VECTOR, Coarse, Combination
 from fisherlab.samples.parted import stacked
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics, MeanGradient
 from fisherlab.statistics.network import require_matching
 
@@ -78,9 +77,8 @@ def block_diagonal(approximator: Choice, stats: NetworkStatistics) -> BlockDiago
     return BlockDiagonal(blocks, made)
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class PerBlock:
     r"""`block_diagonal` with its approximator chosen: a network approximator.
 
@@ -169,9 +167,8 @@ def provenance(statistics: NetworkStatistics, method: str) -> Provenance:
 register.add({"kfac-block-diagonal": PerBlock("kfac")})
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class MethodByBlock:
     """One method for most blocks, others for those that are named.
 
@@ -325,9 +322,8 @@ def _at_one_position(layer: LayerStatistics, method: str) -> tuple[Tensor, Tenso
     return inputs[:, 0], gradients[:, :, 0]
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class KhatriRao(OfSums[Moments, KroneckerBlocks]):
     r"""The Kronecker approximation of all pairs of layers, which KFAC takes blocks of.
 
@@ -425,9 +421,8 @@ class ChainState:
         return replace(self, chain=chain, beside=beside, provenance=made)
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class KFACTridiagonal(OfSums[ChainState, NetworkOperator]):
     r"""The block-tridiagonal KFAC: a chain of layers, each regressed on the next.
 
@@ -553,9 +548,8 @@ def _require_same_chain(first: Moments, second: Moments) -> None:
 register.add({"kfac-tridiagonal": KFACTridiagonal()})
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class ExactNetwork:
     r"""The exact Fisher over all weights, F = (1/N) Σ d dᵀ with d all of D_vn, in a row.
 
@@ -607,10 +601,8 @@ class ExactNetwork:
         return WholeNetwork(whole, shapes, made)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class TwoLevelKFAC:
     r"""KFAC with a coarse correction that lets layers act on each other.
 

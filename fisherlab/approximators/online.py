@@ -23,8 +23,7 @@ from fisherlab.operators import (
 )
 from fisherlab.operators.base import tikhonov
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse, bfgs
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 CURVATURE = 0.2  # μ₁, the share of yᵀHy that sᵀy is lifted to
@@ -121,10 +120,8 @@ def damped_pair(
     return s, y
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KBFGS:
     r"""K-BFGS, the matrix whose inverse is :math:`H_g ⊗ H_a`.
 
@@ -246,10 +243,8 @@ register.add({"k-bfgs": KBFGS(), "k-bfgs-l": KBFGS(memory=100)}, estimates=False
 LowRank = tuple[Tensor, Tensor]  # orthonormal U (n, r) and values d (r,): U diag(d) Uᵀ
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Correction:
     r"""Diagonalise the averaged factor within some of the columns of U.
 
@@ -309,10 +304,8 @@ class Correction:
         return basis[:, order], values[order]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class RandomisedSVD:
     r"""Take U and d anew from the averaged factor, by a randomised decomposition.
 
@@ -381,10 +374,8 @@ class RandomisedSVD:
         return (basis @ turn[:, top]).flip(1), values[top].clamp_min(0).flip(0)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class BKFAC:
     r"""KFAC's factors as running averages of a fixed rank, updated in place of a sum.
 
@@ -535,10 +526,8 @@ def _factors(previous: Operator | None) -> tuple[LowRank | None, LowRank | None]
 Structure = Literal["dense", "diagonal"]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class SINGD:
     r"""Inverse-free natural gradient, :math:`C C^T \approx (G + λI)^{-1}`, K alike for A.
 

@@ -20,8 +20,7 @@ from fisherlab.numerics.packed import PositionTable
 from fisherlab.operators import KroneckerSum, Provenance
 from fisherlab.samples import Samples, SharedSamples, TokenSamples, TurnedSamples
 from fisherlab.samples.shared import form_flops, table_matrix
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 
 Pair = tuple[Float[Tensor, "o o"], Float[Tensor, "i i"]]
 Weights = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
@@ -400,10 +399,8 @@ OVERSAMPLE = 2
 POWERS = 20  # steps of power iteration before a Krylov space is built
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class PositionGram:
     r"""Iteration on T × T tables of every example, through the Gram matrices of positions.
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from fisherlab.numerics.devices import Budget, Held, parse_budget, readable, require
 from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import Label, require_positive
-from fisherlab.settings import is_number, numeric, require_number
-from fisherlab.showing import html_table, shown
+from fisherlab.settings import is_number, require_number, setting
+from fisherlab.showing import html_table
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 Mode = Literal["clip", "raw", "abs"]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Tikhonov:
     r"""Damp by a multiple of the identity, :math:`\hat F + λ I`; a number means this.
 
@@ -64,10 +62,8 @@ class Tikhonov:
         object.__setattr__(self, "value", _number("Tikhonov", self.value))
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Factored:
     r"""Damp the factors of the leading Kronecker product.
 
@@ -152,9 +148,8 @@ class Factored:
         return root / ratio, root * ratio
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class RelativeDamping:
     """λ = α · tr F / p: a fraction of each block's mean eigenvalue.
 

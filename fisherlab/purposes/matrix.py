@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from fisherlab.metrics.pairs import Pair
 from fisherlab.metrics.spectra import spectrum_error
 from fisherlab.purposes.base import Answers, Demand, Measure, numbers, summed
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 
 ERROR = Measure(
@@ -24,9 +23,8 @@ ERROR = Measure(
 )
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Matrix:
     """The matrix: errors of its entries and of its eigenvalues, and its cosine.
 
@@ -86,9 +84,8 @@ class Matrix:
         }
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Sharpness:
     """Sharpness: the largest eigenvalue, the trace and the effective rank tr²/‖·‖².
 

@@ -1,6 +1,6 @@
 """Which Fisher: exact, sampled, or empirical. Each yields weighted output columns."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from typing import Protocol, final, runtime_checkable
 
@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fisherlab.likelihoods import Likelihood, lacks
-from fisherlab.settings import numeric
-from fisherlab.showing import shown
+from fisherlab.settings import setting
 
 
 @runtime_checkable
@@ -38,9 +37,8 @@ class Fisher(Protocol):
         """Return some columns, shape ``(v, *output.shape)``."""
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Exact:
     r"""The expectation over the model's own labels, in closed form.
 
@@ -76,10 +74,8 @@ class Exact:
         return likelihood.root(output, target, part)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class MonteCarlo:
     r"""Labels sampled from the model: `samples` draws per example, each weighted 1/√k.
 
@@ -161,9 +157,8 @@ class MonteCarlo:
         return replace(self, step=step)
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class Empirical:
     r"""The data's own labels, one column: not an expectation, not the Gauss-Newton.
 
@@ -235,9 +230,8 @@ cross entropy, fl.Bernoulli() for its binary kind, fl.Gaussian() for squares.
         raise TypeError(f"fisher={fisher!r}: a value such as fl.Exact() is expected.")
 
 
-@shown
 @final
-@dataclass(frozen=True)
+@setting
 class ImprovedEmpirical:
     r"""The data's labels, each example divided by the norm of its output gradient.
 

@@ -12,18 +12,15 @@ from fisherlab.layers import Block, select
 from fisherlab.layers import blocks as blocks_of
 from fisherlab.numerics import devices
 from fisherlab.operators.base import require_damping
-from fisherlab.settings import is_number, numeric
-from fisherlab.showing import shown
+from fisherlab.settings import is_number, setting
 
 Form = Literal["step", "direction"]
 _INFINITY = float("inf")
 _FLOOR = 1e-8  # of the published code
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class KLClip:
     r"""Shorten all directions d together if the Kullback-Leibler estimate is above κ.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -13,16 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fisherlab.operators.base import tikhonov
-from fisherlab.settings import numeric, require_number
-from fisherlab.showing import shown
+from fisherlab.settings import require_number, setting
 
 Every = int | Sequence[int] | Callable[[int], Sequence[int]]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class LinearSteps:
     """`count` steps from 0 to the last, evenly spaced.
 
@@ -43,10 +39,8 @@ class LinearSteps:
         return _rounded(np.linspace(0, steps, self.count))
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class LogarithmicSteps:
     """Step 0 and `count` − 1 later ones, evenly spaced in logarithm, the last included.
 
@@ -186,10 +180,8 @@ class Order:
         self._batch, self._left = self._left[:size], self._left[size:]
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class ExponentialBatches:
     r"""Batch sizes that grow exponentially to a largest one.
 
@@ -240,10 +232,8 @@ class ExponentialBatches:
 SHARE: Final = 1e-2  # of the loss: λ₀
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class LevenbergMarquardt:
     r"""Lower λ where the model predicts well, raise it where it does not.
 
@@ -340,10 +330,8 @@ def rule(damping: Any) -> LevenbergMarquardt:
     return LevenbergMarquardt(initial)
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class GreedySearch:
     r"""Try γ and its neighbours ωγ and γ/ω now and then; the best model value wins.
 
@@ -397,10 +385,8 @@ class Averaging(Protocol):
         """Return ρ after a warm start, where no start has to be corrected."""
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class BiasCorrected:
     r"""An exponential average without the zero it would begin with.
 
@@ -441,10 +427,8 @@ class BiasCorrected:
         return self.decay
 
 
-@shown
-@numeric
 @final
-@dataclass(frozen=True)
+@setting
 class Ramped:
     r"""The mean of all batches until they are many, :math:`ρ_k = \min(1 - 1/k, ρ)`.
 
