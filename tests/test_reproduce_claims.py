@@ -166,9 +166,9 @@ def listed(monkeypatch):
         "broken": Experiment("broken", "Never drawn.", tiny, broken, data=()),
     }
     every = [
-        Row("chen2021", "Table 9", "Two numbers.", "tiny", (claim(measure=both),)),
-        Row("chen2021", "Table 10", "None.", "broken"),
-        Row("chen2021", "Table 11", "A diagram.", missing="nothing to measure"),
+        Row("Table 9", "Two numbers.", "tiny", (claim(measure=both),), paper="chen2021"),
+        Row("Table 10", "None.", "broken", paper="chen2021"),
+        Row("Table 11", "A diagram.", missing="nothing to measure", paper="chen2021"),
     ]
     monkeypatch.setattr(catalogue, "experiments", lambda: known)
     monkeypatch.setattr(catalogue, "rows", lambda: every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -50,7 +50,7 @@ from fisherlab.problems.problem import Augment, Data, Problem, thinned, validati
 from fisherlab.settings import numeric
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """Describe a problem without loading it.
 
@@ -87,8 +87,8 @@ class Description:
     summary: str
     network: str
     source: str
-    files: tuple[DataFile, ...]
-    likelihood: Likelihood
+    files: tuple[DataFile, ...] = ()
+    likelihood: Likelihood = field(default_factory=Categorical)
     data: Data
     build: Callable[..., nn.Module]
     augment: Augment | None = None
@@ -107,7 +107,6 @@ def _classifier(
         network=_CLASSIFIER_LINE,
         source=f"network of Martens & Grosse 2015; data of {source}",
         files=files,
-        likelihood=Categorical(),
         data=data,
         build=_CLASSIFIER,
     )
@@ -271,7 +270,6 @@ _CLASSIFIERS: Final = (
         network="Simple CNN: conv 5x5 32, 64; 1024-10, ReLU, max-pool",
         source="network of Shallue et al. 2019; data of Xiao et al. 2017",
         files=files.FASHION_MNIST,
-        likelihood=Categorical(),
         data=partial(images, files.FASHION_MNIST),
         build=simple_cnn,
     ),
@@ -281,7 +279,6 @@ _CLASSIFIERS: Final = (
         network="ResNet-32, batch norm, shortcuts A",
         source="He et al. 2016; data of Krizhevsky 2009",
         files=(files.CIFAR10,),
-        likelihood=Categorical(),
         data=cifar10,
         build=resnet,
         augment=CIFAR10_AUGMENTATION,
@@ -292,7 +289,6 @@ _CLASSIFIERS: Final = (
         network="ResNet-32, batch norm, shortcuts A",
         source="He et al. 2016; data of Krizhevsky 2009",
         files=(files.CIFAR10_SUBSET,),
-        likelihood=Categorical(),
         data=cifar10_subset,
         build=resnet,
         augment=CIFAR10_AUGMENTATION,
@@ -303,7 +299,6 @@ _CLASSIFIERS: Final = (
         network="ResNet-8, batch norm, shortcuts A",
         source="He et al. 2016, small; data of Krizhevsky 2009",
         files=(files.CIFAR10_SUBSET,),
-        likelihood=Categorical(),
         data=cifar10_subset,
         build=partial(resnet, 8),
         augment=CIFAR10_AUGMENTATION,
@@ -314,7 +309,6 @@ _CLASSIFIERS: Final = (
         network="VGG-16, batch norm, 4096-4096-100",
         source="Simonyan & Zisserman 2015 as in Bahamou et al. 2022; Krizhevsky 2009",
         files=(files.CIFAR100,),
-        likelihood=Categorical(),
         data=cifar100,
         build=partial(vgg, 16, classes=100),
         augment=CIFAR100_AUGMENTATION,
@@ -325,7 +319,6 @@ _CLASSIFIERS: Final = (
         network="VGG-11, batch norm, 4096-4096-10",
         source="Simonyan & Zisserman 2015 as in Bahamou et al. 2022; Netzer et al. 2011",
         files=files.SVHN,
-        likelihood=Categorical(),
         data=svhn,
         build=partial(vgg, 11),
         augment=SVHN_AUGMENTATION,
@@ -338,8 +331,6 @@ _TRANSFORMERS: Final = (
         summary="1,797 handwritten digits of scikit-learn, 1 x 16 x 16",
         network="ViT: 16 patches, width 32, 4 heads, 2 blocks",
         source="Dosovitskiy et al. 2021, small; data of Alpaydin & Kaynak 1998",
-        files=(),
-        likelihood=Categorical(),
         data=digit_images,
         build=vit,
     ),
@@ -349,7 +340,6 @@ _TRANSFORMERS: Final = (
         network="ViT: 64 patches, width 64, 4 heads, 4 blocks",
         source="Dosovitskiy et al. 2021, small; data of Krizhevsky 2009",
         files=(files.CIFAR10,),
-        likelihood=Categorical(),
         data=cifar10,
         build=partial(vit, channels=3, size=32, width=64, depth=4),
         augment=CIFAR10_AUGMENTATION,
@@ -359,8 +349,6 @@ _TRANSFORMERS: Final = (
         summary="45 kB of English in scikit-learn, 32 characters each",
         network=f"GPT: {len(data.ALPHABET)} characters, width 64, 4 heads, 2 blocks",
         source="Radford et al. 2019, small; data-set descriptions of scikit-learn",
-        files=(),
-        likelihood=Categorical(),
         data=data.prose,
         build=partial(gpt, vocabulary=len(data.ALPHABET)),
     ),
@@ -370,7 +358,6 @@ _TRANSFORMERS: Final = (
         network="GPT: 65 characters, width 64, 4 heads, 2 blocks",
         source="Radford et al. 2019, small; text of Karpathy 2015",
         files=(files.SHAKESPEARE,),
-        likelihood=Categorical(),
         data=data.shakespeare,
         build=partial(gpt, vocabulary=len(data.SHAKESPEARE_ALPHABET)),
     ),
@@ -383,7 +370,6 @@ _LARGE: Final = (
         network="ResNet-18 of 11.0 M parameters, untrained; batch norm, shortcuts A",
         source="He et al. 2016; data of Krizhevsky 2009",
         files=(files.CIFAR10_SUBSET,),
-        likelihood=Categorical(),
         data=cifar10_subset,
         build=resnet18,
         augment=CIFAR10_AUGMENTATION,
@@ -393,8 +379,6 @@ _LARGE: Final = (
         summary="1,797 handwritten digits of scikit-learn, 3 x 32 x 32",
         network="ViT-Tiny of 5.4 M parameters, untrained: width 192, 3 heads, 12 blocks",
         source="Touvron et al. 2021 (DeiT-Ti); data of Alpaydin & Kaynak 1998",
-        files=(),
-        likelihood=Categorical(),
         data=colour_digits,
         build=partial(vit, channels=3, size=32, width=192, heads=3, depth=12),
     ),
@@ -403,8 +387,6 @@ _LARGE: Final = (
         summary="45 kB of English in scikit-learn, 64 words each",
         network="GPT-2 small of 124 M parameters, untrained, head tied to the embedding",
         source="Radford et al. 2019; data-set descriptions of scikit-learn",
-        files=(),
-        likelihood=Categorical(),
         data=data.prose_words,
         build=partial(
             gpt,

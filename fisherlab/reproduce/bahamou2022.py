@@ -18,7 +18,7 @@ from fisherlab.reproduce.exact_statements import MINI_BLOCKS, exactly
 from fisherlab.reproduce.experiment import CONTROL, PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.mini_block_cost import exponents
 from fisherlab.reproduce.mini_block_fisher import DAMPING
-from fisherlab.reproduce.mini_block_training import PAPER, TRAINING_ROWS
+from fisherlab.reproduce.mini_block_training import TRAINING_ROWS
 from fisherlab.showing import number, percent, span
 
 SMALL_RATES: Final = (0.1, 0.25, 0.5)  # η K
@@ -70,7 +70,6 @@ def _nulls(ds: xr.Dataset) -> str:
 
 def _mass_row(place: str, data: str, heat: str, mass: str) -> Row:
     return Row(
-        PAPER,
         place,
         f"Shares of the inverse Fisher's mass behind the heatmaps of `{heat}`, {data}.",
         mass,
@@ -232,13 +231,11 @@ def _entries(ds: xr.Dataset) -> str:
 
 ROWS: Final = (
     Row(
-        PAPER,
         "Figures 1 to 4",
         "Mini-blocks of layers and kernels, drawn.",
         missing="diagrams; nothing is measured",
     ),
     Row(
-        PAPER,
         "Figure 5 (left), Figure 14",
         "Inverse empirical Fisher of the Simple CNN's convolutions.",
         "mbf-inverse-cnn",
@@ -250,7 +247,6 @@ ROWS: Final = (
         "mbf-mass-cnn",
     ),
     Row(
-        PAPER,
         "Figure 5 (right), Figure 13",
         "Inverse empirical Fisher of the last, middle and second layer, 256-20⁵-10.",
         "mbf-inverse-digits",
@@ -262,7 +258,6 @@ ROWS: Final = (
         "mbf-mass-digits",
     ),
     Row(
-        PAPER,
         "Algorithm 5, Figure 6",
         "Cosines of directions with those of dense layer blocks.",
         "mbf-figure-6",
@@ -309,7 +304,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Theorem 1",
         "Linear convergence of an idealised MBF.",
         "mbf-theorem-1",
@@ -332,7 +326,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Algorithm 1",
         "MBF with per-example blocks.",
         "exact-statements",
@@ -340,14 +333,12 @@ ROWS: Final = (
     ),
     *TRAINING_ROWS,
     Row(
-        PAPER,
         "Figure 12, Table 2",
         "Graph convolutional networks.",
         missing="accuracies on the citation graphs Cora, Citeseer and PubMed, whose files "
         "were not at hand",
     ),
     Row(
-        PAPER,
         "Tables 3, 6",
         "Operations and memory of each method, over the width d of a layer.",
         "mbf-cost",

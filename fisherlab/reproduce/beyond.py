@@ -22,8 +22,6 @@ from fisherlab.reproduce.purposes_along import PURPOSE_ROWS
 from fisherlab.reproduce.validity_maps import MAP_ROWS
 from fisherlab.showing import number, percent
 
-PAPER: Final = "beyond"
-
 
 def _shares(ds: xr.Dataset) -> xr.DataArray:
     """Return the share of KPSVD's gain over KFAC that TKFAC has, at every moment."""
@@ -148,7 +146,6 @@ def _quickest(ds: xr.Dataset) -> str:
 
 def _trace_row(data: str, experiment: str) -> Row:
     return Row(
-        PAPER,
         f"The right trace, {data}",
         "How much of KPSVD's gain over KFAC is TKFAC's, which has F's partial traces.",
         experiment,
@@ -174,7 +171,6 @@ def _trace_row(data: str, experiment: str) -> Row:
 
 
 _TWO_TERMS: Final = Row(
-    PAPER,
     "Two terms beside one in training",
     "Losses over KFAC's at the published settings, at equal ones, and one change each.",
     "kpsvd-candidates",
@@ -207,7 +203,6 @@ ROWS: Final = (
     _trace_row("MNIST", "kpsvd-errors-mnist"),
     _trace_row("FACES surrogate", "kpsvd-errors-faces"),
     Row(
-        PAPER,
         "Examples behind the errors",
         "Error 1 of the same weights over the number of examples, and layer by layer.",
         "kpsvd-controls",
@@ -233,7 +228,6 @@ ROWS: Final = (
     _TWO_TERMS,
     *MAP_ROWS,
     Row(
-        PAPER,
         "Map of validity, CG-FAC",
         "Its time over that of K-FAC, over the width, the examples and λ.",
         "cg-fac-cost",

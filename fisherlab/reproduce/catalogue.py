@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isinf
 from pathlib import Path
@@ -87,7 +87,8 @@ def overview(
 
     Examples
     --------
-    >>> print(overview([Row("chen2021", "Note", "CG.")], {}, {}, "`a`").split("##")[0])
+    >>> note = Row("Note", "CG.", paper="chen2021")
+    >>> print(overview([note], {}, {}, "`a`").split("##")[0])
     # The papers, published beside measured
     <BLANKLINE>
     Written by `a`. Every verdict is computed from the numbers beside it.
@@ -238,8 +239,8 @@ def rows() -> list[Row]:
     >>> {row.paper for row in rows()} == set(PAPERS)
     True
     """
-    held = (importlib.import_module(f"{package.__name__}.{paper}") for paper in PAPERS)
-    return [row for module in held for row in module.ROWS]
+    held = {p: importlib.import_module(f"{package.__name__}.{p}") for p in PAPERS}
+    return [replace(row, paper=p) for p, module in held.items() for row in module.ROWS]
 
 
 def experiment(name: str) -> Experiment:

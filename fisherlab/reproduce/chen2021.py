@@ -173,7 +173,6 @@ EXPERIMENTS: Final = (
 )
 
 
-PAPER: Final = "chen2021"
 HALF: Final = 0.5
 HALVED: Final = 'half, for "much less"'
 
@@ -218,7 +217,6 @@ def _where(ds: xr.Dataset) -> str:
 
 ROWS: Final = (
     Row(
-        PAPER,
         "Abstract",
         "Time and memory of CG-FAC beside K-FAC, over width, batch and tolerance.",
         "cg-fac-cost",
@@ -256,7 +254,6 @@ ROWS: Final = (
         "what is stated of training; only the abstract was at hand",
     ),
     Row(
-        PAPER,
         "Algorithm",
         "CG-FAC as an optimiser, at most ten iterations a solve.",
         "cg-fac-training",

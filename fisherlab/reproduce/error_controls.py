@@ -268,7 +268,6 @@ def _claim(statement: str, of: str, fisher: str, how: str) -> Claim:
 
 CONTROL_ROWS: Final = (
     Row(
-        "beyond",
         "Error of the inverse beside error of the matrix",
         "Which methods are near by the matrix, and which by the damped inverse in use.",
         "inverse-beside-matrix",
@@ -284,7 +283,6 @@ CONTROL_ROWS: Final = (
         ),
     ),
     Row(
-        "beyond",
         "Exact beside sampled Fisher",
         "The errors that are drawn with one sampled label, and those against the exact F.",
         "exact-beside-sampled",

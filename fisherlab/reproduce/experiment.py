@@ -170,8 +170,6 @@ class Row:
 
     Parameters
     ----------
-    paper
-        First author and year, as the module that holds the row is named.
     place
         Such as "Figure 3".
     shows
@@ -182,19 +180,22 @@ class Row:
         What is claimed there.
     missing
         Why there is no command, or what the command leaves out.
+    paper
+        First author and year: the name of the module that holds the row, by which the
+        catalogue fills it in.
 
     Examples
     --------
-    >>> Row("martens2015", "Figures 5, 6", "Inverses.").name
+    >>> Row("Figures 5, 6", "Inverses.", paper="martens2015").name
     'martens2015-figures-5-6'
     """
 
-    paper: str
     place: str
     shows: str
     experiment: str | None = None
     claims: tuple[Claim, ...] = ()
     missing: str = ""
+    paper: str = ""
 
     @property
     def name(self) -> str:

@@ -20,7 +20,6 @@ from fisherlab.reproduce.experiment import PICTURE, Bound, Claim, Row
 from fisherlab.reproduce.training_races import at_end, short_run
 from fisherlab.showing import number, percent
 
-PAPER: Final = "koroko2022"
 PUBLISHED_STEP: Final = 2_500
 READ: Final = f"mean of the last moments; read off the figure at step {PUBLISHED_STEP:,}"
 ORDER: Final = ("deflation", "kpsvd", "kfac")
@@ -106,7 +105,6 @@ def _errors_row(
     second: Mapping[str, float | Bound],
 ) -> Row:
     return Row(
-        PAPER,
         place,
         f"Errors 1 and 2 of five methods along Adam, {data}.",
         experiment,
@@ -160,7 +158,6 @@ def _training_row(
         ),
     )
     return Row(
-        PAPER,
         place,
         f"Training losses of seven optimisers over epochs and time, {data}.",
         f"kpsvd-published-{data.lower()}",
@@ -188,7 +185,6 @@ _ALGORITHMS: Final = {
 ROWS: Final = (
     *(
         Row(
-            PAPER,
             place,
             shows,
             "exact-statements",
@@ -228,7 +224,6 @@ ROWS: Final = (
         },
     ),
     Row(
-        PAPER,
         "Proposition 3.2",
         "The factors of KPSVD are symmetric and positive semi-definite.",
         "exact-statements",
@@ -249,20 +244,17 @@ ROWS: Final = (
     ),
     _training_row("Figures 8, 9 (FACES)", "FACES", {}, ()),
     Row(
-        PAPER,
         "Section 4, at equal time",
         "Training losses over the time in steps, tuned in short runs.",
         "kpsvd-training",
     ),
     Row(
-        PAPER,
         "Tables of tuned settings",
         "Learning rates and dampings after a grid search.",
         "kpsvd-training",
         missing="the whole grid, `fisherlab tune --grid koroko`; here it is thinned out",
     ),
     Row(
-        PAPER,
         "Section 4, convolutional networks",
         "The same with convolutions.",
         missing="no source for its settings was at hand",

@@ -31,8 +31,6 @@ from fisherlab.reproduce.training_races import (
 )
 from fisherlab.showing import number, percent, span
 
-PAPER: Final = "martens2015"
-
 
 def _of(name: str, label: str) -> Callable[[xr.Dataset], Mapping[str, float]]:
     return lambda ds: {label: float(ds[name])}
@@ -198,7 +196,6 @@ def _nats(ds: xr.Dataset) -> str:
 
 def _training(place: str, data: str) -> Row:
     return Row(
-        PAPER,
         place,
         f"Algorithm 2 on {data}: block diagonal, tridiagonal, tuned Nesterov SGD",
         f"kfac-training-{data.lower()}",
@@ -222,7 +219,6 @@ def _training(place: str, data: str) -> Row:
 
 ROWS: Final = (
     Row(
-        PAPER,
         "Algorithm 1",
         "Gradients by backpropagation.",
         "exact-statements",
@@ -235,13 +231,11 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figure 1",
         "The computation of a network, drawn.",
         missing="a diagram; nothing is measured",
     ),
     Row(
-        PAPER,
         "Figure 2",
         "|F|, |F̃| and |F − F̃| of the middle layers, one grey scale.",
         "kfac-figure-2",
@@ -264,7 +258,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figure 2, caption",
         "The training behind Figures 2, 3, 5 and 6.",
         "kfac-iterations",
@@ -279,7 +272,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figure 3",
         "|F̃⁻¹| and its mean |entry| by pairs of layers.",
         "kfac-figure-3",
@@ -312,7 +304,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figure 4",
         "F̂ as a Gaussian chain, drawn.",
         "exact-statements",
@@ -326,7 +317,6 @@ ROWS: Final = (
         "the drawing itself",
     ),
     Row(
-        PAPER,
         "Figure 5",
         "F̃ beside F̆ and F̂.",
         "kfac-figure-5",
@@ -342,7 +332,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figure 6",
         "F̃⁻¹ beside F̆⁻¹ and F̂⁻¹.",
         "kfac-figure-6",
@@ -359,7 +348,6 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Figures 5, 6 over the damping",
         "The same distances over λ, for F̃ with damped factors, F̃ + λI and F + λI.",
         "kfac-tridiagonal-damping",
@@ -395,14 +383,12 @@ ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Theorem 1, Corollary 3",
         "K-FAC does not depend on affine maps of inputs and pre-activations.",
         "kfac-invariance",
         kfac_invariance.CLAIMS,
     ),
     Row(
-        PAPER,
         "Lemma 4",
         "The error of F̃ in joint cumulants.",
         "exact-statements",
@@ -410,7 +396,6 @@ ROWS: Final = (
         "its bound; `fl.decompose` measures the parts of any network",
     ),
     Row(
-        PAPER,
         "Figure 7",
         "Rescaling and damping of a single step.",
         "kfac-rescaling",
@@ -418,7 +403,6 @@ ROWS: Final = (
         "MNIST's autoencoder at iteration 500; the claims are from memory",
     ),
     Row(
-        PAPER,
         "Figure 8",
         "Progress per iteration over the size of the batch.",
         "kfac-batches",
@@ -437,7 +421,6 @@ ROWS: Final = (
     _training("Figures 9 and 10 (MNIST)", "MNIST"),
     _training("Figures 9 and 10 (FACES)", "FACES"),
     Row(
-        PAPER,
         "Figure 11",
         "K-FAC without momentum, CURVES.",
         "kfac-training-curves",

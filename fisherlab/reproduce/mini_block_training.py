@@ -22,8 +22,6 @@ from fisherlab.reproduce.races import FRESH, RACES
 from fisherlab.reproduce.training_races import MINUTES, at_end, ends_below, raced, short_run
 from fisherlab.showing import number, percent, quoted
 
-PAPER: Final = "bahamou2022"
-
 
 def _short_or_stale(ds: xr.Dataset) -> str:
     """Say how MBF ended with the published inverses, 20 steps old, and with fresh ones."""
@@ -38,7 +36,6 @@ def _training_row(place: str, data: str, losses: tuple[float, ...]) -> Row:
     names = ("mbf-shared", "kfac-goldfarb", "shampoo", "adam", "sgd-momentum")
     published = dict(zip(names, losses, strict=True))
     return Row(
-        PAPER,
         place,
         f"Training losses of five optimisers over epochs and time, {data}.",
         f"mbf-training-{data.lower()}",
@@ -101,7 +98,6 @@ def _accuracy_row(data: str, problem: str, accuracies: tuple[float, ...]) -> Row
     }
     reason = partial(_trained_other, problem=problem)
     return Row(
-        PAPER,
         f"Figures 9 to 11, Table 1 ({data})",
         f"Validation accuracies of five optimisers, {problem}.",
         "mbf-training-cnn",
@@ -170,7 +166,6 @@ TRAINING_ROWS: Final = (
     _accuracy_row("CIFAR-100", "cifar100-vgg16", (74.80, 74.38, 73.37, 72.95, 73.99)),
     _accuracy_row("SVHN", "svhn-vgg11", (96.59, 96.37, 96.15, 96.34, 96.63)),
     Row(
-        PAPER,
         "Tables 5, 7, 8",
         "Ranges of the grid search and the settings chosen.",
         "mbf-settings",
@@ -189,7 +184,6 @@ TRAINING_ROWS: Final = (
         "the whole ranges, which `fisherlab tune --grid bahamou` searches",
     ),
     Row(
-        PAPER,
         "Figure 18",
         "Sensitivity to learning rate and damping.",
         "mbf-settings",
@@ -213,7 +207,6 @@ TRAINING_ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Algorithm 3",
         "Spatial averaging: one matrix a layer.",
         "mbf-variants",
@@ -227,7 +220,6 @@ TRAINING_ROWS: Final = (
         ),
     ),
     Row(
-        PAPER,
         "Algorithm 4, Figures 16, 17",
         "MBF-True beside MBF in training.",
         "mbf-variants",
@@ -242,7 +234,6 @@ TRAINING_ROWS: Final = (
         "convolutional networks",
     ),
     Row(
-        PAPER,
         "Update frequencies T₁, T₂",
         "MBF with fresh, with stale and with rare statistics and inverses.",
         "mbf-variants",

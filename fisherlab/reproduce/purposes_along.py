@@ -246,7 +246,6 @@ def _claim(
 
 PURPOSE_ROWS: Final = (
     Row(
-        "beyond",
         "All purposes along a training",
         "Every family of methods in six purposes at moments of one training, with noise.",
         "purposes-along",

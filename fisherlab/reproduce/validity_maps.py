@@ -235,7 +235,6 @@ def _where(conclusion: str) -> Callable[[xr.Dataset], str]:
 
 def _row(place: str, shows: str, experiment: str, claims: Mapping[str, str]) -> Row:
     return Row(
-        "beyond",
         place,
         shows,
         experiment,

@@ -96,6 +96,7 @@ def optimizers() -> dict[str, Recipe]:
     return dict(_RECIPES)
 
 
+_CLIPPED: Final[dict[str, Any]] = {"lr": 3e-2, "damping": 0.1, "clip": KLClip(1e-3)}
 _RECIPES: Final[dict[str, Recipe]] = {
     "sgd-momentum": of_torch(
         "stochastic gradient descent with momentum",
@@ -127,9 +128,7 @@ _RECIPES: Final[dict[str, Recipe]] = {
         KFAC_SOURCE,
         KFAC(),
         Factored,
-        lr=3e-2,
-        damping=0.1,
-        clip=KLClip(1e-3),
+        **_CLIPPED,
     ),
     "kfac-eigen": plain(
         "KFAC with exact Tikhonov damping in its eigenbasis and a KL clip",
@@ -146,26 +145,20 @@ _RECIPES: Final[dict[str, Recipe]] = {
         KFAC_SOURCE,
         KFACTridiagonal(),
         Factored,
-        lr=3e-2,
-        damping=0.1,
-        clip=KLClip(1e-3),
+        **_CLIPPED,
     ),
     "two-level-kfac": plain(
         "KFAC with a coarse correction between layers",
         "Tselepidis, Kohler & Orvieto 2020, arXiv 2011.00573",
         TwoLevelKFAC(),
         Factored,
-        lr=3e-2,
-        damping=0.1,
-        clip=KLClip(1e-3),
+        **_CLIPPED,
     ),
     "ekfac": plain(
         "eigenvalue-corrected KFAC",
         "George et al. 2018, arXiv 1806.03884",
         EKFAC(),
-        lr=3e-2,
-        damping=0.1,
-        clip=KLClip(1e-3),
+        **_CLIPPED,
     ),
     "tkfac": plain(
         "trace-restricted KFAC with factored damping",
@@ -178,9 +171,7 @@ _RECIPES: Final[dict[str, Recipe]] = {
         "KFAC's system solved by at most ten conjugate-gradient iterations",
         "Chen 2021, arXiv 2101.00218",
         CGFAC(max_iterations=10),
-        lr=3e-2,
-        damping=0.1,
-        clip=KLClip(1e-3),
+        **_CLIPPED,
         average=0.0,
         burn_in=0,
         inverse_every=1,

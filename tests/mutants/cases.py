@@ -632,7 +632,7 @@ ANALYSIS = [
     ),
     mutant(
         "an interrupt leaves settings half put back",
-        "durable.py",
+        "settings.py",
         "    finally:  # not in an except: it may come before the first of them\n"
         "        for each in undo:\n            each()\n",
         "    finally:\n        pass\n",
