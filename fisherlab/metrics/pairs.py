@@ -569,18 +569,16 @@ def paired(metric: str, exact: Operator, approx: Operator, mixed: bool) -> Pair:
     for given in (exact, approx):
         require_operator(metric, given)
     if exact.weight_shape != approx.weight_shape:
-        msg = (
+        raise ValueError(
             f"{metric}: {exact!r} acts on weights of shape {exact.weight_shape}, "
             f"{approx!r} on {approx.weight_shape}."
         )
-        raise ValueError(msg)
     kinds = exact.provenance.fisher, approx.provenance.fisher
     if not mixed and all(kinds) and kinds[0] != kinds[1]:
-        msg = (
+        raise ValueError(
             f"{metric}: one operator comes from the Fisher {kinds[0]}, the other from "
             f"{kinds[1]}. Pass mixed=True if that is meant."
         )
-        raise ValueError(msg)
     one, other = exact.to(torch.float64), approx.to(torch.float64)
     if isinstance(one, FactoredFisher) and isinstance(other, FactoredFisher):
         same = one.samples is other.samples and one.count == other.count

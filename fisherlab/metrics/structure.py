@@ -106,11 +106,10 @@ def entry_share(partition: Partition) -> float:
 
 def _fitting(metric: str, operator: Operator, partition: Partition) -> Operator:
     if partition.weight_shape != operator.weight_shape:
-        msg = (
+        raise ValueError(
             f"{metric}: the partition is of shape {partition.weight_shape}, but "
             f"{operator!r} acts on weights of shape {operator.weight_shape}."
         )
-        raise ValueError(msg)
     return operator.to(torch.float64)
 
 
@@ -287,12 +286,11 @@ def _gram_rows(samples: Samples, part: slice) -> Float[Tensor, "r m"]:
 def _require_matching(layers: Sequence[LayerStatistics]) -> None:
     compressed = [layer.name for layer in layers if layer.compressed]
     if compressed:
-        msg = (
+        raise ValueError(
             f"cross_squares: the columns of {', '.join(map(repr, compressed))} were "
             "compressed and no longer match those of other layers. Collect with "
             "compress=False."
         )
-        raise ValueError(msg)
     sizes = {(layer.samples.columns, layer.samples.examples) for layer in layers}
     if len(sizes) > 1:
         msg = f"cross_squares: the layers have (columns, examples) {sorted(sizes)}."

@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from fisherlab.plots.frames import nodes
+from fisherlab.plots.frames import nodes, require_result
 from fisherlab.plots.style import as_vectors, publication, text
 from fisherlab.showing import kind_of
 

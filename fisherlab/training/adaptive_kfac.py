@@ -316,11 +316,10 @@ class AdaptiveKFAC(Preconditioned):
 
     def _check(self) -> None:
         if self.l2 < 0 or self.inverse_every < 1:
-            msg = (
+            raise ValueError(
                 f"AdaptiveKFAC: l2={self.l2}, inverse_every={self.inverse_every}; at least "
                 "0 and at least 1 are expected."
             )
-            raise ValueError(msg)
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             msg = f"AdaptiveKFAC: the fractions {self.fractions} must lie in (0, 1]."
             raise ValueError(msg)
@@ -470,8 +469,7 @@ class AdaptiveKFAC(Preconditioned):
             If no step was taken yet.
         """
         if not self.steps:
-            msg = "averaged_parameters: no step was taken yet."
-            raise ValueError(msg)
+            raise ValueError("averaged_parameters: no step was taken yet.")
         held = [p for group in self.param_groups for p in group["params"]]
         kept = [p.detach().clone() for p in held]
         averages = (self.state[p]["average"] for p in held)

@@ -511,11 +511,10 @@ class Preconditioned(torch.optim.Optimizer):
             theirs, ours = (
                 ", ".join(f"{n}={of.get(n)}" for n in unlike) for of in (before, now)
             )
-            msg = (
+            raise ValueError(
                 f"load_state_dict: the state has {theirs}, this optimiser {ours}; make it "
                 "with the same. Nothing was changed."
             )
-            raise ValueError(msg)
         groups = serialise.unpack(state_dict["param_groups"])
         units, known = unpacked(own, self._parameters())
         super().load_state_dict({**state_dict, "param_groups": groups})

@@ -285,14 +285,12 @@ class NaturalGradient(Preconditioned):
             If steps were taken already, or there are no batches.
         """
         if self.steps or self.units:
-            msg = f"warm_start: {self.steps} steps were taken already."
-            raise ValueError(msg)
+            raise ValueError(f"warm_start: {self.steps} steps were taken already.")
         if self._passes.replicas.ranks is not None:
-            msg = (
+            raise ValueError(
                 "warm_start takes one process: begin without it, or average more slowly "
                 "(average=) in the first steps of several."
             )
-            raise ValueError(msg)
         parameters = self._parameters()
         blocks, self._owners = parameters.blocks, owners(parameters)
         read = enumerate(map(self._passes.batch, data))

@@ -69,12 +69,11 @@ def _labelled(value: Any, where: str) -> dict[str, Any]:
             _KIND: f"{kind.__module__}:{kind.__qualname__}",
             "fields": pack(content, f"{where}: {kind.__name__}"),
         }
-    msg = (
+    raise TypeError(
         f"{where} is a {type(value).__name__}, which a checkpoint cannot hold. Numbers, "
         "strings, tensors, dataclasses, and dicts, lists, tuples and sets of them are "
         "expected."
     )
-    raise TypeError(msg)
 
 
 def unpack(value: Any) -> Any:
@@ -118,11 +117,10 @@ def moved(value: Any, device: torch.device) -> Any:
 def _placed(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta and device.type != "meta":
-            msg = (
+            raise ValueError(
                 "load_state_dict: the tensors of the state are on the device 'meta' and "
                 "hold no data; load the file with map_location='cpu'."
             )
-            raise ValueError(msg)
         return value.to(device)
     if isinstance(value, dict):
         return {key: _placed(item, device) for key, item in value.items()}
@@ -188,8 +186,7 @@ def _class_called(kind: str) -> Any:
             found = getattr(found, part, None)
         if isinstance(found, type) and is_dataclass(found):
             return found
-    msg = (
+    raise ValueError(
         f"The checkpoint holds a {kind}, which is not a dataclass of a loaded "
         "module. Import the module that defines it first."
     )
-    raise ValueError(msg)
