@@ -21,6 +21,7 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+from numpy.typing import NDArray
 
 from fisherlab.settings import put_back
 
@@ -334,7 +335,7 @@ def legend_above(grid: sns.FacetGrid, shown: Sequence[str]) -> None:
     figure.subplots_adjust(top=edges.top * shrink, bottom=edges.bottom * shrink)
 
 
-def tick_at(axis: Axis, places: Iterable[float]) -> None:
+def tick_at(axis: Axis, places: Iterable[float] | NDArray[Any]) -> None:
     """Write these numbers at an axis, and no other tick.
 
     Examples
