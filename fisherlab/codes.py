@@ -1,7 +1,5 @@
 """What a function or an object does, as a short text that every process finds alike."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import platform

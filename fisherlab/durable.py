@@ -1,7 +1,5 @@
 """Files that are whole or not there, tell of damage, and have one writer at a time."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Values, numbers, names and small tables as people read them, the same way everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """Cells of a labelled table, with the dampings they stand for, and how far a table is."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """Results on disk, whole or not at all, as netCDF, zarr or a folder; and merged results."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

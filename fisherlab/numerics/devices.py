@@ -4,8 +4,6 @@ To look at a number of an accelerator the host waits for it. A step that should 
 postpones its looks; numbers on the CPU are looked at in any case.
 """
 
-from __future__ import annotations
-
 import ctypes
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What approximations are worth in what they are used for: a row of panels a purpose."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Values along training, a small panel per layer, the losses, and a figure drawn again."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images of digits, clothing and things, curves, faces, and texts as pairs of tensors."""
 
-from __future__ import annotations
-
 import math
 import re
 import string

@@ -1,7 +1,5 @@
 """The problems by name, and what each is: data, network, likelihood and files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial

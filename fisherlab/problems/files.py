@@ -1,7 +1,5 @@
 """Data files: names, checksums, addresses, formats; where they are found and kept."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """Train a problem and set the approximations beside the exact blocks on the way."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The jobs behind reports: of a command, of a model, of a result at hand or saved."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """What a report asks of the purposes: made from a moment of training, within a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """One's own model and data, by name: what `--model` and `--data` stand for."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import importlib.util

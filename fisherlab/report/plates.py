@@ -1,7 +1,5 @@
 """A figure of a report: drawn, written into files, inlined, and dark with its page."""
 
-from __future__ import annotations
-
 import base64
 import colorsys
 import json

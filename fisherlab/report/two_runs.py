@@ -1,7 +1,5 @@
 """Two saved results side by side: what differs, and which approximations gained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

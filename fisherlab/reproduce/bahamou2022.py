@@ -6,8 +6,6 @@ The text was read with its formulas partly lost: settings of the group's public 
 in, and where the paper names no damping it is an axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final

@@ -4,8 +4,6 @@ The numbers held against are bounds for a statement that was found here and that
 run may refute.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Final

@@ -1,7 +1,5 @@
 """All rows and experiments; published beside measured as Markdown, written to a folder."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import shlex

@@ -10,8 +10,6 @@ What the note leaves open, the tolerance, is an axis, and the error of the solut
 beside the time.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

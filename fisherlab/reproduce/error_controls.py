@@ -5,8 +5,6 @@ papers draw errors of F against a sampled F, made of the same labels as the appr
 and use the damped inverse: both steps are measured here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final

@@ -5,8 +5,6 @@ is a relative difference between what the library gives and the definition, writ
 here from gradients of single examples and labels; rounding is about 1e-15.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final

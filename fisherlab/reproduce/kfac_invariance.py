@@ -8,8 +8,6 @@ controls are the methods that share its Kronecker form and damping.
 Reference: Martens & Grosse 2015, arXiv 1503.05671, Theorem 1 and Corollary 3 (section 10).
 """
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any, Final

@@ -8,8 +8,6 @@ Reference: Martens & Grosse 2015, arXiv 1503.05671, sections 6.2 to 6.4 and Figu
 network is MNIST's autoencoder at iteration 500.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

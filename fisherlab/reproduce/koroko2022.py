@@ -7,8 +7,6 @@ The paper's text was not at hand: errors were read off the figures of the author
 code, losses are its stored arrays, and numbers of figures and algorithms are supposed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Final
 

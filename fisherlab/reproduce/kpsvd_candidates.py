@@ -6,8 +6,6 @@ the norm of the damped F̂, whatever the method: who has the larger rate goes fu
 Each candidate changes one thing; all methods take equally many steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final

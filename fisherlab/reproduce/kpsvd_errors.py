@@ -11,8 +11,6 @@ F's trace and its partial traces, one power step towards KPSVD, is the control t
 paper lacks; the other one is the number of examples behind F.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, final

@@ -10,8 +10,6 @@ A machine may be slower in one hour than in the next. So the time of a curve is 
 of steps times what a step takes when all optimisers take turns.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Mapping

@@ -7,8 +7,6 @@ from a derivation of the formulas; what a picture shows without numbers is held 
 bound that says the same.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from itertools import product

@@ -5,8 +5,6 @@ One layer d → d, or a convolution of d channels with 3 × 3 kernels: what grow
 the tables is held against the exponent between the two largest widths.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from functools import partial

@@ -6,8 +6,6 @@ recorded layer by layer. The paper names neither damping, step size nor batch: t
 depends on the damping, so it is swept and printed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final

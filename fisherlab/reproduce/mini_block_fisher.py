@@ -7,8 +7,6 @@ random partition into blocks of the same size and the partition by input are the
 the inverse of a matrix of low rank is mostly λ⁻¹ I.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod

@@ -3,8 +3,6 @@
 What a training costs or fails at is in its result; the reasons are made from it.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from itertools import product

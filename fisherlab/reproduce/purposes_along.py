@@ -6,8 +6,6 @@ The noise floor of a purpose is what the exact Fisher of as many other examples 
 it: a smaller difference would not be seen again on other data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final

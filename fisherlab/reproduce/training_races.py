@@ -4,8 +4,6 @@ Every optimiser runs with the learning rate and damping that its paper chose; on
 is NaN and a status.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial

@@ -6,8 +6,6 @@ from a small to a large part of the mean eigenvalue. A conclusion is a number be
 line that it must not cross, a figure a paper. That of CG-FAC is `cg-fac-cost`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Train on minibatches and stop at checkpoints."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import math

@@ -1,7 +1,5 @@
 """One training between its steps: what it has done, found and still has to write."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What changes in a training: steps one looks at, batches, damping, shares of averages."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, final, runtime_checkable

@@ -1,7 +1,5 @@
 """Values as plain containers of tensors, which may be loaded without trusting a file."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable, Mapping

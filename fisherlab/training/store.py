@@ -1,7 +1,5 @@
 """The folder of a training: its record, its results, and all it needs to go on."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import inspect

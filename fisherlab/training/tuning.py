@@ -1,7 +1,5 @@
 """Search a grid of settings for the best of every optimiser."""
 
-from __future__ import annotations
-
 import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
