@@ -87,8 +87,8 @@ OPERATORS = [
     mutant(
         "a diagonal is inverted without its damping",
         "operators/eigenform.py",
-        "shifted = values + damping",
-        "shifted = values + 0 * damping",
+        "shifted = values + damping\n        return",
+        "shifted = values + 0 * damping\n        return",
         "operators::damped_solves_are_those_of_the_matrix",
     ),
     mutant(
