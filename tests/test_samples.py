@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fisherlab.numerics import devices as held
+from fisherlab.operators.factored import FactoredFisher
 from fisherlab.samples import (
     GroupedSamples,
     MatrixSamples,
     PartedSamples,
     SharedSamples,
+    SummedSamples,
     TokenSamples,
     base,
     cross,
@@ -117,6 +119,9 @@ def check_every_answer(samples):
     assert (samples.columns, samples.examples, samples.weight_shape) == (v, n, (o, i))
     assert_close(samples.matrices(), d, 1e-13)
     assert_close(samples.matrices(slice(1, None)), d[:, 1:], 1e-13)
+    for rows in (slice(0, 1), slice(o // 2, o)):
+        some = samples.some_rows(rows)
+        assert some is None or torch.equal(some.matrices(), samples.matrices()[:, :, rows])
     assert_close(samples.project(w), torch.einsum("vnoi,koi->kvn", d, w), 1e-12)
     assert_close(samples.combine(c), torch.einsum("vnoi,kvn->koi", d, c), 1e-12)
     assert_close(samples.squared_norms(), d.square().sum((2, 3)), 1e-12)
@@ -262,3 +267,16 @@ def test_matrices_are_formed_once_where_that_is_cheaper_and_fits(t, formed):
     assert samples.multiplied_often(5 * 72 * 8 - 1) is samples
     middle = normal(9, 9, seed=2)
     assert_close(often.row_side(middle), samples.row_side(middle), 1e-12)
+
+
+def test_rows_of_a_tied_table_are_those_of_its_matrices_and_add_up_in_panels():
+    """An embedding that is the head too is never formed whole for its diagonal."""
+    uses = (tokens(2, 5, 4, 7, 3, 1), cases.shared(2, 5, 4, 7, 3, 2))
+    tied = SummedSamples(uses)
+    whole = uses[0].matrices() + uses[1].matrices()
+    assert_close(tied.some_rows(slice(2, 6)).matrices(), whole[:, :, 2:6], 1e-14)
+    panels = list(cross.row_panels(tied, 2 * tied.total * 3 * 8))
+    assert [panel.weight_shape[0] for panel in panels] == [2, 2, 2, 1]
+    assert_close(torch.cat([panel.matrices() for panel in panels], 2), whole, 1e-14)
+    inverse = FactoredFisher(tied, 5, form="gram").inverse(0.1)
+    assert_close(inverse.diagonal().flatten(), inverse.to_dense().diagonal(), 1e-12)

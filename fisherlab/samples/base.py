@@ -106,6 +106,10 @@ class Samples(Held, ABC):
     def some_columns(self, columns: slice) -> "Samples":
         """Return the samples of some columns."""
 
+    def some_rows(self, rows: slice) -> "Samples | None":
+        """Return D[rows] as samples of these rows, None where they have no short form."""
+        return None
+
     @abstractmethod
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""

@@ -140,15 +140,14 @@ def multiplied(
 def row_panels(samples: Samples, room: int) -> Iterator[Samples]:
     """Yield the samples of some rows of the weight, whose matrices take about `room` bytes.
 
-    Samples without factors are yielded whole.
+    Samples whose rows have no short form are yielded whole.
     """
-    if not isinstance(samples, (OuterSamples, SharedSamples)):
-        yield samples
-        return
     o, i = samples.weight_shape
-    each = samples.total * i * samples.dtype.itemsize
-    for cut in chunks(o, room // max(each, 1)):
-        yield type(samples)(samples.inputs, samples.gradients[..., cut])
+    for cut in chunks(o, room // max(samples.total * i * samples.dtype.itemsize, 1)):
+        panel = samples.some_rows(cut)
+        yield samples if panel is None else panel
+        if panel is None:
+            return
 
 
 def _added(tensors: Iterator[Tensor]) -> Tensor:

@@ -52,6 +52,10 @@ class OuterSamples(Samples):
         """Return the samples of some columns."""
         return OuterSamples(self.inputs, self.gradients[columns])
 
+    def some_rows(self, rows: slice) -> "OuterSamples":
+        """Return D[rows]."""
+        return OuterSamples(self.inputs, self.gradients[..., rows])
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
         return self.gradients[:, part, :, None] * self.inputs[part, None, :]

@@ -51,6 +51,10 @@ class MatrixSamples(Samples):
         """Return the samples of some columns."""
         return MatrixSamples(self.stored[columns])
 
+    def some_rows(self, rows: slice) -> "MatrixSamples":
+        """Return D[rows]."""
+        return MatrixSamples(self.stored[:, :, rows])
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""
         return self.stored[:, part]
@@ -278,6 +282,10 @@ class SharedSamples(Samples):
     def some_columns(self, columns: slice) -> "SharedSamples":
         """Return the samples of some columns."""
         return SharedSamples(self.inputs, self.gradients[columns])
+
+    def some_rows(self, rows: slice) -> "SharedSamples":
+        """Return D[rows]."""
+        return SharedSamples(self.inputs, self.gradients[..., rows])
 
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples: one product per example, all columns."""

@@ -98,6 +98,13 @@ class TokenSamples(Samples):
         """Return the samples of some columns."""
         return TokenSamples(self.tokens, self.gradients[columns], self.size)
 
+    def some_rows(self, rows: slice) -> "TokenSamples":
+        """Return D[rows]: tokens of other rows are none."""
+        start, stop, _ = rows.indices(self.size)
+        inside = (self.tokens >= start) & (self.tokens < stop)
+        tokens = torch.where(inside, self.tokens - start, -1)
+        return TokenSamples(tokens, self.gradients * inside[..., None], stop - start)
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n k i"]:
         """Form the matrices of some examples: V·rows·width numbers each."""
         gradients = self.gradients[:, part]
@@ -401,6 +408,12 @@ class SummedSamples(Samples):
         """Return the samples of some columns."""
         return SummedSamples(tuple(use.some_columns(columns) for use in self.uses))
 
+    def some_rows(self, rows: slice) -> "SummedSamples | None":
+        """Return D[rows], where all uses have them."""
+        uses = [use.some_rows(rows) for use in self.uses]
+        found = tuple(use for use in uses if use is not None)
+        return SummedSamples(found) if len(found) == len(uses) else None
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
         return _sum(use.matrices(part) for use in self.uses)
@@ -497,8 +510,8 @@ def _sides(pair: Pair) -> tuple[Float[Tensor, "_ n s o"], Float[Tensor, "_ n s i
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    first, *rest = tensors
-    total = first.clone()
-    for tensor in rest:
+    left = iter(tensors)  # one after the other: each may be large
+    total = next(left).clone()
+    for tensor in left:
         total += tensor
     return total
