@@ -20,9 +20,13 @@ from fisherlab.analysis import counts
 from fisherlab.analysis import purposes as analysis_of_purposes
 from fisherlab.analysis import purposes as judging
 from fisherlab.analysis.allowances import Allowance, chosen
+from fisherlab.analysis.purpose_table import lead_errors
 from fisherlab.analysis.purposes import judge
 from fisherlab.analysis.verdicts import best_dampings
 from fisherlab.numerics.linalg import decomposed_once
+from fisherlab.operators import Diagonal as DiagonalMatrix
+from fisherlab.operators import FactoredFisher
+from fisherlab.samples import MatrixSamples, PartedSamples
 from tests.cases import METHODS, normal, refused
 from tests.oracles import assert_close
 
@@ -675,6 +679,53 @@ def posterior_divergence(matrices, damping):
     return measure
 
 
+def frobenius(matrices):
+    """The relative error of given F̂, by F."""
+
+    def measure(blocks):
+        pairs = list(zip(blocks, matrices, strict=True))
+        rest = sum(float((f - g).square().sum()) for f, g in pairs)
+        return (rest / sum(float(f.square().sum()) for f in blocks)) ** 0.5
+
+    return measure
+
+
+def top_ratio(matrices):
+    """The largest eigenvalue of given F̂ over that of F, by F."""
+
+    def measure(blocks):
+        mine, own = (
+            max(float(torch.linalg.eigvalsh(m)[-1]) for m in some)
+            for some in (blocks, matrices)
+        )
+        return own / mine
+
+    return measure
+
+
+def penalty_ratio(matrices, drifts):
+    """The mean ratio of the penalties of given F̂ and F, by F."""
+
+    def measure(blocks):
+        ratios = []
+        for deltas in drifts:
+            own, mine = (
+                sum(float(d @ m @ d) for d, m in zip(deltas, some, strict=True))
+                for some in (matrices, blocks)
+            )
+            ratios.append(own / mine)
+        return sum(ratios) / len(ratios)
+
+    return measure
+
+
+def spread_of_leads(moved, values):
+    """Of differences of distances from 1, where every example has a normal weight."""
+    weights = np.random.default_rng(1).standard_normal((50_000, moved.shape[1]))
+    away = abs(values - 1 + weights @ moved.numpy().T)
+    return (away[:, :, None] - away[:, None]).std(0)
+
+
 CONVOLUTION = (
     lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
     (2, 3, 3),
@@ -692,12 +743,21 @@ def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
     gradient = fl.mean_gradient(model, data, fl.Categorical())
     methods = ["kfac", "kpsvd-2", "diagonal"]
     step, laplace = purposes.Step(gradient, DAMPING), purposes.Laplace(DAMPING * 20, 20)
-    found = judge(stats, methods, [step, laplace])
+    weights = dict(model.named_parameters())
+    others = [
+        {name: w + 0.1 * w.square() + k for name, w in weights.items()} for k in (0.0, 0.1)
+    ]
+    ewc = purposes.EWC(weights, others, random=1)
+    found = judge(stats, methods, [step, laplace, ewc, purposes.Matrix()])
     rows = {name: [name] for name in stats} | {None: list(stats)}
     for row, layers in rows.items():
         blocks = [by_example(stats, name) for name in layers]
         vectors = [gradient[name].gradient.flatten() for name in layers]
-        influences = {"step": [], "laplace": []}
+        drifts = [
+            [(stats[n].pack(o) - stats[n].pack(weights)).detach().flatten() for n in layers]
+            for o in others
+        ]
+        influences = {"step": [], "laplace": [], "ewc": [], "matrix": []}
         for method in methods:
             own = [dense(stats, method, name)[1] for name in layers]
             shares = []
@@ -712,6 +772,8 @@ def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
             best = max(shares, key=lambda one: one[0])[1]
             influences["step"].append(moved(best, blocks))
             influences["laplace"].append(moved(posterior_divergence(own, DAMPING), blocks))
+            influences["ewc"].append(moved(penalty_ratio(own, drifts), blocks))
+            influences["matrix"].append(moved(frobenius(own), blocks))
         for purpose, each in influences.items():
             table = torch.stack(each)
             expected = (table[:, None] - table).norm(dim=2)
@@ -719,8 +781,50 @@ def test_errors_of_leads_are_those_of_examples_weighted_anew(build):
             if row is not None:
                 error = found["lead_error"].sel(layer=row)
             error = error.sel(purpose=purpose).transpose("approximator", "rival").values
+            if purpose == "ewc":
+                values = found["network"] if row is None else found["value"].sel(layer=row)
+                values = values.sel(measure="ewc.penalty_ratio").values
+                expected = spread_of_leads(table, values)
+                np.testing.assert_allclose(error, expected, rtol=0.05, atol=1e-7)
+                continue
             np.testing.assert_allclose(error, expected, rtol=1e-5, atol=1e-8)
             assert (expected + torch.eye(3) > 1e-4).all(), "there is something to see"
+
+
+@pytest.mark.parametrize("limit", [512, 0], ids=["formed", "iterated"])
+@pytest.mark.parametrize(("shift", "rows_held"), [(2.0, 3), (0.0, 2)])
+def test_errors_of_leads_in_sharpness_need_an_eigenvalue_that_stands_alone(
+    shift, rows_held, limit, monkeypatch
+):
+    """Inputs with a mean have one large eigenvalue in every layer, others not."""
+    monkeypatch.setattr(purposes.matrix, "DENSE_ROWS", limit)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    data = normal(N, 4, seed=1) + shift, torch.arange(N) % 2
+    stats = fl.collect(model, data, fl.Categorical())
+    methods = ["kfac", "foof", "diagonal"]
+    found = judge(stats, methods, [purposes.Sharpness()]).isel(purpose=0)
+    rows = {name: [name] for name in stats} | {None: list(stats)}
+    for row, layers in rows.items():
+        blocks = [by_example(stats, name) for name in layers]
+        tops = [torch.linalg.eigvalsh(f.sum(0)) for f in blocks]
+        first, second = torch.cat(tops).sort(descending=True).values[:2].tolist()
+        alone = moved(lambda some: max(torch.linalg.eigvalsh(f)[-1] for f in some), blocks)
+        own = [[dense(stats, method, name)[1] for name in layers] for method in methods]
+        table = torch.stack([moved(top_ratio(one), blocks) for one in own])
+        held = first - second > 2 * float(alone.norm())
+        rows_held -= held
+        error, values = found["network_lead_error"], found["network"]
+        if row is not None:
+            error, values = (found[n].sel(layer=row) for n in ("lead_error", "value"))
+        if held:
+            values = values.sel(measure="sharpness.top_ratio").values
+            expected = spread_of_leads(table, values)
+            np.testing.assert_allclose(error, expected, rtol=0.05, atol=1e-7)
+        else:
+            assert error.isnull().all()
+    assert rows_held == 0
 
 
 def test_leads_of_posteriors_add_up_over_layers_of_every_size():
@@ -749,33 +853,96 @@ def test_what_is_kept_of_all_layers_grows_with_examples_and_not_with_weights():
         assert all(part.numel() <= (1 + len(asked[0].grid)) * N for part in answer.values())
 
 
-def test_errors_of_leads_foretell_how_leads_differ_between_samples():
+@pytest.mark.parametrize(
+    ("kinds", "shift"),
+    [
+        (["step", "laplace"], 0.0),
+        pytest.param(["matrix", "ewc", "sharpness"], 2.0, marks=pytest.mark.slow),
+    ],
+)
+def test_errors_of_leads_foretell_how_leads_differ_between_samples(kinds, shift):
     """Fixed methods against exact blocks of many samples of one population."""
     rng = torch.Generator().manual_seed(3)
     weights = torch.randn(3, 4, generator=rng).double()
-    pool = torch.randn(60_000, 4, generator=rng).double()
+    pool = torch.randn(6000, 4, generator=rng).double() + shift
     model = nn.Linear(4, 3).double()
     with torch.no_grad():
         model.weight.copy_(weights)
         model.bias.zero_()
-    size, leads = 120, {"step": [], "laplace": []}
+    size = 120
     first = (pool[:size], torch.zeros(size).long())
     stats = fl.collect(model, first, fl.Categorical())
     gradient = fl.mean_gradient(model, first, fl.Categorical())
-    asked = [purposes.Step(gradient, DAMPING, grid=(1.0,)), purposes.Laplace(1.0, 20)]
+    weights = dict(model.named_parameters())
+    there = {name: w + w.square() for name, w in weights.items()}
+    every = {
+        "step": purposes.Step(gradient, DAMPING, grid=(1.0,)),
+        "laplace": purposes.Laplace(1.0, 20),
+        "matrix": purposes.Matrix(),
+        "ewc": purposes.EWC(weights, [there], random=1),
+        "sharpness": purposes.Sharpness(),
+    }
+    asked, leads = [every[kind] for kind in kinds], {kind: [] for kind in kinds}
     methods = {n: fl.approximators()[n](stats["weight"]) for n in ("kfac", "diagonal")}
     fixed = {name: (lambda _, made=made: made) for name, made in methods.items()}
     for k in range(50):
         part = pool[size * k : size * (k + 1)], first[1]
         found = judge(fl.collect(model, part, fl.Categorical()), fixed, asked)
-        for purpose, each in leads.items():
-            at = int(np.flatnonzero(found["of_purpose"] == purpose)[0])
-            values = found["network"].isel(measure=at).values
-            error = found["network_lead_error"].sel(purpose=purpose).values[0, 1]
-            each.append((values[0] - values[1], error))
+        for kind, each in leads.items():
+            at = int(np.flatnonzero(found["of_purpose"] == kind)[0])
+            gaps = abs(found["network"] - found["best"]).isel(measure=at).values
+            error = found["network_lead_error"].sel(purpose=kind).values[0, 1]
+            each.append((gaps[0] - gaps[1], error))
     for each in leads.values():
         differences, told = np.array(each).T
         assert np.median(told) == pytest.approx(differences.std(), rel=0.3)
+
+
+def test_groups_of_examples_move_matrices_as_much_as_examples_do():
+    """By every example the sum of squares is exact, by groups it is an estimate."""
+    n, groups = 2000, purposes.matrix.GROUPS
+    rows = normal(1, n, 3, 2, seed=1)
+    block = FactoredFisher(MatrixSamples(rows), n)
+    other = DiagonalMatrix(torch.ones(3, 2).double())
+    alone = (rows.square().sum((0, 2, 3)) - rows.square().sum((0, 2, 3)).mean()) / n
+    moved = purposes.matrix.inner_by_groups(block, other)
+    assert moved.shape == (groups,)
+    assert abs(float(moved.sum())) < 1e-12
+    assert float(moved.norm()) == pytest.approx(float(alone.norm()), rel=0.3)
+    parted = FactoredFisher(PartedSamples((block.samples,) * 2, block.samples), n)
+    assert purposes.matrix.inner_by_groups(parted, other).shape == (0,)
+
+
+def test_errors_of_leads_of_influence_foretell_how_they_differ_between_queries(network):
+    """Fifty times twenty queries, of a population of which all answers are known."""
+    model, data, stats = network
+    x = normal(1000, 4, seed=7)
+    with torch.no_grad():
+        y = torch.distributions.Categorical(logits=model(x)).sample()
+    queries, examples = (
+        fl.collect(model, some, fl.Categorical(), fl.Empirical()) for some in ((x, y), data)
+    )
+    purpose = purposes.Influence(DAMPING, queries, examples, top=3)
+    methods = {"": fl.ExactBlock(), "kfac": fl.KFAC(), "diagonal": fl.Diagonal()}
+    by_name = analysis_of_purposes.each_once([purpose])
+    told = analysis_of_purposes.answered(stats, methods, by_name, None)
+    answers = {
+        m: purpose.joined([told.answers[n, m, "influence"] for n in stats]) for m in methods
+    }
+    leads = []
+    for part in range(50):
+        rows = slice(20 * part, 20 * part + 20)
+        some = {m: {**a, "influence": a["influence"][rows]} for m, a in answers.items()}
+        pairs = {m: {None: (some[""], some[m])} for m in ("kfac", "diagonal")}
+        values = np.array(
+            [purpose.measure(*p[None])["rank_correlation"] for p in pairs.values()]
+        )
+        error = lead_errors(purpose, pairs, None, values)[0, 1]
+        leads.append((values[0] - values[1], error))
+    differences, errors = np.array(leads).T
+    assert np.median(errors) == pytest.approx(differences.std(), rel=0.3)
+    few = {m: {**a, "influence": a["influence"][:5]} for m, a in answers.items()}
+    assert purpose.influences(few[""], few["kfac"]).shape == (0,)
 
 
 def test_a_network_is_its_blocks_side_by_side(network):
@@ -879,7 +1046,8 @@ def test_influences_that_fail_leave_leads_without_an_error(network):
 
     found = fl.compare(network[2], ["kfac", "diagonal"], purpose=[Broken(), fl.Matrix()])
     assert found["value"].sel(measure="mine.gap").notnull().all()
-    assert found["lead_error"].isnull().all()
+    assert found["lead_error"].sel(purpose="mine").isnull().all()
+    assert found["lead_error"].sel(purpose="matrix").notnull().all()
 
 
 def test_what_a_dead_layer_and_a_huge_one_have_is_a_status(network):

@@ -14,6 +14,7 @@ from fisherlab.samples import (
     SharedSamples,
     SummedSamples,
     TokenSamples,
+    TurnedSamples,
     base,
     cross,
     outer,
@@ -150,6 +151,21 @@ def check_both_sides(samples):
     inner = torch.einsum("vnai,ab,ij,vnbj->", d, left, right, d)
     size *= float(left.norm() * right.norm())
     assert_close(samples.kronecker_inner(left, right), inner, 0, 1e-12 * size)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "parts" not in form])
+def test_some_examples_are_those_of_the_formed_matrices(form):
+    one = FORMS[form](2, 5, 3, 2, 4, 0)
+    samples = TurnedSamples(SummedSamples((one, one)))
+    index = torch.tensor([4, 0, 2])
+    assert_close(
+        cross.some_examples(samples, index).matrices(), samples.matrices()[:, index]
+    )
+
+
+def test_examples_in_parts_are_not_chosen_from():
+    with pytest.raises(TypeError, match="PartedSamples hold no examples to choose"):
+        cross.some_examples(FORMS["outer in parts"](2, 5, 1, 2, 4, 0), torch.tensor([0]))
 
 
 @EVERY_FORM

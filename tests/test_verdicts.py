@@ -42,13 +42,15 @@ WITHOUT = re.compile(
     rf"[Ww]ithout a number \(share of the parameters\): ((?:{LISTED.pattern}(?:, )?)+): "
 )
 LEAD = re.compile(
-    r" \((?:a lead of ([-0-9.e]+) ± ([-0-9.e]+)(, within the noise of the examples)?|"
-    r"leads are not held against noise|a lead within the noise of the data, .*?)\)"
+    r" \((?:a lead of ([-+0-9.e]+) ± ([-+0-9.e]+)(, within the noise of the \w+)?|"
+    r"leads are not held against noise(?:: [^()]+)?|"
+    r"a lead within the noise of the data, .*?)\)"
 )
 NEAR = re.compile(
-    r" \((?:leads are not held against noise|"
-    r"a lead within the noise of the examples in (\d+))\)"
+    r" \((?:leads are not held against noise(?:: [^()]+)?|"
+    r"a lead within the noise of the \w+ in (\d+))\)"
 )
+NOISE = re.compile(r"within the noise of the (\w+)|held against noise:? ?([^()]*)\)")
 TIED = 2e-6
 
 
@@ -295,6 +297,7 @@ def rows_of_errors(ds):
 
 
 PURPOSES = ("step", "laplace", "influence", "pruning", "sharpness")
+JUMPS = "choices of weights jump with the examples"
 METHODS = ("exact", "kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal", "foof")
 
 
@@ -365,10 +368,42 @@ def check_known(told, pruning, matrix):
             assert not (errors[nearer] > errors[other] + 1e-6).any()
 
 
+def check_noise(purpose, text):
+    """Leads are held against the noise of what they depend on, or it is said why not."""
+    for drawn, why in NOISE.findall(text):
+        over = "queries" if purpose == "influence" else "examples"
+        assert drawn in ("", over)
+        assert drawn or why == (JUMPS if purpose == "pruning" else "")
+
+
+def check_all(told, ds, purposes):
+    for purpose in purposes:
+        check(told[purpose], rows_of(ds, purpose))
+        check_noise(purpose, told[purpose])
+
+
+def hold_matrices(seed, kind, drift):
+    """The same of what `compare` says of matrices and of penalties for a drift."""
+    model, data = small_network(seed, kind)
+    stats = fl.collect(model, data, fl.Categorical())
+    weights = {name: w.detach() for name, w in model.named_parameters()}
+    others = [{name: w + drift * w.square() for name, w in weights.items()}]
+    found = fl.compare(
+        stats, METHODS[1:], purpose=[fl.Matrix(), fl.EWC(weights, others, random=2)]
+    )
+    table = beside(xr.Dataset(coords=found.coords), found)
+    told = dict(line.split(": ", 1) for line in fl.analysis.verdict(found))
+    check_all(told, table, ("matrix", "ewc"))
+    errors = found["network_lead_error"]
+    there = np.isfinite(found["network"].sel(measure="matrix.frobenius_error")).values
+    known = np.isfinite(errors.sel(purpose="matrix").values)
+    np.testing.assert_array_equal(known, there[:, None] & there)
+    return told
+
+
 def hold(seed, kind, alpha, tmp_path=None):
     ds, told = told_of(seed, kind, alpha, tmp_path)
-    for purpose in PURPOSES:
-        check(told[purpose], rows_of(ds, purpose))
+    check_all(told, ds, PURPOSES)
     check(told["matrix"], rows_of_errors(ds))
     for text in told.values():
         check_costs(text, ds)
@@ -383,6 +418,11 @@ def test_no_sentence_of_a_result_is_false(seed, kind, alpha, tmp_path):
     hold(seed, kind, alpha, tmp_path)
 
 
+@pytest.mark.parametrize(("seed", "kind"), [(2, "dense"), (4, "conv"), (6, "norm")])
+def test_no_sentence_of_matrices_and_penalties_is_false(seed, kind):
+    hold_matrices(seed, kind, 0.1)
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
@@ -392,6 +432,7 @@ def test_no_sentence_of_a_result_is_false(seed, kind, alpha, tmp_path):
 )
 def test_no_sentence_is_false_over_many_networks(seed, kind, alpha):
     hold(seed, kind, alpha)
+    hold_matrices(seed, kind, alpha)
 
 
 SAID = re.compile(

@@ -26,7 +26,6 @@ HELD: Final = "`{}` holds {} the numbers of the exact blocks"
 SOLVE: Final = "a solve with `{}` takes {} the flops of theirs"
 SIZE: Final = "left out for size"
 OF_ALL: Final = " of the parameters"
-UNHELD: Final = " (leads are not held against noise)"
 DOUBT: Final = 2  # standard errors within which a lead is one by chance
 _NEEDED: Final = re.compile(r"λ above ([-+.0-9e]+) needed")
 
@@ -87,6 +86,10 @@ class Contest:
         of these layers together (methods), see `in_common`; None where it is not known.
     errors
         Standard errors of leads over other examples; None where nothing is known of them.
+    sampled
+        What the errors are over, if not examples.
+    unheld
+        Why leads have no errors, if they cannot have any.
 
     Examples
     --------
@@ -112,6 +115,8 @@ class Contest:
     setting: str = ""
     common: tuple[Grid, Grid] | None = None
     errors: LeadErrors | None = None
+    sampled: str = "examples"
+    unheld: str = ""
 
     @property
     def complete(self) -> tuple[str, ...]:
@@ -250,11 +255,16 @@ class Contest:
     def _doubt(self, lead: float, error: float) -> str:
         """Say how a lead stands beside what other data would have moved it by."""
         if np.isfinite(error):
-            within = ", within the noise of the examples" * (lead <= DOUBT * error)
+            within = f", within the noise of the {self.sampled}" * (lead <= DOUBT * error)
             return f" (a lead of {lead:.2g} ± {DOUBT * error:.2g}{within})"
         if lead <= self.noise:
             return f" (a lead within the noise of the data, {self.noise:.2g})"
-        return UNHELD * bool(np.isnan(self.noise))
+        return self._undecided() * bool(np.isnan(self.noise))
+
+    def _undecided(self) -> str:
+        """Say that nothing is known of noise, and why if nothing can be."""
+        why = f": {self.unheld}" * bool(self.unheld)
+        return f" (leads are not held against noise{why})"
 
     def _together(self) -> list[str]:
         """Rank those that have numbers in nearly all of the network over these layers."""
@@ -315,18 +325,18 @@ class Contest:
         )
 
     def _doubts(self) -> str:
-        """Say in how many layers the lead is within the noise of the examples."""
+        """Say in how many layers the lead is within the noise."""
         if self.errors is None:
-            return UNHELD
+            return self._undecided()
         ratios = [
             self._over_error(row, errors)
             for row, errors in zip(self.values, self.errors.layers, strict=True)
             if np.isfinite(row).sum() > 1
         ]
         if np.isnan(ratios).any():
-            return UNHELD
+            return self._undecided()
         count = sum(ratio <= DOUBT for ratio in ratios)
-        return f" (a lead within the noise of the examples in {count})"
+        return f" (a lead within the noise of the {self.sampled} in {count})"
 
     def _over_error(self, values: Grid, errors: Grid) -> float:
         """Return the lead of the nearest in a layer over its standard error."""

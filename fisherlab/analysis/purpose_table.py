@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from fisherlab.analysis.cells import REFUSALS, reason, tried
 from fisherlab.analysis.contests import in_common
 from fisherlab.approximators import Approximator
 from fisherlab.purposes import Answers, Measure, Purpose, Step
 
+DRAWS = 4000  # whose standard deviation is known to 1 %
 Key = tuple[str, str, str]  # layer, approximator, purpose
 Pairs = dict[str | None, tuple[Answers, Answers]]  # by layer, and of all
 
@@ -61,7 +63,11 @@ def table(
                     if of == p and name in measured:
                         values[row, column, place] = measured[name][one.name]
         shared.add(p, purpose, paired, values[:-1])
-        errors[..., k] = [lead_errors(purpose, paired, name) for name in rows]
+        first = next(k for k, (of, _) in enumerate(labels) if of == p)
+        errors[..., k] = [
+            lead_errors(purpose, paired, name, values[row, :, first])
+            for row, name in enumerate(rows)
+        ]
         if isinstance(purpose, Step):
             more = _by_damping(purpose, paired, rows)
     _note_missing(values, names, list(methods), labels, reasons)
@@ -112,7 +118,7 @@ class _Shared:
                 continue  # the status of the cells says why there is none for all layers
             self.values[column, places] = [measured[self.labels[k][1].name] for k in places]
             together[method] = {None: (mine, other)}
-        self.errors[name] = lead_errors(purpose, together, None)
+        self.errors[name] = lead_errors(purpose, together, None, self.values[:, places[0]])
 
     def variables(self, purposes: Sequence[str]) -> dict[str, Any]:
         """Return the numbers, and over which layers they are."""
@@ -156,12 +162,15 @@ def _measured(
     return measured
 
 
-def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) -> Any:
+def lead_errors(
+    purpose: Purpose, paired: Mapping[str, Pairs], row: str | None, values: Any
+) -> Any:
     """Return the standard errors of the leads of methods over each other, NaN unknown.
 
     The examples that the exact block is made of are taken for independent ones, the
     methods as they are: an error is the norm of the difference of what every example
-    moves two methods' first measures by.
+    moves two methods' first measures by. Where these may lie on either side of the best, it
+    is that of their distances from it, which noise folds, see `folded`.
 
     Parameters
     ----------
@@ -171,9 +180,11 @@ def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) 
         Answers of the exact block and of a method, by method.
     row
         A layer, or None for all together.
+    values
+        The first measure of every method there.
     """
     errors = np.full((len(paired), len(paired)), np.nan)
-    tell = getattr(purpose, "influences", None)
+    tell, measure = getattr(purpose, "influences", None), purpose.measures[0]
     moved = {}
     for column, asked in enumerate(paired.values()):
         told = tried(tell, *asked[row])[0] if tell is not None and row in asked else None
@@ -181,9 +192,40 @@ def lead_errors(purpose: Purpose, paired: Mapping[str, Pairs], row: str | None) 
             moved[column] = told
     for a, first in moved.items():
         for b, second in moved.items():
-            if len(first) and first.shape == second.shape:
+            if not len(first) or first.shape != second.shape:
+                continue
+            if getattr(measure, "both_sides", False):
+                errors[a, b] = folded(first, second, values[[a, b]] - measure.best)
+            else:
                 errors[a, b] = float((first - second).norm())
     return errors
+
+
+def folded(first: Tensor, second: Tensor, gaps: Any) -> float:
+    """Return the standard deviation of |x| − |y| for normal x and y with means `gaps`.
+
+    Parameters
+    ----------
+    first, second
+        What every example moves x and y by: their covariances are inner products.
+    gaps
+        The means.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ones = torch.ones(4)
+    >>> round(folded(ones, 2 * ones, np.array([50.0, 90.0])), 1)
+    2.0
+    >>> round(folded(ones, 2 * ones, np.array([-50.0, 90.0])), 1)
+    6.0
+    """
+    size = float(first.norm())
+    along = float(first @ second) / size if size else 0.0
+    rest = float((second - along / size * first).norm() if size else second.norm())
+    drawn, other = np.random.default_rng(0).standard_normal((2, DRAWS))
+    x, y = gaps[0] + size * drawn, gaps[1] + along * drawn + rest * other
+    return float((np.abs(x) - np.abs(y)).std())
 
 
 def _by_damping(
@@ -249,7 +291,6 @@ def _labelled(
 ) -> xr.Dataset:
     """Return everything with its coordinates."""
     purposes = list(by_purpose)
-    settings = [str(getattr(one, "setting", "")) for one in by_purpose.values()]
     status = [
         [[reasons.get((name, m, p), "ok") for p in purposes] for m in methods]
         for name in layers["layer"]
@@ -268,7 +309,7 @@ def _labelled(
         "approximator": list(methods),
         "measure": [f"{p}.{one.name}" for p, one in labels],
         "purpose": purposes,
-        "setting": ("purpose", settings),
+        **_said_of(by_purpose.values()),
         **{name: ("measure", told) for name, told in facts.items()},
     }
     variables = {
@@ -280,3 +321,13 @@ def _labelled(
         ),
     }
     return xr.Dataset(variables, coords)
+
+
+def _said_of(purposes: Collection[Purpose]) -> dict[str, tuple[str, list[str]]]:
+    """Return what purposes say of themselves beside their measures."""
+    told = {"setting": ("setting", ""), "unheld": ("unheld", "")}
+    told["lead_noise"] = "noise", "examples"
+    return {
+        name: ("purpose", [str(getattr(one, *asked)) for one in purposes])
+        for name, asked in told.items()
+    }

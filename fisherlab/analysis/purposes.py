@@ -25,7 +25,7 @@ from fisherlab.analysis.cells import (
     teller,
     watched,
 )
-from fisherlab.analysis.counts import Work, counted, own, product, shared, traced
+from fisherlab.analysis.counts import Work, counted, norm, own, product, shared, traced
 from fisherlab.analysis.layerwise import Source
 from fisherlab.analysis.metric_table import solve_flops
 from fisherlab.analysis.purpose_table import Answered, Key, table
@@ -85,9 +85,10 @@ def judge(
         method's own μ over the common λ, and `gradient_decrease` and
         `network_gradient_decrease` those of the gradient. `lead_error` (`layer`,
         `approximator`, `rival`, `purpose`), `network_lead_error` and `common_lead_error`
-        are standard errors of the difference of two methods in the first measure, over
-        the examples of the exact block and the methods held as they are; NaN where a
-        purpose does not tell. `stored_numbers` and
+        are standard errors of how much nearer to `best` one method is than another in the
+        first measure, the methods held as they are: over the examples of the exact block,
+        or what the coordinate `lead_noise` names; NaN where a purpose does not tell, for
+        the reason in `unheld` if it has one. `stored_numbers` and
         `solve_flops` are the costs, `exact_solve_flops` that of the exact block.
 
     Raises
@@ -317,6 +318,8 @@ def demand(purpose: Purpose, layer: LayerStatistics) -> Demand:
 def _exact(s: Samples, asked: Demand) -> Work:
     """Count the norm, one solve or inverse of the exact block, and its further solves."""
     work = shared(s, "matrix") + Work(asked.flops)
+    if asked.groups:
+        work = work + Work(2 * norm(s))  # all pairs of examples, not half of them
     if asked.traces:
         work = work + shared(s, "damping")
     elif asked.divergences:

@@ -334,6 +334,8 @@ def _contest(table: xr.Dataset, purpose: str) -> Contest:
         setting=_word(first, "setting"),
         common=_common(kept),
         errors=_lead_errors(kept, names),
+        sampled=_word(first, "lead_noise") or "examples",
+        unheld=_word(first, "unheld"),
     )
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fisherlab.errors import IndefiniteError
@@ -38,6 +38,7 @@ from fisherlab.samples.cross import (
     inner_products,
     multiplied,
     row_panels,
+    some_examples,
     squared_inner,
 )
 
@@ -117,6 +118,11 @@ class FactoredFisher(Operator):
     def forms_by_example(self, w: Float[Tensor, "k o i"]) -> Float[Tensor, "k n"]:
         """Return (1/N) Σ_v ⟨D_vn, w⟩², what every example adds to wᵀFw."""
         return self.samples.project(w).square().sum(1) / self.count
+
+    def some_examples(self, index: Int[Tensor, " k"]) -> "FactoredFisher":
+        """Return what some examples add to F, (1/N) Σ over them."""
+        some = some_examples(self.samples, index)
+        return FactoredFisher(some, self.count, self.provenance, self.form)
 
     def _dense(self) -> Float[Tensor, "p p"]:
         out = empty(self.shape, self.dtype, self.device)
@@ -414,8 +420,9 @@ class WoodburyInverse(Operator):
 def _factored_factored(a: FactoredFisher, b: FactoredFisher) -> float:
     if a.samples is b.samples:
         return a.frobenius_norm() ** 2 * a.count / b.count
-    if a._block_is_cheap and b._block_is_cheap:
-        return float((a._formed() * b._formed()).sum(dtype=torch.float64))
+    for one, other in ((a, b), (b, a)):
+        if other._block_is_cheap:
+            return _factored_dense(one, Dense(other._formed(), other.weight_shape))
     if any(isinstance(s, TokenSamples) for s in (a.samples, b.samples)):
         return _factored_any(a, b)  # rows of a table too long to be formed
     return squared_inner(a.samples, b.samples) / (a.count * b.count)

@@ -47,6 +47,8 @@ class Measure:
         For whom that decides who is best: how their `repr` begins.
     meaning
         What a reader is told of it, in a sentence.
+    both_sides
+        Whether methods lie on either side of the best, so that noise may change the side.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Measure:
     assured: str = ""
     settles: tuple[str, ...] = ()
     meaning: str = ""
+    both_sides: bool = False
 
 
 @final
@@ -83,6 +86,8 @@ class Demand:
     traces, divergences
         Whether the inverse is held against that of the exact block as a whole, or each
         inverse against the other matrix alone.
+    groups
+        Whether groups of examples are held against the exact block as a whole once.
     flops
         Further multiply-adds for every matrix, e.g. of passes through the model.
 
@@ -99,6 +104,7 @@ class Demand:
     divergences: bool = False
     forms: int = 0
     influences: bool = False
+    groups: bool = False
     flops: float = 0.0
 
 
@@ -115,11 +121,12 @@ class Purpose(Protocol):
 
     Notes
     -----
-    Three more are read where a purpose has them: `setting`, in words at which λ and the
+    Some more are read where a purpose has them: `setting`, in words at which λ and the
     like it is judged; `demand(layer)`, what it costs; without it, one solve, one
     product and the traces of inverses are counted; and `influences(exact, approx)`, what
     every example of the exact block moves the first measure by, from which leads get
-    their standard errors: the norm of the difference of two methods' influences.
+    their standard errors: the norm of the difference of two methods' influences. `noise`
+    names what they are over, if not "examples"; `unheld` says why there are none.
 
     Examples
     --------
@@ -239,12 +246,24 @@ def spearman(first: Tensor, second: Tensor) -> float:
     >>> round(spearman(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.0, 3.0, 4.0])), 12)
     1.0
     """
+    return float(spearmans(first[None], second[None]))
+
+
+def spearmans(first: Tensor, second: Tensor) -> Tensor:
+    """Return the rank correlation of every row of two tables; NaN where one is constant.
+
+    Examples
+    --------
+    >>> spearmans(torch.eye(2), torch.ones(2, 2))
+    tensor([nan, nan], dtype=torch.float64)
+    """
     from scipy.stats import rankdata
 
-    ranks = [torch.from_numpy(rankdata(x.detach().cpu().numpy())) for x in (first, second)]
-    one, other = (rank - rank.mean() for rank in ranks)
-    norms = float(one.norm() * other.norm())
-    return float(one @ other) / norms if norms > 0 else float("nan")
+    tables = (x.detach().cpu().numpy() for x in (first, second))
+    ranks = [torch.from_numpy(rankdata(table, axis=1)).double() for table in tables]
+    one, other = (rank - rank.mean(1, keepdim=True) for rank in ranks)
+    norms = one.norm(dim=1) * other.norm(dim=1)
+    return torch.where(norms > 0, (one * other).sum(1) / norms, torch.nan)
 
 
 def overlap(first: Tensor, second: Tensor, count: int) -> float:

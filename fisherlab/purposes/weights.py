@@ -16,8 +16,10 @@ from fisherlab.errors import BudgetError, DataError, NumericalError
 from fisherlab.layers import frozen
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics.pairs import Pair
+from fisherlab.operators import FactoredFisher
 from fisherlab.operators.base import tikhonov
 from fisherlab.purposes.base import (
+    EXAMPLES,
     Answers,
     Demand,
     Measure,
@@ -170,6 +172,12 @@ class Pruning:
     ValueError
         For shares outside of (0, 1) or given twice, or a damping that is not positive.
 
+    Notes
+    -----
+    Leads are not held against noise: a choice has no derivative by the examples, and what
+    two choices have in common falls with every change of one of them, so that examples
+    drawn anew show how much is lost and not how much is noise.
+
     References
     ----------
     LeCun et al. 1990 (OBD); Hassibi and Stork 1993 (OBS), equation 5.
@@ -187,6 +195,7 @@ class Pruning:
     loss: Callable[[Mapping[str, Tensor]], float] | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "pruning"
+    unheld: ClassVar[str] = "choices of weights jump with the examples"
 
     @classmethod
     def of(
@@ -406,6 +415,7 @@ class EWC:
             "penalty over the exact one, mean over the drifts",
             1.0,
             meaning="½δᵀF̂δ / ½δᵀFδ for the drifts δ to the parameters that were given.",
+            both_sides=True,
         ),
         Measure(
             "random_ratio",
@@ -443,7 +453,12 @@ class EWC:
         penalties = [pair.approx.quadratic_form(part) / 2 for part in drifts.split(16)]
         most = pair.approx.trace() * drifts.flatten(1).square().sum(1) / 2
         eps = torch.finfo(pair.approx.dtype).eps
-        return {"penalties": torch.cat(penalties), "rounding": 8 * eps * most}
+        found = {"penalties": torch.cat(penalties), "rounding": 8 * eps * most}
+        if pair.same and isinstance(pair.exact, FactoredFisher):
+            parts = [pair.exact.forms_by_example(part) / 2 for part in given.split(16)]
+            added = torch.cat(parts)
+            found[EXAMPLES] = added - added.mean(1, keepdim=True)
+        return found
 
     def demand(self, layer: LayerStatistics) -> Demand:
         """Count a product a drift."""
@@ -453,14 +468,30 @@ class EWC:
         """Add the penalties of the blocks."""
         return summed(blocks)
 
+    def influences(self, exact: Answers, approx: Answers) -> Tensor:
+        r"""Return what examples move the mean ratio of given drifts by, (N,).
+
+        .. math:: -\mathrm{mean}_δ \; \frac{δ^T F̂ δ}{δ^T F δ} \,
+                  \frac{δ^T F_n δ}{δ^T F δ}
+
+        where an example adds F_n to F, and F̂ is held as it is.
+        """
+        added = exact[EXAMPLES]
+        mine, ratios = (part[: len(added)] for part in _ratios(exact, approx))
+        return -(ratios / mine)[mine > 0] @ added[mine > 0] / int((mine > 0).sum())
+
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
         """Return ratios and order of the penalties."""
-        mine, own = exact["penalties"], approx["penalties"]
-        mine = torch.where(mine > exact["rounding"], mine, 0)
-        ratios = torch.where(mine > 0, own / mine, torch.nan)
-        given = len(self.others)
+        own, given = approx["penalties"], len(self.others)
+        mine, ratios = _ratios(exact, approx)
         return {
             "penalty_ratio": float(ratios[:given].nanmean()),
             "random_ratio": float(ratios[given:].nanmean()),
             "rank_correlation": spearman(mine, own),
         }
+
+
+def _ratios(exact: Answers, approx: Answers) -> tuple[Tensor, Tensor]:
+    """Return penalties of F, 0 where they are rounding, and those of F̂ over them."""
+    mine = torch.where(exact["penalties"] > exact["rounding"], exact["penalties"], 0)
+    return mine, torch.where(mine > 0, approx["penalties"] / mine, torch.nan)

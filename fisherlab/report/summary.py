@@ -220,7 +220,8 @@ def _noise(ds: xr.Dataset, m: Moment) -> Sentence | None:
     if errors is not None and bool(errors.notnull().any()):
         parts.append(
             "Where a lead stands with ±, that is two standard errors over the examples of "
-            "the exact blocks, the methods held as they are."
+            "the exact blocks (of influences over the queries), the methods held as they "
+            "are."
         )
     source = "noise_floor, below_noise, tied_with_best, purpose_network_lead_error"
     return Sentence("noise", " ".join(parts), source) if parts else None
