@@ -102,6 +102,19 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
+def two_digits(value: float) -> str:
+    """Write a number with two digits that count, as a standard error has.
+
+    Examples
+    --------
+    >>> two_digits(0.0514), two_digits(21.3), two_digits(114.2), two_digits(3.2e-9)
+    ('0.051', '21', '110', '3.2e-09')
+    """
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2g}"
+    return np.format_float_positional(value, 2, unique=False, fractional=False, trim="-")
+
+
 def error_text(value: float) -> str:
     """Write a relative error; below the numerical floor it is not a measurement.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fisherlab.catalogue import total_share
-from fisherlab.showing import percent, quoted
+from fisherlab.showing import percent, quoted, two_digits
 
 Grid = NDArray[Any]
 TIED: Final = 1e-6  # distances from the best that differ by less are called equal
@@ -256,7 +256,7 @@ class Contest:
         """Say how a lead stands beside what other data would have moved it by."""
         if np.isfinite(error):
             within = f", within the noise of the {self.sampled}" * (lead <= DOUBT * error)
-            return f" (a lead of {lead:.2g} ± {DOUBT * error:.2g}{within})"
+            return f" (a lead of {two_digits(lead)} ± {two_digits(DOUBT * error)}{within})"
         if lead <= self.noise:
             return f" (a lead within the noise of the data, {self.noise:.2g})"
         return self._undecided() * bool(np.isnan(self.noise))
