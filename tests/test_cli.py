@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -272,3 +275,53 @@ def test_an_estimate_above_its_budget_says_so(capsys):
     assert cli.main(["estimate", "--budget", "1KiB"]) == 0
     assert "more than the budget" in capsys.readouterr().out
     assert "--fisher" in fails_with(capsys, "estimate", "--fisher", "wrong")
+
+
+def each_command():
+    """Return every command's parser by its name."""
+    (known,) = (a for a in parser()._actions if isinstance(a.choices, dict))
+    return known.choices
+
+
+@pytest.mark.parametrize("name", each_command())
+def test_help_explains_every_option_and_tells_its_default(name):
+    command = each_command()[name]
+    shown = command._get_formatter()
+    for action in command._actions:
+        assert action.help
+        told = shown._expand_help(action)
+        given = action.default
+        values = given if isinstance(given, (list, tuple)) else [given]
+        for value in values:
+            unsaid = value is None or value in ("", argparse.SUPPRESS)
+            assert unsaid or value is False or str(value) in told
+
+
+@pytest.mark.parametrize("by_default", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_termination_is_an_interrupt_and_the_signal_is_given_back(
+    by_default, monkeypatch, capsys
+):
+    """Also in a job that a script began with `&`, which ignores Ctrl-C."""
+
+    def act(arguments, command):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(commands, "_problems", act)
+    interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, by_default)
+    try:
+        assert cli.main(["problems"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    assert capsys.readouterr().err == "fisherlab: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is terminate
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["problems"]) == 141
+    assert capsys.readouterr().err == ""

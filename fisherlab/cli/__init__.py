@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: done; 2: bad input, said in one line on stderr; 130: interrupted. Anything else
-    is a defect and raises.
+    0: done; 2: bad input, said in one line on stderr; 130: interrupted, also by SIGTERM;
+    141: nobody reads standard output any more. Anything else is a defect and raises.
 
     Examples
     --------
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank:
                 arguments.quiet = True
             arguments.act(arguments, shlex.join(["fisherlab", *words]))
+        print(end="", flush=True)
+    except BrokenPipeError:  # of `head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, FisherlabError, OSError) as error:
         if parsing.tells(error):
             print(f"fisherlab: {' '.join(str(error).split())}", file=sys.stderr)

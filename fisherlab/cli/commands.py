@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fisherlab.cli.parsing import (
+    DATA_DIR,
     add_command,
     add_json,
     add_subject,
@@ -42,10 +43,12 @@ def add_estimate(commands: Any) -> None:
             None,
             "bytes everything may take, e.g. 4GiB (default: half of the free)",
         ),
-        ("data-dir", None, "folder of the data files"),
+        ("data-dir", None, DATA_DIR),
     ):
         estimate.add_argument(f"--{name}", default=default, help=help_text)
-    estimate.add_argument("--samples", type=int, default=1, help="sampled labels")
+    estimate.add_argument(
+        "--samples", type=int, default=1, help="sampled labels per example (monte-carlo)"
+    )
     add_json(estimate)
     estimate.add_argument("--examples", type=int, default=2000, help="examples counted")
     estimate.add_argument(
@@ -192,7 +195,7 @@ def add_reproduce(commands: Any) -> None:
     command.add_argument(
         "--steps", type=int, metavar="N", help="of each training, where `list` names it"
     )
-    command.add_argument("--data-dir", type=Path, help="folder of the data files")
+    command.add_argument("--data-dir", type=Path, help=DATA_DIR)
     command.add_argument(
         "--out",
         type=Path,
@@ -268,7 +271,7 @@ def add_listings(commands: Any) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
-        help="where data files are (default: $FISHERLAB_DATA, then the cache folder)",
+        help=DATA_DIR,
     )
     parser.add_argument(
         "--download",
@@ -377,9 +380,9 @@ def add_lab(commands: Any) -> None:
         nargs="?",
         type=Path,
         default=Path("fisherlab-notebooks"),
-        help="folder of the copies (default: fisherlab-notebooks)",
+        help="folder of the copies",
     )
-    lab.add_argument("--port", type=int, help="port of the server")
+    lab.add_argument("--port", type=int, help="port of the server (default: Jupyter's)")
     lab.add_argument(
         "--no-browser", action="store_true", help="print the address, open no browser"
     )

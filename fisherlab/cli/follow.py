@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fisherlab.cli.parsing import (
+    DATA_DIR,
     Rows,
     add_command,
     add_json,
@@ -51,9 +52,7 @@ def add(commands: Any) -> None:
 
 def _add_training(group: Any) -> None:
     add_problem(group)
-    group.add_argument(
-        "--optimizer", default="sgd-momentum", help="optimiser (default: sgd-momentum)"
-    )
+    group.add_argument("--optimizer", default="sgd-momentum", help="optimiser")
     group.add_argument("--lr", type=float, help="learning rate (default: the optimiser's)")
     damping = group.add_mutually_exclusive_group()
     damping.add_argument("--damping", type=float, help="λ (default: the optimiser's)")
@@ -65,7 +64,10 @@ def _add_training(group: Any) -> None:
     )
     group.add_argument("--steps", type=int, default=1000, help="steps in all")
     group.add_argument(
-        "--seconds", type=float, metavar="S", help="end after so much time in steps"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="end after so much time in steps (default: no end)",
     )
     group.add_argument("--batch-size", type=int, default=64, help="examples in a minibatch")
     group.add_argument("--seed", type=int, default=0, help="decides weights and batches")
@@ -79,12 +81,12 @@ def _add_training(group: Any) -> None:
 def add_problem(group: Any) -> None:
     """Add what says which problem is trained, in which precision and where."""
     add_subject(group)
-    group.add_argument("--data-dir", type=Path, metavar="FOLDER", help="the data files")
+    group.add_argument("--data-dir", type=Path, metavar="FOLDER", help=DATA_DIR)
     group.add_argument(
         "--dtype",
         choices=("float64", "float32"),
         default="float64",
-        help="precision (default: float64)",
+        help="precision",
     )
     group.add_argument(
         "--device",
@@ -95,26 +97,28 @@ def add_problem(group: Any) -> None:
 
 def _add_probes(group: Any) -> None:
     when = group.add_mutually_exclusive_group()
-    when.add_argument("--every", type=int, metavar="K", help="measure every K steps")
+    when.add_argument(
+        "--every", type=int, metavar="K", help="measure every K steps instead"
+    )
     when.add_argument(
         "--moments",
         type=int,
         default=10,
-        help="moments, spaced logarithmically (default: 10)",
+        help="moments, spaced logarithmically",
     )
     group.add_argument(
         "--probes",
         **listed(str),
         default=["losses", "errors"],
         metavar="PROBE",
-        help=f"some of {', '.join(PROBES)} (default: losses errors)",
+        help=f"some of {', '.join(PROBES)}",
     )
     group.add_argument(
         "--approximators",
         **listed(str),
         default=["kfac", "kpsvd", "mini-block"],
         metavar="NAME",
-        help="see `fisherlab approximators` (default: kfac kpsvd mini-block)",
+        help="see `fisherlab approximators`",
     )
     group.add_argument("--examples", type=int, default=500, help="examples of a Fisher")
     group.add_argument(
@@ -122,7 +126,7 @@ def _add_probes(group: Any) -> None:
         choices=FISHERS,
         default="exact",
         help="labels of errors, spectra and staleness; one is sampled of each example by "
-        "monte-carlo (default: exact)",
+        "monte-carlo",
     )
     group.add_argument(
         "--on",
@@ -135,15 +139,17 @@ def _add_probes(group: Any) -> None:
         **listed(str),
         default=list(_METRICS),
         metavar="NAME",
-        help=f"of the errors, see `fl.metrics` (default: {' '.join(_METRICS)})",
+        help="of the errors, see `fl.metrics`",
     )
     group.add_argument(
         "--alpha",
         type=float,
         default=1.0,
-        help="damping of the probes, relative to the mean eigenvalue (default: 1)",
+        help="damping of the probes, relative to the mean eigenvalue",
     )
-    group.add_argument("--layers", **listed(str), metavar="BLOCK", help="blocks measured")
+    group.add_argument(
+        "--layers", **listed(str), metavar="BLOCK", help="blocks measured (default: all)"
+    )
 
 
 def add_output(group: Any, default: str) -> None:
@@ -288,22 +294,22 @@ def _add_search(group: Any) -> None:
         **listed(str),
         default=["sgd-momentum", "adam", "kfac"],
         metavar="NAME",
-        help="optimisers (default: sgd-momentum adam kfac)",
+        help="optimisers",
     )
+    group.add_argument("--grid", default="coarse", help="coarse, koroko or bahamou")
+    group.add_argument("--lr", **listed(float), help="learning rates instead of the grid's")
+    group.add_argument("--damping", **listed(float), help="dampings instead of the grid's")
     group.add_argument(
-        "--grid", default="coarse", help="coarse, koroko or bahamou (default: coarse)"
+        "--trials", type=int, help="most settings of an optimiser (default: all)"
     )
-    group.add_argument("--lr", **listed(float), help="learning rates instead")
-    group.add_argument("--damping", **listed(float), help="dampings instead")
-    group.add_argument("--trials", type=int, help="most settings of an optimiser")
     group.add_argument("--steps", type=int, default=200, help="steps of a training")
     group.add_argument("--batch-size", type=int, default=64, help="examples in a minibatch")
-    group.add_argument("--seeds", **listed(int), default=[0], help="seeds (default: 0)")
+    group.add_argument("--seeds", **listed(int), default=[0], help="seeds")
     group.add_argument(
         "--objective",
         choices=("train_loss", "test_loss"),
         default="train_loss",
-        help="what is minimised (default: train_loss)",
+        help="what is minimised",
     )
     group.add_argument("--seed", type=int, default=0, help="draws the settings")
     add_workers(group)

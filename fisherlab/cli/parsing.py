@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -50,6 +52,17 @@ class Parser(argparse.ArgumentParser):
         }
 
 
+class _Help(argparse.HelpFormatter):
+    """Say the default of every option, where its help does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, given = action.help or "", action.default
+        values = given if isinstance(given, list | tuple) else [given]
+        words = [str(v) for v in values if not (v is None or v is False or v == "")]
+        told = not words or given is argparse.SUPPRESS or "(default: " in text
+        return text if told else f"{text} (default: {' '.join(words)})"
+
+
 def add_command(
     commands: Any, name: str, act: Callable[..., None], text: str
 ) -> argparse.ArgumentParser:
@@ -59,11 +72,13 @@ def add_command(
         help=text,
         description=text,
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.set_defaults(act=act)
     return parser
 
 
+DATA_DIR: Final = "folder of the data files (default: $FISHERLAB_DATA, then the cache)"
 OWN: Final = {
     "problem": "problem, see `fisherlab problems`, or a function that returns one",
     "model": "your own model: its name, or that of a function that returns it",
@@ -85,8 +100,7 @@ def add_subject(group: Any) -> None:
     """Add what says which problem, or which model of one's own, is computed with."""
     for name, text in OWN.items():
         default = getattr(ReportConfig(), name)
-        shown = f"{text} (default: {default})" if default else text
-        group.add_argument(f"--{name}", default=default, metavar=METAVARS[name], help=shown)
+        group.add_argument(f"--{name}", default=default, metavar=METAVARS[name], help=text)
 
 
 def subject(arguments: argparse.Namespace, seed: int = 0) -> ReportConfig:
@@ -269,7 +283,8 @@ def group(arguments: argparse.Namespace) -> Iterator[int]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "TORCHELASTIC_RUN_ID" not in os.environ or size == 1:
-        yield 0
+        with _terminated_as_interrupted():
+            yield 0
         return
     if not getattr(arguments, "several", False):
         raise ValueError(
@@ -288,6 +303,26 @@ def group(arguments: argparse.Namespace) -> Iterator[int]:
         yield distributed.get_rank()
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, the first that a batch system sends, do what Ctrl-C does."""
+
+    def stop(_: int, frame: Any) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored in what a script began with `&`
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def first_of_all() -> bool:

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
 from fisherlab.cli.parsing import (
+    DATA_DIR,
     OWN,
     add_command,
     add_workers,
@@ -19,6 +19,7 @@ from fisherlab.cli.parsing import (
     of_first,
     several,
 )
+from fisherlab.cli.parsing import METAVARS as OF_SUBJECT
 from fisherlab.report.config import PURPOSES, ReportConfig
 
 
@@ -56,10 +57,6 @@ def add_options(
 def _option(
     group: Any, field: str, text: str, default: Any, settings: Mapping[str, Any]
 ) -> None:
-    values = default if isinstance(default, tuple) else (default,)
-    shown = " ".join(str(v) for v in values if v is not None and v is not False)
-    if shown:
-        text = f"{text} (default: {shown})"
     option = f"--{field.replace('_', '-')}"
     group.add_argument(option, default=default, help=text, **settings)
 
@@ -99,8 +96,8 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
         "purpose": f"what they are judged for: {', '.join(PURPOSES)}",
         "prior": "prior precision of the Laplace posterior",
         "damping": "dampings λ, beside the matrix",
-        "alpha": "dampings relative to each block's mean eigenvalue (2 if no damping is "
-        "given)",
+        "alpha": "dampings relative to each block's mean eigenvalue; 2.0 if none of any "
+        "kind is given",
         "factored": "dampings λ on the factors of Kronecker products",
         "examples": "most examples that the Fisher is taken over",
         "layers": "blocks whose inverse is drawn (default: those up to 2,000 parameters)",
@@ -112,10 +109,10 @@ OPTIONS: Final[dict[str, dict[str, str]]] = {
         "steps": "training steps (default: 1000; 0 for a model of your own)",
         "checkpoints": "steps after which to analyse (default: four, spaced "
         "logarithmically)",
-        "batch_size": "examples in a minibatch",
+        "batch_size": "examples in a minibatch (default: 64, fewer where a step is slow)",
         "lr": "learning rate (default: 0.05 divided by the labels of an example)",
         "seed": "decides weights, order and sampled labels",
-        "data_dir": "folder of the data files (default: $FISHERLAB_DATA, then the cache)",
+        "data_dir": DATA_DIR,
     },
     "output": {
         "out": "folder of the report (default: a new one in reports)",
