@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
 
 import fisherlab as fl
 from fisherlab import cli
@@ -325,3 +327,32 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(monkeypatch, capsys)
         monkeypatch.setattr(sys, "stdout", pipe)
         assert cli.main(["problems"]) == 141
     assert capsys.readouterr().err == ""
+
+
+PRINTING = """
+import torch
+print("hello")
+def net():
+    print("λ")
+    return torch.nn.Linear(64, 10)
+"""
+
+
+def test_what_a_file_of_ones_own_prints_is_no_result(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "printing_net.py").write_text(PRINTING, encoding="utf-8")
+    torch.save((torch.ones(4, 64), torch.tensor([0, 1, 2, 3])), tmp_path / "data.pt")
+    words = ["estimate", "--model", "printing_net.py:net", "--data", "data.pt", "--json"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert json.loads(out)
+    assert err == "hello\nλ\n"
+
+
+def test_a_terminal_without_greek_letters_ends_no_command(monkeypatch):
+    shown = io.BytesIO()
+    with io.TextIOWrapper(shown, encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(commands, "_problems", lambda *_: print("λ"))
+        assert cli.main(["problems"]) == 0
+        assert shown.getvalue() == b"\\u03bb\n"

@@ -311,6 +311,13 @@ def test_what_is_no_model_or_no_number_is_refused_in_a_sentence(call, kind, word
         call()
 
 
+def test_parameters_of_inference_mode_are_refused_by_name():
+    with torch.inference_mode():
+        net = model()
+    with pytest.raises(fl.UnsupportedModelError, match=r"'0.weight' was made in torch.inf"):
+        fl.collect(net, (X, Y), fl.Categorical())
+
+
 @pytest.mark.parametrize(
     "door",
     [

@@ -665,6 +665,31 @@ def test_a_hook_of_a_weight_sees_its_gradient(monkeypatch):
     assert_close(found, plain, 1e-12)
 
 
+def test_a_hook_of_a_filled_grad_is_called_or_the_step_refused():
+    def forget(parameter):
+        parameter.grad.zero_()
+
+    model, likelihood, (x, y) = problem()
+    before = weights(model)
+    optimiser = natural(model, likelihood)
+    for parameter in model[0].parameters():
+        parameter.register_post_accumulate_grad_hook(forget)
+    with pytest.raises(ValueError, match=r"step: 0.weight, 0.bias have hooks"):
+        optimiser.step(batch=(x, y))
+    assert optimiser.steps == 0
+
+    def closure():
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure, batch=(x, y))
+    after = weights(model)
+    assert torch.equal(after["0"], before["0"])
+    assert not torch.equal(after["2"], before["2"])
+
+
 def test_rows_that_are_not_finite_move_nothing(monkeypatch):
     monkeypatch.setattr(passes, "WATCHING", 0)
     torch.manual_seed(3)

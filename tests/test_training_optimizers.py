@@ -304,6 +304,10 @@ def test_the_first_damping_scales_with_the_loss():
     assert lams[1] == pytest.approx(100 * lams[0])
 
 
+def test_recipes_read_without_addresses():
+    assert " at 0x" not in repr(RECIPES)
+
+
 def meaning(optimiser):
     curvature = optimiser.curvature
     place = getattr(optimiser, "momentum_of", None)

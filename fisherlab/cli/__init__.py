@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a λ ends no command where it is none
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(words)
         with parsing.group(arguments) as rank:

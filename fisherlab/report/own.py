@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -179,7 +179,7 @@ def _call(option: str, spec: str) -> Any:
         )
     # Code of one's own may also call sys.exit(), which must not end the command with 0.
     try:
-        with _here():
+        with _here(), redirect_stdout(sys.stderr):  # standard output is the command's
             module = _module(home)
     except (ImportError, OSError) as error:
         raise ValueError(f"--{option} {spec} is not found: {error}.") from error
@@ -193,7 +193,8 @@ def _call(option: str, spec: str) -> Any:
     if isinstance(made, nn.Module) or not callable(made):
         return made
     try:
-        return made()
+        with redirect_stdout(sys.stderr):
+            return made()
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"--{option} {spec} failed when called without arguments: {_told(error)}."

@@ -224,6 +224,11 @@ def _check_parameters(named: Mapping[str, Tensor]) -> None:
                 f"The parameter {name!r} holds no numbers yet: run a lazy model on a batch "
                 "first, and move one of the device 'meta' to another (`to_empty`)."
             )
+        if parameter.is_inference():
+            raise UnsupportedModelError(
+                f"The parameter {name!r} was made in torch.inference_mode and has no "
+                "gradients; make or load the model outside of it."
+            )
         if parameter.is_complex():
             raise UnsupportedModelError(
                 f"The parameter {name!r} is complex; real parameters are expected. Hold "

@@ -316,6 +316,14 @@ class NaturalGradient(Preconditioned):
         if closure is None and main is None:
             msg = "step: a batch (x, y) or a closure is expected; see NaturalGradient.step."
             raise ValueError(msg)
+        known = parameters.named.items()
+        late = [n for n, p in known if getattr(p, "_post_accumulate_grad_hooks", None)]
+        if closure is None and late:
+            msg = (
+                f"step: {', '.join(late)} have hooks of a filled .grad, which a batch does "
+                "not fill; give a closure as well."
+            )
+            raise ValueError(msg)
         if due and observed is None:
             msg = f"step {self.steps}: statistics are due, but no batch was given."
             raise ValueError(msg)

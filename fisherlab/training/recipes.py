@@ -109,7 +109,7 @@ class Recipe:
 
     summary: str
     source: str
-    make: Callable[..., Optimizer]
+    make: Callable[..., Optimizer] = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, **settings: Any) -> Optimizer:
