@@ -1,14 +1,10 @@
 """Values, numbers, names and small tables as people read them, the same way everywhere."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
+from math import floor, isfinite, log10
 from typing import Any, Final, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-
-from fisherlab.catalogue import below_floor
 
 T = TypeVar("T")
 LONGEST = 300  # characters of a value in a table
@@ -91,13 +87,13 @@ def number(value: float) -> str:
     >>> number(0.25), number(0.99987), number(12.3456), number(3.2e-5), number(144.2)
     ('0.250', '1.00', '12.3', '3.20e-05', '144')
     """
-    if not np.isfinite(value):
+    if not isfinite(value):
         return "not available"
     if value == 0:
         return "0"
     if 1e-4 <= abs(value) < 1e4:
         rounded = abs(float(f"{value:.2e}"))  # 0.9999 has the digits of 1
-        digits = max(2 - int(np.floor(np.log10(rounded))), 0)
+        digits = max(2 - floor(log10(rounded)), 0)
         return f"{value:.{digits}f}"
     return f"{value:.2e}"
 
@@ -123,6 +119,8 @@ def error_text(value: float) -> str:
     >>> error_text(3e-9), error_text(0.25)
     ('< 1e-6 (numerical floor)', '0.250')
     """
+    from fisherlab.catalogue import below_floor  # loads numpy, which parsing does not
+
     return BELOW_FLOOR if below_floor(value) else number(value)
 
 
@@ -134,25 +132,24 @@ def percent(share: float) -> str:
     >>> percent(0.00923), percent(0.5), percent(1.0)
     ('0.92 %', '50 %', '100 %')
     """
-    if not np.isfinite(share):
+    if not isfinite(share):
         return "not available"
     value = 100 * share
     return f"{value:.0f} %" if value >= 9.95 else f"{value:#.2g} %"
 
 
-def span(values: NDArray[Any], write: Callable[[float], str] | None = None) -> str:
+def span(values: Iterable[float], write: Callable[[float], str] | None = None) -> str:
     """Write the range of some numbers, those that are not finite left out.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> span(np.array([0.5, float("nan"), 0.25]))
+    >>> span([0.5, float("nan"), 0.25])
     '0.250–0.500'
     """
-    known = values[np.isfinite(values)]
-    if not known.size:
+    known = [value for value in values if isfinite(value)]
+    if not known:
         return "not available"
-    low, high = ((write or number)(float(end)) for end in (known.min(), known.max()))
+    low, high = ((write or number)(float(end)) for end in (min(known), max(known)))
     return low if low == high else f"{low}–{high}"
 
 

@@ -174,7 +174,7 @@ def _overshoot(ds: xr.Dataset, rates: Sequence[float]) -> str:
     share = percent(float(one["holds"].mean()))
     return (
         f"It holds in {share} of the runs: {', '.join(said)}. Where it fails, the bound is "
-        f"first crossed in step {span(first.values, '{:.0f}'.format)}."
+        f"first crossed in step {span(first.values.ravel(), '{:.0f}'.format)}."
     )
 
 

@@ -46,8 +46,8 @@ def _coarse(ds: xr.Dataset) -> str:
     away = xr.apply_ufunc(lambda r: np.abs(np.log(r)), ratio)
     at = ratio.isel(away.argmax(...))
     return (
-        f"F̃'s mean |entry| over F's is {span(ratio.values)} over pairs of layers; the "
-        f"farthest from one is {number(float(at))} between {at['layer'].item()} and "
+        f"F̃'s mean |entry| over F's is {span(ratio.values.ravel())} over pairs of layers; "
+        f"the farthest from one is {number(float(at))} between {at['layer'].item()} and "
         f"{at['with_layer'].item()}."
     )
 
@@ -168,7 +168,7 @@ def _inverse_error(of: str, structure: str) -> Callable[[xr.Dataset], Mapping[st
 
 def _damping_decides(ds: xr.Dataset) -> str:
     rows = ds["inverse_error"].sel(structure="tridiagonal")
-    parts = [f"{of}: {span(rows.sel(of=of).values)}" for of in rows["of"].values]
+    parts = [f"{of}: {span(rows.sel(of=of).values.ravel())}" for of in rows["of"].values]
     return (
         f"Inverse errors of the chain over the dampings: {'; '.join(parts)}. They are of "
         "the damped matrix, whichever it is: F̃ shares the chain's form, F does not."
