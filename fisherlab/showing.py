@@ -99,16 +99,17 @@ def number(value: float) -> str:
 
 
 def two_digits(value: float) -> str:
-    """Write a number with two digits that count, as a standard error has.
+    """Write a number with two digits that count, as a standard error has; whole ones whole.
 
     Examples
     --------
     >>> two_digits(0.0514), two_digits(21.3), two_digits(114.2), two_digits(3.2e-9)
-    ('0.051', '21', '110', '3.2e-09')
+    ('0.051', '21', '114', '3.2e-09')
     """
     if not 1e-4 <= abs(value) < 1e6:
         return f"{value:.2g}"
-    return np.format_float_positional(value, 2, unique=False, fractional=False, trim="-")
+    rounded = abs(float(f"{value:.1e}"))  # 0.999 has the digits of 1
+    return f"{value:.{max(1 - floor(log10(rounded)), 0)}f}"
 
 
 def error_text(value: float) -> str:
