@@ -299,6 +299,13 @@ def test_help_explains_every_option_and_tells_its_default(name):
             assert unsaid or value is False or str(value) in told
 
 
+@pytest.mark.parametrize("name", each_command())
+def test_help_ends_with_an_example_that_is_understood(name):
+    told = each_command()[name].epilog.split()
+    assert told[:3] == ["example:", "fisherlab", name]
+    parser().parse_args(told[2:])
+
+
 @pytest.mark.parametrize("by_default", [signal.default_int_handler, signal.SIG_IGN])
 def test_a_termination_is_an_interrupt_and_the_signal_is_given_back(
     by_default, monkeypatch, capsys

@@ -34,7 +34,9 @@ import sys
 def add_estimate(commands: Any) -> None:
     """Add the command."""
     text = "Count bytes and flops of an analysis, and where every parameter goes."
-    estimate = add_command(commands, "estimate", _estimate, text)
+    estimate = add_command(
+        commands, "estimate", _estimate, text, "estimate --problem resnet18 --examples 128"
+    )
     add_subject(estimate)
     for name, default, help_text in (
         ("fisher", "exact", "exact, monte-carlo or empirical"),
@@ -144,7 +146,9 @@ def _bill(covered: Coverage, counted: Estimate, steps: dict[str, dict[str, int]]
 def add_compare(commands: Any) -> None:
     """Add the command."""
     text = "Set two saved results, or two reports, side by side on a page."
-    compare = add_command(commands, "compare", _compare, text)
+    compare = add_command(
+        commands, "compare", _compare, text, "compare reports/before reports/after"
+    )
     for name in ("first", "second"):
         compare.add_argument(
             name, type=Path, help="saved results (.nc), or the folder of a report"
@@ -180,7 +184,9 @@ def add_reproduce(commands: Any) -> None:
         "Compute a figure, table or theorem of a paper beside what was published; "
         "`list` names them, `all` runs everything."
     )
-    command = add_command(commands, "reproduce", _reproduce, text)
+    command = add_command(
+        commands, "reproduce", _reproduce, text, "reproduce kfac-figure-3 --quick"
+    )
     command.add_argument("name", nargs="?", default="list", help="an id, `list` or `all`")
     add_json(command)
     size = command.add_mutually_exclusive_group()
@@ -267,7 +273,9 @@ def _there(name: str, data_dir: Path | None) -> str:
 
 def add_listings(commands: Any) -> None:
     """Add the commands."""
-    parser = add_command(commands, "problems", _problems, "List data sets and networks.")
+    parser = add_command(
+        commands, "problems", _problems, "List data sets and networks.", "problems --json"
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -279,7 +287,9 @@ def add_listings(commands: Any) -> None:
         help="fetch the data files of this problem instead (needs pooch)",
     )
     text = "List the approximations."
-    approximations = add_command(commands, "approximators", _approximators, text)
+    approximations = add_command(
+        commands, "approximators", _approximators, text, "approximators --json"
+    )
     for each in (parser, approximations):
         add_json(each)
 
@@ -330,7 +340,7 @@ def add_completion(commands: Any) -> None:
         "Print what a shell needs to complete commands, options and names at the tab key: "
         "bash, zsh or fish."
     )
-    completion = add_command(commands, "completion", _completion, text)
+    completion = add_command(commands, "completion", _completion, text, "completion bash")
     completion.add_argument("shell", choices=SHELLS, help="the shell")
 
 
@@ -374,7 +384,7 @@ def _known_names() -> dict[str, list[str]]:
 def add_lab(commands: Any) -> None:
     """Add the command."""
     text = "Open JupyterLab on copies of the notebooks; what is there is kept."
-    lab = add_command(commands, "lab", _lab, text)
+    lab = add_command(commands, "lab", _lab, text, "lab my-notebooks --no-browser")
     lab.add_argument(
         "folder",
         nargs="?",

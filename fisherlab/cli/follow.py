@@ -43,7 +43,13 @@ def add(commands: Any) -> None:
         "Train a problem with an optimiser and measure along the way. The results go to a "
         "folder; the same command with that folder goes on where it stopped."
     )
-    follow = add_command(commands, "follow", _follow, text)
+    follow = add_command(
+        commands,
+        "follow",
+        _follow,
+        text,
+        "follow --optimizer kfac --steps 200 --out runs/kfac",
+    )
     several(follow)
     _add_training(follow.add_argument_group("training"))
     _add_probes(follow.add_argument_group("what is measured"))
@@ -282,7 +288,13 @@ def add_tune(commands: Any) -> None:
         "Train with every setting of a grid and find the best of each optimiser. The same "
         "command with the same folder goes on where it stopped."
     )
-    tune = add_command(commands, "tune", _tune, text)
+    tune = add_command(
+        commands,
+        "tune",
+        _tune,
+        text,
+        "tune --optimizers adam kfac --trials 4 --out runs/search",
+    )
     _add_search(tune.add_argument_group("search"))
     add_output(tune.add_argument_group("output"), "runs/tune-<problem>-<time>")
 

@@ -64,13 +64,14 @@ class _Help(argparse.HelpFormatter):
 
 
 def add_command(
-    commands: Any, name: str, act: Callable[..., None], text: str
+    commands: Any, name: str, act: Callable[..., None], text: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a command that calls `act(arguments, command line)`."""
+    """Add a command that calls `act(arguments, command line)`, with an example of it."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
         description=text,
+        epilog=f"example: fisherlab {example}",
         allow_abbrev=False,
         formatter_class=_Help,
     )

@@ -30,7 +30,13 @@ def add(commands: Any) -> None:
         "Or analyse a model of one's own (--model, --data), or write the page of "
         "saved results again (fisherlab report results.nc)."
     )
-    report = add_command(commands, "report", _report, text)
+    report = add_command(
+        commands,
+        "report",
+        _report,
+        text,
+        "report --problem mnist --steps 100 --out reports/mnist",
+    )
     report.add_argument(
         "results",
         nargs="?",
@@ -173,7 +179,9 @@ def add_sweep(commands: Any) -> None:
         "Train a problem, or take a model of your own, and hold the damped inverse and "
         "step of every approximation against the exact ones over decades of damping."
     )
-    sweep = add_command(commands, "sweep", _sweep, text)
+    sweep = add_command(
+        commands, "sweep", _sweep, text, "sweep --problem digits --steps 100"
+    )
     add_options(
         sweep, without=("checkpoints", "layers", "budget", "purpose", "prior"), alpha=ALPHAS
     )
