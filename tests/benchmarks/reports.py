@@ -83,6 +83,7 @@ def child(name: str, examples: int, checkpoints: str) -> None:
         page = Path(folder, "out", "report.html")
         size = page.stat().st_size if page.exists() else 0
         if size and (kept := os.environ.get("FISHERLAB_PAGES")):
+            Path(kept).mkdir(parents=True, exist_ok=True)
             shutil.copy(page, Path(kept, f"{name}.html"))
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(
