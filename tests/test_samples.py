@@ -158,14 +158,12 @@ def test_some_examples_are_those_of_the_formed_matrices(form):
     one = FORMS[form](2, 5, 3, 2, 4, 0)
     samples = TurnedSamples(SummedSamples((one, one)))
     index = torch.tensor([4, 0, 2])
-    assert_close(
-        cross.some_examples(samples, index).matrices(), samples.matrices()[:, index]
-    )
+    assert_close(samples.some_examples(index).matrices(), samples.matrices()[:, index])
 
 
 def test_examples_in_parts_are_not_chosen_from():
     with pytest.raises(TypeError, match="PartedSamples hold no examples to choose"):
-        cross.some_examples(FORMS["outer in parts"](2, 5, 1, 2, 4, 0), torch.tensor([0]))
+        FORMS["outer in parts"](2, 5, 1, 2, 4, 0).some_examples(torch.tensor([0]))
 
 
 @EVERY_FORM

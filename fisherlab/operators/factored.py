@@ -38,7 +38,6 @@ from fisherlab.samples.cross import (
     inner_products,
     multiplied,
     row_panels,
-    some_examples,
     squared_inner,
 )
 
@@ -121,7 +120,7 @@ class FactoredFisher(Operator):
 
     def some_examples(self, index: Int[Tensor, " k"]) -> "FactoredFisher":
         """Return what some examples add to F, (1/N) Σ over them."""
-        some = some_examples(self.samples, index)
+        some = self.samples.some_examples(index)
         return FactoredFisher(some, self.count, self.provenance, self.form)
 
     def _dense(self) -> Float[Tensor, "p p"]:

@@ -216,12 +216,14 @@ def _noise(ds: xr.Dataset, m: Moment) -> Sentence | None:
     if tied:
         level = float(ds.attrs.get("confidence", 0.95))
         parts.append(f"Not told apart from the closest at {percent(level)}: {tied}.")
-    errors = judged(ds).get("network_lead_error")
+    table = judged(ds)
+    errors = table.get("network_lead_error")
     if errors is not None and bool(errors.notnull().any()):
+        of_queries = "queries" in table.get("lead_noise", ())
+        queries = " (of influences over the queries)" * of_queries
         parts.append(
             "Where a lead stands with ±, that is two standard errors over the examples of "
-            "the exact blocks (of influences over the queries), the methods held as they "
-            "are."
+            f"the exact blocks{queries}, the methods held as they are."
         )
     source = "noise_floor, below_noise, tied_with_best, purpose_network_lead_error"
     return Sentence("noise", " ".join(parts), source) if parts else None

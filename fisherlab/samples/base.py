@@ -110,6 +110,17 @@ class Samples(Held, ABC):
         """Return D[rows] as samples of these rows, None where they have no short form."""
         return None
 
+    def some_examples(self, index: Tensor) -> "Samples":
+        """Return the samples of some examples, by their numbers.
+
+        Raises
+        ------
+        TypeError
+            For samples that are visited part by part, or of several weights.
+        """
+        kind = type(self).__name__
+        raise TypeError(f"some_examples: {kind} hold no examples to choose.")
+
     @abstractmethod
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""

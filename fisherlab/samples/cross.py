@@ -9,8 +9,8 @@ from torch import Tensor
 from fisherlab.numerics.devices import chunks
 from fisherlab.samples.base import WHOLE, Samples, Tiles
 from fisherlab.samples.outer import OuterSamples
-from fisherlab.samples.shared import GroupedSamples, MatrixSamples, SharedSamples
-from fisherlab.samples.summed import SummedSamples, TokenSamples, TurnedSamples
+from fisherlab.samples.shared import SharedSamples
+from fisherlab.samples.summed import TurnedSamples
 
 CHUNK_BYTES = 64 * 2**20  # products of examples formed at once
 TABLE_ROWS = 1024  # rows and columns of a tile of inner products
@@ -41,37 +41,6 @@ def index_length(samples: Samples, index: Index) -> int:
     if isinstance(index, slice):
         return len(range(*index.indices(o * i)))
     return len(index)
-
-
-def some_examples(samples: Samples, index: Tensor) -> Samples:
-    """Return the samples of some examples, of those that are held in memory.
-
-    Raises
-    ------
-    TypeError
-        For samples that are visited part by part, or of several weights.
-
-    Examples
-    --------
-    >>> one = OuterSamples(torch.ones(4, 3), torch.ones(1, 4, 2))
-    >>> some_examples(one, torch.tensor([3, 0])).examples
-    2
-    """
-    match samples:
-        case OuterSamples() | SharedSamples():
-            return type(samples)(samples.inputs[index], samples.gradients[:, index])
-        case TokenSamples():
-            rows = samples.gradients[:, index]
-            return TokenSamples(samples.tokens[index], rows, samples.size)
-        case MatrixSamples():
-            return MatrixSamples(samples.stored[:, index])
-        case TurnedSamples():
-            return TurnedSamples(some_examples(samples.upright, index))
-        case GroupedSamples():
-            return GroupedSamples(tuple(some_examples(s, index) for s in samples.groups))
-        case SummedSamples():
-            return SummedSamples(tuple(some_examples(s, index) for s in samples.uses))
-    raise TypeError(f"some_examples: {type(samples).__name__} hold no examples to choose.")
 
 
 def gram_block(samples: Samples, left: slice, right: slice) -> Float[Tensor, "m k"]:

@@ -56,6 +56,10 @@ class OuterSamples(Samples):
         """Return D[rows]."""
         return OuterSamples(self.inputs, self.gradients[..., rows])
 
+    def some_examples(self, index: Tensor) -> "OuterSamples":
+        """Return the samples of some examples."""
+        return OuterSamples(self.inputs[index], self.gradients[:, index])
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
         return self.gradients[:, part, :, None] * self.inputs[part, None, :]

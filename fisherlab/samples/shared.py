@@ -55,6 +55,10 @@ class MatrixSamples(Samples):
         """Return D[rows]."""
         return MatrixSamples(self.stored[:, :, rows])
 
+    def some_examples(self, index: Tensor) -> "MatrixSamples":
+        """Return the samples of some examples."""
+        return MatrixSamples(self.stored[:, index])
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Return the matrices of some examples."""
         return self.stored[:, part]
@@ -124,6 +128,10 @@ class GroupedSamples(Samples):
     def some_columns(self, columns: slice) -> "GroupedSamples":
         """Return the samples of some columns."""
         return GroupedSamples(tuple(g.some_columns(columns) for g in self.groups))
+
+    def some_examples(self, index: Tensor) -> "GroupedSamples":
+        """Return the samples of some examples."""
+        return GroupedSamples(tuple(g.some_examples(index) for g in self.groups))
 
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
@@ -286,6 +294,10 @@ class SharedSamples(Samples):
     def some_rows(self, rows: slice) -> "SharedSamples":
         """Return D[rows]."""
         return SharedSamples(self.inputs, self.gradients[..., rows])
+
+    def some_examples(self, index: Tensor) -> "SharedSamples":
+        """Return the samples of some examples."""
+        return SharedSamples(self.inputs[index], self.gradients[:, index])
 
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples: one product per example, all columns."""

@@ -105,6 +105,10 @@ class TokenSamples(Samples):
         tokens = torch.where(inside, self.tokens - start, -1)
         return TokenSamples(tokens, self.gradients * inside[..., None], stop - start)
 
+    def some_examples(self, index: Tensor) -> "TokenSamples":
+        """Return the samples of some examples."""
+        return TokenSamples(self.tokens[index], self.gradients[:, index], self.size)
+
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n k i"]:
         """Form the matrices of some examples: V·rows·width numbers each."""
         gradients = self.gradients[:, part]
@@ -270,6 +274,10 @@ class TurnedSamples(Samples):
         """Return the samples of some columns."""
         return TurnedSamples(self.upright.some_columns(columns))
 
+    def some_examples(self, index: Tensor) -> "TurnedSamples":
+        """Return the samples of some examples."""
+        return TurnedSamples(self.upright.some_examples(index))
+
     def multiplied_often(self, limit: int) -> "TurnedSamples":
         """Return the form for many quadratic forms, see `SharedSamples`."""
         if not isinstance(self.upright, SharedSamples):
@@ -413,6 +421,10 @@ class SummedSamples(Samples):
         uses = [use.some_rows(rows) for use in self.uses]
         found = tuple(use for use in uses if use is not None)
         return SummedSamples(found) if len(found) == len(uses) else None
+
+    def some_examples(self, index: Tensor) -> "SummedSamples":
+        """Return the samples of some examples."""
+        return SummedSamples(tuple(use.some_examples(index) for use in self.uses))
 
     def matrices(self, part: slice = WHOLE) -> Float[Tensor, "v n o i"]:
         """Form the matrices of some examples."""
