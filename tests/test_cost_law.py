@@ -48,7 +48,7 @@ ITERATED = dict.fromkeys(("kl-shampoo", "kpsvd", "deflation", "kfac-corrected"),
 ITERATED |= dict.fromkeys(("kpsvd-2", "kpsvd-3", "kpsvd-4"), 20.0)
 ITERATED |= dict.fromkeys(("lanczos-2", "lanczos-paper"), 100.0)  # by gaps of the spectrum
 # An indefinite sum: how long its smallest eigenvalue is looked for, its spectrum decides.
-SOUGHT = {"lanczos-paper": 40.0}
+SOUGHT = {"lanczos-paper": 12.0}
 
 
 def _memory(field: str) -> float:

@@ -3,11 +3,13 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -277,6 +279,54 @@ def test_a_large_sum_is_refused_below_its_smallest_eigenvalue_alone(
         with pytest.raises(fl.IndefiniteError) as caught:
             op.require_positive(-times * smallest)
         assert caught.value.smallest == pytest.approx(smallest, rel=near)
+
+
+def sum_of(kind, seed):
+    """Return a sum whose first term is of random low rank, and others beside it."""
+    shape = torch.randint(5, 26, (2,), generator=torch.Generator().manual_seed(seed))
+    o, i = (int(n) for n in shape)
+    size = 10.0 ** (seed % 7 - 4)
+    first = moment(o, seed, rank=1 + seed % o), moment(i, seed + 1, rank=1 + seed % i)
+    other = symmetric(o, seed + 2, size), symmetric(i, seed + 3)
+    terms = {
+        "symmetric": (first, other),
+        "leading last": (other, first),
+        "taken off": (first, (-size * moment(o, seed + 4, 3), moment(i, seed + 5, 2))),
+        "three": (first, other, (symmetric(o, seed + 6, size / 2), symmetric(i, seed + 7))),
+        "shifted": (first, (-size * eye(o), eye(i))),
+        "skew": (first, (skew(o, seed + 8, size), skew(i, seed + 9))),
+    }
+    return KroneckerSum(terms[kind], (o, i))
+
+
+@pytest.mark.parametrize(
+    "kind", ["symmetric", "leading last", "taken off", "three", "shifted", "skew"]
+)
+@pytest.mark.parametrize("seed", range(7))
+def test_products_find_the_smallest_eigenvalue_of_every_kind_of_sum(
+    kind, seed, monkeypatch
+):
+    monkeypatch.setattr("fisherlab.operators.kronecker.DENSE_ROWS", 0)
+    monkeypatch.setattr("fisherlab.operators.kronecker.FORMED_ROWS", 0)
+    op = sum_of(kind, seed)
+    values = torch.linalg.eigvalsh(op.to_dense())
+    smallest = float(values[0])
+    assert smallest < -1e-8 * float(values[-1])
+    assert op.smallest_eigenvalue == pytest.approx(smallest, rel=1e-5)
+    replace(op).require_positive(-1.001 * smallest)  # decided anew
+    with pytest.raises(fl.IndefiniteError):
+        replace(op).require_positive(-0.999 * smallest)
+
+
+def test_the_smallest_eigenvalue_is_found_far_from_the_first_direction():
+    x = normal((4, 256, 96), 0) * torch.arange(1, 97).rsqrt()
+    model = nn.Linear(96, 96, bias=False).double()
+    stats = fl.collect(model, (x, None), fl.Gaussian(), fl.MonteCarlo(1, seed=0))
+    op = fl.KPSVD(2)(stats["weight"])
+    (value,) = scipy.sparse.linalg.eigsh(
+        op.to_scipy(), 1, which="SA", ncv=60, v0=np.ones(96**2), return_eigenvectors=False
+    )
+    assert op.smallest_eigenvalue == pytest.approx(float(value), rel=1e-6)
 
 
 @pytest.mark.parametrize("damping", [1e-6])

@@ -339,15 +339,18 @@ class Contest:
         return f" (a lead within the noise of the {self.sampled} in {count})"
 
     def _over_error(self, values: Grid, errors: Grid) -> float:
-        """Return the lead of the nearest in a layer over its standard error."""
+        """Return the lead of the nearest in a layer over its standard error.
+
+        Of equals, at either place, the pair counts of which least is certain.
+        """
         gaps = np.abs(values - self.best)
-        order = [int(j) for j in np.argsort(gaps) if np.isfinite(gaps[j])]
-        leads = gaps[order] - gaps[order[0]]
-        behind = np.flatnonzero(leads > TIED)
-        if not behind.size:
+        nearest = gaps <= np.nanmin(gaps) + TIED
+        behind = np.where(nearest, np.nan, gaps)
+        if np.isnan(behind).all():
             return float("inf")  # all are equal: nobody leads
-        error = self._error(errors, *(self.methods[order[k]] for k in (0, behind[0])))
-        return float(leads[behind[0]] / error) if error else float("inf")
+        lead = np.nanmin(behind)
+        error = errors[np.ix_(nearest, behind <= lead + TIED)].max()
+        return float((lead - np.nanmin(gaps)) / error) if error else float("inf")
 
     def _cost(self, method: str) -> str:
         """Say what an approximation costs beside the exact block."""

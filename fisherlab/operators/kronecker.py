@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from typing import Any, final
+from warnings import catch_warnings
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fisherlab.errors import NumericalError
 from fisherlab.numerics.krylov import RESTARTS, extreme_eigenpairs, smallest_eigenvalue
 from fisherlab.numerics.linalg import (
     Label,
@@ -53,11 +53,13 @@ from fisherlab.samples.cross import multiplied
 
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 FORMED_ROWS = 512  # whether a damped sum is positive is seen on its matrix up to this size
-FEW = 30  # restarts of Lanczos on a sum itself, whose products are the cheaper ones
-CERTAIN = 1e3  # times the tolerance: what an eigenvalue found so exceeds is one
-CLEAR = 0.1  # what a sign is clear above, found to 1e-3
+SWEEPS = 200  # of LOBPCG for the smallest eigenvalue of a sum
+ROUGH = 1e-3  # what Lanczos is asked for first
+CLEAR = 0.1  # what a sign is clear above, found so
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
 HIDDEN = 1e-9  # share of a sum that rounding of its terms may take
+
+Flat = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @final
@@ -203,26 +205,49 @@ class KroneckerSum(Operator):
             return float(self.eigenvalues()[-1])
         lower, upper = self._bounds
         eps, size = torch.finfo(self.dtype).eps, max(upper, -lower)
-        tolerance, low = max(1e-8, 10 * eps), max(1e-10, eps) * size
-        search = partial(smallest_eigenvalue, self.to_scipy(), repr(self), tolerance)
-        with suppress(NumericalError):
-            if (found := search(FEW)) < -CERTAIN * tolerance * size:
-                return found
-        if low < -1.01 * lower and self._excess(low) > 0:
-            return -self._least_damping(low, -1.01 * lower)
-        return search(RESTARTS)
+        if (least := max(1e-10, eps) * size) < -1.01 * lower:
+            excess, direction = self._excess(least)
+            if excess > 0:
+                return self._lowest(direction)
+        return smallest_eigenvalue(self.to_scipy(), repr(self), max(1e-8, 10 * eps))
 
-    def _least_damping(self, low: float, high: float) -> float:
-        """Return the damping between two at which the sum becomes positive definite."""
-        from scipy.optimize import brentq
+    def _lowest(self, direction: Flat) -> float:
+        """Return the smallest eigenvalue from a direction of negative curvature.
 
-        def height(x: float) -> float:  # as the logarithm where it is large
-            return math.asinh(self._excess(math.exp(x)))
+        Curvatures κ = yᵀΣy of y, the direction of `_excess(-κ)`, fall: the error of κ is
+        squared at every step. LOBPCG takes over where a step is small. Where so many
+        others lie near that it ends before one stands out, its residual is taken off.
+        """
+        from scipy.sparse.linalg import lobpcg
 
-        return math.exp(brentq(height, math.log(low), math.log(high), xtol=1e-8))
+        products = self.to_scipy()
+        curvature, excess = 0.0, math.inf
+        while (found := float(direction @ products.matvec(direction))) < curvature:
+            curvature, start = found, direction
+            if excess < CLEAR:
+                break
+            excess, direction = self._negative(-curvature, ROUGH)
+        near = max(1e-6, 100 * torch.finfo(self.dtype).eps) * -curvature
+        beside = _leading_power(self, -curvature, -1.0).to_scipy()
+        with catch_warnings(action="ignore"):  # that it ended early: it is looked at below
+            _, block = lobpcg(
+                products, start[:, None], M=beside, largest=False, tol=near, maxiter=SWEEPS
+            )
+        vector = block[:, 0] / np.linalg.norm(block)
+        image = products.matvec(vector)
+        found = float(vector @ image)
+        left = float(np.linalg.norm(image - found * vector))
+        return min(found - left * (left > 2 * near), curvature)
 
-    def _excess(self, damping: float) -> float:
-        r"""Return what is positive where Σ + λI is not positive definite.
+    def _excess(self, damping: float) -> tuple[float, Flat]:
+        """Return what is positive where Σ + λI is not positive definite, its sign sure."""
+        found = self._negative(damping, ROUGH)
+        if abs(found[0]) < CLEAR:
+            found = self._negative(damping, max(1e-9, 10 * torch.finfo(self.dtype).eps))
+        return found
+
+    def _negative(self, damping: float, tolerance: float) -> tuple[float, Flat]:
+        r"""Return how negative Σ + λI is beside its first term, and in which direction.
 
         With L the damped first term it is :math:`-λ_{min}(L^{-1/2} (Σ + λI) L^{-1/2})`:
         a congruence keeps the signs (Sylvester). What the other terms add stands out
@@ -237,12 +262,11 @@ class KroneckerSum(Operator):
             return 2 * x - half.matvec(whole.matvec(turned) + damping * turned)
 
         beside = type(whole)(self.shape, matvec=product, dtype=whole.dtype)
-        found = 0.0
-        for tolerance in (1e-3, max(1e-9, 10 * torch.finfo(self.dtype).eps)):
-            if abs(found) < CLEAR:
-                ends = extreme_eigenpairs(beside, 1, "LA", repr(self), tolerance, RESTARTS)
-                found = float(ends[0]) - 2
-        return found
+        values, vectors = extreme_eigenpairs(
+            beside, 1, "LA", repr(self), tolerance, RESTARTS
+        )
+        direction = half.matvec(vectors.numpy()[:, 0])
+        return float(values[0]) - 2, direction / np.linalg.norm(direction)
 
     @cached_property
     def _leading(self) -> Eigenform:
@@ -280,8 +304,11 @@ class KroneckerSum(Operator):
             if self._bounds[0] > -damping / 2:  # half of it is no rounding
                 return
             unknown = "smallest_eigenvalue" not in vars(self)
-            if self.shape[0] > FORMED_ROWS and unknown and self._excess(damping) < 0:
-                return
+            if self.shape[0] > FORMED_ROWS and unknown:
+                excess, direction = self._excess(damping)
+                if excess < 0:
+                    return
+                vars(self)["smallest_eigenvalue"] = self._lowest(direction)
         top = [] if damping or not self.terms else [float(self.top_eigenvalues(1)[0])]
         values = torch.tensor([self.smallest_eigenvalue, *top], dtype=self.dtype)
         require_positive(values, damping, self, self._rounded_rows or self.shape[0])
