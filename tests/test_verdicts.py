@@ -286,6 +286,12 @@ def rows_of_errors(ds):
     pooled = np.sqrt(errors.sum(0) / squares.sum())
     common = np.sqrt(errors[there].sum(0) / squares[there].sum())
     status = part["status"].transpose("layer", "approximator").values.tolist()
+    judged = PURPOSES if "purpose_status" in part else ()
+    for purpose in judged:  # what one of them finds indefinite is so for all
+        told = part["purpose_status"].sel(purpose=purpose)
+        told = told.transpose("layer", "approximator").values
+        for i, j in np.argwhere(np.isfinite(values)):
+            status[i][j] = told[i, j] if "λ above" in told[i, j] else status[i][j]
     return {
         "methods": methods,
         "sizes": sizes.astype(float),

@@ -414,14 +414,18 @@ class Held:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of what goes in and out."""
-        parts = (getattr(self, name) for name in _fields(self)[1])
-        found = (kind for part in parts for kind in _precisions(part))
-        return next(found, None) or torch.get_default_dtype()
+        for name in _fields(self)[1]:
+            for kind in _precisions(getattr(self, name)):
+                return kind
+        return torch.get_default_dtype()
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(_devices(_parts(self)), torch.device("cpu"))
+        for name in _fields(self)[0]:
+            for place in _devices(getattr(self, name)):
+                return place
+        return torch.device("cpu")
 
     @property
     def nbytes(self) -> int:
@@ -477,30 +481,31 @@ def _fields(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _parts(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return list(value)
     if isinstance(value, Held):
         return [getattr(value, name) for name in _fields(value)[0]]
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, (tuple, list)) else []
+    return list(value.values()) if isinstance(value, Mapping) else []
 
 
 def _precisions(value: Any) -> Iterator[torch.dtype]:
-    if isinstance(value, torch.dtype):
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value.dtype.to_real()
+    elif isinstance(value, torch.dtype):
         yield value
     elif isinstance(value, Held):
         yield value.dtype
-    elif isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-        yield value.dtype.to_real()
     elif isinstance(value, (tuple, list, Mapping)):
         for part in _parts(value):
             yield from _precisions(part)
 
 
 def _devices(value: Any) -> Iterator[torch.device]:
-    if isinstance(value, torch.device):
-        yield value
-    elif isinstance(value, (Held, Tensor)):
+    if isinstance(value, (Tensor, Held)):
         yield value.device
+    elif isinstance(value, torch.device):
+        yield value
     else:
         for part in _parts(value):
             yield from _devices(part)

@@ -297,7 +297,10 @@ def _direction(unit: Unit, gradient: Tensor) -> Tensor:
     """Return the inverse times a gradient, from the last direction if it is iterated."""
     inverse = unit.inverse
     if not isinstance(inverse, IterativeInverse):
-        found: Tensor = inverse @ gradient
+        factors = _factors(inverse)
+        found: Tensor = (
+            inverse @ gradient if factors is None else factors[0] @ gradient @ factors[1].T
+        )
         return found
     start = None if unit.last is None else unit.last[None]
     return inverse.checked(inverse.solution(gradient[None], start)).value[0]

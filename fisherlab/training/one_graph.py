@@ -5,6 +5,7 @@ data's own labels it is the backward pass of the loss itself.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, final
 
@@ -52,9 +53,17 @@ class Passed:
 
 
 def forward(
-    model: nn.Module, likelihood: Likelihood, batch: Batch
+    model: nn.Module,
+    likelihood: Likelihood,
+    batch: Batch,
+    watching: AbstractContextManager[Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Call the model in its own mode; return its output and the loss of each example.
+
+    Parameters
+    ----------
+    watching
+        A context for the call of the model alone.
 
     Raises
     ------
@@ -68,7 +77,8 @@ def forward(
     args, kwargs = batch.arguments(model)
     assert batch.y is not None
     with torch.enable_grad():
-        output = model(*args, **kwargs)
+        with watching or nullcontext():
+            output = model(*args, **kwargs)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected."
@@ -192,8 +202,8 @@ def _watched(
 ) -> tuple[Pass, Tensor, bool]:
     """Call the model; return calls, losses, and whether the weights were used as known."""
     watched = {name: blocks[name] for name in blocks if name in tapped}
-    with Recorder(watched, dict(model.named_parameters()), apart=False) as recorder:
-        output, losses = forward(model, likelihood, batch)
+    recorder = Recorder(watched, dict(model.named_parameters()), apart=False)
+    output, losses = forward(model, likelihood, batch, recorder)
     done = Pass(output, recorder.calls)
     fits = (t.fits(done.calls[n], len(output)) for n, t in tapped.items())
     return done, losses, not recorder.unseen and all(fits)
