@@ -439,9 +439,19 @@ def test_batches_come_as_loaders_give_them():
     assert_close(model[0].weight, other[0].weight, 1e-5)
 
 
-def test_layers_frozen_later_are_left_out_from_then_on():
+@pytest.mark.parametrize(
+    ("method", "damping"),
+    [
+        ("kfac", DAMPING),
+        ("kfac", fl.Factored(DAMPING)),
+        ("kpsvd", fl.Factored(DAMPING)),
+        ("kfac-tridiagonal", fl.Factored(DAMPING)),
+        ("mini-block", DAMPING),
+    ],
+)
+def test_layers_frozen_later_are_left_out_from_then_on(method, damping):
     model, chosen, batch = problem()
-    optimiser = natural(model, chosen, momentum=0.5)
+    optimiser = natural(model, chosen, method, damping=damping, momentum=0.5)
     optimiser.step(batch=batch)
     model[0].requires_grad_(False)
     before = weights_of_all(model)

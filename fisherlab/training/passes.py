@@ -328,7 +328,7 @@ class Passes:
             return {}
         (found,) = plan.probes.values()
         thin, spared = {}, 0
-        for name in apart:
+        for name in (name for name in apart if name in plan.blocks):  # others are frozen
             tap, block = found.tapped.get(name), plan.blocks[name]
             if tap is None or tap.parts != (tap.parts[0].of_whole(block),):
                 continue
