@@ -47,8 +47,9 @@ MOMENT = 0.05  # seconds that any call may take
 ITERATED = dict.fromkeys(("kl-shampoo", "kpsvd", "deflation", "kfac-corrected"), 20.0)
 ITERATED |= dict.fromkeys(("kpsvd-2", "kpsvd-3", "kpsvd-4"), 20.0)
 ITERATED |= dict.fromkeys(("lanczos-2", "lanczos-paper"), 100.0)  # by gaps of the spectrum
-# An indefinite sum: how long its smallest eigenvalue is looked for, its spectrum decides.
-SOUGHT = {"lanczos-paper": 12.0}
+# Indefinite sums whose smallest eigenvalue has many neighbours: some 300 products find it,
+# of which each takes longer in Python than in its multiply-adds.
+SOUGHT = {"lanczos-paper": 12.0, "kfac-corrected": 12.0}
 
 
 def _memory(field: str) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, final
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.krylov import RESTARTS, extreme_eigenpairs, smallest_eigenvalue
 from fisherlab.numerics.linalg import (
     Label,
@@ -54,6 +56,7 @@ from fisherlab.samples.cross import multiplied
 DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this size
 FORMED_ROWS = 512  # whether a damped sum is positive is seen on its matrix up to this size
 SWEEPS = 200  # of LOBPCG for the smallest eigenvalue of a sum
+FEW = 15  # restarts of Lanczos on a sum itself, whose products are the cheaper ones
 ROUGH = 1e-3  # what Lanczos is asked for first
 CLEAR = 0.1  # what a sign is clear above, found so
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
@@ -209,19 +212,28 @@ class KroneckerSum(Operator):
             excess, direction = self._excess(least)
             if excess > 0:
                 return self._lowest(direction)
-        return smallest_eigenvalue(self.to_scipy(), repr(self), max(1e-8, 10 * eps))
+        return self._search(RESTARTS)
+
+    def _search(self, restarts: int) -> float:
+        tolerance = max(1e-8, 10 * torch.finfo(self.dtype).eps)
+        return smallest_eigenvalue(self.to_scipy(), repr(self), tolerance, restarts)
 
     def _lowest(self, direction: Flat) -> float:
         """Return the smallest eigenvalue from a direction of negative curvature.
 
-        Curvatures κ = yᵀΣy of y, the direction of `_excess(-κ)`, fall: the error of κ is
-        squared at every step. LOBPCG takes over where a step is small. Where so many
-        others lie near that it ends before one stands out, its residual is taken off.
+        Lanczos finds it at once where it stands alone. Else curvatures κ = yᵀΣy of y, the
+        direction of `_excess(-κ)`, fall: the error of κ is squared at every step. LOBPCG
+        takes over where a step is small. Where so many others lie near that it ends
+        before one stands out, its residual is taken off.
         """
         from scipy.sparse.linalg import lobpcg
 
         products = self.to_scipy()
-        curvature, excess = 0.0, math.inf
+        curvature, excess = float(direction @ products.matvec(direction)), math.inf
+        with suppress(NumericalError):
+            if (found := self._search(FEW)) < curvature:
+                return found
+        curvature = 0.0
         while (found := float(direction @ products.matvec(direction))) < curvature:
             curvature, start = found, direction
             if excess < CLEAR:
