@@ -106,8 +106,7 @@ class Trial:
         return batches(self.data, first.device, first.dtype, model=self.model)
 
     def _output(self, batch: Batch) -> Tensor:
-        positional, named = batch.arguments(self.model)
-        output: Tensor = self.model(*positional, **named)
+        output: Tensor = batch.through(self.model)
         return output
 
 

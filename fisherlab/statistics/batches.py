@@ -59,6 +59,24 @@ class Batch:
                 return (), self.x
         return (self.x if isinstance(self.x, tuple) else (self.x,)), {}
 
+    def through(self, model: nn.Module, called: Callable[..., Any] | None = None) -> Any:
+        """Return what a model, or what stands for it, makes of the inputs.
+
+        What it raises says in a note what it was given.
+        """
+        args, kwargs = self.arguments(model)
+        try:
+            return (called or model)(*args, **kwargs)
+        except Exception as error:
+            kinds = (str(t.dtype).removeprefix("torch.") for t in self.tensors())
+            shapes = (str(tuple(t.shape)) for t in self.tensors())
+            given = ", ".join(map(" ".join, zip(kinds, shapes, strict=True)))
+            error.add_note(
+                f"The forward pass of {type(model).__name__} raised this for inputs "
+                f"{given}: give what model(x) takes by itself, the example in axis 0."
+            )
+            raise
+
     def tensors(self) -> list[Tensor]:
         """Return the input tensors, in order."""
         return list(_leaves(self.x))

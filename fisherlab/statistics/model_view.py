@@ -76,13 +76,12 @@ class ModelView:
     def _call(self, state: Mapping[str, Tensor], batch: Batch) -> Tensor:
         if self.copies_data:
             batch = Batch(map_inputs(batch.x, torch.clone), None)
-        args, kwargs = batch.arguments(self.model)
         with (
             self.settings(),
             plain_attributes_kept(self.model),
             swapped(self.model, state),
         ):
-            output: Any = self._called(args, kwargs)
+            output: Any = self._called(batch)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected. "
@@ -90,9 +89,9 @@ class ModelView:
             )
         return output
 
-    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    def _called(self, batch: Batch) -> object:
         try:
-            return self.model(*args, **kwargs)
+            return batch.through(self.model)
         except RuntimeError as error:
             if not self.kinds:
                 raise

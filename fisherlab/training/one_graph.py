@@ -74,11 +74,10 @@ def forward(
     NumericalError
         If the loss is not finite.
     """
-    args, kwargs = batch.arguments(model)
     assert batch.y is not None
     with torch.enable_grad():
         with watching or nullcontext():
-            output = model(*args, **kwargs)
+            output = batch.through(model)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"The model returns {type(output).__name__}; one tensor is expected."

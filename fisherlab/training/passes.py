@@ -290,9 +290,8 @@ class Passes:
     @torch.no_grad()
     def loss_at(self, batch: Batch) -> Tensor:
         """Return the mean loss of all ranks without a graph, in the model's own mode."""
-        args, kwargs = batch.arguments(self.model)
         assert batch.y is not None
-        output = self.called(*args, **kwargs)
+        output = batch.through(self.model, self.called)
         self.likelihood.check(output, batch.y)
         loss = self.likelihood.loss(output, batch.y).mean()
         return self.replicas.averaged(Passed(loss, {}, None), len(batch), ()).loss

@@ -1,5 +1,6 @@
 """Modules under two names, forward passes that draw, labels that fit by chance."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -665,3 +666,34 @@ def test_a_table_whose_gradients_or_rows_a_call_changes_is_refused(option, value
     with pytest.raises(fl.UnsupportedModelError, match=rf"{option} .* '0'"):
         fl.collect(model, (torch.tensor([[1, 1], [2, 1]]), None), fl.Gaussian())
     assert torch.equal(model[0].weight, before)
+
+
+def stepped(net, data):
+    return fl.NaturalGradient(net, CLASSES, "kfac", 0.1, 0.1).step(batch=data)
+
+
+CALLED = {
+    "collect": lambda net, data: fl.collect(net, data, CLASSES),
+    "mean_gradient": lambda net, data: fl.mean_gradient(net, data, CLASSES),
+    "estimate": lambda net, data: fl.estimate(net, data, CLASSES),
+    "approximate": lambda net, data: fl.approximate(net, data, CLASSES, ["kfac"]),
+    "compare": lambda net, data: fl.compare(net, data, CLASSES, approximators=["kfac"]),
+    "decompose": lambda net, data: fl.decompose(net, data, CLASSES),
+    "step": stepped,
+}
+
+
+@pytest.mark.parametrize("call", CALLED)
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.ones(2, 5), r"float32 \(2, 5\)"),
+        (torch.ones(2, 4, dtype=torch.long), r"int64 \(2, 4\)"),
+        (torch.ones(2, 4, dtype=torch.complex64), r"complex64 \(2, 4\)"),
+    ],
+)
+def test_an_error_of_the_model_says_what_the_model_was_given(call, x, told):
+    with pytest.raises(RuntimeError) as caught:
+        CALLED[call](nn.Sequential(nn.Linear(4, 3)), (x, torch.zeros(2).long()))
+    (note,) = caught.value.__notes__
+    assert re.search(f"The forward pass of Sequential .* {told}: give what", note)
