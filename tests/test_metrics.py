@@ -63,6 +63,26 @@ def test_near_the_floor_the_residual_is_measured():
         assert_close(metrics.frobenius_error(f, g), expected, 1e-3)
 
 
+@pytest.mark.parametrize("size", [0.5, 1e-2, 1e-4, 1e-6])
+def test_divergences_of_near_matrices_are_summed_without_cancellation(size):
+    x = normal(30, 6, seed=1)
+    f = Dense(x.T @ x / 30, (2, 3))
+    change = normal(6, 6, seed=2)
+    g = Dense(f.matrix + size * (change + change.T) / 12, (2, 3))
+    p, q = (m.matrix + torch.eye(6) for m in (f, g))
+    half = torch.linalg.inv(torch.linalg.cholesky(q))
+    found = metrics.pairs.Pair(f, g).damped(1.0).residual_divergences
+    for turned, told in zip((False, True), found, strict=True):
+        values = torch.linalg.eigvalsh(half @ (p - q) @ half.T)
+        if turned:  # P⁻½ (Q − P) P⁻½
+            values = -values / (1 + values)
+        terms = [(-values) ** k / k for k in range(2, 60)]
+        assert_close(told, torch.stack(terms).sum() / 2, 1e-8)
+    assert metrics.pairs.Pair(g, f).damped(1.0).residual_divergences == pytest.approx(
+        found[::-1], rel=1e-8
+    )
+
+
 def test_below_the_floor_of_large_blocks_a_bound_is_returned(monkeypatch):
     monkeypatch.setattr(metrics.pairs, "RESIDUAL_ROWS", 5)
     f = Diagonal(normal(2, 3).square() + 1)

@@ -359,6 +359,27 @@ def test_posteriors_are_those_of_formed_matrices(name, layer, network):
     )
 
 
+def test_answers_are_the_same_however_few_weights_are_solved_for_at_once(
+    network, monkeypatch
+):
+    model, data, stats = network
+    held = purposes.HeldOut.of(model, (normal(5, 4, seed=7), torch.arange(5) % 3))
+    losses = fl.collect(model, data, fl.Categorical(), fl.Empirical())
+    asked = [purposes.Laplace(0.6, N, held), purposes.Influence(DAMPING, losses, losses)]
+    whole = judge(stats, ["kfac", "ekfac"], asked)["value"]
+    solved, most = FactoredFisher.solve, []
+
+    def noted(self, w, damping=0.0):
+        most.append(w.shape[:-2].numel())
+        return solved(self, w, damping)
+
+    monkeypatch.setattr(FactoredFisher, "solve", noted)
+    monkeypatch.setattr("fisherlab.purposes.base.SOLVED_BYTES", 2 * 8 * 3 * 5)
+    again = judge(stats, ["kfac", "ekfac"], asked)["value"]
+    assert max(most) == 2  # of three outputs and five examples
+    xr.testing.assert_allclose(again, whole, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["kpsvd-2", "kfac-corrected"])
 def test_posteriors_of_sums_too_large_to_diagonalise(name, network, monkeypatch):
     """They go through a Cholesky factor, which also solves for the variances."""

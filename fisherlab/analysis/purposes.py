@@ -39,7 +39,7 @@ from fisherlab.numerics.linalg import decomposed_once
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.base import parsed
 from fisherlab.purposes import Answers, Demand, Purpose
-from fisherlab.purposes.base import CHUNK
+from fisherlab.purposes.base import solved_together
 from fisherlab.purposes.laplace import drawn_examples
 from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics, Statistics
@@ -348,7 +348,7 @@ def exact_solve(s: Samples) -> float:
     576.0
     """
     p, m = s.weight_shape[0] * s.weight_shape[1], s.total
-    formed = 1 + (s.positions - 1) / CHUNK  # matrices are formed for so many solves at once
+    formed = 1 + (s.positions - 1) / solved_together(s)  # matrices are formed once for all
     return 4.0 * min(p * p, 2 * p * m + m * m) * formed
 
 

@@ -31,7 +31,7 @@ from fisherlab.metrics.pairs import (
     weight,
 )
 from fisherlab.metrics.register import named, of_inverses, of_matrices, of_steps
-from fisherlab.numerics.linalg import damped_cholesky, factorised
+from fisherlab.numerics.linalg import damped_cholesky
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.operators.base import Damping
 
@@ -291,20 +291,7 @@ def whitened_residual(damped: Damped) -> float:
     pair = damped.pair
     f, g = pair.exact.to_dense(), pair.approx.to_dense()
     damped_cholesky(f, damped.damping, repr(pair.exact))  # P must be positive definite
-    return float(relative_difference(f, g, damped).norm()) / pair.rows**0.5
-
-
-def relative_difference(f: torch.Tensor, g: torch.Tensor, damped: Damped) -> torch.Tensor:
-    """Return L⁻¹ (P − Q) L⁻ᵀ with Q = L Lᵀ.
-
-    Raises
-    ------
-    IndefiniteError
-        If Q is not positive definite.
-    """
-    factor = damped_cholesky(g, damped.damping, repr(damped.pair.approx))
-    half = torch.linalg.solve_triangular(factor, f - g, upper=False)
-    return torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    return float(pairs.relative_difference(f, g, damped).norm()) / pair.rows**0.5
 
 
 @runtime_checkable
@@ -630,7 +617,7 @@ def _divergence(damped: Damped, reverse: bool) -> float:
     trace = damped.reverse_trace if reverse else damped.trace
     found = divergence(trace, pair.rows, other, mine, damped.rounding)
     if isinstance(found, BelowFloor) and pair.rows <= pairs.RESIDUAL_ROWS:
-        return _residual(damped, reverse)
+        return damped.residual_divergences[reverse]
     return found
 
 
@@ -654,15 +641,3 @@ def divergence(
     if isinstance(found, BelowFloor):
         return BelowFloor(found / 2)
     return found / 2
-
-
-def _residual(damped: Damped, reverse: bool) -> float:
-    """Return ½ Σ (ν − log(1 + ν)) over the eigenvalues ν of Q^-½ (P − Q) Q^-½."""
-    pair = damped.pair
-    if reverse:
-        damped = Pair(pair.approx, pair.exact).damped(damped.damping)
-        pair = damped.pair
-    f, g = pair.exact.to_dense(), pair.approx.to_dense()
-    matrix = relative_difference(f, g, damped)
-    values = factorised("eigvalsh", matrix, f"{pair.approx!r} relative to {pair.exact!r}")
-    return 0.5 * float((values - values.log1p()).sum())

@@ -26,6 +26,7 @@ from torch import Tensor
 from fisherlab.catalogue import FLOOR
 from fisherlab.errors import NumericalError
 from fisherlab.numerics.devices import parse_budget, require
+from fisherlab.numerics.linalg import damped_cholesky, factorised
 from fisherlab.operators import (
     Dense,
     Eigenform,
@@ -46,6 +47,7 @@ from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.operators.network import BlockDiagonal
 from fisherlab.samples import OuterSamples, Samples
 
+SERIES = 1e-3  # size of a relative difference whose fifth power is rounding
 RESIDUAL_ROWS = 4000  # blocks whose residual is formed column by column below the floor
 SINGLE_FLOOR: Final = 1e-3  # the same where an orthonormal basis is known to float32 only
 EPS: Final = float(np.finfo(np.float64).eps)
@@ -387,6 +389,19 @@ def _require_digits(operator: Operator, damping: float) -> None:
         )
 
 
+def relative_difference(f: Tensor, g: Tensor, damped: "Damped") -> Tensor:
+    """Return L⁻¹ (P − Q) L⁻ᵀ with Q = L Lᵀ.
+
+    Raises
+    ------
+    IndefiniteError
+        If Q is not positive definite.
+    """
+    factor = damped_cholesky(g, damped.damping, repr(damped.pair.approx))
+    half = torch.linalg.solve_triangular(factor, f - g, upper=False)
+    return torch.linalg.solve_triangular(factor, half.mT, upper=False)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Damped:
@@ -435,6 +450,28 @@ class Damped:
         return total**0.5 / both.exact_norm
 
     @cached_property
+    def residual_divergences(self) -> tuple[float, float]:
+        r"""Divergences of P from Q and of Q from P, without a difference of large terms.
+
+        With ν the eigenvalues of :math:`Q^{-1/2} (P - Q) Q^{-1/2}` they are
+        :math:`½ \sum (ν - \log(1 + ν))` and :math:`½ \sum (\log(1 + ν) - ν / (1 + ν))`. Of
+        small ν three powers are enough, whose sums are products of the matrix.
+        """
+        pair = self.pair
+        matrix = relative_difference(pair.exact.to_dense(), pair.approx.to_dense(), self)
+        if float(matrix.norm()) <= SERIES:
+            square = matrix @ matrix
+            powers = matrix.square().sum(), (matrix * square).sum(), square.square().sum()
+            second, third, fourth = (float(power) / 2 for power in powers)
+            forward = second / 2 - third / 3 + fourth / 4
+            return forward, second / 2 - 2 * third / 3 + 3 * fourth / 4
+        what = f"{pair.approx!r} relative to {pair.exact!r}"
+        values = factorised("eigvalsh", matrix, what)
+        logs = values.log1p()
+        back = (logs - values / (1 + values)).sum()
+        return 0.5 * float((values - logs).sum()), 0.5 * float(back)
+
+    @cached_property
     def logdets(self) -> tuple[float, float]:
         """Log det P and log det Q."""
         first = self.pair.exact.logdet(self.damping)
@@ -458,10 +495,11 @@ class Damped:
         return inverse.inner(self.pair.approx) + self.damping * inverse.trace()
 
     def solve(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k o i"]:
-        """Return Q⁻¹w, by the factor of Q's determinant where that was made."""
+        """Return Q⁻¹w, by an inverse in closed form or a factor where one was made."""
         made = vars(self).get("inverses")
         own = None if made is None else made.approx
-        if isinstance(own, IterativeInverse) and "factor" in vars(own):
+        factored = isinstance(own, IterativeInverse) and "factor" in vars(own)
+        if own is not None and (factored or isinstance(own, Eigenform)):
             return own @ w
         return self.pair.approx.solve(w, self.damping)
 

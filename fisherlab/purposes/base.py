@@ -11,19 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Final, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fisherlab.errors import BudgetError, DataError, IndefiniteError, NumericalError
 from fisherlab.metrics.pairs import Pair
+from fisherlab.samples import Samples
 from fisherlab.statistics import LayerStatistics
 
 # Tensors by name; under "why" the error that kept one of them from being had.
 Answers = Mapping[str, Any]
 EXAMPLES = "examples"  # the answer that says what every example adds to another one
-CHUNK = 64  # weights that are solved for at once
+TOGETHER: Final = 64  # weights that are solved for at once, at most
+SOLVED_BYTES: Final = 2**28  # of these weights; a solve holds some six times as much
 
 
 @final
@@ -151,6 +153,20 @@ class Purpose(Protocol):
 
     def measure(self, exact: Answers, approx: Answers) -> dict[str, float]:
         """Return the measures of a method beside the exact block."""
+
+
+def solved_together(samples: Samples) -> int:
+    """Return how many matrices of examples are solved for at once.
+
+    Examples
+    --------
+    >>> from fisherlab.samples import OuterSamples
+    >>> wide = OuterSamples(torch.ones(9, 5000), torch.ones(1, 9, 500))
+    >>> solved_together(wide)
+    13
+    """
+    o, i = samples.weight_shape
+    return max(1, min(TOGETHER, SOLVED_BYTES // (8 * o * i)))
 
 
 def summed(blocks: Sequence[Answers], *lists: str) -> Answers:

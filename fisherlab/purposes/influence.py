@@ -15,12 +15,12 @@ from fisherlab.metrics.pairs import Pair
 from fisherlab.numerics.devices import chunks
 from fisherlab.operators.base import tikhonov
 from fisherlab.purposes.base import (
-    CHUNK,
     Answers,
     Demand,
     Measure,
     of_block,
     overlap,
+    solved_together,
     spearman,
     spearmans,
     summed,
@@ -126,11 +126,11 @@ class Influence:
         examples = self._samples(self.examples, "examples", layer)
         rows = [
             examples.project(self._solved(pair, queries, part))[:, 0]
-            for part in chunks(queries.examples, CHUNK)
+            for part in chunks(queries.examples, solved_together(queries))
         ]
         own = [
             (examples.matrices(part)[0] * self._solved(pair, examples, part)).sum((-2, -1))
-            for part in chunks(examples.examples, CHUNK)
+            for part in chunks(examples.examples, solved_together(examples))
         ]
         return {"influence": torch.cat(rows), "own": torch.cat(own)}
 

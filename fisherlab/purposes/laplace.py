@@ -18,13 +18,13 @@ from fisherlab.metrics.pairs import Damped, Pair
 from fisherlab.numerics.devices import chunks
 from fisherlab.operators import FactoredFisher, Operator
 from fisherlab.purposes.base import (
-    CHUNK,
     EXAMPLES,
     Answers,
     Demand,
     Measure,
     numbers,
     of_block,
+    solved_together,
     summed,
 )
 from fisherlab.settings import numeric
@@ -274,11 +274,14 @@ class Laplace:
             "Laplace", "held-out data", self.held_out.jacobians, layer.name
         )
         samples = jacobians.samples.to(torch.float64)
-        parts = []
-        for part in chunks(samples.examples, max(1, CHUNK // samples.columns)):
-            rows = samples.matrices(part)
-            parts.append((rows * damped.solve(rows)).sum((-2, -1)))
-        return torch.cat(parts, 1) / self.data_size
+        most, found = solved_together(samples), []
+        for columns in chunks(samples.columns, most):
+            some = samples.some_columns(columns)
+            parts = chunks(some.examples, max(1, most // some.columns))
+            rows = (some.matrices(part) for part in parts)
+            forms = [(w * damped.solve(w)).sum((-2, -1)) for w in rows]
+            found.append(torch.cat(forms, 1))
+        return torch.cat(found) / self.data_size
 
     def joined(self, blocks: Sequence[Answers]) -> Answers:
         """Add everything: blocks are independent under a block-diagonal posterior."""

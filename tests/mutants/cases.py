@@ -735,8 +735,8 @@ PURPOSES = [
     mutant(
         "a posterior forgets the number of data",
         "purposes/laplace.py",
-        "return torch.cat(parts, 1) / self.data_size",
-        "return torch.cat(parts, 1)",
+        "return torch.cat(found) / self.data_size",
+        "return torch.cat(found)",
         "purposes::posteriors_are_those_of_formed_matrices",
     ),
     mutant(
