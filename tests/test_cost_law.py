@@ -248,3 +248,19 @@ def test_gradients_of_a_large_network_are_held_twice_at_most(call: str) -> None:
     found = alone(work)
     assert "error" not in found, found
     assert found["peak"] <= 2 * 4 * sum(p.numel() for p in net.parameters()) + LOADED
+
+
+def test_variances_of_wide_layers_are_solved_for_in_parts() -> None:
+    net = nn.Sequential(nn.Linear(2000, 1000), nn.Tanh(), nn.Linear(1000, 10))
+    x, y = torch.randn(30, 2000), torch.randint(0, 10, (30,))
+    stats = fl.collect(net, (x[:24], y[:24]), fl.Categorical(), fl.MonteCarlo(1))
+    held_out = fl.purposes.HeldOut.of(net, (x[24:], y[24:]))  # 60 matrices of 16 MB
+
+    def work() -> dict[str, float]:
+        asked = [fl.Laplace(1.0, 1000, held_out)]
+        fl.compare(stats, ["kfac", "ekfac"], purpose=asked)
+        return {}
+
+    found = alone(work)
+    assert "error" not in found, found
+    assert found["peak"] <= 2 * 2**30
