@@ -18,6 +18,7 @@ from fisherlab.catalogue import NEEDS
 from fisherlab.statistics.values import pair_samples
 from tests import cases, oracles
 from tests.cases import normal, refused
+from tests.model_zoo import randomised
 from tests.oracles import assert_close
 
 METHODS = ["exact", "kfac", "ekfac", "kpsvd", "kpsvd-2", "mini-block", "diagonal"]
@@ -385,3 +386,50 @@ def test_what_is_undefined_for_a_zero_block_is_named_in_its_status():
     named = "undefined (zero, constant or too large): cosine_similarity, trace_ratio"
     assert all(str(s).startswith(named) for s in ds.status.sel(layer="0").values)
     assert (ds.status.sel(layer="2") == "ok").all()
+
+
+class Beside(nn.Module):
+    """A layer of ordinary size beside one that sees its inputs many times larger."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.ordinary, self.scale = nn.Linear(3, 2), scale
+        self.extreme = nn.Linear(3, 2, bias=False)
+
+    def forward(self, x):
+        return self.ordinary(x) + self.extreme(x * self.scale)
+
+
+FEW = ["kfac", "kpsvd-2", "diagonal"]
+TABLES = {
+    "compare": lambda stats, v: fl.compare(stats, FEW, damping=[1e-3, 0.1], gradient=v),
+    "sweep": lambda stats, v: fl.sweep(stats, FEW, gradient=v),
+    "spectra": lambda stats, v: fl.spectra(stats, FEW),
+    "density": lambda stats, v: fl.density(stats, FEW),
+    "structure": lambda stats, v: fl.structure(stats),
+    "rank_curve": lambda stats, v: fl.rank_curve(stats),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-90, 1e78, 1e120])
+@pytest.mark.parametrize("table", [*TABLES, "decompose"])
+def test_a_layer_whose_squares_are_no_numbers_leaves_those_of_others(table, scale):
+    model = randomised(Beside(scale))
+    data, chosen = (normal(6, 3), None), fl.Gaussian()
+    if table == "decompose":
+        found = fl.decompose(model, data, chosen, FEW)
+        alone = fl.decompose(model, data, chosen, FEW, layers=["ordinary"])
+    else:
+        stats = fl.collect(model, data, chosen)
+        along = {n: torch.ones(layer.weight_shape).double() for n, layer in stats.items()}
+        found = TABLES[table](stats, along)
+        alone = TABLES[table]({"ordinary": stats["ordinary"]}, along)
+    if isinstance(found, xr.DataTree):
+        found, alone = (tree["ordinary"].to_dataset() for tree in (found, alone))
+    own = (name for name in alone if alone[name].dims and "network" not in name)
+    for name in own:
+        whole, values = found[name], alone[name]
+        for axis in {"layer", "other_layer"}.intersection(values.dims):
+            whole = whole.sel({axis: ["ordinary"]})
+        if values.dtype.kind == "f":
+            xr.testing.assert_allclose(whole, values)

@@ -27,6 +27,7 @@ from fisherlab.analysis.cells import (
     dampings,
     described,
     layer_coordinates,
+    tried,
     watched,
 )
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
@@ -147,7 +148,7 @@ def decompose(
         sharing[row] = _sharing(exact[name], whole)
         for source, stats in sources.items():
             pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
-            error = 0.0 if source == "exact" else frobenius_error.of(pair)
+            error = 0.0 if source == "exact" else _error(pair)
             distances[row, SOURCES.index(source)] = error
             tables.fill(stats[name], source, chosen, whole)
     network, fisher = _network(sources, tables.parts)
@@ -214,7 +215,7 @@ def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:
         try:
             approx = KFAC(sharing=sharing)(layer)
             pair = paired("decompose", whole, approx, mixed=False)
-            found.append(frobenius_error.of(pair))
+            found.append(_error(pair))
         except NeedsSharedForm:
             found.append(float("nan"))
     return found
@@ -242,9 +243,18 @@ class _Tables:
             if approx is None:
                 continue
             pair = paired("decompose", whole, approx, mixed=source != "exact")
+            self.errors[row, column, at] = _error(pair)
             if source == "exact":
-                self.parts[row, column] = _parts(pair)
-            self.errors[row, column, at] = frobenius_error.of(pair)
+                parts, told = tried(_parts, pair)
+                self.parts[row, column] = (np.nan, np.nan) if parts is None else parts
+                if parts is None:
+                    self.cells.blame(layer.name, method, told)
+
+
+def _error(pair: Pair) -> float:
+    """Return ‖F − F̂‖ / ‖F‖, NaN where it is no number."""
+    error, _ = tried(frobenius_error.of, pair)
+    return float("nan") if error is None else error
 
 
 def _parts(pair: Pair) -> tuple[float, float]:
@@ -267,8 +277,9 @@ def _network(
     chosen = exact if matched else sources["sampled"]
     squares = cross_squares(chosen)
     whole, own = float(squares.sum()), squares.diagonal().numpy()
-    dropped = 1 - float(own.sum()) / whole if len(own) > 1 else 0.0
-    inside = np.einsum("lmp,l->mp", parts, own / whole)
+    shares = own / whole if 0 < whole < np.inf else np.full_like(own, np.nan)
+    dropped = 1 - float(shares.sum()) if len(own) > 1 else 0.0
+    inside = np.einsum("lmp,l->mp", parts, shares)
     off = np.where(np.isfinite(inside[:, :1]), max(dropped, 0.0), np.nan)
     tables = {
         "network_squared_part": np.concatenate([off, inside], axis=1),

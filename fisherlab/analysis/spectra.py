@@ -92,6 +92,7 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
     rows = [np.full(o * i, np.nan) if row is None else row for row, _ in cells]
     status = [told for _, told in cells]
     exact = ExactBlock()(layer).to(torch.float64)
+    rank, _ = tried(effective_rank, exact)
     node = xr.Dataset(
         {
             "eigenvalue": (("approximator", "index"), np.stack(rows)),
@@ -105,7 +106,7 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
         },
         {
             "mean_eigenvalue": exact.trace() / max(o * i, 1),
-            "effective_rank": effective_rank(exact),
+            "effective_rank": np.nan if rank is None else rank,
             "kind": layer.block.kind,
         },
     )

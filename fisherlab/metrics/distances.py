@@ -395,7 +395,7 @@ def f_cosine_squared(step: Directions) -> float:
     """
     sizes = step.curvature * _dot(step.gradient, step.best)
     slope = _dot(step.gradient, step.taken)
-    return slope**2 / sizes if sizes > 0 else float("nan")
+    return slope * slope / sizes if sizes > 0 else float("nan")  # ** may raise
 
 
 def gamma(

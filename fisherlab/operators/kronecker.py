@@ -148,7 +148,8 @@ class KroneckerSum(Operator):
         terms, the sum of inner products √eps.
         """
         squared = self.inner(self)
-        if squared > CANCELLED * self.terms_norm**2 or len(self.terms) < 2:
+        terms = self.terms_norm
+        if squared > CANCELLED * terms * terms or len(self.terms) < 2:  # ** may raise
             return max(squared, 0.0) ** 0.5
         triangles = (
             factorised("qr", torch.stack([f.flatten() for f in side], 1).double(), self).R
