@@ -400,7 +400,7 @@ class Beside(nn.Module):
         return self.ordinary(x) + self.extreme(x * self.scale)
 
 
-FEW = ["kfac", "kpsvd-2", "diagonal"]
+FEW = ["kfac", "tkfac", "kpsvd-2", "diagonal"]
 TABLES = {
     "compare": lambda stats, v: fl.compare(stats, FEW, damping=[1e-3, 0.1], gradient=v),
     "sweep": lambda stats, v: fl.sweep(stats, FEW, gradient=v),

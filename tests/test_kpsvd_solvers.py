@@ -199,6 +199,7 @@ def test_a_cap_leaves_a_visible_residual():
     op = fl.KPSVD(2, fl.Power(max_iterations=1))(statistics)
     assert not op.converged
     assert op.residual > 1e-10
+    assert op.to_dense().isfinite().all()
     stats = fl.statistics.Statistics({"layer": statistics}, statistics.provenance)
     ds = fl.compare(stats, {"capped": fl.KPSVD(2, fl.Power(max_iterations=1))})
     assert ds.converged.item() == 0

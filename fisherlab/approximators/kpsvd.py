@@ -26,6 +26,7 @@ from fisherlab.approximators.kpsvd_choice import (
     warm_pairs,
 )
 from fisherlab.approximators.kpsvd_solvers import Lanczos
+from fisherlab.approximators.ranges import in_range
 from fisherlab.approximators.rearranged import (
     Pair,
     Pairs,
@@ -33,6 +34,7 @@ from fisherlab.approximators.rearranged import (
     Weights,
     at_rows,
     kronecker_sum,
+    rounding,
     terms_of,
     terms_of_passes,
     used_rows,
@@ -87,6 +89,7 @@ class KPSVD(HeldOrPassed[Pass]):
     rank: int = 1
     solver: SolverChoice = "auto"
 
+    @in_range
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
@@ -192,6 +195,7 @@ class Deflation(HeldOrPassed[Turns]):
     rank: int = 2
     solver: SolverChoice = "auto"
 
+    @in_range
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
@@ -339,6 +343,7 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
     rank: int = 1
     solver: SolverChoice = "auto"
 
+    @in_range
     def __call__(
         self, statistics: LayerStatistics, previous: Operator | None = None
     ) -> Operator:
@@ -351,11 +356,11 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
         """
         kfac = _kfac(KFAC().through(None, statistics))
         whole, rows = used_rows(statistics.samples, statistics.count)
-        block = whole.less(_terms(kfac, rows), _weights(statistics))
+        first = _terms(kfac, rows)
+        block = whole.less(first, _weights(statistics))
         found = solver_of(self.solver)(block, self.rank, warm_pairs(previous, skip=1))
-        if not _above_rounding(found, kfac):
-            found = found._replace(pairs=(), values=found.values[:0])
-        terms = _terms(kfac, rows) + terms_of(found, block)
+        found = _above_rounding(found, first)
+        terms = first + terms_of(found, block)
         made, shape = statistics.provenance.by(repr(self)), statistics.weight_shape
         return kronecker_sum(at_rows(terms, rows, shape[0]), found, shape, made)
 
@@ -376,11 +381,10 @@ class KFACCorrected(HeldOrPassed[CorrectedPass]):
 
     def found(self, state: CorrectedPass) -> Operator:
         """Return KFAC and the pairs found."""
-        kfac, sums = _kfac(state.kfac), state.current.seen
+        first, sums = tuple(_kfac(state.kfac).terms), state.current.seen
         found = passes_of(self.solver).finish(state.current, self.rank)
-        if not _above_rounding(found, kfac):
-            found = found._replace(pairs=(), values=found.values[:0])
-        terms = tuple(kfac.terms) + terms_of_passes(found, whole=False)
+        found = _above_rounding(found, first)
+        terms = first + terms_of_passes(found, whole=False)
         made = sums.provenance.by(repr(self))
         return kronecker_sum(terms, found, sums.weight_shape, made)
 
@@ -419,12 +423,11 @@ def _weights(statistics: LayerStatistics) -> tuple[Weights, ...] | None:
     return ((equal, equal),)
 
 
-def _above_rounding(found: Pairs, kfac: KroneckerSum | KroneckerDiagonal) -> bool:
-    """Whether a remainder is more than KFAC's own rounding errors."""
-    if not len(found.values):
-        return False
-    eps = torch.finfo(found.values.dtype).eps
-    return float(found.values[0]) > 1e2 * eps * kfac.frobenius_norm()
+def _above_rounding(found: Pairs, kfac: tuple[Pair, ...]) -> Pairs:
+    """Return the pairs, or none where a remainder is KFAC's own rounding errors."""
+    if len(found.values) and float(found.values[0]) > rounding(kfac):
+        return found
+    return found._replace(pairs=(), values=found.values[:0])
 
 
 register.add({"kfac-corrected": KFACCorrected()})

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fisherlab.approximators.base import Returned, Sums, add
 from fisherlab.approximators.kpsvd_solvers import DenseSVD, Lanczos, SampleGram
+from fisherlab.approximators.ranges import passed
 from fisherlab.approximators.rearranged import (
     Pair,
     Pairs,
@@ -437,4 +438,4 @@ class HeldOrPassed(ABC, Generic[Going]):
         """Solve for all that was kept, or return what the passes have found."""
         if isinstance(state, Chunks):
             return self(state.joined())
-        return self.found(state)
+        return passed(self.found(state), self)

@@ -161,8 +161,13 @@ def generic(
 
 def rounding(terms: tuple[Pair, ...]) -> float:
     """Return the size of what subtracting terms leaves by rounding alone."""
-    sizes = sum(float(rows.norm()) * float(cols.norm()) for rows, cols in terms)
+    sizes = sum(_length(rows) * _length(cols) for rows, cols in terms)
     return 1e2 * torch.finfo(terms[0][0].dtype).eps * sizes if terms else 0.0
+
+
+def _length(matrix: Tensor) -> float:
+    """Return ‖M‖ from squares in float64, which those of float32 do not leave."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
 def _columnwise(
@@ -303,7 +308,7 @@ def separated(found: Pairs) -> Pairs:
     while mixed:
         tied = [k for k in mixed if values[k] >= (1 - NEAR) * values[mixed[0]]]
         mixed = mixed[len(tied) :]
-        for k, pair in zip(tied, _purest([pairs[k] for k in tied]), strict=True):
+        for k, pair in zip(tied, _purest([pairs[k] for k in tied]), strict=False):
             pairs[k] = pair
     return found._replace(pairs=tuple(pairs))
 
@@ -318,8 +323,10 @@ def _purest(pairs: list[Pair]) -> list[Pair]:
         _, sizes, turn = factorised("svd", flat, "tied pairs", full_matrices=False)
         for size, weights in zip(sizes.tolist(), turn, strict=True):
             u, v = (torch.einsum("k,kab->ab", weights, part) for part in parts)
-            if size > MIXED:
-                candidates.append((size, (u / u.norm(), v / v.norm())))
+            lengths = u.norm(), v.norm()
+            held = size * float(lengths[0])  # a pair not converged may have no such part
+            if held > MIXED:
+                candidates.append((held, (u / lengths[0], v / lengths[1])))
     candidates.sort(key=lambda one: -one[0])
     return [pair for _, pair in candidates[: len(pairs)]]
 

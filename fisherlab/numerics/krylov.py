@@ -61,14 +61,19 @@ def orthonormal(columns: Tensor, against: Sequence[Tensor] = ()) -> Tensor:
     once is not enough.
     """
     tiny = 1e3 * torch.finfo(columns.dtype).eps
-    size = columns.norm(dim=0)
+    size = lengths(columns)
     columns = _without(_without(columns, against), against)
-    kept = columns.norm(dim=0) > tiny * size
+    kept = lengths(columns) > tiny * size
     for _ in range(2):
         columns = _orthonormalise(columns[:, kept])
         columns = _without(columns, against)
         kept = columns.norm(dim=0) > 0.5
     return columns[:, kept]
+
+
+def lengths(columns: Float[Tensor, "r c"]) -> Float[Tensor, " c"]:
+    """Return the lengths of columns from squares in float64, which float32 may not hold."""
+    return torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
 
 
 def _without(columns: Tensor, against: Sequence[Tensor]) -> Tensor:
@@ -85,7 +90,7 @@ def _orthonormalise(columns: Tensor) -> Tensor:
     """
     if columns.shape[1] == 0:
         return columns
-    columns = columns / columns.norm(dim=0)
+    columns = columns / lengths(columns).to(columns.dtype)
     gram = columns.new_zeros(2 * columns.shape[1:], dtype=torch.float64)
     for part in columns.split(GRAM_ROWS):
         wide = part.double()
@@ -210,7 +215,7 @@ def rayleigh_ritz(space: Space, rank: int, width: int) -> tuple[Triplets, Tensor
     right = _combined(space.bases, kept)
     left = _combined(space.images, kept / sizes)
     rest = _combined(space.backs, kept / sizes) - right * sizes
-    worst = float(rest.norm(dim=0).max() / values[0]) if keep else 0.0
+    worst = float(lengths(rest).max() / values[0]) if keep else 0.0
     triplets = Triplets(left, sizes, right, True, 0, worst)
     gone_on = _combined(space.backs, turn[:, :width] / values[:width] ** 2)
     return triplets, gone_on  # one more power step
@@ -544,6 +549,9 @@ def conjugate_gradients(
     0.5
     """
     precondition = precondition or (lambda x: x)
+    sizes = _magnitudes(right)
+    right = _scaled(right, 1 / sizes)
+    start = None if start is None else _scaled(start, 1 / sizes)
     x = torch.zeros_like(right) if start is None else start.clone()
     residual = right - product(x) if start is not None else right.clone()
     scale = _norm(right).clamp_min(torch.finfo(right.dtype).tiny)
@@ -567,7 +575,17 @@ def conjugate_gradients(
         direction = z + _scaled(direction, ratio)
         energy, used = new, used + 1
     worst = float((_norm(residual) / scale).max()) if right.numel() else 0.0
+    x = _scaled(x, sizes)
     return Solution(x, worst <= tolerance, used - (not positive), worst, positive)
+
+
+def _magnitudes(stack: Float[Tensor, "k ..."]) -> Float[Tensor, " k"]:
+    """Return the powers of two above the largest entries, which scale without rounding."""
+    if not stack.numel():
+        return stack.new_ones(len(stack))
+    most = stack.flatten(1).abs().amax(1)
+    part, _ = most.frexp()
+    return torch.where(part > 0, most / part, 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Literal, SupportsFloat, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -507,7 +507,7 @@ class Operator(Held, ABC):
                 f"inner: {self!r} acts on weights of shape {self.weight_shape}, "
                 f"{other!r} on {other.weight_shape}."
             )
-        return _inner(self, other)
+        return finely(_inner, self, other)
 
     def quadratic_form(self, w: Float[Tensor, "*k o i"]) -> Float[Tensor, "*k"]:
         """Return ⟨w, M w⟩."""
@@ -666,6 +666,27 @@ def inner_product(
         return function
 
     return register
+
+
+SIZES: Final = (1e-13, 1e17)  # of matrices in float32 whose squares lose no part
+
+
+def finely(measure: Callable[..., float], *given: Operator) -> float:
+    """Return a norm, or an inner product, in float64 where squares of float32 are none.
+
+    Examples
+    --------
+    >>> from fisherlab.operators import Diagonal
+    >>> small = Diagonal(torch.full((1, 4), 1e-30))
+    >>> f"{small.inner(small):.1e}"
+    '4.0e-60'
+    """
+    found = measure(*given)
+    least, most = SIZES
+    known = least < abs(found) ** (1 / len(given)) < most
+    if known or all(one.dtype == torch.float64 for one in given):
+        return found
+    return measure(*(one.to(torch.float64) for one in given))
 
 
 def _inner(a: Operator, b: Operator) -> float:

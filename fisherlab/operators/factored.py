@@ -25,6 +25,7 @@ from fisherlab.operators.base import (
     Damping,
     Operator,
     Provenance,
+    finely,
     inner_product,
     tikhonov,
 )
@@ -155,7 +156,7 @@ class FactoredFisher(Operator):
     def _norm(self) -> float:
         if self._block_is_cheap:
             return float(torch.linalg.vector_norm(self._formed(), dtype=torch.float64))
-        return self.samples.squared_norm() ** 0.5 / self.count
+        return finely(_norm_of_samples, self)
 
     @property
     def _block_is_cheap(self) -> bool:
@@ -272,6 +273,10 @@ class FactoredFisher(Operator):
             "use fewer examples, or MonteCarlo instead of Exact.",
         )
         return self.samples.gram().div_(self.count)
+
+
+def _norm_of_samples(block: FactoredFisher) -> float:
+    return float(block.samples.squared_norm() ** 0.5 / block.count)
 
 
 def _two_passes(samples: Samples) -> int:

@@ -19,6 +19,7 @@ from fisherlab.operators.base import (
     Damping,
     Operator,
     Provenance,
+    finely,
     inner_product,
     tikhonov,
 )
@@ -182,6 +183,9 @@ class FactoredMiniBlocks(Operator):
 
     @cached_property
     def _norm(self) -> float:
+        return finely(FactoredMiniBlocks._summed_norm, self)
+
+    def _summed_norm(self) -> float:
         outer = self._outer
         if outer is None or not self._by_grams:
             return self._panel_norm()

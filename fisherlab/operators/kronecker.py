@@ -147,8 +147,7 @@ class KroneckerSum(Operator):
         R_G and R_A are the triangles of the stacked factors: that form loses eps of the
         terms, the sum of inner products √eps.
         """
-        squared = self.inner(self)
-        terms = self.terms_norm
+        squared, terms = self.inner(self), self.terms_norm
         if squared > CANCELLED * terms * terms or len(self.terms) < 2:  # ** may raise
             return max(squared, 0.0) ** 0.5
         triangles = (

@@ -75,7 +75,9 @@ class KroneckerDiagonal(InBasis):
 
     def frobenius_norm(self) -> float:
         """Return ‖d‖ ‖A‖."""
-        return float(self.row_diagonal.norm()) * float(self.column_factor.norm())
+        sides = self.row_diagonal, self.column_factor
+        rows, cols = (torch.linalg.vector_norm(s, dtype=torch.float64) for s in sides)
+        return float(rows * cols)
 
     @cached_property
     def formed(self) -> Eigenform:
