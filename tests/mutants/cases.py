@@ -267,9 +267,16 @@ APPROXIMATORS = [
     mutant(
         "a correction is thrown away that is above rounding",
         "approximators/kpsvd.py",
-        "return float(found.values[0]) > 1e2 * eps * kfac.frobenius_norm()",
-        "return float(found.values[0]) > 1e12 * eps * kfac.frobenius_norm()",
+        "float(found.values[0]) > rounding(kfac):",
+        "float(found.values[0]) > 1e10 * rounding(kfac):",
         "kpsvd::a_small_correction_above_rounding_is_kept",
+    ),
+    mutant(
+        "squares of float32 are trusted at any size",
+        "approximators/ranges.py",
+        "WIDTH = {torch.float32: 1e13,",
+        "WIDTH = {torch.float32: 1e38,",
+        "scales::single_precision_holds_matrices_of_any_size",
     ),
     mutant(
         "averages of later pairs do not align their signs",
@@ -336,7 +343,7 @@ METRICS = [
     mutant(
         "the squared cosine is not squared",
         "metrics/distances.py",
-        'return slope**2 / sizes if sizes > 0 else float("nan")',
+        'return slope * slope / sizes if sizes > 0 else float("nan")',
         'return abs(slope) / sizes if sizes > 0 else float("nan")',
         "metric_laws::metrics_of_damped_matrices_are_their_definitions",
     ),
