@@ -319,6 +319,14 @@ def test_products_find_the_smallest_eigenvalue_of_every_kind_of_sum(
         replace(op).require_positive(-0.999 * smallest)
 
 
+def test_a_direction_that_is_none_of_negative_curvature_misleads_nobody():
+    """As rounding of float32 may show one."""
+    op = KroneckerSum(((moment(6, 0), moment(7, 1)), (moment(6, 2), moment(7, 3))), (6, 7))
+    smallest = float(torch.linalg.eigvalsh(op.to_dense())[0])
+    assert smallest > 0
+    assert op._lowest(np.eye(42)[0]) == pytest.approx(smallest, rel=1e-5)
+
+
 def test_the_smallest_eigenvalue_is_found_far_from_the_first_direction():
     x = normal((4, 256, 96), 0) * torch.arange(1, 97).rsqrt()
     model = nn.Linear(96, 96, bias=False).double()

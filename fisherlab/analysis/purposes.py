@@ -348,7 +348,7 @@ def exact_solve(s: Samples) -> float:
     576.0
     """
     p, m = s.weight_shape[0] * s.weight_shape[1], s.total
-    formed = 1 + (s.positions - 1) / solved_together(s)  # matrices are formed once for all
+    formed = 1 + (s.positions - 1) / solved_together(s)  # formed once for all of these
     return 4.0 * min(p * p, 2 * p * m + m * m) * formed
 
 

@@ -57,6 +57,7 @@ DENSE_ROWS = 4000  # sums of several terms are diagonalised densely up to this s
 FORMED_ROWS = 512  # whether a damped sum is positive is seen on its matrix up to this size
 SWEEPS = 200  # of LOBPCG for the smallest eigenvalue of a sum
 FEW = 15  # restarts of Lanczos on a sum itself, whose products are the cheaper ones
+CERTAIN = 1e3  # times the tolerance: what an eigenvalue found so exceeds is one
 ROUGH = 1e-3  # what Lanczos is asked for first
 CLEAR = 0.1  # what a sign is clear above, found so
 CANCELLED = 1e-3  # share of the terms' squares below which a sum is formed otherwise
@@ -214,9 +215,12 @@ class KroneckerSum(Operator):
                 return self._lowest(direction)
         return self._search(RESTARTS)
 
+    @property
+    def _tolerance(self) -> float:
+        return max(1e-8, 10 * torch.finfo(self.dtype).eps)
+
     def _search(self, restarts: int) -> float:
-        tolerance = max(1e-8, 10 * torch.finfo(self.dtype).eps)
-        return smallest_eigenvalue(self.to_scipy(), repr(self), tolerance, restarts)
+        return smallest_eigenvalue(self.to_scipy(), repr(self), self._tolerance, restarts)
 
     def _lowest(self, direction: Flat) -> float:
         """Return the smallest eigenvalue from a direction of negative curvature.
@@ -229,16 +233,20 @@ class KroneckerSum(Operator):
         from scipy.sparse.linalg import lobpcg
 
         products = self.to_scipy()
-        curvature, excess = float(direction @ products.matvec(direction)), math.inf
+        curvature = float(direction @ products.matvec(direction))
+        if curvature >= 0:  # what seemed negative was rounding
+            return self._search(RESTARTS)
+        clear = CERTAIN * self._tolerance * max(map(abs, self._bounds))
         with suppress(NumericalError):
-            if (found := self._search(FEW)) < curvature:
+            if (found := self._search(FEW)) < min(curvature, -clear):
                 return found
-        curvature = 0.0
-        while (found := float(direction @ products.matvec(direction))) < curvature:
-            curvature, start = found, direction
-            if excess < CLEAR:
-                break
+        start, excess = direction, math.inf
+        while excess >= CLEAR:
             excess, direction = self._negative(-curvature, ROUGH)
+            found = float(direction @ products.matvec(direction))
+            if found >= curvature:
+                break
+            curvature, start = found, direction
         near = max(1e-6, 100 * torch.finfo(self.dtype).eps) * -curvature
         beside = _leading_power(self, -curvature, -1.0).to_scipy()
         with catch_warnings(action="ignore"):  # that it ended early: it is looked at below
