@@ -401,17 +401,21 @@ class Beside(nn.Module):
 
 
 FEW = ["kfac", "tkfac", "kpsvd-2", "diagonal"]
+ALPHA = fl.RelativeDamping(0.1)
 TABLES = {
+    "relative": lambda stats, v: fl.compare(stats, FEW, damping=ALPHA, gradient=v),
+    "inverse_blocks": lambda stats, v: fl.inverse_blocks(stats, FEW, ALPHA),
+    "pareto": lambda stats, v: fl.pareto(stats, FEW, damping=ALPHA, repeats=1)[["error"]],
     "compare": lambda stats, v: fl.compare(stats, FEW, damping=[1e-3, 0.1], gradient=v),
     "sweep": lambda stats, v: fl.sweep(stats, FEW, gradient=v),
     "spectra": lambda stats, v: fl.spectra(stats, FEW),
-    "density": lambda stats, v: fl.density(stats, FEW),
-    "structure": lambda stats, v: fl.structure(stats),
+    "density": lambda stats, v: fl.density(stats, FEW, damping=ALPHA),
+    "structure": lambda stats, v: fl.structure(stats, damping=ALPHA),
     "rank_curve": lambda stats, v: fl.rank_curve(stats),
 }
 
 
-@pytest.mark.parametrize("scale", [1e-90, 1e78, 1e120])
+@pytest.mark.parametrize("scale", [1e-90, 1e78, 1e120, 1e200])
 @pytest.mark.parametrize("table", [*TABLES, "decompose"])
 def test_a_layer_whose_squares_are_no_numbers_leaves_those_of_others(table, scale):
     model = randomised(Beside(scale))
@@ -433,3 +437,28 @@ def test_a_layer_whose_squares_are_no_numbers_leaves_those_of_others(table, scal
             whole = whole.sel({axis: ["ordinary"]})
         if values.dtype.kind == "f":
             xr.testing.assert_allclose(whole, values)
+
+
+@pytest.mark.parametrize("scale", [1e120, 1e200])
+def test_what_is_no_number_is_so_for_a_reason(scale):
+    model, data = randomised(Beside(scale)), (normal(6, 3), normal(6, 2))
+    nn.init.zeros_(model.extreme.weight)
+    stats = fl.collect(model, data, fl.Gaussian())
+    along = {n: torch.ones(layer.weight_shape).double() for n, layer in stats.items()}
+    tables = {name: TABLES[name](stats, along) for name in ("relative", "sweep")}
+    ds = fl.decompose(model, data, fl.Gaussian(), FEW)
+    tables["decompose"] = ds[["error", "squared_part", "status"]]
+    for dim in ("source", "sharing"):
+        tables[dim] = ds[[f"{dim}_error", f"{dim}_status"]].rename(
+            {f"{dim}_status": "status"}
+        )
+    for found in tables.values():
+        for values in found.data_vars.values():
+            if values.dtype.kind == "f" and set(found.status.dims) <= set(values.dims):
+                rest = set(values.dims) - set(found.status.dims)
+                assert (values.notnull().all(rest) | (found.status != "ok")).all()
+    assert (ds.source_status.sel(layer="ordinary") == "ok").all()
+    assert "squared norm" in ds.network_status
+    extreme = fl.spectra(stats, FEW)["extreme"]
+    assert np.isnan(extreme.effective_rank)
+    assert "whose squares are no numbers" in extreme.effective_rank_status

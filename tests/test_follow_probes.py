@@ -11,10 +11,14 @@ import xarray as xr
 
 import fisherlab as fl
 from fisherlab.approximators.network import PerBlock
+from fisherlab.problems import Problem
 from fisherlab.problems.problem import drawn
 from fisherlab.training import serialise
 from fisherlab.training.probes import Moment
 from fisherlab.training.serialise import pack, unpack
+from tests.cases import normal
+from tests.model_zoo import randomised
+from tests.test_analysis import Beside
 from tests.training_runs import adam, small
 
 
@@ -241,3 +245,21 @@ def test_a_checkpoint_names_classes_by_the_modules_of_its_time(kind, now):
     name = kind.partition(":")[2]
     expected = getattr(importlib.import_module(now), name)
     assert serialise._class_called(kind) is expected
+
+
+def test_a_layer_of_which_no_number_is_to_be_had_ends_no_probe():
+    model, data = randomised(Beside(1e200)), (normal(8, 3), normal(8, 2))
+    torch.nn.init.zeros_(model.extreme.weight)
+    at = moment(Problem("beside", model, fl.Gaussian(), train=data, test=data))
+    named = {
+        "direction_status": fl.probes.Directions(["kfac", "kpsvd"], fl.RelativeDamping(1)),
+        "stale_status": fl.probes.Staleness(["kfac", "kpsvd"]),
+    }
+    for status, probe in named.items():
+        found = probe.measure(probe.observe(None, at), at)
+        (name, *_) = (n for n, v in found.items() if v.dims == ("layer", "approximator"))
+        assert found[name].sel(layer="ordinary").notnull().all()
+        assert found[name].sel(layer="extreme").isnull().all()
+        assert (found[status] == "ok").sel(layer="ordinary").all()
+        assert (found[status] != "ok").sel(layer="extreme").all()
+    assert fl.probes.InverseBlocks(["kfac"])(at).inverse_extreme.isnull().all()

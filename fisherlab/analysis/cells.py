@@ -290,6 +290,13 @@ class Cells:
         label = self.dampings.told(level)
         self.blame(layer, method, f"damping {label}: {reason(error, step)}")
 
+    def read(self, layer: str, exact: Operator) -> tuple[Tikhonov | Factored, ...]:
+        """Return the dampings of a layer, or none and why in its cells."""
+        found, told = tried(self.dampings.read, exact)
+        for method in self.methods if found is None else ():
+            self.blame(layer, method, told)
+        return found or ()
+
     def told(self, texts: Mapping[tuple[str, str], Sequence[str]], empty: str) -> Any:
         """Return what is said of every cell as an array of text."""
         rows = [
@@ -368,6 +375,18 @@ def tried(action: Callable[..., T], *given: Any, step: str = "") -> tuple[T | No
         return action(*given), "ok"
     except REFUSALS as error:
         return None, reason(error, step)
+
+
+def attribute(name: str, number: Callable[[], float]) -> dict[str, float | str]:
+    """Return a number as an attribute, or NaN and why as `name_status`.
+
+    Examples
+    --------
+    >>> attribute("rank", lambda: 2.0)
+    {'rank': 2.0}
+    """
+    found, told = tried(number)
+    return {name: np.nan, f"{name}_status": told} if found is None else {name: found}
 
 
 SHARED = "needs the inputs and output gradients of the layer"

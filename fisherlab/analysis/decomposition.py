@@ -33,7 +33,6 @@ from fisherlab.analysis.cells import (
 from fisherlab.approximators import KFAC, Approximator, ExactBlock
 from fisherlab.approximators.kfac import Sharing
 from fisherlab.approximators.register import Chosen, by_name
-from fisherlab.errors import NeedsSharedForm
 from fisherlab.likelihoods import Likelihood
 from fisherlab.metrics import (
     cross_squares,
@@ -63,9 +62,11 @@ SHARINGS: Final[tuple[Sharing, ...]] = ("expand", "reduce")
 NETWORK_SAMPLES = 8192  # samples whose Gram matrices set layers against each other
 _LABELS = {
     "source_error": "‖F_source − F‖ / ‖F‖",
+    "source_status": "ok, or why a value is missing",
     "error": "‖F − F̂(source)‖ / ‖F‖",
     "squared_part": "part of ‖F − F̂‖² / ‖F‖²",
     "sharing_error": "relative error of KFAC by how positions are treated",
+    "sharing_status": "ok, or why a value is missing",
     "network_squared_part": "part of the squared relative error of the whole network",
     "network_error": "relative error of the block-diagonal network matrix",
     "coupling": "‖F_ij‖ / √(‖F_ii‖ ‖F_jj‖)",
@@ -141,24 +142,21 @@ def decompose(
         np.full((count, methods, len(SOURCES)), np.nan),
         np.full((count, methods, len(PARTS)), np.nan),
     )
-    distances = np.full((count, len(SOURCES)), np.nan)
-    sharing = np.full((count, len(SHARINGS)), np.nan)
-    for row, name in enumerate(watched(exact, progress)):
+    distances, sharing = [], []
+    for name in watched(exact, progress):
         whole = ExactBlock()(exact[name]).to(torch.float64)
-        sharing[row] = _sharing(exact[name], whole)
+        sharing.append([tried(_shared, exact[name], how, whole) for how in SHARINGS])
+        distances.append([tried(_between, sources, at, name, whole) for at in SOURCES])
         for source, stats in sources.items():
-            pair = paired("decompose", whole, ExactBlock()(stats[name]), mixed=True)
-            error = 0.0 if source == "exact" else _error(pair)
-            distances[row, SOURCES.index(source)] = error
             tables.fill(stats[name], source, chosen, whole)
-    network, fisher = _network(sources, tables.parts)
+    network, notes = _network(sources, tables.parts)
     told = tables.cells.told(tables.cells.reasons, "ok")
     ds = xr.Dataset(
         {
-            "source_error": (("layer", "source"), distances),
+            **_told("source", SOURCES, distances),
             "error": (("layer", "approximator", "source"), tables.errors),
             "squared_part": (("layer", "approximator", "part"), tables.parts),
-            "sharing_error": (("layer", "sharing"), sharing),
+            **_told("sharing", SHARINGS, sharing),
             "network_squared_part": (
                 ("approximator", "network_part"),
                 network["network_squared_part"],
@@ -175,7 +173,7 @@ def decompose(
             "network_part": list(NETWORK_PARTS),
             "other_layer": list(exact),
         },
-        attributes(exact, chosen, analysis="decompose", network_fisher=fisher)
+        attributes(exact, chosen, analysis="decompose", **notes)
         | {"seed": seed, "samples": samples},
     )
     total = ds["network_squared_part"].sum("network_part", skipna=False)
@@ -209,16 +207,36 @@ def _labelled(data: Any) -> bool:
     return labels is not None
 
 
-def _sharing(layer: LayerStatistics, whole: FactoredFisher) -> list[float]:
-    found = []
-    for sharing in SHARINGS:
-        try:
-            approx = KFAC(sharing=sharing)(layer)
-            pair = paired("decompose", whole, approx, mixed=False)
-            found.append(_error(pair))
-        except NeedsSharedForm:
-            found.append(float("nan"))
-    return found
+def _between(
+    sources: Mapping[str, Statistics], source: str, name: str, whole: FactoredFisher
+) -> float:
+    """Return the distance of a source's block from the exact one."""
+    if source not in sources:
+        raise ValueError("the data have no labels")
+    if source == "exact":
+        return 0.0
+    block = ExactBlock()(sources[source][name])
+    return frobenius_error.of(paired("decompose", whole, block, mixed=True))
+
+
+def _shared(layer: LayerStatistics, sharing: Sharing, whole: FactoredFisher) -> float:
+    """Return the error of KFAC with positions expanded or reduced."""
+    approx = KFAC(sharing=sharing)(layer)
+    return frobenius_error.of(paired("decompose", whole, approx, mixed=False))
+
+
+def _told(
+    dim: str, names: Sequence[str], rows: Sequence[Sequence[tuple[float | None, str]]]
+) -> dict[str, Any]:
+    """Return the errors along a dimension, and why some are missing."""
+    shape = len(rows), len(names)
+    flat = [cell for row in rows for cell in row]
+    values = [np.nan if value is None else value for value, _ in flat]
+    status = np.array([told for _, told in flat], dtype=object)
+    return {
+        f"{dim}_error": (("layer", dim), np.reshape(values, shape)),
+        f"{dim}_status": (("layer", dim), status.reshape(shape)),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,18 +261,15 @@ class _Tables:
             if approx is None:
                 continue
             pair = paired("decompose", whole, approx, mixed=source != "exact")
-            self.errors[row, column, at] = _error(pair)
+            error, told = tried(frobenius_error.of, pair)
+            self.errors[row, column, at] = np.nan if error is None else error
+            if error is None:
+                self.cells.blame(layer.name, method, f"{source}: {told}")
             if source == "exact":
                 parts, told = tried(_parts, pair)
                 self.parts[row, column] = (np.nan, np.nan) if parts is None else parts
                 if parts is None:
-                    self.cells.blame(layer.name, method, told)
-
-
-def _error(pair: Pair) -> float:
-    """Return ‖F − F̂‖ / ‖F‖, NaN where it is no number."""
-    error, _ = tried(frobenius_error.of, pair)
-    return float("nan") if error is None else error
+                    self.cells.blame(layer.name, method, f"{source}: {told}")
 
 
 def _parts(pair: Pair) -> tuple[float, float]:
@@ -268,8 +283,8 @@ def _parts(pair: Pair) -> tuple[float, float]:
 
 def _network(
     sources: Mapping[str, Statistics], parts: np.ndarray
-) -> tuple[dict[str, np.ndarray], str]:
-    """Return the parts of the network's squared error, the couplings, and of what."""
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the parts of the network's squared error, the couplings, and notes on them."""
     exact = sources["exact"]
     first = next(iter(exact.values())).samples
     small = first.total <= NETWORK_SAMPLES
@@ -277,7 +292,10 @@ def _network(
     chosen = exact if matched else sources["sampled"]
     squares = cross_squares(chosen)
     whole, own = float(squares.sum()), squares.diagonal().numpy()
+    notes = {"network_fisher": chosen.provenance.fisher}
     shares = own / whole if 0 < whole < np.inf else np.full_like(own, np.nan)
+    if not 0 < whole < np.inf:
+        notes["network_status"] = f"the squared norm of the network is {whole:.3g}"
     dropped = 1 - float(shares.sum()) if len(own) > 1 else 0.0
     inside = np.einsum("lmp,l->mp", parts, shares)
     off = np.where(np.isfinite(inside[:, :1]), max(dropped, 0.0), np.nan)
@@ -285,4 +303,4 @@ def _network(
         "network_squared_part": np.concatenate([off, inside], axis=1),
         "coupling": normalised(squares).numpy(),
     }
-    return tables, chosen.provenance.fisher
+    return tables, notes

@@ -8,14 +8,23 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from fisherlab.analysis.cells import Damping, Telling, attributes, dampings, tried, watched
+from fisherlab.analysis.cells import (
+    Damping,
+    Dampings,
+    Telling,
+    attribute,
+    attributes,
+    dampings,
+    tried,
+    watched,
+)
 from fisherlab.approximators import Approximator, ExactBlock
 from fisherlab.approximators.base import operator_of
 from fisherlab.approximators.mini_block import partition
 from fisherlab.approximators.register import Chosen, by_name
 from fisherlab.numerics.devices import Budget, parse_budget, require
 from fisherlab.operators import Operator
-from fisherlab.operators.base import PANEL_BYTES, Factored, Tikhonov, unit_weights
+from fisherlab.operators.base import PANEL_BYTES, unit_weights
 from fisherlab.settings import numeric
 from fisherlab.statistics import Layers, LayerStatistics, Statistics
 
@@ -95,10 +104,8 @@ def inverse_blocks(
     )
     nodes = {}
     for name in watched(names, progress):
-        exact = ExactBlock()(stats[name])
-        (value,) = levels.read(exact)
         starts = _starts(sizes[name], pixels)
-        nodes[name] = _node(stats[name], chosen, value, starts)
+        nodes[name] = _node(stats[name], chosen, levels, starts)
     made = attributes(stats, chosen, damping_kind=levels.kind)
     root = xr.Dataset(attrs=made | {"damping": levels.labels[0]})
     return xr.DataTree.from_dict({"/": root, **nodes})
@@ -115,10 +122,13 @@ def chosen_layers(call: str, stats: Statistics, layers: Sequence[str] | None) ->
 def _node(
     statistics: LayerStatistics,
     chosen: Mapping[str, Approximator],
-    damping: Tikhonov | Factored,
+    levels: Dampings,
     starts: NDArray[Any],
 ) -> xr.Dataset:
-    cells = [tried(_inverse, one, statistics, damping, starts) for one in chosen.values()]
+    exact = ExactBlock()(statistics)
+    cells = [
+        tried(_inverse, one, statistics, exact, levels, starts) for one in chosen.values()
+    ]
     size = len(starts)
     inverses = [np.full((size, size), np.nan) if m is None else m for m, _ in cells]
     entries = {"entries": int(np.prod(statistics.weight_shape))}
@@ -134,8 +144,8 @@ def _node(
             "weight_shape": list(statistics.weight_shape),
             "kind": statistics.block.kind,
             "mini_block_size": int(groups[0].shape[1]),
-            "lambda": damping.value,
             "long_name": "damped inverse of the block",
+            **attribute("lambda", lambda: levels.values(exact)[0]),
         },
     )
 
@@ -143,9 +153,11 @@ def _node(
 def _inverse(
     approximator: Approximator,
     statistics: LayerStatistics,
-    damping: Tikhonov | Factored,
+    exact: Operator,
+    levels: Dampings,
     starts: NDArray[Any],
 ) -> NDArray[Any]:
+    damping = levels.single("inverse_blocks", exact)
     operator = operator_of(approximator, statistics).to(torch.float64)
     alone = isinstance(approximator, ExactBlock)
     inverse = operator.inverse(damping.value if alone else damping)

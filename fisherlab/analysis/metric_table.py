@@ -227,7 +227,7 @@ def fill(
         Bytes that inverses may take.
     """
     name, exact = reference
-    levels = asked.dampings.read(exact)
+    levels = cells.read(name, exact)
     shifts = [one.value for one in levels]
     locate(cells, name, exact, shifts)
     cells.put("fisher_norm", exact.frobenius_norm(), name)

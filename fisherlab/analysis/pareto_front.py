@@ -119,10 +119,10 @@ def pareto(
     for row, place in enumerate(watched(stats, progress)):
         layer = stats[place]
         exact = ExactBlock()(layer).to(torch.float64)
-        (value,) = levels.read(exact)
         for column, (name, method) in enumerate(chosen.items()):
             try:
                 require_room(layer, name, method, limit)
+                (value,) = levels.read(exact)
                 approx = _building(costs[row, column], layer, method, repeats)
                 pair = paired("pareto", exact, approx, mixed=False)
                 if entry.needs != "matrix":

@@ -13,6 +13,7 @@ from fisherlab.analysis.cells import (
     Damping,
     Dampings,
     Telling,
+    attribute,
     attributes,
     dampings,
     described,
@@ -92,7 +93,6 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
     rows = [np.full(o * i, np.nan) if row is None else row for row, _ in cells]
     status = [told for _, told in cells]
     exact = ExactBlock()(layer).to(torch.float64)
-    rank, _ = tried(effective_rank, exact)
     node = xr.Dataset(
         {
             "eigenvalue": (("approximator", "index"), np.stack(rows)),
@@ -106,8 +106,8 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
         },
         {
             "mean_eigenvalue": exact.trace() / max(o * i, 1),
-            "effective_rank": np.nan if rank is None else rank,
             "kind": layer.block.kind,
+            **attribute("effective_rank", lambda: effective_rank(exact)),
         },
     )
     node["eigenvalue"].attrs = {"long_name": "eigenvalue", "units": "1"}
@@ -364,7 +364,7 @@ def _density(
         },
     )
     if levels.each:
-        (node.attrs["lambda"],) = levels.values(exact)
+        node.attrs |= attribute("lambda", lambda: levels.values(exact)[0])
     node["eigenvalue"].attrs = {"long_name": "eigenvalue", "units": "1"}
     node["share"].attrs = {"long_name": "share of the eigenvalues", "units": "1"}
     node["way"].attrs = {"long_name": "whole spectrum, or quadrature", "units": "1"}

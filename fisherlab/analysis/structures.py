@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisherlab.analysis.cells import (
     Damping,
+    Dampings,
     Telling,
     attributes,
     dampings,
@@ -99,7 +100,7 @@ def structure(
     for place in watched(stats, progress):
         layer = stats[place]
         exact = ExactBlock()(layer).to(torch.float64)
-        found, reasons = _layer(layer, exact, levels.values(exact))
+        found, reasons = _layer(layer, exact, levels)
         status.append("; ".join(reasons) or "ok")
         for name, value in found.items():
             rows.setdefault(name, []).append(value)
@@ -112,7 +113,7 @@ def structure(
 
 
 def _layer(
-    layer: LayerStatistics, exact: FactoredFisher, damping: tuple[float, ...]
+    layer: LayerStatistics, exact: FactoredFisher, levels: Dampings
 ) -> tuple[dict[str, float], list[str]]:
     """Return the numbers of one layer and why some are missing."""
     groups = partition(layer.block)
@@ -124,13 +125,13 @@ def _layer(
         "mini_block_absolute_mass": lambda: _absolute(exact, groups),
         "mini_block_entries": lambda: masses.entry_share(groups),
     }
-    if damping:
+    if levels.each:
         asked |= {
             "inverse_mini_block_squared_mass": lambda: masses.squared_mass(
-                exact.inverse(damping[0]), groups
+                exact.inverse(levels.values(exact)[0]), groups
             ),
             "inverse_mini_block_absolute_mass": lambda: masses.absolute_mass(
-                exact.inverse(damping[0]), groups
+                exact.inverse(levels.values(exact)[0]), groups
             ),
         }
     found, reasons = {}, []

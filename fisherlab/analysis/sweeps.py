@@ -159,9 +159,11 @@ def _swept(
         cells.begin("exact_slope", 0)
     exact = ExactBlock()(layer).to(torch.float64)
     pairs = pairs_of(cells, "sweep", layer, exact, chosen)
-    row = _Row(layer.name, exact, levels, None if gradient is None else gradient.double())
-    locate(cells, layer.name, exact, row.shifts)
-    _fill(cells, row, pairs, wanted)
+    along = None if gradient is None else gradient.double()
+    shifts = tuple(one.value for one in cells.read(layer.name, exact))
+    locate(cells, layer.name, exact, shifts)
+    if shifts:
+        _fill(cells, _Row(layer.name, exact, levels, shifts, along), pairs, wanted)
     made = attributes(stats, chosen, analysis="sweep", damping_kind=levels.kind)
     return cells.dataset(layer_coordinates(stats), made)
 
@@ -187,17 +189,13 @@ class _Row:
     name: str
     exact: Operator
     dampings: Dampings
+    shifts: tuple[float, ...]
     gradient: torch.Tensor | None
 
     @cached_property
     def pair(self) -> Pair:
         """The block beside itself."""
         return Pair(self.exact, self.exact)
-
-    @cached_property
-    def shifts(self) -> tuple[float, ...]:
-        """Every λ."""
-        return self.dampings.values(self.exact)
 
     @cached_property
     def basis(self) -> Eigenform | FisherlabError:
@@ -250,6 +248,7 @@ def _fill(
                     cells.put(metric, found[metric], row.name, method, level)
         if bases is not None:
             _blame_hidden(cells, (row.name, method), *bases, row.shifts)
+        cells.blame_undefined(row.name, method)
 
 
 def _fill_best(cells: Cells, row: _Row) -> None:

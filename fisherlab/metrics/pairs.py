@@ -105,7 +105,7 @@ def squarable(size: float, operator: Operator) -> float:
     Raises
     ------
     NumericalError
-        If the square is infinite, or zero though the matrix is not.
+        If the square is NaN or infinite, or zero though the matrix is not.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def squarable(size: float, operator: Operator) -> float:
     0.0
     """
     small = size < SMALLEST and (size > 0 or operator.trace() != 0)
-    if small or size > LARGEST:
+    if small or not size <= LARGEST:
         raise NumericalError(
             f"{operator!r} has a norm of {size:.3g} and a trace of {operator.trace():.3g}, "
             "whose squares are no numbers of float64. Scale the data or the outputs, or "

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fisherlab.errors import NumericalError
 from fisherlab.numerics.devices import Budget, Held, parse_budget, readable, require
 from fisherlab.numerics.krylov import extreme_eigenpairs
 from fisherlab.numerics.linalg import Label, require_positive
@@ -206,12 +207,19 @@ class RelativeDamping:
         ------
         ValueError
             If there are several fractions, or nothing that has a mean eigenvalue.
+        NumericalError
+            If the mean eigenvalue, or that share of it, is NaN or infinite.
         """
         alpha = self.single()
         if not hasattr(operator, "trace"):
             msg = f"{operator} with {self!r}: there is no block to be relative to; give λ."
             raise ValueError(msg)
         mean = operator.trace() / max(operator.shape[0], 1)
+        if not alpha * mean < _INFINITY:
+            raise NumericalError(
+                f"{operator!r} with {self!r}: its mean eigenvalue is {mean:.3g}, so that "
+                "λ is no number. Scale the data or the outputs, or leave the layer out."
+            )
         return Tikhonov(alpha * max(mean, 0.0))
 
 

@@ -348,10 +348,11 @@ class Staleness:
                 made, told = tried(method, one)
                 pair = {"stale": held, "fresh": told if made is None else made}
                 for kind, op in pair.items():
-                    if isinstance(op, str):
-                        status[row, column] = op
+                    error, why = tried(_error, exact, op)
+                    if error is None:
+                        status[row, column] = why
                     else:
-                        errors[kind][row, column] = metrics.frobenius_error(exact, op)
+                        errors[kind][row, column] = error
         dims = ("layer", "approximator")
         found: dict[str, Any] = {
             f"{kind}_error": (dims, e, {"long_name": f"{kind} error", "units": "1"})
@@ -361,6 +362,12 @@ class Staleness:
         age = moment.step - memory["step"]
         found["age"] = ((), age, {"long_name": "steps since the refresh", "units": "1"})
         return xr.Dataset(found, {"layer": list(stats), "approximator": list(methods)})
+
+
+def _error(exact: Operator, approx: Operator | str) -> float:
+    if isinstance(approx, str):
+        raise ValueError(approx)
+    return metrics.frobenius_error(exact, approx)
 
 
 @numeric
@@ -596,11 +603,13 @@ class Directions:
         cosines = np.full((len(momentum), len(names)), np.nan)
         status = np.full(cosines.shape, "ok", dtype=object)
         for row, layer in enumerate(momentum):
-            damping = self._damping(_EXACT, exact[layer])
-            best = exact[layer].solve(momentum[layer], damping)
+            block = exact[layer]
+            best, why = tried(self._solved, _EXACT, block, block, momentum[layer])
             for column, name in enumerate(names):
                 direction, status[row, column] = found[name][layer]
-                if direction is not None:
+                if best is None:
+                    status[row, column] = f"the exact block: {why}"
+                elif direction is not None:
                     cosines[row, column] = _cosine(direction, best)
         dims = ("layer", "approximator")
         made = {"long_name": "cosine with the exact blocks' direction", "units": "1"}
@@ -612,7 +621,9 @@ class Directions:
             {"layer": list(momentum), "approximator": names},
         )
 
-    def _solved(self, name: str, matrix: Operator, exact: Operator, m: Any) -> Any:
+    def _solved(self, name: str, matrix: Operator | str, exact: Operator, m: Any) -> Any:
+        if isinstance(matrix, str):
+            raise ValueError(matrix)
         return matrix.solve(m, self._damping(name, exact))
 
     def _damping(self, name: str, exact: Operator) -> Any:
@@ -633,13 +644,15 @@ _RECURSIVE = (InverseFactors, KroneckerLowRank)
 
 
 def updated(
-    operators: Mapping[str, Mapping[str, Operator]],
+    operators: Mapping[str, Mapping[str, Operator | str]],
     approximators: Mapping[str, Approximator],
     stats: Statistics,
     gradients: Mapping[str, MeanGradient],
     weight: float,
-) -> dict[str, dict[str, Operator]]:
+) -> dict[str, dict[str, Operator | str]]:
     """Return the averaged operators of every method and block after one more batch.
+
+    One that is refused once stays the reason why.
 
     Parameters
     ----------
@@ -661,13 +674,13 @@ def updated(
     >>> found["kfac"]["weight"].trace()
     8.0
     """
-    found: dict[str, dict[str, Operator]] = {}
+    found: dict[str, dict[str, Operator | str]] = {}
     for name, method in approximators.items():
         of_mean = facts(method).takes == "mean_gradient"
         given: Mapping[str, Any] = gradients if of_mean else stats
         old = operators.get(name, {})
         found[name] = {
-            block: _one(method, given[block], old.get(block), weight) for block in stats
+            block: _kept(method, given[block], old.get(block), weight) for block in stats
         }
     return found
 
@@ -684,6 +697,18 @@ def updated_networks(
         new, old = method(stats), operators.get(name)
         found[name] = new if old is None else average(old, new, weight)
     return found
+
+
+def _kept(
+    method: Any,
+    statistics: LayerStatistics | MeanGradient,
+    old: Operator | str | None,
+    weight: float,
+) -> Operator | str:
+    if isinstance(old, str):
+        return old
+    made, why = tried(_one, method, statistics, old, weight)
+    return why if made is None else made
 
 
 def _one(
