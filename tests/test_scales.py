@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 import fisherlab as fl
+from fisherlab.approximators.averages import average
 from fisherlab.numerics.krylov import conjugate_gradients
 from tests.cases import normal
 from tests.model_zoo import randomised
 from tests.oracles import assert_close
 
 HOMOGENEOUS = sorted(set(fl.approximators()) - {"foof", "muon", "lanczos-paper"})
+AVERAGED = sorted(set(HOMOGENEOUS) - {"cg-fac"})
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 5, bias=False), (9, 4)),
     "convolution": (lambda: nn.Conv2d(2, 3, 2, bias=False), (6, 2, 4, 4)),
@@ -55,6 +57,27 @@ def test_single_precision_holds_matrices_of_any_size(kind, scales):
         assert_close(found.frobenius_norm() / times, norm, 2e-3)
         solved = found.solve(w.float(), times * norm).double() * times
         assert_close(solved, expected.solve(w, norm), 1e-2)
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_single_precision_averages_matrices_of_any_size(kind, scales):
+    """A square beyond float32 is no sign: it turned the newer factors of K-FAC around."""
+    chosen = {name: fl.approximators()[name] for name in AVERAGED}
+
+    def averages(scales, dtype):
+        make, (count, *shape) = LAYERS[kind]
+        model = randomised(Scaled(make(), *scales)).to(dtype)
+        found = []
+        for x in normal(2, 4 * count, *shape).to(dtype):
+            layer = fl.collect(model, (x, None), fl.Gaussian())["layer"]
+            found.append({name: method(layer) for name, method in chosen.items()})
+        return {n: average(found[0][n], found[1][n], weight=0.6) for n in chosen}
+
+    expected, found = averages((1.0, 1.0), torch.float64), averages(scales, torch.float32)
+    for name in chosen:
+        dense = found[name].to_dense().double() / (scales[0] * scales[1]) ** 2
+        assert_close(dense, expected[name].to_dense(), 2e-3)
 
 
 @pytest.mark.parametrize("method", [fl.KPSVD(2), fl.Deflation(2), fl.KFACCorrected()])

@@ -123,11 +123,14 @@ def _(old: KroneckerSum, new: KroneckerSum, weight: float) -> KroneckerSum:
 
 def _pair(old: Term, new: Term, weight: float, first: bool) -> Term:
     """Average one pair after giving the new factors the signs of the old ones."""
-    rows, cols = (a.flatten() @ b.flatten() for a, b in zip(old, new, strict=True))
-    sign = torch.where(rows + cols >= 0, 1.0, -1.0).to(new[0].dtype)
+    (g, a), (h, b) = (tuple(m.double() for m in pair) for pair in (old, new))
+    most = torch.stack([m.abs().amax() for m in (g, a, h, b)]).amax()
+    g, a, h, b = (m / most.clamp_min(torch.finfo(m.dtype).tiny) for m in (g, a, h, b))
+    alike = (g * h).sum() + (a * b).sum()
+    sign = torch.where(alike >= 0, 1.0, -1.0).to(new[0].dtype)
     share: float | Tensor = weight
     if not first:  # the first pair is symmetric, later ones may be skew
-        skew = [(g * g.T).sum() < 0 for g, _ in (old, new)]
+        skew = [(m * m.T).sum() < 0 for m in (g, h)]
         share = torch.where(skew[0] == skew[1], torch.full_like(sign, weight), 0.0)
     return (sign * new[0]).lerp(old[0], share), (sign * new[1]).lerp(old[1], share)
 
