@@ -201,11 +201,23 @@ def test_soaps_average_is_its_published_recursion(shape):
     for g in rest:
         left = rho * left + (1 - rho) * g @ g.T
         right = rho * right + (1 - rho) * g.T @ g
-        q, p = torch.linalg.qr(left @ q)[0], torch.linalg.qr(right @ p)[0]
-        v = rho * v + (1 - rho) * (q.T @ g @ p) ** 2
+        by_rows = (q.T @ left @ q).diagonal().argsort(descending=True)
+        by_cols = (p.T @ right @ p).diagonal().argsort(descending=True)
+        q = torch.linalg.qr(left @ q[:, by_rows])[0]
+        p = torch.linalg.qr(right @ p[:, by_cols])[0]
+        v = rho * v[by_rows][:, by_cols] + (1 - rho) * (q.T @ g @ p) ** 2
     direction = q @ ((q.T @ g @ p) / (v.sqrt() + 1e-3)) @ p.T
     op = averaged(fl.SOAPPreconditioner(), gradients, rho)
     assert_close(op.solve(g, damping=1e-3), direction, 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (6, 2)])
+def test_soap_of_one_gradient_again_and_again_is_its_polar_factor(shape):
+    """Whatever basis rounding gives the null space of the larger side."""
+    mean = means(shape)[0]
+    op = averaged(fl.SOAPPreconditioner(), [mean] * 4, 0.5)
+    u, _, vh = torch.linalg.svd(mean.gradient, full_matrices=False)
+    assert_close(op.solve(mean.gradient, damping=1e-8), u @ vh, 1e-6)
 
 
 def test_kl_shampoos_average_is_its_published_recursion():

@@ -209,10 +209,10 @@ class RotatedAdam(_OfGradient):
         assert isinstance(new, RotatedAdam)
         rows, cols = torch.lerp(new.rows, self.rows, weight), new.cols
         cols = torch.lerp(cols, self.cols, weight)
-        left = factorised("qr", rows @ self.row_basis, repr(self)).Q
-        right = factorised("qr", cols @ self.column_basis, repr(self)).Q
+        left, down = _turned(rows, self.row_basis, repr(self))
+        right, across = _turned(cols, self.column_basis, repr(self))
         fresh = (left.T @ new.gradient @ right).square()
-        squares = torch.lerp(fresh, self.squares, weight)
+        squares = torch.lerp(fresh, self.squares[down][:, across], weight)
         return RotatedAdam(new.gradient, rows, cols, left, right, squares, new.provenance)
 
     @cached_property
@@ -220,6 +220,15 @@ class RotatedAdam(_OfGradient):
         """The matrix in its basis."""
         bases = self.row_basis, self.column_basis
         return KroneckerEigen(*bases, self.squares.sqrt(), self.provenance)
+
+
+def _turned(moment: Tensor, basis: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Return a basis after a step of QR iteration, and the order that it took.
+
+    The largest come first, so that rounding decides none but directions of a null space.
+    """
+    order = ((moment @ basis) * basis).sum(0).argsort(descending=True, stable=True)
+    return factorised("qr", moment @ basis[:, order], what).Q, order
 
 
 @final
