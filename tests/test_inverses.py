@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fisherlab as fl
-from fisherlab.numerics.linalg import damped_inverse
+from fisherlab.numerics.linalg import damped_inverse, damped_triangle
 from fisherlab.operators import (
     Dense,
     Factored,
@@ -479,28 +479,37 @@ def test_every_question_draws_the_line_of_rounding_alike(form, smallest):
     assert answers[0] == "given" or smallest < 1e-2
 
 
+def by_triangle(factor, damping):
+    return torch.cholesky_inverse(damped_triangle(factor, damping).double())
+
+
+INVERTED = pytest.mark.parametrize("inverted", [damped_inverse, by_triangle])
+
+
+@INVERTED
 @pytest.mark.parametrize("condition", [2, 50, 2e3, 4e3, 1e5, 1e6])
 @pytest.mark.parametrize("size", [1, 9, 120])
-def test_single_precision_inverts_as_well_as_its_numbers_allow(size, condition):
+def test_single_precision_inverts_as_well_as_its_numbers_allow(size, condition, inverted):
     """Where κ is small the factor's own precision serves, else float64 is needed."""
     rows = normal((2 * size, size), 5) * torch.logspace(0, -4, size, dtype=F64)
     factor = (rows.T @ rows).float()
     damping = float(factor.trace()) / condition
     shifted = factor.double() + damping * torch.eye(size, dtype=F64)
     exact = torch.linalg.inv(shifted)
-    error = float((damped_inverse(factor, damping).double() - exact).norm() / exact.norm())
+    error = float((inverted(factor, damping).double() - exact).norm() / exact.norm())
     eps = torch.finfo(torch.float32).eps
     single = condition < eps**-0.5
     assert error <= (2 * eps * condition if single else eps)
     assert damped_inverse(factor.bfloat16(), damping).dtype == torch.bfloat16
 
 
+@INVERTED
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
-def test_a_factor_that_is_hardly_positive_is_inverted_in_double_precision(gap):
+def test_a_factor_that_is_hardly_positive_is_inverted_in_double_precision(gap, inverted):
     """A negative eigenvalue near -λ is one over little, whatever the trace says."""
     basis = torch.linalg.qr(normal((6, 6), 3))[0]
     values = torch.tensor([-1 + gap, 0.0, 1.0, 2.0, 3.0, 4.0], dtype=F64)
     factor = ((basis * values) @ basis.T).float()
     exact = torch.linalg.inv(factor.double() + torch.eye(6, dtype=F64))
-    error = float((damped_inverse(factor, 1.0).double() - exact).norm() / exact.norm())
+    error = float((inverted(factor, 1.0).double() - exact).norm() / exact.norm())
     assert error <= 4 * torch.finfo(torch.float32).eps

@@ -35,6 +35,7 @@ from fisherlab.operators import (
     WhitenedRoot,
 )
 from fisherlab.operators.gradient_roots import Modes
+from fisherlab.operators.kronecker_congruence import KroneckerCholesky
 from fisherlab.operators.quasi_newton import HeldInverse, PairsInverse
 from fisherlab.samples import GroupedSamples, TokenSamples
 from tests import cases, oracles
@@ -88,6 +89,12 @@ def kronecker(terms):
         return made, matrix
 
     return make
+
+
+def kronecker_cholesky(o, i, seed):
+    triangles = [torch.linalg.cholesky(psd(k, seed + k) + eye(k)) for k in (o, i)]
+    rows, cols = (torch.linalg.inv(one @ one.T) for one in triangles)
+    return KroneckerCholesky(tuple(triangles), torch.float64), torch.kron(rows, cols)
 
 
 def kronecker_skew(o, i, seed):
@@ -295,6 +302,7 @@ OPERATORS = {
     "kronecker": kronecker(1),
     "kronecker sum": kronecker(3),
     "kronecker skew": kronecker_skew,
+    "kronecker by triangles": kronecker_cholesky,
     "kronecker zero": kronecker(0),
     "kronecker eigen": eigen,
     "kronecker diagonal": kronecker_diagonal,

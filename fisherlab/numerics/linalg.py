@@ -132,15 +132,44 @@ def damped_inverse(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor
         If the damped matrix is not positive definite, or not finite.
     """
     lost = torch.finfo(matrix.dtype).eps ** 0.5
-    if matrix.dtype.itemsize > 2 and 0 <= float(matrix.trace()) * lost < damping:
-        shifted = matrix.clone()
-        shifted.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
+    if _well_damped(matrix, damping):
+        factor, failed = torch.linalg.cholesky_ex(_shifted(matrix, damping))
         found = torch.cholesky_inverse(factor)
         if bool((failed == 0) & (found.diagonal().max() * damping <= 1 + lost)):
             return found
     factor = damped_cholesky(matrix, damping, "a factor")
     return torch.cholesky_inverse(factor).to(matrix.dtype)
+
+
+def damped_triangle(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor, "n n"]:
+    """Return the lower Cholesky factor of matrix + damping·I that its inverse is made of.
+
+    It is in the precision of the matrix where `damped_inverse` is made in it, in float64
+    otherwise: negative eigenvalues are told by a pivot below the damping.
+
+    Raises
+    ------
+    NumericalError
+        If the damped matrix is not positive definite, or not finite.
+    """
+    if _well_damped(matrix, damping):
+        factor, failed = torch.linalg.cholesky_ex(_shifted(matrix, damping))
+        least = damping * (1 - torch.finfo(matrix.dtype).eps ** 0.5)
+        if bool((failed == 0) & (factor.diagonal().square().min() >= least)):
+            return factor
+    return damped_cholesky(matrix, damping, "a factor")
+
+
+def _well_damped(matrix: Tensor, damping: float) -> bool:
+    """Whether Cholesky in the precision of a matrix loses no more than its storage did."""
+    lost = torch.finfo(matrix.dtype).eps ** 0.5
+    return matrix.dtype.itemsize > 2 and 0 <= float(matrix.trace()) * lost < damping
+
+
+def _shifted(matrix: Tensor, damping: float) -> Tensor:
+    shifted = matrix.clone()
+    shifted.diagonal().add_(damping)
+    return shifted
 
 
 def _cholesky(shifted: Tensor, damping: float, what: object) -> Tensor:

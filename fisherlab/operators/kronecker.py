@@ -46,10 +46,12 @@ from fisherlab.operators.eigenform import (
 from fisherlab.operators.factored import FactoredFisher, WoodburyInverse
 from fisherlab.operators.iterative import IterativeInverse
 from fisherlab.operators.kronecker_congruence import (
+    KroneckerCholesky,
     KroneckerCongruence,
     Term,
     factored_pair,
     inverse_pair,
+    triangle_pair,
 )
 from fisherlab.samples.cross import multiplied
 
@@ -366,6 +368,13 @@ class KroneckerSum(Operator):
             return Diagonal(entries, made)
         leading = _leading_power(self, shift, -1.0)
         return IterativeInverse(self, shift, leading, provenance=made)
+
+    def solver(self, damping: Factored) -> Operator:
+        """Return `inverse`, one term as triangles: cheaper for a product or two."""
+        pair = triangle_pair(self.terms, damping) if damping.value else None
+        if pair is None:
+            return self.inverse(damping)
+        return KroneckerCholesky(pair, self.dtype, self.provenance.inverted)
 
     def logdet(self, damping: Damping = 0.0) -> float:
         """Return log det(Σ + damping·I), of several terms above p = 4000 by Cholesky.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fisherlab.numerics.devices import readable
 from fisherlab.numerics.ranks import Ranks, live
 from fisherlab.operators import KroneckerSum, Operator
 from fisherlab.operators.iterative import IterativeInverse
+from fisherlab.operators.kronecker_congruence import KroneckerCholesky, solved
 from fisherlab.samples import Samples
 from fisherlab.statistics import Fisher
 from fisherlab.statistics.fishers import require_kinds
@@ -42,6 +43,7 @@ from fisherlab.training.units import (
 from fisherlab.training.units import factorising as _named
 
 LONG = 10**12  # multiply-adds, about a minute of two plain cores
+Side = Callable[[Tensor], Tensor]  # the product with one factor
 Fallback = Any  # "gradient", or the name or the value of an approximator
 
 
@@ -245,18 +247,18 @@ class Curvature:
             for name, gradient in gradients.items()
         }
         for name, (outputs, inputs) in (rows or {}).items():
-            factors = _factors(units[name].inverse)
-            if factors is None:  # a renewal found another form
+            sides = _sides(units[name].inverse)
+            if sides is None:  # a renewal found another form
                 found[name] = _direction(units[name], outputs.T @ inputs)
             else:
-                found[name] = (outputs @ factors[0].T).T @ (inputs @ factors[1].T)
+                found[name] = sides[0](outputs.T) @ sides[1](inputs.T).T
         return found
 
     def by_factors(self, units: Units) -> list[str]:
         """Name the blocks whose inverse is one product of factors."""
         if self.couples:
             return []
-        return [name for name, unit in units.items() if _factors(unit.inverse)]
+        return [name for name, unit in units.items() if _sides(unit.inverse)]
 
 
 def _needs(method: Any, layer: Any) -> tuple[str | None, str | None]:
@@ -286,10 +288,14 @@ def _reason(error: NeedsSharedForm | BudgetError) -> str:
     return str(error).partition(": ")[2].partition(". ")[0]
 
 
-def _factors(inverse: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the factors of an inverse that is one product of them, else None."""
+def _sides(inverse: Any) -> tuple[Side, Side] | None:
+    """Return products with the factors of an inverse that is one product of them."""
     if isinstance(inverse, KroneckerSum) and len(inverse.terms) == 1:
-        return inverse.terms[0]
+        rows, cols = inverse.terms[0]
+        return rows.__matmul__, cols.__matmul__
+    if isinstance(inverse, KroneckerCholesky):
+        rows, cols = inverse.triangles
+        return partial(solved, rows), partial(solved, cols)
     return None
 
 
@@ -297,11 +303,10 @@ def _direction(unit: Unit, gradient: Tensor) -> Tensor:
     """Return the inverse times a gradient, from the last direction if it is iterated."""
     inverse = unit.inverse
     if not isinstance(inverse, IterativeInverse):
-        factors = _factors(inverse)
-        found: Tensor = (
-            inverse @ gradient if factors is None else factors[0] @ gradient @ factors[1].T
-        )
-        return found
+        sides = _sides(inverse)
+        if sides is None:
+            return cast(Tensor, inverse @ gradient)
+        return sides[1](sides[0](gradient).T).T
     start = None if unit.last is None else unit.last[None]
     return inverse.checked(inverse.solution(gradient[None], start)).value[0]
 

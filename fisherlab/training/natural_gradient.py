@@ -384,7 +384,8 @@ class NaturalGradient(Preconditioned):
             units = averaged(units, fresh, self._share)
         missing = any(unit.inverse is None for unit in units.values())
         if self._due(self.inverse_every) or missing:
-            units = inverted(units, dampings(units, parameters), exceptions)
+            known, once = dampings(units, parameters), self.inverse_every == 1
+            units = inverted(units, known, exceptions, once=once)
         return units, exceptions
 
     def _share(self, unit: Unit) -> float:

@@ -14,6 +14,7 @@ from fisherlab.errors import IndefiniteError, NumericalError
 from fisherlab.numerics.linalg import Label
 from fisherlab.operators.base import Damping, Tikhonov, parsed
 from fisherlab.operators.iterative import IterativeInverse
+from fisherlab.operators.kronecker import KroneckerSum
 from fisherlab.training import serialise
 from fisherlab.training.moves import Parameters
 
@@ -135,7 +136,11 @@ def dampings(units: Units, parameters: Parameters) -> dict[str, Damping]:
 
 
 def inverted(
-    units: Units, dampings: Mapping[str, Damping], exceptions: Mapping[str, str]
+    units: Units,
+    dampings: Mapping[str, Damping],
+    exceptions: Mapping[str, str],
+    *,
+    once: bool = False,
 ) -> dict[str, Unit]:
     """Renew the damped inverse of every unit.
 
@@ -145,6 +150,8 @@ def inverted(
         By unit.
     exceptions
         Units of the fallback, which take λ of a factored damping as Tikhonov's.
+    once
+        Whether each inverse is used for one step: products of factors stay triangles.
 
     Raises
     ------
@@ -158,17 +165,20 @@ def inverted(
         with factorising(
             Label("the damped inverse of {}", unit.operator), f"block {name!r}"
         ):
-            inverse = _inverse(unit.operator, dampings[name], name in exceptions)
+            inverse = _inverse(unit.operator, dampings[name], name in exceptions, once)
         found[name] = replace(unit, inverse=inverse)
     return found
 
 
-def _inverse(operator: Any, damping: Damping, fallen: bool) -> Any:
+def _inverse(operator: Any, damping: Damping, fallen: bool, once: bool) -> Any:
     own = parsed(damping, operator)
     if own == Tikhonov(0.0) and not getattr(operator, "trace", lambda: 1.0)():
         own = Tikhonov(1.0)  # a dead layer: its gradient, zero as well, is left as it is
-    plain = fallen or isinstance(own, Tikhonov)  # a user's operator may know numbers alone
-    return operator.inverse(own.value if plain else own)
+    if fallen or isinstance(own, Tikhonov):  # a user's operator may know numbers alone
+        return operator.inverse(own.value)
+    if once and isinstance(operator, KroneckerSum):
+        return operator.solver(own)
+    return operator.inverse(own)
 
 
 def owners(parameters: Parameters) -> dict[str, tuple[nn.Parameter, ...]]:
