@@ -123,16 +123,19 @@ def _(old: KroneckerSum, new: KroneckerSum, weight: float) -> KroneckerSum:
 
 def _pair(old: Term, new: Term, weight: float, first: bool) -> Term:
     """Average one pair after giving the new factors the signs of the old ones."""
-    (g, a), (h, b) = (tuple(m.double() for m in pair) for pair in (old, new))
-    most = torch.stack([m.abs().amax() for m in (g, a, h, b)]).amax()
-    g, a, h, b = (m / most.clamp_min(torch.finfo(m.dtype).tiny) for m in (g, a, h, b))
-    alike = (g * h).sum() + (a * b).sum()
-    sign = torch.where(alike >= 0, 1.0, -1.0).to(new[0].dtype)
     share: float | Tensor = weight
-    if not first:  # the first pair is symmetric, later ones may be skew
+    if first:  # definite: its trace tells its sign
+        opposed = old[0].trace().sign() * new[0].trace().sign() < 0
+    else:  # may be skew
+        (g, a), (h, b) = (tuple(m.double() for m in pair) for pair in (old, new))
+        most = torch.stack([m.abs().amax() for m in (g, a, h, b)]).amax()
+        g, a, h, b = (m / most.clamp_min(torch.finfo(m.dtype).tiny) for m in (g, a, h, b))
+        opposed = (g * h).sum() + (a * b).sum() < 0
         skew = [(m * m.T).sum() < 0 for m in (g, h)]
-        share = torch.where(skew[0] == skew[1], torch.full_like(sign, weight), 0.0)
-    return (sign * new[0]).lerp(old[0], share), (sign * new[1]).lerp(old[1], share)
+        kept = torch.full_like(most, weight)
+        share = torch.where(skew[0] == skew[1], kept, 0.0).to(new[0].dtype)
+    sign = torch.where(opposed, -1.0, 1.0).to(new[0].dtype)
+    return (sign * new[0]).lerp_(old[0], share), (sign * new[1]).lerp_(old[1], share)
 
 
 @_average.register
