@@ -281,8 +281,8 @@ APPROXIMATORS = [
     mutant(
         "averages of later pairs do not align their signs",
         "approximators/averages.py",
-        "torch.where(alike >= 0, 1.0, -1.0)",
-        "torch.where(alike >= -1e300, 1.0, -1.0)",
+        "opposed = (g * h).sum() + (a * b).sum() < 0",
+        "opposed = (g * h).sum() + (a * b).sum() < -1e300",
         "kronecker_family::the_average_of_kronecker_sums_is_factor_wise_with_signs_aligned",
     ),
     mutant(
