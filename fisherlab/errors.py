@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class FisherlabError(Exception):
@@ -16,6 +17,15 @@ class FisherlabError(Exception):
     >>> issubclass(fl.errors.BudgetError, fl.errors.FisherlabError)
     True
     """
+
+
+def _by_message(error: FisherlabError) -> tuple[Any, ...]:
+    """Pickle an error by its message and fields, from which it cannot be made again."""
+    return _again, (type(error), error.args), error.__dict__
+
+
+def _again(kind: Any, args: tuple[Any, ...]) -> Any:
+    return kind.__new__(kind, *args)
 
 
 class NeedsSharedForm(FisherlabError, TypeError):
@@ -40,6 +50,8 @@ class NeedsSharedForm(FisherlabError, TypeError):
     Traceback (most recent call last):
     fisherlab.errors.NeedsSharedForm: KFAC needs the shared form ...
     """
+
+    __reduce__ = _by_message
 
     def __init__(
         self, method: str, layer: str, form: str = "per-example gradient matrices"
@@ -105,6 +117,8 @@ class IndefiniteError(NumericalError):
     fisherlab.errors.IndefiniteError: ... A damping above 0.5 is needed.
     """
 
+    __reduce__ = _by_message
+
     def __init__(
         self, what: object, damping: float, smallest: float, floor: float = 0.0
     ) -> None:
@@ -148,6 +162,8 @@ class UnsupportedMetric(FisherlabError, ValueError):
     >>> print(UnsupportedMetric("gaussian_kl", "An operator", "Give it an inverse."))
     gaussian_kl: An operator cannot serve it. Give it an inverse.
     """
+
+    __reduce__ = _by_message
 
     def __init__(self, metric: str, operator: str, remedy: str) -> None:
         self.metric, self.remedy = metric, remedy
@@ -229,8 +245,10 @@ def lasting(error: Exception) -> Exception:
 
     Examples
     --------
-    >>> lasting(NeedsSharedForm("kfac", "fc1"))  # doctest: +ELLIPSIS
-    FisherlabError(...NeedsSharedForm: kfac needs the shared form ...
+    >>> class Mine(Exception):
+    ...     "Known to this process alone."
+    >>> lasting(Mine("no number"))
+    FisherlabError('Mine: no number')
     """
     try:
         again = pickle.loads(pickle.dumps(error))

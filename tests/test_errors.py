@@ -1,6 +1,8 @@
 """Bad input: each message names the thing, what was expected, and the remedy."""
 
+import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -336,3 +338,22 @@ def test_a_quantised_model_is_refused_at_every_door(door):
 def test_layers_of_two_precisions_are_seen_in_the_wider_one():
     stats = fl.collect(Mixed(), (X.float(), Y), fl.Categorical())
     assert stats["first"].inputs.dtype == torch.float64
+
+
+MADE_OF = {
+    "NeedsSharedForm": ("KFAC", "norm"),
+    "IndefiniteError": ("A sum", 0.1, -2.0),
+    "UnsupportedMetric": ("gaussian_kl", "A sum", "Give it an inverse."),
+}
+KINDS = [k for name, k in vars(fl.errors).items() if name.endswith(("Error", *MADE_OF))]
+THROUGH = (copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error)))
+
+
+@pytest.mark.parametrize("again", THROUGH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_come_back_whole_from_other_processes(kind, again):
+    error = kind(*MADE_OF.get(kind.__name__, ("A sentence.",)))
+    error.add_note("Of the layer fc1.")
+    found = again(error)
+    assert type(found) is kind
+    assert (str(found), found.args, vars(found)) == (str(error), error.args, vars(error))

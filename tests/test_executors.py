@@ -216,7 +216,7 @@ def test_what_a_cell_raises_is_raised_here_and_the_rest_is_cancelled(pool, tmp_p
         str(k): partial(time.sleep, 0.01) for k in range(300)
     }
     started = time.monotonic()
-    with pytest.raises(fl.FisherlabError, match="it needs the shared form") as raised:
+    with pytest.raises(fl.NeedsSharedForm, match="it needs the shared form") as raised:
         dict(filled("it", cells, pool))
     assert time.monotonic() - started < 1.2
     assert raised.value.__notes__ == ["it: this happened in the cell 'bad', on a worker."]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,7 @@ from fisherlab.training.loop import takes_batch
 from tests import cases
 from tests.oracles import assert_close
 from tests.test_natural_gradient import weights
+from tests.training_runs import small
 
 RECIPES = fl.optimizers()
 
@@ -306,6 +309,15 @@ def test_the_first_damping_scales_with_the_loss():
 
 def test_recipes_read_without_addresses():
     assert " at 0x" not in repr(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_same_in_other_processes(name):
+    recipe = RECIPES[name]
+    for found in (pickle.loads(pickle.dumps(recipe)), copy.deepcopy(recipe)):
+        assert repr(found) == repr(recipe)
+        made = repr(found(small())), repr(recipe(small()))
+        assert made[0] == made[1]
 
 
 def meaning(optimiser):

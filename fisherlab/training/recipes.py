@@ -112,6 +112,14 @@ class Recipe:
     make: Callable[..., Optimizer] = field(repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Make the defaults such as nobody changes."""
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings as a plain mapping."""
+        return Recipe, (self.summary, self.source, self.make, dict(self.settings))
+
     def __call__(self, problem: Problem, **settings: Any) -> Optimizer:
         """Return the optimiser over the parameters of the problem's model.
 
@@ -262,7 +270,11 @@ def _full(
 
 def always(value: Any) -> Callable[[Any], Any]:
     """Return a function that ignores its argument."""
-    return lambda _: value
+    return partial(_first, value)
+
+
+def _first(value: Any, _: Any) -> Any:
+    return value
 
 
 def sampled(seed: int) -> Fisher:
@@ -294,7 +306,7 @@ def plain(
         make_damping=make_damping,
         fisher=sampled,
     )
-    return Recipe(summary, source, make, MappingProxyType({**_PLAIN, **settings}))
+    return Recipe(summary, source, make, {**_PLAIN, **settings})
 
 
 def of_goldfarb(
@@ -309,13 +321,13 @@ def of_goldfarb(
     make = partial(
         _natural, make_method=make_method, make_damping=make_damping, fisher=fisher
     )
-    return Recipe(summary, source, make, MappingProxyType({**_GOLDFARB, **settings}))
+    return Recipe(summary, source, make, {**_GOLDFARB, **settings})
 
 
 def of_muon(summary: str, source: str, **settings: Any) -> Recipe:
     """Return a recipe of Muon: its matrix is that of the momentum which it turns."""
     known = {**_GOLDFARB, **OWN_STATE, "inverse_every": 1, **settings}
-    return Recipe(summary, source, _muon, MappingProxyType(known))
+    return Recipe(summary, source, _muon, known)
 
 
 def _muon(problem: Problem, *, momentum: float, **settings: Any) -> NaturalGradient:
@@ -332,7 +344,7 @@ def _muon(problem: Problem, *, momentum: float, **settings: Any) -> NaturalGradi
 def of_koroko(summary: str, method: Any, terms: int, **settings: Any) -> Recipe:
     """Return a recipe of Koroko et al., η and λ in their units."""
     make = partial(_koroko, method=method, terms=terms)
-    return Recipe(summary, _KOROKO_SOURCE, make, MappingProxyType({**_KOROKO, **settings}))
+    return Recipe(summary, _KOROKO_SOURCE, make, {**_KOROKO, **settings})
 
 
 def of_torch(
@@ -340,9 +352,9 @@ def of_torch(
 ) -> Recipe:
     """Return a recipe of an optimiser of torch."""
     make = partial(_first_order, kind)
-    return Recipe(summary, source, make, MappingProxyType(settings))
+    return Recipe(summary, source, make, settings)
 
 
 def of_full(summary: str, source: str, method: Any) -> Recipe:
     """Return the full K-FAC optimiser with a method."""
-    return Recipe(summary, source, partial(_full, method=method), MappingProxyType(_FULL))
+    return Recipe(summary, source, partial(_full, method=method), _FULL)
