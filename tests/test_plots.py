@@ -477,3 +477,24 @@ def test_a_figure_that_a_notebook_has_shown_and_closed_can_still_be_saved(ds, tm
     mpl.backend_bases.FigureCanvasBase(ax.figure)  # what an inline backend leaves
     (file,) = plots.save(ax, tmp_path / "closed", formats=("png",))
     assert file.stat().st_size > 1000
+
+
+def test_a_step_or_damping_that_the_result_has_not_is_refused():
+    """Whether the metric depends on it or not; one was drawn that was not asked for."""
+    dims = ("layer", "approximator", "damping")
+    ds = xr.Dataset(
+        {"frobenius_error": (dims[:2], [[0.5]]), "inverse_error": (dims, [[[0.5, 0.1]]])},
+        {"layer": ["0"], "approximator": ["kfac"], "damping": [0.1, 1.0]},
+    )
+    alone = ds.sel(damping=0.1)
+    for result, metric, asked in (
+        (ds, "frobenius_error", {"step": 3}),
+        (ds, "frobenius_error", {"damping": 0.2}),
+        (ds.drop_dims("damping"), "frobenius_error", {"damping": 0.1}),
+        (alone, "inverse_error", {"damping": 1.0}),
+    ):
+        with pytest.raises(ValueError, match="is not in the result"):
+            fl.plots.errors(result, metric, **asked)
+    for metric in ("frobenius_error", "inverse_error"):
+        fl.plots.errors(ds, metric, damping=1.0)
+        fl.plots.errors(alone, metric, damping=0.1)

@@ -110,7 +110,8 @@ def decompose(
         part)`: shape and scale, which add up to ``error(source="exact")²``.
         `sharing_error(layer, sharing)`: KFAC with positions expanded and reduced.
         `network_squared_part(approximator, network_part)`, which add up to
-        `network_error²`, and `coupling(layer, other_layer)`.
+        `network_error²`, and `coupling(layer, other_layer)`. `status`, `source_status` and
+        `sharing_status` say why a number is missing.
 
     Raises
     ------

@@ -60,7 +60,8 @@ def spectra(
     xarray.DataTree
         A node a layer with `eigenvalue(approximator, index)`, descending from index 1,
         `kronecker_value(rank)`, the singular values of the rearranged exact block, and
-        `status(approximator)`; attributes `mean_eigenvalue` and `effective_rank`.
+        `status(approximator)`; attributes `mean_eigenvalue` and `effective_rank`, with
+        `effective_rank_status` where it is no number.
 
     Raises
     ------

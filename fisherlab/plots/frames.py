@@ -36,8 +36,8 @@ def values(
     >>> float(values(ds, "frobenius_error").item())
     0.4
     """
-    picked = pick(pick(metric_of(ds, metric), "step", step), "damping", damping)
-    return _with_dims(picked)
+    require_label(ds, "damping", damping)
+    return _with_dims(pick(at(ds, metric, "step", step), "damping", damping))
 
 
 def interval(
@@ -167,6 +167,42 @@ def pick(
     if not near:
         raise ValueError(f"{dim} {value!r} is not in the result; it has: {known}")
     return data.isel({dim: min(near)[1]})
+
+
+def at(
+    ds: xr.Dataset, metric: str, dim: str, value: float | int | str | None = None
+) -> xr.DataArray:
+    """Pick a metric at one step or damping of a result, which must have the one named.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> at(xr.Dataset({"a": ("layer", [0.5])}), "a", "step").item()
+    0.5
+    """
+    require_label(ds, dim, value)
+    return pick(metric_of(ds, metric), dim, value)
+
+
+def require_label(ds: xr.Dataset, dim: str, value: float | int | str | None) -> None:
+    """Refuse a step or a damping that a result has not.
+
+    Raises
+    ------
+    ValueError
+        Naming what it has.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> require_label(xr.Dataset(coords={"step": 3}), "step", 3)
+    """
+    if value is None:
+        return
+    if dim not in ds.dims and dim not in ds.coords:
+        raise ValueError(f"{dim} {value!r} is not in the result, which has no dim {dim!r}")
+    labels = ds[dim]
+    pick(labels if labels.dims else labels.expand_dims(dim), dim, value)
 
 
 def _with_dims(data: xr.DataArray) -> xr.DataArray:

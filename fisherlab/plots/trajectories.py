@@ -64,7 +64,7 @@ def trajectory(
     [0.2, 0.4]
     >>> plt.close("all")
     """
-    data = frames.pick(frames.metric_of(ds, metric), "damping", damping)
+    data = frames.at(ds, metric, "damping", damping)
     if "step" not in data.dims:
         raise ValueError(f"{metric!r} has no dim 'step': there is no trajectory")
     chosen = frames.known_layers(data, layers)
@@ -84,7 +84,7 @@ def damping_sweep(
     Raises
     ------
     ValueError
-        If the result has no several dampings, or not that metric, layer or step.
+        If the metric has no dim 'damping', or the result not that metric, layer or step.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def damping_sweep(
     'log'
     >>> plt.close("all")
     """
-    data = frames.pick(frames.metric_of(ds, metric), "step", step)
+    data = frames.at(ds, metric, "step", step)
     if "damping" not in data.dims:
         raise ValueError(f"{metric!r} has no dim 'damping': there is nothing to sweep")
     if data["damping"].dtype.kind not in "fiu":

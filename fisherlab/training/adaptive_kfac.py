@@ -237,9 +237,9 @@ class AdaptiveKFAC(Preconditioned):
     Raises
     ------
     TypeError
-        For a damping of another kind.
+        For a search or a momentum of another kind.
     ValueError
-        For numbers out of range.
+        For a damping of another kind, or numbers out of range.
 
     Notes
     -----
