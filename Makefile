@@ -25,6 +25,9 @@ UNSEEDED := tests/test_on_a_device.py tests/test_ranks.py tests/test_follow.py \
 	tests/test_problems*.py fisherlab/problems \
 	fisherlab/plots fisherlab/report fisherlab/reproduce fisherlab/cli
 
+# Tests start a hundred processes, each of which would compile everything anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install report reproduce-quick test verdicts test-all test-device gpu mutants lint types browser bench \
 	peers lab docs clean

@@ -173,7 +173,7 @@ SIX = (
     "prose-gpt",
     "faces-autoencoder",
     "curves-autoencoder",
-    "cifar10-resnet32",
+    "cifar10-subset-resnet8",
 )
 
 
