@@ -460,5 +460,9 @@ def test_what_is_no_number_is_so_for_a_reason(scale):
     assert (ds.source_status.sel(layer="ordinary") == "ok").all()
     assert "squared norm" in ds.network_status
     extreme = fl.spectra(stats, FEW)["extreme"]
+    known = np.isfinite(extreme.eigenvalue).all("index")
+    assert ((extreme.status == "ok") == known).all()
+    assert known.any() == (scale < 1e150)
+    fl.plots.spectra(fl.spectra(stats, FEW))
     assert np.isnan(extreme.effective_rank)
     assert "whose squares are no numbers" in extreme.effective_rank_status

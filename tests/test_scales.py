@@ -120,3 +120,19 @@ def test_conjugate_gradients_do_not_depend_on_the_size_of_what_is_solved_for(pow
     assert plain.converged
     assert scaled.converged
     assert torch.equal(scaled.value, plain.value * 2.0**power)
+
+
+@pytest.mark.parametrize("variance", [1e-24, 1e24])
+def test_single_precision_solves_for_networks_of_any_size(variance):
+    """Krylov's second direction, of the size of 1/F², had no square in float32."""
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), normal(9, 4)
+    model = randomised(model)
+    plain = fl.collect(model, (x, None), fl.Gaussian())
+    single = fl.collect(model.float(), (x.float(), None), fl.Gaussian(variance))
+    ws = {name: normal(*layer.weight_shape) for name, layer in plain.items()}
+    for method in fl.network_approximators().values():
+        expected = method(plain).solve(ws, 0.1)
+        fine = {name: w.float() for name, w in ws.items()}
+        found = method(single).solve(fine, 0.1 / variance)
+        for name, w in expected.items():
+            assert_close(found[name].double() / variance, w, 1e-4)

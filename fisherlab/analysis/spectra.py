@@ -31,7 +31,7 @@ from fisherlab.metrics.spectra import eigenvalues
 from fisherlab.metrics.structure import kronecker_spectrum, tails
 from fisherlab.numerics.devices import Budget, parse_budget, require
 from fisherlab.numerics.krylov import gauss_nodes
-from fisherlab.numerics.linalg import factorised
+from fisherlab.numerics.linalg import Label, factorised, require_finite
 from fisherlab.operators import FactoredFisher, KroneckerSum, Operator
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.settings import is_number, numeric, require_number
@@ -88,7 +88,9 @@ def _node(layer: LayerStatistics, chosen: Mapping[str, Approximator]) -> xr.Data
 
     def values(approximator: Approximator) -> np.ndarray:
         operator = operator_of(approximator, layer).to(torch.float64)
-        return np.asarray(eigenvalues("spectra", operator).cpu().numpy())
+        found = eigenvalues("spectra", operator)
+        require_finite(found, Label("the list of eigenvalues of {}", operator))
+        return np.asarray(found.cpu().numpy())
 
     cells = [tried(values, approximator) for approximator in chosen.values()]
     rows = [np.full(o * i, np.nan) if row is None else row for row, _ in cells]

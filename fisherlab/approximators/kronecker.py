@@ -100,7 +100,7 @@ class TKFAC(OfSums[Sums, Operator]):
         """Divide by the examples and the trace."""
         rows, cols, trace = traced(state)
         made = state.provenance.by("TKFAC()")
-        terms = ((rows, cols),) if trace > 0 else ()
+        terms = () if trace == 0 else ((rows, cols),)
         return KroneckerSum(
             terms,
             state.weight_shape,

@@ -86,11 +86,16 @@ def _spectrum(ax: Axes, ds: xr.Dataset, looks: Mapping[str, Style]) -> None:
         if name not in _methods(ds):
             continue
         curve = np.asarray(values.sel(approximator=name).values, dtype=float)
-        kept = curve > SMALLEST * max(np.nanmax(curve), 0.0)
+        known = np.where(np.isfinite(curve), curve, 0.0)
+        kept = known > SMALLEST * max(known.max(), 0.0)
         width = 2.4 if name == "exact" else 1.2
         line: dict[str, Any] = look.line() | {"marker": "none", "linewidth": width}
         index = np.asarray(values["index"].values)
-        ax.plot(index[kept], curve[kept] / unit, label=name, **line)
+        if kept.any():
+            ax.plot(index[kept], curve[kept] / unit, label=name, **line)
+    if not ax.lines:
+        ax.text(0.5, 0.5, "no numbers", transform=ax.transAxes, ha="center")
+        return
     ax.axhline(1.0, color="#555555", linewidth=0.8, linestyle=":", label="_mean")
     ax.set(xscale="log", yscale="log")
 

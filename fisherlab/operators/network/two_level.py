@@ -61,10 +61,16 @@ def right_side_space(
     found: dict[str, list[Tensor]] = {name: [] for name in rest}
     now = {name: w[None] for name, w in rest.items()}
     for _ in range(vectors if coarse == "krylov" else 1):
-        now = fine._apply_blocks(now)
+        now = {name: _unit(w) for name, w in fine._apply_blocks(now).items()}
         for name, w in now.items():
-            found[name].append(w[0] / w.norm().clamp_min(torch.finfo(w.dtype).tiny))
+            found[name].append(w[0])
     return {name: _orthonormal(torch.stack(ws)) for name, ws in found.items()}
+
+
+def _unit(w: Float[Tensor, "1 o i"]) -> Float[Tensor, "1 o i"]:
+    """Return w / ‖w‖, whose squares float32 may not hold."""
+    size = torch.linalg.vector_norm(w, dtype=torch.float64)
+    return (w / size.clamp_min(torch.finfo(torch.float64).tiny)).to(w.dtype)
 
 
 def _orthonormal(ws: Float[Tensor, "m o i"]) -> Float[Tensor, "k o i"]:
