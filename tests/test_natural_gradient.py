@@ -849,3 +849,53 @@ def test_memory_of_one_machine_leaves_no_block_out_where_several_train(monkeypat
     monkeypatch.setattr(curvature, "live", object)
     _, optimiser, _ = step_with_a_fallback("gradient")
     assert not optimiser.exceptions
+
+
+SUMMED = 4  # parts of a batch whose gradients are added up
+
+
+def accumulated(model, likelihood, batch, scaler):
+    """Leave the gradient of a batch in .grad, part by part, in units of a scaler."""
+    model.zero_grad()
+    for x, y in zip(*(side.tensor_split(SUMMED) for side in batch), strict=True):
+        loss = likelihood.loss(model(x), y).sum() / len(batch[0])
+        scaler.scale(loss).backward()
+    return likelihood.loss(model(batch[0]), batch[1]).mean().detach()
+
+
+@pytest.mark.parametrize("bound", [float("inf"), 1e-2])
+def test_scaled_and_accumulated_and_clipped_gradients_make_the_step_they_stand_for(bound):
+    """Torch's own: GradScaler, parts of a batch, and a clip before the step."""
+    model, likelihood, batch = problem()
+    found, plain = model, copy.deepcopy(model)
+    optimisers = [
+        fl.NaturalGradient(m, likelihood, "kfac", 0.1, 0.1, fisher=fl.Exact())
+        for m in (found, plain)
+    ]
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in range(2):
+        loss = accumulated(found, likelihood, batch, scaler)
+        scaler.unscale_(optimisers[0])
+        nn.utils.clip_grad_norm_(found.parameters(), bound)
+        scaler.step(optimisers[0], lambda told=loss: told, batch=batch)
+        scaler.update()
+        grads = gradient(plain, likelihood, batch)
+        norm = float(sum(g.square().sum() for g in grads.values())) ** 0.5
+        for name, parameter in plain.named_parameters():
+            parameter.grad = grads[name] * min(1.0, bound / (norm + 1e-6))
+        optimisers[1].step(lambda told=loss: told, batch=batch)
+    for name, expected in weights(plain).items():
+        assert_close(weights(found)[name], expected, 1e-9)
+
+
+def test_a_scaler_takes_no_step_where_a_gradient_is_infinite():
+    model, likelihood, batch = problem()
+    optimiser = fl.NaturalGradient(model, likelihood, "kfac", 0.1, 0.1)
+    before, scaler = weights(model), torch.amp.GradScaler("cpu")
+    loss = accumulated(model, likelihood, batch, scaler)
+    next(model.parameters()).grad[0] = torch.inf
+    scaler.step(optimiser, lambda: loss, batch=batch)
+    assert optimiser.steps == 0
+    assert all(torch.equal(w, before[name]) for name, w in weights(model).items())
+    with pytest.raises(ValueError, match=r"a batch \(x, y\) or a closure is expected"):
+        optimiser.step()

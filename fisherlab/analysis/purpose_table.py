@@ -259,7 +259,7 @@ def _note_missing(
     for row, column, place in np.argwhere(np.isnan(values[:-1])):
         purpose, measure = labels[place]
         key = layers[row], methods[column], purpose
-        known = reasons.setdefault(key, "not to be had for this form and size:")
+        known = reasons.setdefault(key, "no number for this form, size or scale:")
         if known.startswith("not to be had"):
             reasons[key] = f"{known} {measure.name}"
 
