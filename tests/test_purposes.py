@@ -1060,6 +1060,18 @@ def test_a_measure_that_fails_is_a_status_and_not_the_end_of_the_table(network):
     assert found["network"].sel(measure="matrix.frobenius_error").notnull().all()
 
 
+def test_every_measure_without_a_number_is_named(network):
+    class Numberless(Diagonal):
+        name = "numberless"
+        measures = tuple(purposes.Measure(name, name, 0.0) for name in ("gap", "lag"))
+
+        def measure(self, exact, approx):
+            return {"gap": float("nan"), "lag": float("nan")}
+
+    found = fl.compare(network[2], ["kfac"], purpose=Numberless())
+    assert found["status"].str.endswith("size or scale: gap lag").all()
+
+
 def test_influences_that_fail_leave_leads_without_an_error(network):
     class Broken(Diagonal):
         def influences(self, exact, approx):

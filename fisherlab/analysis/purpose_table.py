@@ -248,6 +248,9 @@ def _by_damping(
     }
 
 
+_NONE = "no number for this form, size or scale:"
+
+
 def _note_missing(
     values: Any,
     layers: Sequence[str],
@@ -259,8 +262,8 @@ def _note_missing(
     for row, column, place in np.argwhere(np.isnan(values[:-1])):
         purpose, measure = labels[place]
         key = layers[row], methods[column], purpose
-        known = reasons.setdefault(key, "no number for this form, size or scale:")
-        if known.startswith("not to be had"):
+        known = reasons.setdefault(key, _NONE)
+        if known.startswith(_NONE):
             reasons[key] = f"{known} {measure.name}"
 
 
