@@ -13,12 +13,13 @@ from fisherlab.approximators.base import (
     held_numbers,
 )
 from fisherlab.approximators.exact import DIRECT
-from fisherlab.approximators.kpsvd_choice import choose
-from fisherlab.approximators.rearranged import PositionGram, Rearranged, position_bytes
+from fisherlab.approximators.kpsvd_choice import in_tables
+from fisherlab.approximators.rearranged import position_bytes
 from fisherlab.catalogue import Needs
 from fisherlab.numerics.linalg import WORTH
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators.factored import KEPT_BLOCK, ROUNDS, FactoredFisher
+from fisherlab.operators.factored_mini_blocks import CUT
 from fisherlab.operators.kronecker import DENSE_ROWS
 from fisherlab.samples import (
     OuterSamples,
@@ -278,11 +279,18 @@ class Terms(Factors):
         return int(self.method.terms)
 
     def building(self) -> float:
-        """Count power steps, or the Krylov steps of many more products."""
+        """Count steps in tables, power steps, or Krylov steps of many more products."""
+        if self._in_tables:
+            return super().building()
         if not isinstance(self.samples, OuterSamples):
             turns = TURNS * self.terms if isinstance(self.method, KPSVD) else 2 * TURNS
             return super().building() * turns
         return super().building() * (1 if self.method.solver == "auto" else EFFORT)
+
+    @property
+    def _in_tables(self) -> bool:
+        auto = isinstance(self.method, KPSVD) and self.method.solver == "auto"
+        return auto and in_tables(self.samples, self.terms)
 
     def divergences(self) -> Work:
         """Count those of one product, or the inverse of the dense sum."""
@@ -305,9 +313,7 @@ class Terms(Factors):
         return pair if isinstance(s, OuterSamples) else max(pair, self._krylov(s))
 
     def _krylov(self, s: Samples) -> float:
-        auto = isinstance(self.method, KPSVD) and self.method.solver == "auto"
-        way = choose(Rearranged(s, s.examples), self.terms) if auto else None
-        if isinstance(way, PositionGram):
+        if self._in_tables:
             return position_bytes(s, self.terms)
         o, i = s.weight_shape
         longer, shorter = max(o, i) ** 2, min(o, i) ** 2
@@ -450,9 +456,15 @@ class Blocks(Factors):
         apart = not getattr(self.method, "spatial_average", False)
         return outer and apart and self.samples.examples < self.samples.weight_shape[1]
 
+    @property
+    def _by_samples(self) -> bool:
+        apart = not getattr(self.method, "spatial_average", False)
+        few = self.samples.total < self.samples.weight_shape[1]
+        return isinstance(self.samples, CUT) and apart and few
+
     def prepared(self) -> Work:
         """Count the dense blocks."""
-        if self._by_examples:
+        if self._by_examples or self._by_samples:
             return Work(0)
         o, i, _, p = _sizes(self.samples)
         return Work(self.samples.examples * p * i, 2 * NUMBER * o * i * i)
@@ -462,10 +474,16 @@ class Blocks(Factors):
         (o, i), n = self.samples.weight_shape, self.samples.examples
         if self._by_examples:
             return n * n * i + o * (BATCHED * n**3 / 3 + n * n + 2 * n * i)
+        if self._by_samples:
+            m = self.samples.total
+            rows = o * (m * m * i + BATCHED * m**3 / 3 + 2 * m * i)
+            return self.samples.form_flops() + rows
         return o * (BATCHED * i**3 / 3 + i * i)
 
     def further(self, formed: bool) -> float:
-        """Count a solve with what is factorised."""
+        """Count a solve with what is factorised, or all of it again."""
+        if self._by_samples:
+            return self.one_more()
         o, i = self.samples.weight_shape
         return 2.0 * o * i * i
 

@@ -21,6 +21,7 @@ from fisherlab.approximators.kpsvd_choice import (
     HeldOrPassed,
     Pass,
     SolverChoice,
+    in_tables,
     passes_of,
     solver_of,
     warm_pairs,
@@ -34,6 +35,7 @@ from fisherlab.approximators.rearranged import (
     Weights,
     at_rows,
     kronecker_sum,
+    position_flops,
     rounding,
     terms_of,
     terms_of_passes,
@@ -116,8 +118,10 @@ class KPSVD(HeldOrPassed[Pass]):
         return kronecker_sum(terms, pairs, sums.weight_shape, made)
 
     def cost(self, samples: Samples) -> Cost:
-        """Count the power steps and the products."""
-        flops = alternation_flops(samples) + self.rank * factor_flops(samples)
+        """Count the steps, in tables of positions where these are chosen, and products."""
+        tables = self.solver == "auto" and in_tables(samples, self.rank)
+        steps = position_flops(samples, self.rank) if tables else alternation_flops(samples)
+        flops = int(steps) + self.rank * factor_flops(samples)
         return Cost(flops, self.rank * pair_numbers(samples))
 
 

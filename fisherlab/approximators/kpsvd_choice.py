@@ -40,7 +40,7 @@ from fisherlab.numerics.krylov import (
 )
 from fisherlab.numerics.packed import pair_count
 from fisherlab.operators import KroneckerSum, Operator
-from fisherlab.samples import OuterSamples
+from fisherlab.samples import OuterSamples, Samples
 from fisherlab.settings import setting
 from fisherlab.statistics import LayerStatistics
 from fisherlab.statistics.network import Chunks
@@ -303,6 +303,17 @@ def choose(block: Rearranged, rank: int) -> Solver:
         tables = n * n * (i + min(samples.columns**2 * o, pair_count(o)))
         costs[SampleGram()] = tables + 20 * (rank + 2) * n * n + finish
     return min(costs, key=lambda solver: costs[solver])
+
+
+def in_tables(samples: Samples, rank: int) -> bool:
+    """Tell whether pairs of a whole block are found in tables of pairs of positions.
+
+    Examples
+    --------
+    >>> in_tables(OuterSamples(torch.ones(5, 3), torch.ones(1, 5, 2)), 1)
+    False
+    """
+    return isinstance(choose(Rearranged(samples, samples.examples), rank), PositionGram)
 
 
 def solver_of(choice: SolverChoice) -> Solver:
