@@ -187,3 +187,36 @@ def test_pairs_from_half_tables_are_those_from_whole_ones(rank, dtype, monkeypat
     for one, other in zip(half.pairs, whole.pairs, strict=True):
         assert_close(one[0].double(), other[0].double(), 1e-4)
         assert_close(one[1].double(), other[1].double(), 1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("spread", [0.3, 0.1, 0.01])
+def test_values_that_lie_close_together_are_told_apart(rank, spread):
+    """Each block adds little to the last: rounding errors grow from one to the next."""
+    n = 40
+    left, right = (
+        torch.linalg.qr(normal(80, n, seed=k)).Q.T + spread * normal(n, 80, seed=k + 2) / 9
+        for k in (0, 1)
+    )
+    found = gram_krylov(
+        tables(left, right, 1),
+        rank,
+        normal(n, rank + 4, seed=5),
+        depth=12,
+        tolerance=1e-9,
+        max_products=300,
+    )
+    check(found, left, right, 1, rank, 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_leading_pair_next_to_others_needs_no_whole_matrices(dtype):
+    """Few inputs in many dims are nearly orthogonal: power steps would be thousands."""
+    samples = outer(1, 12, 30, 300)
+    gap = torch.linspace(1, 1.003, 12, dtype=torch.float64)[:, None]
+    inputs = gap * torch.linalg.qr(samples.inputs.T).Q.T
+    outputs = torch.linalg.qr(normal(30, 12)).Q.T[None]
+    fixed = replace(samples, inputs=inputs, gradients=outputs).to(dtype)
+    found = SampleGram()(Rearranged(fixed, 12), 1)
+    assert found.converged
+    assert found.iterations < 300

@@ -26,6 +26,7 @@ from fisherlab.settings import setting
 
 WHOLE_EXAMPLES = 4096  # N × N tables up to this size are held whole
 OVERSAMPLE = 4  # columns of a block beyond the rank: the tables are read once for all
+POWER_STEPS = 200  # before Krylov steps go on
 SINGLE_STEPS = 50  # power steps in float32 before float64 goes on
 
 
@@ -105,12 +106,12 @@ class SampleGram:
     With U = Σ x_n G_n and V = Σ y_n a_n a_nᵀ, the map is y ↦ x = K_A y / N, its adjoint
     x ↦ y = K_G x / N, and the metrics are K_G = (⟨G_n, G_m⟩), K_A = ((a_n·a_m)²). Rank 1
     is power iteration from equal weights, which stay nonnegative, so that both factors
-    are positive semidefinite; higher ranks, and what KFAC or earlier pairs leave over,
-    are block Krylov iteration in float64. The tables cost N² (d_in + V² d_out) / 2
-    multiply-adds, a step 2 N²; above 4096 examples half of each is held, N² numbers for
-    both. For layers used at one position. Where N exceeds the d (d + 1) / 2 entries of a
-    factor, the tables are singular: the vectors of higher ranks may stay at 1e-6 of
-    their length, and `converged` says so.
+    are positive semidefinite; higher ranks, a second value next to the first, and what
+    KFAC or earlier pairs leave over, are block Krylov iteration in float64. The tables
+    cost N² (d_in + V² d_out) / 2 multiply-adds, a step 2 N²; above 4096 examples half of
+    each is held, N² numbers for both. For layers used at one position. Where N exceeds the
+    d (d + 1) / 2 entries of a factor, the tables are singular: the vectors of higher ranks
+    may stay at 1e-6 of their length, and `converged` says so.
 
     Parameters
     ----------
@@ -155,33 +156,55 @@ class SampleGram:
             )
         tolerance = self.tolerance or block.tolerance
         if rank == 1 and not block.removed:
-            triplets = self._leading(samples, block.count, tolerance)
+            triplets = self._leading(block, samples, tolerance)
             single = samples.dtype != torch.float64
             if single and not len(triplets.values):  # tables of small numbers underflow
-                triplets = self._leading(samples.to(torch.float64), block.count, tolerance)
+                triplets = self._leading(block, samples.to(torch.float64), tolerance)
         else:
-            fine = samples.to(torch.float64)  # tables of squares lose half of the digits
-            triplets = gram_krylov(
-                GramMap(*_tables(fine), block.count, _stacked(block.weights)),
-                rank,
-                self._start(samples, rank),
-                depth=self.steps,
-                tolerance=tolerance,
-                max_products=self.max_iterations,
-            )
+            start, most = self._start(samples, rank), self.max_iterations
+            triplets = self._krylov(block, rank, start, tolerance, most)
         return _from_examples(samples, triplets, whole=not block.removed)
 
-    def _leading(self, samples: OuterSamples, count: int, tolerance: float) -> Triplets:
-        """Iterate in the precision of the samples, in float64 where that falls short."""
-        maps = GramMap(*_tables(samples), count)
-        ones = samples.inputs.new_ones(samples.examples)
-        if maps.right.dtype == torch.float64:
-            return gram_power(maps, ones, tolerance, self.max_iterations)
-        found = gram_power(maps, ones, tolerance, min(SINGLE_STEPS, self.max_iterations))
-        if found.converged or not len(found.values):
+    def _leading(
+        self, block: Rearranged, samples: OuterSamples, tolerance: float
+    ) -> Triplets:
+        """Iterate in the precision of the samples, in float64 where that falls short.
+
+        Where the second value lies so near that many power steps are not enough, Krylov
+        steps go on.
+        """
+        maps = GramMap(*_tables(samples), block.count)
+        start = samples.inputs.new_ones(samples.examples)
+        steps = min(POWER_STEPS, self.max_iterations)
+        if maps.right.dtype != torch.float64:
+            found = gram_power(maps, start, tolerance, min(SINGLE_STEPS, steps))
+            if found.converged or not len(found.values):
+                return found
+            maps, start = maps.double(), found.right[:, 0].double()
+        found, more = gram_power(maps, start, tolerance, steps), self.max_iterations - steps
+        if found.converged or not len(found.values) or not more:
             return found
-        start = found.right[:, 0].double()
-        return gram_power(maps.double(), start, tolerance, self.max_iterations)
+        near = self._start(samples, 1)
+        near[:, 0] = found.right[:, 0]
+        last = self._krylov(block, 1, near, tolerance, more)
+        return last._replace(iterations=steps + last.iterations)
+
+    def _krylov(
+        self, block: Rearranged, rank: int, start: Tensor, tolerance: float, most: int
+    ) -> Triplets:
+        """Go on in float64: tables of squares lose half of the digits."""
+        assert isinstance(block.samples, OuterSamples)
+        assert block.weights is not None
+        fine = block.samples.to(torch.float64)
+        maps = GramMap(*_tables(fine), block.count, _stacked(block.weights))
+        return gram_krylov(
+            maps,
+            rank,
+            start,
+            depth=self.steps,
+            tolerance=tolerance,
+            max_products=most,
+        )
 
     def _start(self, samples: OuterSamples, rank: int) -> Float[Tensor, "n b"]:
         """Return unit weights first: half a step of TKFAC."""

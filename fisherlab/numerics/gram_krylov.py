@@ -200,6 +200,8 @@ class _Basis:
         Columns and blocks in use.
     is_exhausted
         Whether no further block was to be found.
+    wear
+        By what projections have raised rounding errors since products were last taken.
     """
 
     room: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -207,6 +209,7 @@ class _Basis:
     filled: int = 0
     depth: int = 0
     is_exhausted: bool = False
+    wear: float = 1.0
 
     @classmethod
     def of(cls, limit: int, start: Float[Tensor, "n b"]) -> "_Basis":
@@ -239,9 +242,11 @@ def _orthonormal(
     left = _lengths(y, ky)
     kept = (left > 1e3 * EPS * size) & _above_noise(maps, y, ky)
     y, ky = y[:, kept], ky[:, kept]
-    worn = bool((left[kept] < FRESH * size[kept]).any())
+    basis.wear *= float((size[kept] / left[kept]).max()) if y.shape[1] else 1.0
+    worn = basis.wear > 1 / FRESH  # an error of K_A y grows from block to block
     if worn:
         y, ky = _multiplied_anew(maps, y, basis)
+        basis.wear = 1.0
     for _ in range(2):
         kept = _above_noise(maps, y, ky)
         y, ky = y[:, kept], ky[:, kept]
