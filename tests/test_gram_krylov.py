@@ -146,7 +146,7 @@ def test_two_products_a_block_are_enough():
     maps, start = tables(left, right, 40), normal(40, 4)
     with Counted():
         found = gram_krylov(maps, 2, start, depth=50, tolerance=1e-6, max_products=100)
-    assert len(calls) <= 2 * found.iterations + 3
+    assert len(calls) <= 2.25 * found.iterations + 3  # some are taken anew
 
 
 # --- tables held by halves ---
