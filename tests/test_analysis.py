@@ -457,12 +457,18 @@ def test_what_is_no_number_is_so_for_a_reason(scale):
             if values.dtype.kind == "f" and set(found.status.dims) <= set(values.dims):
                 rest = set(values.dims) - set(found.status.dims)
                 assert (values.notnull().all(rest) | (found.status != "ok")).all()
+    for source in ds.source.values:
+        lacks = ds.error.sel(source=source, approximator="kfac").isnull()
+        told = ds.status.sel(approximator="kfac").str.contains(f"{source}: ")
+        assert (lacks == told).all()
     assert (ds.source_status.sel(layer="ordinary") == "ok").all()
     assert "squared norm" in ds.network_status
     extreme = fl.spectra(stats, FEW)["extreme"]
     known = np.isfinite(extreme.eigenvalue).all("index")
     assert ((extreme.status == "ok") == known).all()
     assert known.any() == (scale < 1e150)
-    fl.plots.spectra(fl.spectra(stats, FEW))
+    axes = fl.plots.spectra(fl.spectra(stats, FEW)).axes
+    texts = {text.get_text() for ax in np.ravel(axes) for text in ax.texts}
+    assert ("no numbers" in texts) == (not known.any())
     assert np.isnan(extreme.effective_rank)
     assert "whose squares are no numbers" in extreme.effective_rank_status

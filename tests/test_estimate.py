@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fisherlab as fl
+from fisherlab.analysis.counts import counted
+from tests import cases
 from tests.model_zoo import MODULES, NETWORKS
 
 SOME = ("twice", "conv3d", "attention", "graph", "hypernetwork")
@@ -205,3 +207,29 @@ def test_output_gradients_are_cut_into_pieces_that_fit_the_budget(monkeypatch) -
     whole = fl.collect(model, data, fl.Gaussian())["0"]
     total = sum(float(piece["0"].samples.squared_norms().sum()) for piece in pieces)
     assert total == pytest.approx(float(whole.samples.squared_norms().sum()))
+
+
+def multiplied(work: Any) -> float:
+    """Return the multiply-adds that matrix products of some work take."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+# N, T, d_out, d_in: tables of positions are smaller than matrices, and larger.
+SHARED = [(8, 4, 16, 60), (12, 3, 40, 90), (16, 2, 64, 64), (6, 16, 24, 50), (30, 9, 8, 20)]
+
+
+@pytest.mark.parametrize(("n", "t", "o", "i"), SHARED)
+def test_shared_layers_are_counted_by_the_way_that_is_taken(
+    n: int, t: int, o: int, i: int
+) -> None:
+    """No less than a tenth and no more than ten times what is multiplied."""
+    stats = cases.layer_statistics(cases.shared(v=1, n=n, t=t, o=o, i=i))
+    for name in ("kpsvd", "kpsvd-2", "kpsvd-3"):
+        method = fl.approximators()[name]
+        done = multiplied(lambda method=method: method(stats))
+        assert 0.1 * done < counted(stats.samples, method).building() < 10 * done
+    blocks, w = fl.MiniBlock()(stats), cases.normal(1, o, i)
+    done = multiplied(lambda: blocks.solve(w, 0.1))
+    assert 0.1 * done < counted(stats.samples, fl.MiniBlock()).solve().flops < 10 * done

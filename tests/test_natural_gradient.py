@@ -16,6 +16,7 @@ from torch import nn
 
 import fisherlab as fl
 from fisherlab.operators import Diagonal
+from fisherlab.operators.kronecker_congruence import KroneckerCholesky
 from fisherlab.training import curvature, one_graph, passes
 from fisherlab.training.curvature import Curvature
 from fisherlab.training.units import Unit
@@ -147,6 +148,8 @@ def test_factored_damping_shifts_both_factors(method, every):
         if step % every == 0:
             stats = fl.collect(model, batch, chosen)
         optimiser.step(batch=batch)
+        kinds = {type(unit.inverse) for unit in optimiser.units.values()}
+        assert kinds == {KroneckerCholesky if every == 1 else fl.operators.KroneckerSum}
         for name, found in weights(model).items():
             ((rows, cols),) = fl.approximators()[method](stats[name]).terms
             pi = float((cols.trace() / len(cols)) / (rows.trace() / len(rows))) ** 0.5

@@ -369,7 +369,7 @@ class KroneckerSum(Operator):
         leading = _leading_power(self, shift, -1.0)
         return IterativeInverse(self, shift, leading, provenance=made)
 
-    def solver(self, damping: Factored) -> Operator:
+    def cholesky_inverse(self, damping: Factored) -> Operator:
         """Return `inverse`, one term as triangles: cheaper for a product or two."""
         pair = triangle_pair(self.terms, damping) if damping.value else None
         if pair is None:

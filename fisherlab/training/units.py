@@ -177,7 +177,7 @@ def _inverse(operator: Any, damping: Damping, fallen: bool, once: bool) -> Any:
     if fallen or isinstance(own, Tikhonov):  # a user's operator may know numbers alone
         return operator.inverse(own.value)
     if once and isinstance(operator, KroneckerSum):
-        return operator.solver(own)
+        return operator.cholesky_inverse(own)
     return operator.inverse(own)
 
 
